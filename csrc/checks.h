@@ -1,0 +1,178 @@
+// What the operators expect of their inputs, shared by the CPU and CUDA glue. prefiqs_ext/ops.py says the same, in the
+// same order and words, for the fake kernels; one table of bad calls in tests/test_ops.py holds the two together.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace prefiqs {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string shape_text(const Tensor& t) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t d = 0; d < t.dim(); ++d) text << (d == 0 ? "" : ", ") << t.size(d);
+  text << ']';
+  return text.str();
+}
+
+template <class... Parts>
+void expect(bool condition, const char* op, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream text;
+  text << "prefiqs_ext::" << op << ": ";
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+inline void expect_shape(const char* op, const char* name, const Tensor& t, const std::vector<int64_t>& shape) {
+  bool same = t.dim() == static_cast<int64_t>(shape.size());
+  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == shape[static_cast<size_t>(d)];
+  if (same) return;
+  std::ostringstream wanted;
+  for (size_t d = 0; d < shape.size(); ++d) wanted << (d == 0 ? "" : ", ") << shape[d];
+  expect(false, op, "expected ", name, " of shape [", wanted.str(), "], got ", shape_text(t));
+}
+
+inline void expect_dtype(const char* op, const char* name, const Tensor& t, ScalarType dtype, const char* dtype_name) {
+  expect(t.scalar_type() == dtype, op, "expected ", name, " of dtype ", dtype_name, ", got ",
+         torch::headeronly::toString(t.scalar_type()));
+}
+
+inline void expect_device(const char* op, const char* name, const Tensor& t, const Tensor& src) {
+  expect(t.device() == src.device(), op, "expected ", name, " on the device of src");
+}
+
+inline int64_t mask_words(int64_t depth) { return (depth + 31) / 32; }
+
+struct ConvShape {
+  int64_t base_rows;  // N: rows of src, half of them when it is paired
+  int64_t out_rows;
+  int64_t out_h, out_w;
+};
+
+inline void check_weight_companions(
+    const char* op,
+    const Tensor& src,
+    const Tensor& weight,
+    int64_t depth,
+    const std::optional<Tensor>& mask,
+    const std::optional<Tensor>& bias) {
+  expect_device(op, "weight", weight, src);
+  if (mask) {
+    expect_dtype(op, "mask", *mask, ScalarType::Int, "int32");
+    expect_shape(op, "mask", *mask, {weight.size(0), mask_words(depth)});
+    expect_device(op, "mask", *mask, src);
+  }
+  if (bias) {
+    expect_dtype(op, "bias", *bias, ScalarType::Float, "float32");
+    expect_shape(op, "bias", *bias, {weight.size(0)});
+    expect_device(op, "bias", *bias, src);
+  }
+}
+
+inline ConvShape check_conv2d(
+    const Tensor& src,
+    const Tensor& weight,
+    const std::optional<Tensor>& mask,
+    const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& tap_shift,
+    const std::optional<Tensor>& slope,
+    const std::optional<Tensor>& residual,
+    const std::vector<int64_t>& stride,
+    const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation,
+    int64_t groups,
+    bool paired) {
+  const char* op = "dual_conv2d";
+  expect(src.dim() == 4, op, "expected src of shape [N, C, H, W], got ", shape_text(src));
+  expect(src.scalar_type() == ScalarType::Float || src.scalar_type() == ScalarType::Byte, op,
+         "expected src of dtype float32 or uint8, got ", torch::headeronly::toString(src.scalar_type()));
+  expect(src.scalar_type() == ScalarType::Float || !paired, op, "expected a paired src of dtype float32, got uint8");
+  expect(!paired || src.size(0) % 2 == 0, op, "expected an even number of rows in a paired src, got ", src.size(0));
+  expect(weight.dim() == 4, op, "expected weight of shape [Co, C/groups, kh, kw], got ", shape_text(weight));
+  expect_dtype(op, "weight", weight, ScalarType::Float, "float32");
+  for (int64_t d = 0; d < 4; ++d) {
+    expect(weight.size(d) > 0, op, "expected weight without empty dimensions, got ", shape_text(weight));
+  }
+  for (size_t d = 0; d < 2; ++d) {
+    expect(stride[d] >= 1, op, "expected stride of 1 or more, got ", stride[d]);
+    expect(padding[d] >= 0, op, "expected padding of 0 or more, got ", padding[d]);
+    expect(dilation[d] >= 1, op, "expected dilation of 1 or more, got ", dilation[d]);
+  }
+  expect(groups >= 1 && weight.size(0) % groups == 0, op, "expected groups that divide the ", weight.size(0),
+         " output channels, got ", groups);
+  expect(src.size(1) == weight.size(1) * groups, op, "expected src with ", weight.size(1) * groups,
+         " channels (weight's C/groups x groups), got ", src.size(1));
+  const int64_t channels = weight.size(0);
+  check_weight_companions(op, src, weight, weight.size(1) * weight.size(2) * weight.size(3), mask, bias);
+  if (tap_shift) {
+    expect_dtype(op, "tap_shift", *tap_shift, ScalarType::Float, "float32");
+    expect_shape(op, "tap_shift", *tap_shift, {mask ? 2 : 1, channels, weight.size(2), weight.size(3)});
+    expect_device(op, "tap_shift", *tap_shift, src);
+  }
+  if (slope) {
+    expect_dtype(op, "slope", *slope, ScalarType::Float, "float32");
+    expect(slope->dim() == 1 && (slope->size(0) == 1 || slope->size(0) == channels), op,
+           "expected slope of shape [1] or [", channels, "], got ", shape_text(*slope));
+    expect_device(op, "slope", *slope, src);
+  }
+  ConvShape shape{};
+  int64_t out[2];
+  for (size_t d = 0; d < 2; ++d) {
+    const int64_t axis = static_cast<int64_t>(d) + 2;
+    const int64_t span = src.size(axis) + 2 * padding[d] - dilation[d] * (weight.size(axis) - 1) - 1;
+    expect(span >= 0, op, "expected a padded image that holds the kernel, got image ", shape_text(src), " and kernel ",
+           shape_text(weight));
+    out[d] = span / stride[d] + 1;
+  }
+  shape.base_rows = paired ? src.size(0) / 2 : src.size(0);
+  shape.out_rows = paired || mask ? 2 * shape.base_rows : shape.base_rows;
+  shape.out_h = out[0];
+  shape.out_w = out[1];
+  if (residual) {
+    expect_dtype(op, "residual", *residual, ScalarType::Float, "float32");
+    const bool shared = residual->dim() == 4 && residual->size(0) == shape.base_rows;
+    expect_shape(op, "residual", *residual,
+                 {shared ? shape.base_rows : shape.out_rows, channels, shape.out_h, shape.out_w});
+    expect_device(op, "residual", *residual, src);
+  }
+  return shape;
+}
+
+inline void check_linear(
+    const Tensor& src,
+    const Tensor& weight,
+    const std::optional<Tensor>& mask,
+    const std::optional<Tensor>& bias,
+    bool paired) {
+  const char* op = "dual_linear";
+  expect(src.dim() >= 2, op, "expected src of shape [N, ..., I], got ", shape_text(src));
+  expect_dtype(op, "src", src, ScalarType::Float, "float32");
+  expect(!paired || src.size(0) % 2 == 0, op, "expected an even number of rows in a paired src, got ", src.size(0));
+  expect(weight.dim() == 2, op, "expected weight of shape [O, I], got ", shape_text(weight));
+  expect_dtype(op, "weight", weight, ScalarType::Float, "float32");
+  expect(weight.size(0) > 0 && weight.size(1) > 0, op, "expected weight without empty dimensions, got ",
+         shape_text(weight));
+  expect(src.size(src.dim() - 1) == weight.size(1), op, "expected src with ", weight.size(1),
+         " features in its last dimension, got ", src.size(src.dim() - 1));
+  check_weight_companions(op, src, weight, weight.size(1), mask, bias);
+}
+
+inline void check_pair(const Tensor& pair) {
+  const char* op = "embedding_distance";
+  expect(pair.dim() == 2, op, "expected pair of shape [2N, d], got ", shape_text(pair));
+  expect_dtype(op, "pair", pair, ScalarType::Float, "float32");
+  expect(pair.size(0) % 2 == 0, op, "expected an even number of rows in pair, got ", pair.size(0));
+  expect(pair.size(1) > 0, op, "expected pair with at least one feature, got ", shape_text(pair));
+}
+
+}  // namespace prefiqs

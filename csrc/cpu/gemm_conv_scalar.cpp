@@ -1,0 +1,5 @@
+#include "cpu/gemm_conv.h"
+
+namespace prefiqs {
+extern const ConvKernel gemm_conv_scalar{"gemm", "scalar", gemm_fits, gemm_work_items, gemm_run};
+}  // namespace prefiqs

@@ -1,0 +1,161 @@
+// The operators on CPU tensors: checks, layouts, threads. The arithmetic is in the kernel files.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "bias_classes.h"
+#include "checks.h"
+#include "cpu/distance.h"
+#include "cpu/kernels.h"
+
+namespace prefiqs {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using OptionalTensor = std::optional<Tensor>;
+
+Tensor empty_float(const std::vector<int64_t>& shape, MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty(shape, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt, format);
+}
+
+Tensor channels_last(const Tensor& t) { return torch::stable::contiguous(t, MemoryFormat::ChannelsLast); }
+
+const float* data_or_null(const OptionalTensor& t) { return t ? t->const_data_ptr<float>() : nullptr; }
+
+OptionalTensor contiguous(const OptionalTensor& t) {
+  return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt;
+}
+
+void run_conv(const ConvParams& params) {
+  const ConvKernel& kernel = choose_conv_kernel(params);
+  torch::stable::parallel_for(0, kernel.work_items(params), 1,
+                              [&](int64_t begin, int64_t end) { kernel.run(params, begin, end); });
+}
+
+Tensor dual_conv2d(
+    const Tensor& src,
+    const Tensor& weight,
+    const OptionalTensor& mask,
+    const OptionalTensor& bias,
+    const OptionalTensor& tap_shift,
+    const OptionalTensor& slope,
+    const OptionalTensor& residual,
+    std::vector<int64_t> stride,
+    std::vector<int64_t> padding,
+    std::vector<int64_t> dilation,
+    int64_t groups,
+    bool paired) {
+  const ConvShape shape = check_conv2d(src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation,
+                                       groups, paired);
+  const int64_t channels = weight.size(0), in_h = src.size(2), in_w = src.size(3);
+  const int64_t kernel_h = weight.size(2), kernel_w = weight.size(3);
+  Tensor dst = empty_float({shape.out_rows, channels, shape.out_h, shape.out_w}, MemoryFormat::ChannelsLast);
+  if (dst.numel() == 0) return dst;
+
+  // An 8-bit image is a few kilobytes: widening it costs nothing beside the layer it feeds.
+  const Tensor src_nhwc =
+      channels_last(src.scalar_type() == ScalarType::Byte ? torch::stable::to(src, ScalarType::Float) : src);
+  const Tensor weight_nhwc = channels_last(weight);
+  const OptionalTensor residual_nhwc = residual ? OptionalTensor(channels_last(*residual)) : std::nullopt;
+  const OptionalTensor mask_rows = contiguous(mask), bias_row = contiguous(bias), shifts = contiguous(tap_shift),
+                       slopes = contiguous(slope);
+
+  const TapRanges rows(in_h, shape.out_h, tap_shift ? kernel_h : 0, stride[0], padding[0], dilation[0]);
+  const TapRanges cols(in_w, shape.out_w, tap_shift ? kernel_w : 0, stride[1], padding[1], dilation[1]);
+  const int64_t tables = tap_shift && mask ? 2 : 1;
+  const std::vector<float> bias_table = bias_by_class(rows, cols, tables, channels, kernel_h, kernel_w,
+                                                      data_or_null(bias_row), data_or_null(shifts));
+
+  ConvParams p{};
+  p.images = shape.base_rows;
+  p.branches = shape.out_rows / shape.base_rows;
+  p.in_h = in_h, p.in_w = in_w, p.in_c = src.size(1);
+  p.out_h = shape.out_h, p.out_w = shape.out_w, p.out_c = channels;
+  p.kernel_h = kernel_h, p.kernel_w = kernel_w;
+  p.stride_h = stride[0], p.stride_w = stride[1];
+  p.pad_h = padding[0], p.pad_w = padding[1];
+  p.dilation_h = dilation[0], p.dilation_w = dilation[1];
+  p.groups = groups;
+  p.src = src_nhwc.const_data_ptr<float>();
+  p.src_shared = !paired;
+  p.weight = weight_nhwc.const_data_ptr<float>();
+  p.mask = mask_rows ? reinterpret_cast<const uint32_t*>(mask_rows->const_data_ptr<int32_t>()) : nullptr;
+  p.mask_words = mask_words(p.depth());
+  p.bias = bias_table.data();
+  p.row_class = rows.position_class.data();
+  p.col_class = cols.position_class.data();
+  p.col_classes = cols.classes();
+  p.bias_branch_stride = tables == 2 ? rows.classes() * cols.classes() * channels : 0;
+  p.slope = data_or_null(slopes);
+  p.slope_stride = slopes && slopes->size(0) > 1 ? 1 : 0;
+  p.residual = data_or_null(residual_nhwc);
+  p.residual_shared = residual && residual->size(0) == shape.base_rows;
+  p.dst = dst.mutable_data_ptr<float>();
+  run_conv(p);
+  return dst;
+}
+
+// A linear layer is a 1 x 1 convolution whose pixels are the rows of src.
+Tensor dual_linear(
+    const Tensor& src, const Tensor& weight, const OptionalTensor& mask, const OptionalTensor& bias, bool paired) {
+  check_linear(src, weight, mask, bias, paired);
+  std::vector<int64_t> shape(src.sizes().begin(), src.sizes().end());
+  if (mask && !paired) shape[0] *= 2;
+  shape.back() = weight.size(0);
+  Tensor dst = empty_float(shape);
+  if (dst.numel() == 0) return dst;
+
+  const Tensor src_rows = torch::stable::contiguous(src), weight_rows = torch::stable::contiguous(weight);
+  const OptionalTensor mask_rows = contiguous(mask);
+  const TapRanges one(1, 1, 0, 1, 0, 1);
+  const std::vector<float> bias_table =
+      bias_by_class(one, one, 1, weight.size(0), 1, 1, data_or_null(contiguous(bias)), nullptr);
+  const std::vector<int32_t> no_class(static_cast<size_t>(src.numel() / weight.size(1)), 0);
+
+  ConvParams p{};
+  p.branches = paired || mask ? 2 : 1;
+  p.images = 1;
+  p.in_h = p.out_h = src.numel() / weight.size(1) / (paired ? 2 : 1);
+  p.in_w = p.out_w = 1;
+  p.in_c = weight.size(1), p.out_c = weight.size(0);
+  p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = p.groups = 1;
+  p.src = src_rows.const_data_ptr<float>();
+  p.src_shared = !paired;
+  p.weight = weight_rows.const_data_ptr<float>();
+  p.mask = mask_rows ? reinterpret_cast<const uint32_t*>(mask_rows->const_data_ptr<int32_t>()) : nullptr;
+  p.mask_words = mask_words(p.depth());
+  p.bias = bias_table.data();
+  p.row_class = no_class.data();
+  p.col_class = no_class.data();
+  p.col_classes = 1;
+  p.dst = dst.mutable_data_ptr<float>();
+  run_conv(p);
+  return dst;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> embedding_distance(const Tensor& pair) {
+  check_pair(pair);
+  const int64_t rows = pair.size(0) / 2, features = pair.size(1);
+  const Tensor contiguous_pair = torch::stable::contiguous(pair);
+  Tensor distance = empty_float({rows}), norm = empty_float({rows});
+  Tensor embedding = empty_float({rows, features}), pruned_embedding = empty_float({rows, features});
+  const DistanceParams p{
+      rows,
+      features,
+      contiguous_pair.const_data_ptr<float>(),
+      distance.mutable_data_ptr<float>(),
+      embedding.mutable_data_ptr<float>(),
+      pruned_embedding.mutable_data_ptr<float>(),
+      norm.mutable_data_ptr<float>(),
+  };
+  torch::stable::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) { distance_rows(p, begin, end); });
+  return {distance, embedding, pruned_embedding, norm};
+}
+
+}  // namespace
+}  // namespace prefiqs
+
+STABLE_TORCH_LIBRARY_IMPL(prefiqs_ext, CPU, m) {
+  m.impl("dual_conv2d", TORCH_BOX(&prefiqs::dual_conv2d));
+  m.impl("dual_linear", TORCH_BOX(&prefiqs::dual_linear));
+  m.impl("embedding_distance", TORCH_BOX(&prefiqs::embedding_distance));
+}

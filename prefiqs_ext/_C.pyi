@@ -1,0 +1,3 @@
+built_with_torch: str
+
+def cpu_isa() -> str: ...

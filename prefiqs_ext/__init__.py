@@ -1,0 +1,3 @@
+"""prefiqs_ext."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,268 @@
+"""The native operators, typed; and their fake kernels, which give shapes and errors without computing.
+
+A *pair* is an ordinary tensor ``[2N, ...]``: N dense rows first, then the same N inputs seen by the pruned network. Only
+convolutions and linear layers treat the halves apart. Inference only: an input that requires grad is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+try:
+    from prefiqs_ext import _C as _C  # registers torch.ops.prefiqs_ext.*
+except ImportError as error:
+    raise ImportError(
+        f"prefiqs_ext needs torch >= 2.10 and its own native library; found torch {torch.__version__} ({error}). "
+        "Install again beside this torch: pip install --force-reinstall --no-deps prefiqs_ext"
+    ) from error
+
+
+class EmbeddingDistance(NamedTuple):
+    """What :func:`embedding_distance` returns; all float32."""
+
+    distance: Tensor
+    embedding: Tensor
+    pruned_embedding: Tensor
+    embedding_norm: Tensor
+
+
+def dual_conv2d(
+    src: Tensor,
+    weight: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    tap_shift: Tensor | None = None,
+    slope: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    paired: bool = False,
+) -> Tensor:
+    """Convolve with the dense and the masked weights in one pass over the weights.
+
+    ``dst = act(conv(src) + bias + shift + residual)``, where ``shift`` is the sum of ``tap_shift`` over the kernel's taps
+    that fall inside the image.
+
+    Args:
+        src: ``[N, C, H, W]`` shared by both branches or, with ``paired``, a pair ``[2N, C, H, W]``. float32, or uint8 when
+            not paired. channels_last is read in place, any other layout is copied first.
+        weight: ``[Co, C/groups, kh, kw]`` float32, unmasked; channels_last is read in place.
+        mask: int32 ``[Co, ceil(K/32)]`` with ``K = kh*kw*C/groups``: bit ``k = (r*kw + s)*(C/groups) + c`` of a row, least
+            significant first, is 1 where the pruned branch keeps the weight. None: no branch is pruned.
+        bias: float32 ``[Co]``.
+        tap_shift: float32 ``[2, Co, kh, kw]`` (dense, pruned), ``[1, Co, kh, kw]`` without a mask.
+        slope: float32 ``[1]`` or ``[Co]``: PReLU slopes, 0 for ReLU. None: no activation.
+        residual: float32 ``[N, Co, H', W']``, added to both branches, or a pair ``[2N, Co, H', W']``.
+
+    Returns:
+        float32, channels_last: as many rows as ``src`` when ``mask`` is None, else ``2N``.
+
+    Raises:
+        RuntimeError: naming what was expected and what came.
+    """
+    return torch.ops.prefiqs_ext.dual_conv2d(  # type: ignore[no-any-return]
+        src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired
+    )
+
+
+def dual_linear(
+    src: Tensor, weight: Tensor, mask: Tensor | None = None, bias: Tensor | None = None, *, paired: bool = False
+) -> Tensor:
+    """``src @ weight.T + bias`` with the dense and the masked weights in one pass over the weights.
+
+    Args:
+        src: float32 ``[N, ..., I]`` shared by both branches or, with ``paired``, a pair ``[2N, ..., I]``.
+        weight: float32 ``[O, I]``, unmasked.
+        mask: int32 ``[O, ceil(I/32)]``, bit ``i`` of a row as in :func:`dual_conv2d`. None: no branch is pruned.
+        bias: float32 ``[O]``.
+
+    Returns:
+        float32 ``[..., O]``: as many rows as ``src`` when ``mask`` is None, else ``2N``.
+
+    Raises:
+        RuntimeError: naming what was expected and what came.
+    """
+    return torch.ops.prefiqs_ext.dual_linear(src, weight, mask, bias, paired)  # type: ignore[no-any-return]
+
+
+def embedding_distance(pair: Tensor) -> EmbeddingDistance:
+    """L2-normalise both halves of a pair of embeddings and take the norm of their difference (PreFIQs, D).
+
+    A row of norm zero normalises to zeros, so a pruned embedding that vanished gives the distance 1. NaN passes through.
+
+    Args:
+        pair: float32 ``[2N, d]``.
+
+    Returns:
+        float32: distance ``[N]`` in [0, 2], lower is a better image; embedding and pruned_embedding ``[N, d]``,
+        normalised; embedding_norm ``[N]``, of the dense rows before normalisation.
+
+    Raises:
+        RuntimeError: naming what was expected and what came.
+    """
+    return EmbeddingDistance(*torch.ops.prefiqs_ext.embedding_distance(pair))
+
+
+def _expect(condition: bool, op: str, message: str) -> None:
+    if not condition:
+        raise RuntimeError(f"prefiqs_ext::{op}: {message}")
+
+
+def _expect_dtype(op: str, name: str, t: Tensor, dtype: torch.dtype) -> None:
+    wanted = str(dtype).removeprefix("torch.")
+    _expect(t.dtype == dtype, op, f"expected {name} of dtype {wanted}, got {_dtype_text(t)}")
+
+
+def _dtype_text(t: Tensor) -> str:
+    """The dtype as the native operators write it."""
+    names = {torch.float32: "Float", torch.float64: "Double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
+    names |= {torch.uint8: "Byte", torch.int8: "Char", torch.int16: "Short", torch.int32: "Int", torch.int64: "Long"}
+    return names.get(t.dtype, str(t.dtype).removeprefix("torch.").capitalize())
+
+
+def _shape_text(shape: Sequence[Any]) -> str:
+    return "[" + ", ".join(str(n) for n in shape) + "]"
+
+
+def _expect_shape(op: str, name: str, t: Tensor, shape: Sequence[Any]) -> None:
+    same = t.dim() == len(shape) and all(have == want for have, want in zip(t.shape, shape, strict=True))
+    _expect(same, op, f"expected {name} of shape {_shape_text(shape)}, got {_shape_text(t.shape)}")
+
+
+def _expect_device(op: str, name: str, t: Tensor, src: Tensor) -> None:
+    _expect(t.device == src.device, op, f"expected {name} on the device of src")
+
+
+def _check_weight_companions(
+    op: str, src: Tensor, weight: Tensor, depth: int, mask: Tensor | None, bias: Tensor | None
+) -> None:
+    _expect_device(op, "weight", weight, src)
+    if mask is not None:
+        _expect_dtype(op, "mask", mask, torch.int32)
+        _expect_shape(op, "mask", mask, [weight.shape[0], (depth + 31) // 32])
+        _expect_device(op, "mask", mask, src)
+    if bias is not None:
+        _expect_dtype(op, "bias", bias, torch.float32)
+        _expect_shape(op, "bias", bias, [weight.shape[0]])
+        _expect_device(op, "bias", bias, src)
+
+
+@torch.library.register_fake("prefiqs_ext::dual_conv2d")
+def _fake_dual_conv2d(
+    src: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    tap_shift: Tensor | None,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    paired: bool,
+) -> Tensor:
+    op = "dual_conv2d"
+    _expect(src.dim() == 4, op, f"expected src of shape [N, C, H, W], got {_shape_text(src.shape)}")
+    known = src.dtype in (torch.float32, torch.uint8)
+    _expect(known, op, f"expected src of dtype float32 or uint8, got {_dtype_text(src)}")
+    _expect(src.dtype == torch.float32 or not paired, op, "expected a paired src of dtype float32, got uint8")
+    even = not paired or src.shape[0] % 2 == 0
+    _expect(even, op, f"expected an even number of rows in a paired src, got {src.shape[0]}")
+    weight_shape = _shape_text(weight.shape)
+    _expect(weight.dim() == 4, op, f"expected weight of shape [Co, C/groups, kh, kw], got {weight_shape}")
+    _expect_dtype(op, "weight", weight, torch.float32)
+    _expect(all(n > 0 for n in weight.shape), op, f"expected weight without empty dimensions, got {weight_shape}")
+    channels, group_channels, *kernel = weight.shape
+    for axis in range(2):
+        _expect(stride[axis] >= 1, op, f"expected stride of 1 or more, got {stride[axis]}")
+        _expect(padding[axis] >= 0, op, f"expected padding of 0 or more, got {padding[axis]}")
+        _expect(dilation[axis] >= 1, op, f"expected dilation of 1 or more, got {dilation[axis]}")
+    divides = groups >= 1 and channels % groups == 0
+    _expect(divides, op, f"expected groups that divide the {channels} output channels, got {groups}")
+    in_channels = group_channels * groups
+    wanted = f"expected src with {in_channels} channels (weight's C/groups x groups), got {src.shape[1]}"
+    _expect(src.shape[1] == in_channels, op, wanted)
+    _check_weight_companions(op, src, weight, group_channels * kernel[0] * kernel[1], mask, bias)
+    if tap_shift is not None:
+        _expect_dtype(op, "tap_shift", tap_shift, torch.float32)
+        _expect_shape(op, "tap_shift", tap_shift, [1 if mask is None else 2, channels, *kernel])
+        _expect_device(op, "tap_shift", tap_shift, src)
+    if slope is not None:
+        _expect_dtype(op, "slope", slope, torch.float32)
+        fits = slope.dim() == 1 and slope.shape[0] in (1, channels)
+        _expect(fits, op, f"expected slope of shape [1] or [{channels}], got {_shape_text(slope.shape)}")
+        _expect_device(op, "slope", slope, src)
+    spans = [src.shape[a + 2] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1 for a in range(2)]
+    images = f"image {_shape_text(src.shape)} and kernel {weight_shape}"
+    _expect(all(span >= 0 for span in spans), op, f"expected a padded image that holds the kernel, got {images}")
+    base_rows = src.shape[0] // 2 if paired else src.shape[0]
+    out_rows = src.shape[0] if mask is None else 2 * base_rows
+    out_shape = [channels, *(span // stride[a] + 1 for a, span in enumerate(spans))]
+    if residual is not None:
+        _expect_dtype(op, "residual", residual, torch.float32)
+        shared = residual.dim() == 4 and residual.shape[0] == base_rows
+        _expect_shape(op, "residual", residual, [base_rows if shared else out_rows, *out_shape])
+        _expect_device(op, "residual", residual, src)
+    dst = src.new_empty([out_rows, *out_shape], dtype=torch.float32)
+    return dst.to(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("prefiqs_ext::dual_linear")
+def _fake_dual_linear(
+    src: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None, paired: bool
+) -> Tensor:
+    op = "dual_linear"
+    _expect(src.dim() >= 2, op, f"expected src of shape [N, ..., I], got {_shape_text(src.shape)}")
+    _expect_dtype(op, "src", src, torch.float32)
+    even = not paired or src.shape[0] % 2 == 0
+    _expect(even, op, f"expected an even number of rows in a paired src, got {src.shape[0]}")
+    weight_shape = _shape_text(weight.shape)
+    _expect(weight.dim() == 2, op, f"expected weight of shape [O, I], got {weight_shape}")
+    _expect_dtype(op, "weight", weight, torch.float32)
+    _expect(all(n > 0 for n in weight.shape), op, f"expected weight without empty dimensions, got {weight_shape}")
+    outputs, features = weight.shape
+    wanted = f"expected src with {features} features in its last dimension, got {src.shape[-1]}"
+    _expect(src.shape[-1] == features, op, wanted)
+    _check_weight_companions(op, src, weight, features, mask, bias)
+    rows = src.shape[0] if mask is None or paired else 2 * src.shape[0]
+    return src.new_empty([rows, *src.shape[1:-1], outputs])
+
+
+@torch.library.register_fake("prefiqs_ext::embedding_distance")
+def _fake_embedding_distance(pair: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    op = "embedding_distance"
+    _expect(pair.dim() == 2, op, f"expected pair of shape [2N, d], got {_shape_text(pair.shape)}")
+    _expect_dtype(op, "pair", pair, torch.float32)
+    _expect(pair.shape[0] % 2 == 0, op, f"expected an even number of rows in pair, got {pair.shape[0]}")
+    _expect(pair.shape[1] > 0, op, f"expected pair with at least one feature, got {_shape_text(pair.shape)}")
+    rows, features = pair.shape[0] // 2, pair.shape[1]
+    return (
+        pair.new_empty([rows]),
+        pair.new_empty([rows, features]),
+        pair.new_empty([rows, features]),
+        pair.new_empty([rows]),
+    )
+
+
+def _refuse_grad(op: str) -> None:
+    """Autograd calls `setup_context` exactly when an input requires grad, before anything is computed for the tape."""
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError(
+            f"prefiqs_ext::{op}: expected inputs that do not require grad (inference only), got one that does; "
+            "call under torch.inference_mode() or detach() it"
+        )
+
+    torch.library.register_autograd(f"prefiqs_ext::{op}", refuse, setup_context=refuse)
+
+
+for _op in ("dual_conv2d", "dual_linear", "embedding_distance"):
+    _refuse_grad(_op)
