@@ -1,0 +1,119 @@
+"""What the three operators mean, in plain torch: slow, obvious, any floating dtype.
+
+Nothing of prefiqs_ext is imported here. Computation happens in the dtype of ``weight`` (of ``pair`` for the distance):
+pass float64 tensors for a float64 expectation. A uint8 ``src`` is read as the numbers 0 to 255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def unpack_mask(packed: Tensor, weight_shape: Sequence[int]) -> Tensor:
+    """Packed bits int32 [Co, ceil(K / 32)] -> bool mask of ``weight_shape``, True = keep.
+
+    Row o holds the K = kh * kw * C/g bits of filter o. Bit k = (r * kw + s) * (C/g) + c belongs to weight[o, c, r, s]
+    and is bit k % 32, least significant first, of word k // 32. A linear weight [Co, K] has bit k at input k.
+    """
+    filters, channels, *kernel = weight_shape
+    kh, kw = kernel or (1, 1)
+    keep = torch.zeros(filters, channels, kh, kw, dtype=torch.bool)
+    words = packed.cpu()
+    for r in range(kh):
+        for s in range(kw):
+            for c in range(channels):
+                k = (r * kw + s) * channels + c
+                keep[:, c, r, s] = (words[:, k // 32] >> (k % 32)) & 1 == 1
+    return keep.reshape(tuple(weight_shape)).to(packed.device)
+
+
+def branch_weights(weight: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """The weight of every branch: [dense] without a mask, else [dense, pruned]."""
+    return [weight] if mask is None else [weight, weight * unpack_mask(mask, weight.shape)]
+
+
+def branch_sources(src: Tensor, mask: Tensor | None, paired: bool) -> list[Tensor]:
+    """The rows every branch reads: all of them without a mask, else its half of a pair, else the same rows twice."""
+    if mask is None:
+        return [src]
+    return list(src.chunk(2)) if paired else [src, src]
+
+
+def expected_dual_conv2d(
+    src: Tensor,
+    weight: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    tap_shift: Tensor | None = None,
+    slope: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    paired: bool = False,
+) -> Tensor:
+    """act(conv(src) + bias + sum over the taps inside the image of tap_shift + residual), dense rows first.
+
+    src [N, C, H, W], or [2N, C, H, W] if paired; weight [Co, C/g, kh, kw]; mask packed int32 or None; bias [Co];
+    tap_shift [2, Co, kh, kw] with a mask, [1, Co, kh, kw] without; slope [1] or [Co]; residual with as many rows as the
+    result, or with half as many (shared by both branches). Result [rows, Co, Ho, Wo]: 2N rows with a mask, else src's.
+    """
+    dtype = weight.dtype
+    window = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation)}
+    src = src.to(dtype)
+    sources, weights = branch_sources(src, mask, paired), branch_weights(weight, mask)
+    branches = []
+    for branch, (rows, branch_weight) in enumerate(zip(sources, weights, strict=True)):
+        out = F.conv2d(rows, branch_weight, groups=groups, **window)
+        if tap_shift is not None:
+            # An image of ones is 1 at the taps inside the image and 0 in the padding: convolving it adds up just those.
+            inside = torch.ones(1, 1, *src.shape[2:], dtype=dtype, device=src.device)
+            out = out + F.conv2d(inside, tap_shift[branch].to(dtype).unsqueeze(1), **window)
+        branches.append(out)
+    dst = torch.cat(branches)
+    if bias is not None:
+        dst = dst + bias.to(dtype).view(1, -1, 1, 1)
+    if residual is not None:
+        residual = residual.to(dtype)
+        shared = residual.shape[0] != dst.shape[0]
+        dst = dst + (torch.cat([residual, residual]) if shared else residual)
+    if slope is not None:
+        dst = torch.where(dst > 0, dst, slope.to(dtype).view(1, -1, 1, 1) * dst)
+    return dst
+
+
+def expected_dual_linear(
+    src: Tensor, weight: Tensor, mask: Tensor | None = None, bias: Tensor | None = None, *, paired: bool = False
+) -> Tensor:
+    """src @ weight.T + bias on the last dimension, dense rows first.
+
+    src [N, ..., K], or [2N, ..., K] if paired; weight [Co, K]; mask packed int32 or None; bias [Co].
+    Result [rows, ..., Co]: 2N rows with a mask, else src's.
+    """
+    sources, weights = branch_sources(src.to(weight.dtype), mask, paired), branch_weights(weight, mask)
+    dst = torch.cat([F.linear(rows, branch_weight) for rows, branch_weight in zip(sources, weights, strict=True)])
+    return dst if bias is None else dst + bias.to(weight.dtype)
+
+
+def expected_embedding_distance(pair: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """pair [2N, d], dense rows first -> (distance [N], embedding [N, d], pruned_embedding [N, d], embedding_norm [N]).
+
+    Both halves are divided by their L2 norm; a zero row stays zero. The distance is the norm of the difference, so a
+    zero pruned embedding is at distance 1. embedding_norm is the norm of the dense row before the division.
+    """
+    dense, pruned = pair.chunk(2)
+    embedding, pruned_embedding = unit(dense), unit(pruned)
+    distance = torch.linalg.vector_norm(embedding - pruned_embedding, dim=1)
+    return distance, embedding, pruned_embedding, torch.linalg.vector_norm(dense, dim=1)
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows [N, d] divided by their L2 norms; a zero row stays zero."""
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return torch.where(norm == 0, torch.zeros_like(rows), rows / norm)

@@ -1,0 +1,478 @@
+"""The native operators against their meaning in plain torch (tests/oracle.py), computed in float64."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefiqs_ext import _C, ops
+from prefiqs_ext.pruning import pack_mask
+from tests import oracle
+
+# Float32 sums of K products against float64: the error grows like sqrt(K) * 6e-8 of the result's scale; K is at most
+# 25088 here, and sums longer than one k block are split. 1e-5 of the largest result leaves a factor of three.
+TOLERANCE = 1e-5
+
+ISAS = ("avx512", "avx2", "scalar")
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("PREFIQS_CPU_ISA", request.param)
+    try:
+        _C.cpu_isa()
+    except RuntimeError:
+        pytest.skip(f"this CPU has no {request.param}")
+    yield request.param
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def assert_close(got: Tensor, expected: Tensor) -> None:
+    assert got.dtype == torch.float32
+    assert got.shape == expected.shape
+    scale = expected.abs().max().item() if expected.numel() else 1.0
+    assert (got - expected).abs().max().item() <= TOLERANCE * scale if expected.numel() else True
+
+
+def random_mask(weight: Tensor, keep: float = 0.6) -> Tensor:
+    return pack_mask(torch.rand(weight.shape) < keep)
+
+
+# channels, filters, kernel, stride, padding, dilation, groups, image; no dimension divides the tiles evenly unless it says so
+SHAPES = {
+    "stem": (3, 64, (3, 3), (1, 1), (1, 1), (1, 1), 1, (9, 11)),
+    "even-tiles": (64, 64, (3, 3), (1, 1), (1, 1), (1, 1), 1, (14, 14)),
+    "odd-channels": (33, 65, (3, 3), (2, 2), (1, 1), (1, 1), 1, (9, 11)),
+    "several-k-blocks": (512, 70, (3, 3), (1, 1), (1, 1), (1, 1), 1, (5, 6)),
+    "one-filter": (17, 1, (3, 3), (1, 1), (1, 1), (1, 1), 1, (4, 5)),
+    "1x1": (24, 36, (1, 1), (1, 1), (0, 0), (1, 1), 1, (7, 7)),
+    "1x1-stride": (24, 36, (1, 1), (2, 2), (0, 0), (1, 1), 1, (7, 8)),
+    "1x1-padding": (5, 5, (1, 1), (1, 1), (2, 2), (1, 1), 1, (3, 3)),
+    "7x7-stride-2": (3, 8, (7, 7), (2, 2), (3, 3), (1, 1), 1, (15, 14)),
+    "asymmetric": (19, 21, (3, 5), (2, 1), (0, 2), (1, 2), 1, (11, 13)),
+    "groups": (40, 20, (5, 5), (2, 2), (2, 2), (1, 1), 2, (9, 8)),
+    "small-groups": (24, 36, (1, 1), (1, 1), (0, 0), (1, 1), 12, (6, 7)),
+    "depthwise": (37, 37, (3, 3), (1, 1), (1, 1), (1, 1), 37, (9, 8)),
+    "depthwise-stride": (32, 32, (3, 3), (2, 2), (1, 1), (2, 2), 32, (9, 8)),
+    "depthwise-large-kernel": (6, 6, (9, 9), (1, 1), (4, 4), (1, 1), 6, (9, 8)),
+    "depthwise-multiplier": (8, 24, (3, 3), (1, 1), (1, 1), (1, 1), 8, (6, 5)),
+    "kernel-wider-than-image": (4, 6, (5, 5), (1, 1), (2, 2), (1, 1), 1, (1, 2)),
+    "one-pixel": (16, 9, (3, 3), (2, 2), (1, 1), (1, 1), 1, (1, 1)),
+}
+
+
+def conv_inputs(name: str, *, masked: bool, rows: int = 4) -> dict[str, Any]:
+    channels, filters, kernel, stride, padding, dilation, groups, image = SHAPES[name]
+    weight = torch.randn(filters, channels // groups, *kernel)
+    return {
+        "src": torch.randn(rows, channels, *image),
+        "weight": weight,
+        "mask": random_mask(weight) if masked else None,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+    }
+
+
+def expected_conv(inputs: dict[str, Any]) -> Tensor:
+    wide = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+    return oracle.expected_dual_conv2d(**wide)
+
+
+@pytest.mark.parametrize("paired", [False, True], ids=["shared", "paired"])
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_conv2d(isa: str, shape: str, masked: bool, paired: bool) -> None:
+    inputs = conv_inputs(shape, masked=masked) | {"paired": paired}
+    assert_close(ops.dual_conv2d(**inputs), expected_conv(inputs))
+
+
+@pytest.mark.parametrize("slopes", ["none", "relu", "prelu-one", "prelu"])
+@pytest.mark.parametrize("residual", ["none", "shared", "paired"])
+@pytest.mark.parametrize("shape", ["odd-channels", "depthwise", "several-k-blocks", "groups"])
+def test_conv2d_epilogue(isa: str, shape: str, residual: str, slopes: str) -> None:
+    inputs = conv_inputs(shape, masked=True) | {"paired": True}
+    filters = inputs["weight"].shape[0]
+    inputs["bias"] = torch.randn(filters)
+    inputs["slope"] = {
+        "none": None,
+        "relu": torch.zeros(1),
+        "prelu-one": torch.tensor([0.25]),
+        "prelu": torch.rand(filters) - 0.5,
+    }[slopes]
+    plain = expected_conv(inputs)
+    if residual != "none":
+        inputs["residual"] = torch.randn(plain.shape)[: 2 if residual == "shared" else 4]
+    assert_close(ops.dual_conv2d(**inputs), expected_conv(inputs))
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_conv2d_tap_shift(isa: str, shape: str, masked: bool) -> None:
+    inputs = conv_inputs(shape, masked=masked)
+    weight = inputs["weight"]
+    inputs["tap_shift"] = torch.randn(2 if masked else 1, weight.shape[0], *weight.shape[2:])
+    inputs["bias"] = torch.randn(weight.shape[0])
+    assert_close(ops.dual_conv2d(**inputs), expected_conv(inputs))
+
+
+@pytest.mark.parametrize("shape", ["stem", "7x7-stride-2", "depthwise"])
+def test_conv2d_uint8_source(isa: str, shape: str) -> None:
+    inputs = conv_inputs(shape, masked=True)
+    inputs["src"] = torch.randint(0, 256, inputs["src"].shape, dtype=torch.uint8)
+    assert_close(ops.dual_conv2d(**inputs), expected_conv(inputs))
+
+
+@pytest.mark.parametrize("kind", ["ones", "zeros", "one-bit"])
+@pytest.mark.parametrize("shape", ["odd-channels", "depthwise", "several-k-blocks"])
+def test_conv2d_extreme_masks(isa: str, shape: str, kind: str) -> None:
+    inputs = conv_inputs(shape, masked=True)
+    keep = torch.full(inputs["weight"].shape, kind == "ones")
+    if kind == "one-bit":
+        keep[-1, -1, -1, -1] = True
+    inputs["mask"] = pack_mask(keep)
+    got = ops.dual_conv2d(**inputs)
+    assert_close(got, expected_conv(inputs))
+    dense, pruned = got.chunk(2)
+    if kind == "ones":
+        assert torch.equal(dense, pruned)
+    if kind == "zeros":
+        assert torch.equal(pruned, torch.zeros_like(pruned))
+
+
+@pytest.mark.parametrize("shape", ["odd-channels", "depthwise", "stem"])
+def test_conv2d_layouts_give_the_same_bits(isa: str, shape: str) -> None:
+    inputs = conv_inputs(shape, masked=True)
+    inputs["residual"] = torch.randn(expected_conv(inputs).shape)
+    expected = ops.dual_conv2d(**inputs)
+    assert expected.is_contiguous(memory_format=torch.channels_last)
+    for name in ("src", "weight", "residual"):
+        nhwc = inputs[name].contiguous(memory_format=torch.channels_last)
+        strided = torch.randn(*inputs[name].shape[:3], 2 * inputs[name].shape[3])[..., ::2].copy_(inputs[name])
+        for layout in (nhwc, strided):
+            assert torch.equal(ops.dual_conv2d(**(inputs | {name: layout})), expected)
+
+
+@pytest.mark.parametrize("shape", ["odd-channels", "depthwise", "several-k-blocks", "stem", "groups", "1x1"])
+def test_conv2d_row_bits_do_not_depend_on_batch_place_or_threads(isa: str, shape: str) -> None:
+    inputs = conv_inputs(shape, masked=True, rows=7)
+    everything = ops.dual_conv2d(**inputs)
+    assert torch.equal(everything, ops.dual_conv2d(**inputs))
+    dense, pruned = everything.chunk(2)
+    for row in (0, 3, 6):
+        alone = ops.dual_conv2d(**(inputs | {"src": inputs["src"][row : row + 1]}))
+        assert torch.equal(alone, torch.stack([dense[row], pruned[row]]))
+    paired = ops.dual_conv2d(**(inputs | {"src": torch.cat([inputs["src"], inputs["src"]]), "paired": True}))
+    assert torch.equal(paired, everything)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(ops.dual_conv2d(**inputs), everything)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("paired", [False, True], ids=["shared", "paired"])
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+@pytest.mark.parametrize("size", [(70, 33, ()), (9000, 40, ()), (25088, 37, ()), (31, 5, (3, 2))])
+def test_linear(isa: str, size: tuple[int, int, tuple[int, ...]], masked: bool, paired: bool) -> None:
+    features, outputs, between = size
+    src, weight, bias = torch.randn(6, *between, features), torch.randn(outputs, features), torch.randn(outputs)
+    mask = random_mask(weight) if masked else None
+    got = ops.dual_linear(src, weight, mask, bias, paired=paired)
+    assert_close(got, oracle.expected_dual_linear(src.double(), weight.double(), mask, bias, paired=paired))
+
+
+def test_linear_row_bits_do_not_depend_on_batch_or_threads(isa: str) -> None:
+    src, weight = torch.randn(17, 5000), torch.randn(70, 5000)
+    mask = random_mask(weight)
+    dense, pruned = ops.dual_linear(src, weight, mask).chunk(2)
+    for row in (0, 9, 16):
+        assert torch.equal(
+            ops.dual_linear(src[row : row + 1], weight, mask), torch.stack([dense[row], pruned[row]])
+        )
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(ops.dual_linear(src, weight, mask), torch.cat([dense, pruned]))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 128), (37, 512)])
+def test_embedding_distance(size: tuple[int, int]) -> None:
+    rows, features = size
+    dense = torch.randn(rows, features)
+    pair = torch.cat([dense, dense + torch.logspace(-4, 1, rows)[:, None] * torch.randn(rows, features)])
+    for got, expected in zip(
+        ops.embedding_distance(pair), oracle.expected_embedding_distance(pair.double()), strict=True
+    ):
+        assert got.dtype == torch.float32
+        # Sums are in double: what is left is the rounding of the result.
+        torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_embedding_distance_of_special_rows() -> None:
+    row, zero = torch.tensor([3.0, 4.0]), torch.zeros(2)
+    dense = torch.stack([row, row, row, zero, row])
+    pruned = torch.stack([row, zero, -row, row, torch.tensor([torch.nan, 1.0])])
+    got = ops.embedding_distance(torch.cat([dense, pruned]))
+    assert got.distance[:4].tolist() == [0.0, 1.0, 2.0, 1.0]
+    assert got.distance[4].isnan()
+    assert got.embedding_norm.tolist() == [5.0, 5.0, 5.0, 0.0, 5.0]
+
+
+def test_empty_batches() -> None:
+    weight = torch.randn(5, 3, 3, 3)
+    assert ops.dual_conv2d(torch.empty(0, 3, 8, 9), weight, random_mask(weight)).shape == (0, 5, 6, 7)
+    assert ops.dual_linear(torch.empty(0, 4), torch.randn(6, 4)).shape == (0, 6)
+    assert ops.embedding_distance(torch.empty(0, 4)).embedding.shape == (0, 4)
+
+
+def test_infinite_and_nan_inputs_are_not_hidden(isa: str) -> None:
+    src = torch.zeros(1, 1, 1, 3)
+    src[0, 0, 0] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    got = ops.dual_conv2d(src, torch.ones(1, 1, 1, 1), slope=torch.tensor([0.5]))
+    assert got.isnan().flatten().tolist() == [True, False, False]
+    assert got.isinf().flatten().tolist() == [False, True, True]
+
+
+# --- errors: one table, run through the native kernels and the fake ones -------------------------------------------
+
+
+def good_conv() -> dict[str, Any]:
+    weight = torch.randn(6, 4, 3, 3)
+    return {
+        "src": torch.randn(2, 4, 5, 5),
+        "weight": weight,
+        "mask": random_mask(weight),
+        "bias": torch.randn(6),
+        "tap_shift": torch.randn(2, 6, 3, 3),
+        "slope": torch.rand(6),
+        "residual": torch.randn(2, 6, 5, 5),
+        "padding": (1, 1),
+    }
+
+
+def good_linear() -> dict[str, Any]:
+    weight = torch.randn(6, 40)
+    return {"src": torch.randn(2, 40), "weight": weight, "mask": random_mask(weight), "bias": torch.randn(6)}
+
+
+BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
+    "rank": ({"src": torch.randn(4, 5, 5)}, "expected src of shape [N, C, H, W], got [4, 5, 5]"),
+    "dtype": ({"src": torch.randn(2, 4, 5, 5).double()}, "expected src of dtype float32 or uint8, got Double"),
+    "uint8 pair": (
+        {"src": torch.zeros(2, 4, 5, 5, dtype=torch.uint8), "paired": True},
+        "expected a paired src of dtype float32, got uint8",
+    ),
+    "odd pair": (
+        {"src": torch.randn(3, 4, 5, 5), "paired": True},
+        "expected an even number of rows in a paired src, got 3",
+    ),
+    "channels": ({"src": torch.randn(2, 3, 5, 5)}, "expected src with 4 channels (weight's C/groups x groups), got 3"),
+    "weight rank": ({"weight": torch.randn(6, 36)}, "expected weight of shape [Co, C/groups, kh, kw], got [6, 36]"),
+    "weight dtype": ({"weight": torch.randn(6, 4, 3, 3).half()}, "expected weight of dtype float32, got Half"),
+    "weight empty": (
+        {"weight": torch.randn(6, 4, 0, 3)},
+        "expected weight without empty dimensions, got [6, 4, 0, 3]",
+    ),
+    "stride": ({"stride": (1, 0)}, "expected stride of 1 or more, got 0"),
+    "padding": ({"padding": (-1, 0)}, "expected padding of 0 or more, got -1"),
+    "dilation": ({"dilation": (0, 1)}, "expected dilation of 1 or more, got 0"),
+    "groups": ({"groups": 4}, "expected groups that divide the 6 output channels, got 4"),
+    "groups zero": ({"groups": 0}, "expected groups that divide the 6 output channels, got 0"),
+    "mask dtype": ({"mask": torch.zeros(6, 2, dtype=torch.int64)}, "expected mask of dtype int32, got Long"),
+    "mask words": (
+        {"mask": torch.zeros(6, 3, dtype=torch.int32)},
+        "expected mask of shape [6, 2], got [6, 3]",
+    ),
+    "bias": ({"bias": torch.randn(5)}, "expected bias of shape [6], got [5]"),
+    "bias dtype": ({"bias": torch.randn(6).double()}, "expected bias of dtype float32, got Double"),
+    "tap_shift": (
+        {"tap_shift": torch.randn(1, 6, 3, 3)},
+        "expected tap_shift of shape [2, 6, 3, 3], got [1, 6, 3, 3]",
+    ),
+    "slope": ({"slope": torch.rand(2)}, "expected slope of shape [1] or [6], got [2]"),
+    "residual": (
+        {"residual": torch.randn(2, 6, 4, 5)},
+        "expected residual of shape [2, 6, 5, 5], got [2, 6, 4, 5]",
+    ),
+    "residual rows": (
+        {"residual": torch.randn(3, 6, 5, 5)},
+        "expected residual of shape [4, 6, 5, 5], got [3, 6, 5, 5]",
+    ),
+    "residual dtype": ({"residual": torch.randn(2, 6, 5, 5).double()}, "expected residual of dtype float32, got Double"),
+    "small image": (
+        {"src": torch.randn(2, 4, 2, 5), "padding": (0, 0)},
+        "expected a padded image that holds the kernel, got image [2, 4, 2, 5] and kernel [6, 4, 3, 3]",
+    ),
+}
+
+BAD_LINEAR: dict[str, tuple[dict[str, Any], str]] = {
+    "rank": ({"src": torch.randn(40)}, "expected src of shape [N, ..., I], got [40]"),
+    "dtype": ({"src": torch.randn(2, 40).half()}, "expected src of dtype float32, got Half"),
+    "odd pair": (
+        {"src": torch.randn(3, 40), "paired": True},
+        "expected an even number of rows in a paired src, got 3",
+    ),
+    "features": ({"src": torch.randn(2, 39)}, "expected src with 40 features in its last dimension, got 39"),
+    "weight rank": ({"weight": torch.randn(6, 40, 1)}, "expected weight of shape [O, I], got [6, 40, 1]"),
+    "weight empty": ({"weight": torch.randn(0, 40)}, "expected weight without empty dimensions, got [0, 40]"),
+    "mask": ({"mask": torch.zeros(6, 1, dtype=torch.int32)}, "expected mask of shape [6, 2], got [6, 1]"),
+    "bias": ({"bias": torch.randn(6, 1)}, "expected bias of shape [6], got [6, 1]"),
+}
+
+BAD_PAIR: dict[str, tuple[dict[str, Any], str]] = {
+    "rank": ({"pair": torch.randn(4)}, "expected pair of shape [2N, d], got [4]"),
+    "dtype": ({"pair": torch.randn(4, 2).double()}, "expected pair of dtype float32, got Double"),
+    "odd": ({"pair": torch.randn(3, 2)}, "expected an even number of rows in pair, got 3"),
+    "no features": ({"pair": torch.randn(4, 0)}, "expected pair with at least one feature, got [4, 0]"),
+}
+
+BAD_CALLS = [
+    pytest.param(op, good, *bad, id=f"{op.__name__}-{name}")
+    for op, good, table in (
+        (ops.dual_conv2d, good_conv, BAD_CONV),
+        (ops.dual_linear, good_linear, BAD_LINEAR),
+        (ops.embedding_distance, lambda: {}, BAD_PAIR),
+    )
+    for name, bad in table.items()
+]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("op", "good", "change", "message"), BAD_CALLS)
+def test_bad_calls(op: Any, good: Any, change: dict[str, Any], message: str, device: str) -> None:
+    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in (good() | change).items()}
+    with pytest.raises(RuntimeError) as caught:
+        op(**inputs)
+    assert str(caught.value).splitlines()[0] == f"prefiqs_ext::{op.__name__}: {message}"
+
+
+@pytest.mark.parametrize("good", [good_conv, good_linear])
+def test_good_calls_of_the_bad_table(good: Any) -> None:
+    op = ops.dual_conv2d if good is good_conv else ops.dual_linear
+    native = op(**good())
+    fake = op(**{k: v.to("meta") if isinstance(v, Tensor) else v for k, v in good().items()})
+    assert (fake.shape, fake.dtype, fake.stride()) == (native.shape, native.dtype, native.stride())
+
+
+def test_inputs_on_another_device() -> None:
+    inputs = good_linear() | {"bias": torch.randn(6, device="meta")}
+    with pytest.raises((RuntimeError, NotImplementedError), match="expected bias on the device of src"):
+        ops.dual_linear(**inputs)
+
+
+@pytest.mark.parametrize("name", ["src", "weight", "bias"])
+def test_an_input_that_requires_grad_is_refused(name: str) -> None:
+    inputs = good_conv()
+    inputs[name].requires_grad_()
+    with pytest.raises(RuntimeError, match=r"prefiqs_ext::dual_conv2d: expected inputs that do not require grad"):
+        ops.dual_conv2d(**inputs)
+    with torch.no_grad():
+        ops.dual_conv2d(**inputs)
+
+
+# --- torch's own checks, compile and export --------------------------------------------------------------------------
+
+
+def all_arguments(inputs: dict[str, Any]) -> tuple[Any, ...]:
+    defaults = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "paired": False}
+    optional = dict.fromkeys(("mask", "bias", "tap_shift", "slope", "residual"))
+    names = ("src", "weight", *optional, *defaults)
+    return tuple((optional | defaults | inputs)[name] for name in names)
+
+
+def test_opcheck() -> None:
+    for paired in (False, True):
+        inputs = good_conv() | {"paired": paired}
+        if paired:
+            inputs["residual"] = torch.randn(1, 6, 5, 5)
+        torch.library.opcheck(torch.ops.prefiqs_ext.dual_conv2d.default, all_arguments(inputs))
+    linear = good_linear()
+    torch.library.opcheck(torch.ops.prefiqs_ext.dual_linear.default, (*linear.values(), False))
+    torch.library.opcheck(torch.ops.prefiqs_ext.embedding_distance.default, (torch.randn(6, 5),))
+
+
+class Network(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for name, tensor in {"conv": torch.randn(6, 3, 3, 3), "linear": torch.randn(7, 6)}.items():
+            self.register_buffer(name, tensor)
+            self.register_buffer(f"{name}_mask", random_mask(tensor))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        pair = ops.dual_conv2d(images, self.conv, self.conv_mask, slope=torch.zeros(1), padding=(1, 1), stride=(2, 2))
+        pair = ops.dual_linear(pair.mean((2, 3)), self.linear, self.linear_mask, paired=True)
+        return tuple(ops.embedding_distance(pair))
+
+
+def test_export_with_a_dynamic_batch_and_reload(tmp_path: Any) -> None:
+    network, images = Network(), torch.randn(4, 3, 9, 9)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
+    torch.export.save(exported, tmp_path / "network.pt2")
+    loaded = torch.export.load(tmp_path / "network.pt2").module()
+    for rows in (1, 5):
+        for got, expected in zip(loaded(images[:1].expand(rows, -1, -1, -1)), network(images[:1]), strict=True):
+            assert torch.equal(got, expected.expand_as(got))
+
+
+@pytest.mark.slow
+def test_compile() -> None:
+    network, images = Network(), torch.randn(4, 3, 9, 9)
+    compiled = torch.compile(network, fullgraph=True)
+    with torch.no_grad():
+        for got, expected in zip(compiled(images), network(images), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+# --- the libraries ---------------------------------------------------------------------------------------------------
+
+
+def in_fresh_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+def test_importing_the_module_registers_the_operators() -> None:
+    code = """
+import torch
+assert not hasattr(torch.ops.prefiqs_ext, "dual_conv2d")
+import importlib.machinery, importlib.util, sysconfig, sys
+path = %r
+loader = importlib.machinery.ExtensionFileLoader("_C", path)
+importlib.util.module_from_spec(importlib.util.spec_from_loader("_C", loader))
+for name in ("dual_conv2d", "dual_linear", "embedding_distance"):
+    assert hasattr(torch.ops.prefiqs_ext, name), name
+assert not any(name.startswith("prefiqs_ext") for name in sys.modules)
+"""
+    done = in_fresh_process(code % _C.__file__)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_loads_before_torch() -> None:
+    done = in_fresh_process("import prefiqs_ext; print(prefiqs_ext.__version__)")
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_instruction_set_is_named() -> None:
+    done = in_fresh_process("from prefiqs_ext import _C, ops; _C.cpu_isa()", PREFIQS_CPU_ISA="sse9")
+    assert done.returncode != 0
+    assert "PREFIQS_CPU_ISA: expected avx512, avx2 or scalar" in done.stderr
+    assert "'sse9'" in done.stderr
