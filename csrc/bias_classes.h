@@ -30,15 +30,14 @@ struct TapRanges {
 };
 
 // [tables][row class][column class][channels]; tap_shift is [tables][channels][kernel_h][kernel_w].
-inline std::vector<float> bias_by_class(
-    const TapRanges& rows,
-    const TapRanges& cols,
-    int64_t tables,
-    int64_t channels,
-    int64_t kernel_h,
-    int64_t kernel_w,
-    const float* bias,
-    const float* tap_shift) {
+inline std::vector<float> bias_by_class(const TapRanges& rows,
+                                        const TapRanges& cols,
+                                        int64_t tables,
+                                        int64_t channels,
+                                        int64_t kernel_h,
+                                        int64_t kernel_w,
+                                        const float* bias,
+                                        const float* tap_shift) {
   std::vector<float> result;
   result.reserve(static_cast<size_t>(tables * rows.classes() * cols.classes() * channels));
   for (int64_t table = 0; table < tables; ++table) {

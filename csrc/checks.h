@@ -59,13 +59,12 @@ struct ConvShape {
   int64_t out_h, out_w;
 };
 
-inline void check_weight_companions(
-    const char* op,
-    const Tensor& src,
-    const Tensor& weight,
-    int64_t depth,
-    const std::optional<Tensor>& mask,
-    const std::optional<Tensor>& bias) {
+inline void check_weight_companions(const char* op,
+                                    const Tensor& src,
+                                    const Tensor& weight,
+                                    int64_t depth,
+                                    const std::optional<Tensor>& mask,
+                                    const std::optional<Tensor>& bias) {
   expect_device(op, "weight", weight, src);
   if (mask) {
     expect_dtype(op, "mask", *mask, ScalarType::Int, "int32");
@@ -79,19 +78,18 @@ inline void check_weight_companions(
   }
 }
 
-inline ConvShape check_conv2d(
-    const Tensor& src,
-    const Tensor& weight,
-    const std::optional<Tensor>& mask,
-    const std::optional<Tensor>& bias,
-    const std::optional<Tensor>& tap_shift,
-    const std::optional<Tensor>& slope,
-    const std::optional<Tensor>& residual,
-    const std::vector<int64_t>& stride,
-    const std::vector<int64_t>& padding,
-    const std::vector<int64_t>& dilation,
-    int64_t groups,
-    bool paired) {
+inline ConvShape check_conv2d(const Tensor& src,
+                              const Tensor& weight,
+                              const std::optional<Tensor>& mask,
+                              const std::optional<Tensor>& bias,
+                              const std::optional<Tensor>& tap_shift,
+                              const std::optional<Tensor>& slope,
+                              const std::optional<Tensor>& residual,
+                              const std::vector<int64_t>& stride,
+                              const std::vector<int64_t>& padding,
+                              const std::vector<int64_t>& dilation,
+                              int64_t groups,
+                              bool paired) {
   const char* op = "dual_conv2d";
   expect(src.dim() == 4, op, "expected src of shape [N, C, H, W], got ", shape_text(src));
   expect(src.scalar_type() == ScalarType::Float || src.scalar_type() == ScalarType::Byte, op,
@@ -148,12 +146,11 @@ inline ConvShape check_conv2d(
   return shape;
 }
 
-inline void check_linear(
-    const Tensor& src,
-    const Tensor& weight,
-    const std::optional<Tensor>& mask,
-    const std::optional<Tensor>& bias,
-    bool paired) {
+inline void check_linear(const Tensor& src,
+                         const Tensor& weight,
+                         const std::optional<Tensor>& mask,
+                         const std::optional<Tensor>& bias,
+                         bool paired) {
   const char* op = "dual_linear";
   expect(src.dim() >= 2, op, "expected src of shape [N, ..., I], got ", shape_text(src));
   expect_dtype(op, "src", src, ScalarType::Float, "float32");

@@ -5,9 +5,10 @@
 namespace prefiqs {
 
 // Layouts: src [images, in_h, in_w, in_c], dst and residual [images, out_h, out_w, out_c] (NHWC), weight
-// [out_c, kernel_h, kernel_w, in_c / groups], mask [out_c, mask_words] with bit k = (r * kernel_w + s) * (in_c / groups) + c.
-// Branch 0 is dense, branch 1 uses the masked weights (the same weights where mask is null). A pair's second half follows
-// its first, so a branch's rows start `images` images later, unless the tensor is shared by both branches.
+// [out_c, kernel_h, kernel_w, in_c / groups], mask [out_c, mask_words] with bit k = (r * kernel_w + s) * (in_c /
+// groups) + c. Branch 0 is dense, branch 1 uses the masked weights (the same weights where mask is null). A pair's
+// second half follows its first, so a branch's rows start `images` images later, unless the tensor is shared by both
+// branches.
 struct ConvParams {
   int64_t images;    // per branch
   int64_t branches;  // 1 or 2
@@ -40,7 +41,7 @@ struct ConvParams {
   int64_t group_in_c() const { return in_c / groups; }
   int64_t group_out_c() const { return out_c / groups; }
   int64_t taps() const { return kernel_h * kernel_w; }
-  int64_t depth() const { return taps() * group_in_c(); }  // K of the matrix product
+  int64_t depth() const { return taps() * group_in_c(); }    // K of the matrix product
   int64_t pixels() const { return images * out_h * out_w; }  // of one branch
   int64_t in_plane() const { return in_h * in_w * in_c; }
 

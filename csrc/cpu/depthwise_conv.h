@@ -1,8 +1,8 @@
 // Depthwise convolution: one filter a channel, dst[pixel, c] = sum over taps of src[pixel + tap, c] * weight[c, tap].
 //
 // In fast memory: the filters as [tap][c], dense and masked, packed once a thread (2 * taps * channels floats).
-// Tile loop: for each output row, for both branches, for each pixel: the taps that fall inside the image, then vectors of
-// channels, each summed over those taps in order in one register.
+// Tile loop: for each output row, for both branches, for each pixel: the taps that fall inside the image, then vectors
+// of channels, each summed over those taps in order in one register.
 #pragma once
 #include "cpu/kernels.h"
 #include "cpu/vec.h"
@@ -26,14 +26,13 @@ void pack_filters(const ConvParams& p, bool masked, float* dst) {
   }
 }
 
-void depthwise_pixel(
-    const DepthwiseTap* taps,
-    int64_t count,
-    int64_t channels,
-    const Epilogue& epilogue,
-    const float* bias,
-    const float* residual,
-    float* dst) {
+void depthwise_pixel(const DepthwiseTap* taps,
+                     int64_t count,
+                     int64_t channels,
+                     const Epilogue& epilogue,
+                     const float* bias,
+                     const float* residual,
+                     float* dst) {
   int64_t c = 0;
   for (; c + Vec::width <= channels; c += Vec::width) {
     Vec sum = Vec::zero();

@@ -1,5 +1,6 @@
 #include "cpu/depthwise_conv.h"
 
 namespace prefiqs {
-extern const ConvKernel depthwise_conv_scalar{"depthwise", "scalar", depthwise_fits, depthwise_work_items, depthwise_run};
+extern const ConvKernel depthwise_conv_scalar{"depthwise", "scalar", depthwise_fits, depthwise_work_items,
+                                              depthwise_run};
 }  // namespace prefiqs

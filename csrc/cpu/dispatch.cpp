@@ -50,7 +50,8 @@ const char* pick_isa() {
 
 }  // namespace
 
-// Read anew at each call, so that a test can force another set; a lookup of the environment costs nothing beside a layer.
+// Read anew at each call, so that a test can force another set; a lookup of the environment costs nothing beside a
+// layer.
 const char* cpu_isa() { return pick_isa(); }
 
 const ConvKernel& choose_conv_kernel(const ConvParams& params) {

@@ -1,12 +1,13 @@
-// Implicit GEMM for any convolution: dst[pixel, co] = sum over k of im2col(src)[pixel, k] * weight[co, k], k = (r, s, c).
+// Implicit GEMM for any convolution: dst[pixel, co] = sum over k of im2col(src)[pixel, k] * weight[co, k], k = (r, s,
+// c).
 //
-// In fast memory: a block of filters as panels [k][2 vectors of co], at most `panel_budget` floats, packed once. The dense
-// branch uses it as it is; then the mask is applied to it where it lies, and the pruned branch uses the same floats.
-// Tile loop: for each block of filters, for each block of k: pack; for both branches: for each tile of `tile_pixels`
-// pixels: a table of row pointers, one a tap and pixel (padding points at zeros: no im2col copy); for each panel: all
-// sums of the tile stay in registers. The sums of several k blocks are added up in dst. Very shallow layers (few channels
-// a tap) gather their patch first. Within a k block a sum is one chain of multiply-adds in the order of k: no tiling, no
-// batch and no number of threads changes a bit.
+// In fast memory: a block of filters as panels [k][2 vectors of co], at most `panel_budget` floats, packed once. The
+// dense branch uses it as it is; then the mask is applied to it where it lies, and the pruned branch uses the same
+// floats. Tile loop: for each block of filters, for each block of k: pack; for both branches: for each tile of
+// `tile_pixels` pixels: a table of row pointers, one a tap and pixel (padding points at zeros: no im2col copy); for
+// each panel: all sums of the tile stay in registers. The sums of several k blocks are added up in dst. Very shallow
+// layers (few channels a tap) gather their patch first. Within a k block a sum is one chain of multiply-adds in the
+// order of k: no tiling, no batch and no number of threads changes a bit.
 #pragma once
 #include <cstring>
 
@@ -54,7 +55,7 @@ struct Tile {
   int64_t image[tile_pixels];   // offset of the image in src
   int64_t in_row[tile_pixels];  // of tap (0, 0); may lie outside
   int64_t in_col[tile_pixels];
-  int64_t dst[tile_pixels];     // offset of the pixel in dst and residual
+  int64_t dst[tile_pixels];  // offset of the pixel in dst and residual
   const float* bias[tile_pixels];
 
   Tile(const ConvParams& p, int64_t index, int64_t branch) {
@@ -89,9 +90,9 @@ struct Tile {
 // The calling thread's memory for one block of filters.
 struct Workspace {
   float* panels;
-  float* zeros;         // a tap's channels on padding
-  float* patch;         // [tile_pixels][depth], only when gathering
-  const float** rows;   // [segments][tile_pixels]
+  float* zeros;        // a tap's channels on padding
+  float* patch;        // [tile_pixels][depth], only when gathering
+  const float** rows;  // [segments][tile_pixels]
   Segment* segments;
 
   Workspace(const ConvParams& p, const Plan& plan) {
@@ -101,8 +102,8 @@ struct Workspace {
     const int64_t patch_floats = plan.gather ? ceil_div(tile_pixels * p.depth(), 16) * 16 : 0;
     const int64_t row_floats = max_segments * tile_pixels * static_cast<int64_t>(sizeof(float*) / sizeof(float));
     const int64_t segment_floats = max_segments * static_cast<int64_t>(sizeof(Segment) / sizeof(float));
-    panels = thread_workspace(
-        static_cast<size_t>(panel_floats + zero_floats + patch_floats + row_floats + segment_floats));
+    panels =
+        thread_workspace(static_cast<size_t>(panel_floats + zero_floats + patch_floats + row_floats + segment_floats));
     zeros = panels + panel_floats;
     patch = zeros + zero_floats;
     rows = reinterpret_cast<const float**>(patch + patch_floats);
@@ -261,8 +262,17 @@ void run_block(const ConvParams& p, const Plan& plan, int64_t block, int64_t til
       for (int64_t index = tile_begin; index < tile_end; ++index) {
         const Tile tile(p, index, branch);
         fill_rows(p, plan, ws, tile, src, segments);
-        PanelTask task{ws.segments, segments, ws.rows, ws.panels, &tile, p.branch_dst(branch), p.branch_residual(branch),
-                       begin,       0,        k_begin == 0,       k_end == p.depth()};
+        PanelTask task{ws.segments,
+                       segments,
+                       ws.rows,
+                       ws.panels,
+                       &tile,
+                       p.branch_dst(branch),
+                       p.branch_residual(branch),
+                       begin,
+                       0,
+                       k_begin == 0,
+                       k_end == p.depth()};
         for (; task.channel < end; task.channel += panel_width, task.panel += panel_floats) {
           task.filters = min_of(panel_width, end - task.channel);
           run_panel(task, epilogue);

@@ -1,5 +1,5 @@
-// The convolution kernels, and how one is chosen. A kernel's work is a flat range of items that any thread may run in any
-// split: what an item computes, and in which order it adds, depends on the layer's shape alone.
+// The convolution kernels, and how one is chosen. A kernel's work is a flat range of items that any thread may run in
+// any split: what an item computes, and in which order it adds, depends on the layer's shape alone.
 #pragma once
 #include <cstddef>
 #include <cstdint>

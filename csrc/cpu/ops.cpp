@@ -31,21 +31,20 @@ void run_conv(const ConvParams& params) {
                               [&](int64_t begin, int64_t end) { kernel.run(params, begin, end); });
 }
 
-Tensor dual_conv2d(
-    const Tensor& src,
-    const Tensor& weight,
-    const OptionalTensor& mask,
-    const OptionalTensor& bias,
-    const OptionalTensor& tap_shift,
-    const OptionalTensor& slope,
-    const OptionalTensor& residual,
-    std::vector<int64_t> stride,
-    std::vector<int64_t> padding,
-    std::vector<int64_t> dilation,
-    int64_t groups,
-    bool paired) {
-  const ConvShape shape = check_conv2d(src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation,
-                                       groups, paired);
+Tensor dual_conv2d(const Tensor& src,
+                   const Tensor& weight,
+                   const OptionalTensor& mask,
+                   const OptionalTensor& bias,
+                   const OptionalTensor& tap_shift,
+                   const OptionalTensor& slope,
+                   const OptionalTensor& residual,
+                   std::vector<int64_t> stride,
+                   std::vector<int64_t> padding,
+                   std::vector<int64_t> dilation,
+                   int64_t groups,
+                   bool paired) {
+  const ConvShape shape =
+      check_conv2d(src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired);
   const int64_t channels = weight.size(0), in_h = src.size(2), in_w = src.size(3);
   const int64_t kernel_h = weight.size(2), kernel_w = weight.size(3);
   Tensor dst = empty_float({shape.out_rows, channels, shape.out_h, shape.out_w}, MemoryFormat::ChannelsLast);
@@ -62,8 +61,8 @@ Tensor dual_conv2d(
   const TapRanges rows(in_h, shape.out_h, tap_shift ? kernel_h : 0, stride[0], padding[0], dilation[0]);
   const TapRanges cols(in_w, shape.out_w, tap_shift ? kernel_w : 0, stride[1], padding[1], dilation[1]);
   const int64_t tables = tap_shift && mask ? 2 : 1;
-  const std::vector<float> bias_table = bias_by_class(rows, cols, tables, channels, kernel_h, kernel_w,
-                                                      data_or_null(bias_row), data_or_null(shifts));
+  const std::vector<float> bias_table =
+      bias_by_class(rows, cols, tables, channels, kernel_h, kernel_w, data_or_null(bias_row), data_or_null(shifts));
 
   ConvParams p{};
   p.images = shape.base_rows;

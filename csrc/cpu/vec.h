@@ -1,5 +1,6 @@
 // One float vector type for each instruction set, picked by the flags of the file that includes this header. Everything
-// is in an unnamed namespace: a shared inline symbol could be merged across files and run AVX-512 code on a CPU without it.
+// is in an unnamed namespace: a shared inline symbol could be merged across files and run AVX-512 code on a CPU without
+// it.
 #pragma once
 #include <cstdint>
 #if defined(__AVX2__)

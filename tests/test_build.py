@@ -1,0 +1,34 @@
+"""What the built libraries promise: one build for every torch from 2.10 on."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from prefiqs_ext import _C
+
+PACKAGE = Path(_C.__file__).parent
+LIBRARIES = sorted([*PACKAGE.glob("libprefiqs_*.so"), Path(_C.__file__)])
+EXPORTS = Path(__file__).parent / "data" / "torch_2_10_symbols.txt"
+
+
+def undefined_symbols(library: Path) -> set[str]:
+    listing = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True)
+    return {line.split()[-1].split("@")[0] for line in listing.stdout.splitlines()}
+
+
+def test_the_operator_library_lies_beside_the_module() -> None:
+    assert [path.name for path in LIBRARIES if path.name.startswith("lib")] == ["libprefiqs_ops.so"]
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name.split(".")[0])
+def test_needs_nothing_that_torch_2_10_lacks(library: Path) -> None:
+    symbols = undefined_symbols(library)
+    from_torch = {name for name in symbols if name.startswith(("torch_", "aoti_torch_"))}
+    assert from_torch <= set(EXPORTS.read_text().splitlines())
+    # A mangled name of torch's C++ classes would tie the library to one torch release.
+    mangled = ("_ZN5torch", "_ZNK5torch", "_ZN3c10", "_ZNK3c10", "_ZN2at", "_ZNK2at")
+    assert not {name for name in symbols if name.startswith(mangled)}
+    assert from_torch or library.name.startswith("_C")
