@@ -1,0 +1,97 @@
+"""IResNet: the residual networks of face recognition, with the state-dict names of their usual checkpoints.
+
+Source: Duta et al., "Improved Residual Networks for Image and Video Recognition" (arXiv 2004.04989), in the form which
+ArcFace made common (arXiv 1801.07698): a block is batch norm, convolution, batch norm, PReLU, convolution, batch norm,
+with no activation after its sum. ElasticFace, GraFIQs and CR-FIQA use the same names. Dropout, 0 there, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+_EPS = 1e-5
+_STAGE_CHANNELS = (64, 128, 256, 512)
+_LAST_SIZE = 7  # 112 pixels halved by each of the four stages
+
+
+class Block(nn.Module):
+    """[N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)]. The second convolution carries the stride."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels, eps=_EPS)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels, eps=_EPS)
+        self.prelu = nn.PReLU(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels, eps=_EPS)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(out_channels, eps=_EPS),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        residual: Tensor = self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
+        return residual + shortcut
+
+
+class IResNet(nn.Module):
+    """float [N, 3, 112, 112], prepared as the checkpoint's preset says -> embedding [N, num_features], not normalised.
+
+    blocks: the number of residual blocks in each of the four stages.
+    """
+
+    def __init__(self, blocks: Sequence[int], num_features: int = 512) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64, eps=_EPS)
+        self.prelu = nn.PReLU(64)
+        stages: list[nn.Module] = []
+        in_channels = 64
+        for count, channels in zip(blocks, _STAGE_CHANNELS, strict=True):
+            first = Block(in_channels, channels, stride=2)
+            stages.append(nn.Sequential(first, *(Block(channels, channels, stride=1) for _ in range(count - 1))))
+            in_channels = channels
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.bn2 = nn.BatchNorm2d(in_channels, eps=_EPS)
+        self.fc = nn.Linear(in_channels * _LAST_SIZE**2, num_features)
+        self.features = nn.BatchNorm1d(num_features, eps=_EPS)
+        nn.init.ones_(self.features.weight)
+        self.features.weight.requires_grad = False  # training keeps this scale at 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.prelu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        embedding: Tensor = self.features(self.fc(torch.flatten(self.bn2(x), 1)))
+        return embedding
+
+
+def iresnet18(num_features: int = 512) -> IResNet:
+    """IResNet-18 with random weights."""
+    return IResNet((2, 2, 2, 2), num_features)
+
+
+def iresnet34(num_features: int = 512) -> IResNet:
+    """IResNet-34 with random weights."""
+    return IResNet((3, 4, 6, 3), num_features)
+
+
+def iresnet50(num_features: int = 512) -> IResNet:
+    """IResNet-50 with random weights."""
+    return IResNet((3, 4, 14, 3), num_features)
+
+
+def iresnet100(num_features: int = 512) -> IResNet:
+    """IResNet-100 with random weights."""
+    return IResNet((3, 13, 30, 3), num_features)
+
+
+def iresnet200(num_features: int = 512) -> IResNet:
+    """IResNet-200 with random weights."""
+    return IResNet((6, 26, 60, 6), num_features)

@@ -1,0 +1,161 @@
+"""ONNX file -> torch.fx.GraphModule of ordinary nn.Modules, under the names they have in the file.
+
+The graph computes what the file says, for any batch size. Shapes are inferred once, at the batch the file declares (1
+where it leaves it open); Reshape and Expand become the inferred shape with the batch free, so nodes that only compute a
+shape are never looked at. onnx_operators.py holds what each operator becomes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+from torch import fx
+
+from .onnx_node import Node, State, evaluate, identifier
+from .onnx_operators import OPERATORS, SHAPED_BY_INFERENCE
+from .onnx_shapes import infer_shapes
+
+MAX_BYTES = 1 << 30
+"""The largest file read: more than twice an IResNet-200 in float32."""
+
+_OLDEST_OPSET = 7  # broadcasting is NumPy's from here on
+_MAX_MESSAGE = 400
+
+_DATA_TYPES = frozenset(
+    onnx.TensorProto.DataType.Value(name) for name in ("FLOAT", "FLOAT16", "DOUBLE", "INT32", "INT64", "BOOL")
+)
+
+# They rearrange constants and never make them larger.
+_CONSTANT_OPERATORS = frozenset({"Constant", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"})
+
+
+def import_onnx(path: str | os.PathLike[str]) -> fx.GraphModule:
+    """The network in an ONNX file of float32, opset 7 or later, with one input and all weights inside; in eval mode.
+
+    A layer is named by its weight (`layer1.0.conv1.weight` -> `layer1.0.conv1`) or else by its node. The result maps
+    float32 [N, ...] to the file's output, or to a tuple where there are several; N is free even if the file fixes it.
+    FileNotFoundError; ValueError, in one line, for a file that is damaged, hostile, or not exactly reproducible.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        return _graph_module(_read(path))
+    except _ERRORS as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"cannot import {path}: {message[:_MAX_MESSAGE]}") from error
+
+
+_ERRORS: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+)
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise ValueError("expected a regular file")
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"expected at most {MAX_BYTES} bytes, the file has {path.stat().st_size}")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except Exception as error:  # protobuf's own, without a public base
+        raise ValueError(
+            f"expected an ONNX file; this one is truncated, damaged or something else ({error})"
+        ) from error
+    if not model.graph.node:
+        raise ValueError("expected an ONNX model with a graph, found none (an empty file, or not ONNX)")
+    if model.functions:
+        raise ValueError(f"expected plain operators, found the model-local function {model.functions[0].name!r}")
+    # Before the checker, which would open the files that external weights name.
+    _refuse_hidden_data(model.graph)
+    onnx.checker.check_model(data)
+    if _opset(model) < _OLDEST_OPSET:
+        raise ValueError(f"expected opset {_OLDEST_OPSET} or later, the file has {_opset(model)}")
+    return model
+
+
+def _refuse_hidden_data(graph: onnx.GraphProto) -> None:
+    tensors = list(graph.initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            tensors += [attribute.t] if attribute.HasField("t") else []
+            tensors += attribute.tensors
+            if attribute.HasField("g") or attribute.graphs:
+                raise ValueError(f"{node.op_type} node {node.name!r}: control flow is not supported")
+            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                raise ValueError(f"{node.op_type} node {node.name!r}: sparse tensors are not supported")
+    if graph.sparse_initializer:
+        raise ValueError("sparse initialisers are not supported")
+    for tensor in tensors:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise ValueError(f"the data of {tensor.name!r} are in another file; save the model as one file")
+        if tensor.data_type not in _DATA_TYPES:
+            raise ValueError(f"the data of {tensor.name!r} have the unsupported ONNX type {tensor.data_type}")
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return max((entry.version for entry in model.opset_import if entry.domain in _ONNX_DOMAINS), default=0)
+
+
+_ONNX_DOMAINS = ("", "ai.onnx")
+
+
+def _graph_module(model: onnx.ModelProto) -> fx.GraphModule:
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    source = _only_input([value for value in model.graph.input if value.name not in constants])
+    state = State(_opset(model), constants, infer_shapes(model, source.name, _opset(model)))
+    state.activations[source.name] = state.graph.placeholder(identifier(source.name) or "input")
+
+    results = [value.name for value in model.graph.output]
+    for proto in _needed(model.graph.node, results):
+        _add(state, proto)
+    for name in results:
+        if name not in state.activations:
+            raise ValueError(f"expected an output that depends on the input; {name!r} does not")
+    outputs = tuple(state.activations[name] for name in results)
+    state.graph.output(outputs[0] if len(outputs) == 1 else outputs)
+    return fx.GraphModule(state.owned, state.graph).eval()
+
+
+def _only_input(inputs: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
+    if len(inputs) != 1:
+        raise ValueError(f"expected one input, the file has {len(inputs)}: {[value.name for value in inputs]}")
+    tensor = inputs[0].type.tensor_type
+    if tensor.elem_type != onnx.TensorProto.FLOAT or len(tensor.shape.dim) < 2:
+        raise ValueError(f"expected a float32 input [N, ...] of known rank; {inputs[0].name!r} is not")
+    return inputs[0]
+
+
+def _needed(nodes: Sequence[onnx.NodeProto], results: Sequence[str]) -> list[onnx.NodeProto]:
+    """The nodes whose data reach the results, in the file's order, which the checker has found to be topological."""
+    wanted, needed = set(results), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            needed.append(node)
+            wanted.update(node.input[:1] if node.op_type in SHAPED_BY_INFERENCE else node.input)
+    return needed[::-1]
+
+
+def _add(state: State, proto: onnx.NodeProto) -> None:
+    node = Node(state, proto)
+    standard = proto.domain in _ONNX_DOMAINS
+    if standard and node.op in _CONSTANT_OPERATORS and all(name in state.constants for name in node.inputs):
+        known = {name: state.constants[name] for name in node.inputs}
+        state.constants[node.outputs[0]] = evaluate(proto, known, state.opset)
+        return
+    if not standard or node.op not in OPERATORS:
+        kind = node.op if standard else f"{proto.domain}.{node.op}"
+        node.refuse(f"operator {kind} is not supported; supported: {', '.join(sorted(OPERATORS))}")
+    if unknown := sorted(node.attributes.keys() - OPERATORS[node.op].attributes):
+        node.refuse(f"attribute {unknown[0]} is not supported")
+    state.activations[node.outputs[0]] = OPERATORS[node.op].build(node)

@@ -1,0 +1,226 @@
+"""One node of an ONNX file as the functions of onnx_operators.py see it, and what the walk over the file has gathered.
+
+A value is a constant (an initialiser, or made of some by reshaping) or an activation; the first dimension of every
+activation is the batch.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import onnx
+import torch
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, fx, nn
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int | None, ...]
+Pair = tuple[int, int]
+
+
+class State:
+    """What the walk has gathered: the torch graph so far, and what every ONNX value name stands for."""
+
+    def __init__(self, opset: int, constants: dict[str, Array], shapes: dict[str, Shape]) -> None:
+        self.opset = opset
+        self.constants = constants
+        self.shapes = shapes
+        self.graph = fx.Graph()
+        self.activations: dict[str, fx.Node] = {}
+        self.owned: dict[str, nn.Module | Tensor] = {}
+        self._parents: set[str] = set()
+        self._repeats: dict[str, int] = {}
+
+    def own(self, name: str, item: nn.Module | Tensor) -> str:
+        """Keeps a module or buffer under `name`, or under one like it that is free; returns that name."""
+        if self._clashes(name):
+            base = name = name.replace(".", "_")
+            while self._clashes(name):
+                self._repeats[base] = self._repeats.get(base, 0) + 1
+                name = f"{base}_{self._repeats[base]}"
+        self.owned[name] = item
+        self._parents.update(_parents(name))
+        return name
+
+    def _clashes(self, name: str) -> bool:
+        # A module is never placed inside another one of the file: replacing the outer would lose the inner.
+        return name in self.owned or name in self._parents or any(parent in self.owned for parent in _parents(name))
+
+
+def _parents(name: str) -> list[str]:
+    atoms = name.split(".")
+    return [".".join(atoms[:end]) for end in range(1, len(atoms))]
+
+
+class Window(NamedTuple):
+    """The sliding window of a convolution or pool and the padding before and after, (height, width) each."""
+
+    kernel: Pair
+    stride: Pair
+    dilation: Pair
+    before: Pair
+    after: Pair
+
+
+class Node:
+    """One ONNX node: its attributes and inputs, and the ways to answer or to refuse it."""
+
+    def __init__(self, state: State, node: onnx.NodeProto) -> None:
+        self._state = state
+        self.op, self.opset = node.op_type, state.opset
+        self.attributes: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        self.inputs: list[str] = list(node.input)
+        self.outputs: list[str] = list(node.output)
+        self.name = node.name or self.outputs[0]
+
+    def refuse(self, why: str) -> NoReturn:
+        raise ValueError(f"{self.op} node {self.name!r}: {why}")
+
+    def expect(self, condition: bool, what: str) -> None:
+        if not condition:
+            self.refuse(f"expected {what}")
+
+    def has(self, index: int) -> bool:
+        """Whether the optional input is given."""
+        return index < len(self.inputs) and self.inputs[index] != ""
+
+    def is_constant(self, index: int) -> bool:
+        return self.inputs[index] in self._state.constants
+
+    def activation(self, index: int = 0) -> fx.Node:
+        node = self._state.activations.get(self.inputs[index])
+        if node is None:
+            self.refuse(f"expected input {index} to depend on the network's input; {self.inputs[index]!r} does not")
+        return node
+
+    def shape(self, index: int = 0) -> Shape:
+        return self._shape(self.inputs[index])
+
+    def output_shape(self) -> Shape:
+        return self._shape(self.outputs[0])
+
+    def rank(self, index: int = 0) -> int:
+        return len(self.shape(index))
+
+    def expect_size(self, axis: int, size: int) -> None:
+        """That input 0 has this size along the axis, where the file fixes it."""
+        self.expect(self.shape()[axis] in (None, size), f"{size} along axis {axis}, got {self.shape()[axis]}")
+
+    def _shape(self, name: str) -> Shape:
+        if name not in self._state.shapes:
+            self.refuse(f"the rank of {name!r} is unknown")
+        return self._state.shapes[name]
+
+    def constant(self, index: int) -> Array:
+        value = self._state.constants.get(self.inputs[index])
+        if value is None:
+            self.refuse(f"expected a constant as input {index}; {self.inputs[index]!r} is none")
+        return value
+
+    def tensor(self, index: int) -> Tensor:
+        """A copy of a constant, which must be float32."""
+        value = self.constant(index)
+        self.expect(value.dtype == np.float32, f"float32 as input {index}, not {value.dtype}")
+        return torch.from_numpy(np.array(value, order="C"))
+
+    def vector(self, index: int, length: int) -> Tensor:
+        value = self.tensor(index)
+        self.expect(value.shape == (length,), f"{length} numbers as input {index}, not shape {list(value.shape)}")
+        return value
+
+    def number(self, index: int) -> float:
+        value = self.tensor(index)
+        self.expect(value.numel() == 1, f"one number as input {index}, not shape {list(value.shape)}")
+        return float(value)
+
+    def integers(self, name: str, index: int | None = None, default: Sequence[int] | None = None) -> list[int]:
+        """Integers from an attribute or, in later opsets, from a constant input."""
+        if name in self.attributes:
+            return list(self.attributes[name])
+        if index is not None and self.has(index):
+            return [int(value) for value in self.constant(index).reshape(-1)]
+        if default is None:
+            self.refuse(f"expected {name}")
+        return list(default)
+
+    def axis(self, value: int, rank: int) -> int:
+        """An axis made non-negative; it must not be the batch."""
+        axis = value + rank if value < 0 else value
+        self.expect(0 < axis < rank, f"an axis other than the batch, got axis {value} of rank {rank}")
+        return axis
+
+    def window(self, kernel: Sequence[int] | None = None) -> Window:
+        """The window that the attributes describe, checked; the input must be [N, C, H, W]."""
+        self.expect(self.rank() == 4, f"an input of rank 4, got rank {self.rank()}")
+        given = self._pair("kernel_shape", kernel)
+        self.expect(kernel is None or given == tuple(kernel), f"kernel_shape of the weights, got {list(given)}")
+        stride, dilation = self._pair("strides", (1, 1)), self._pair("dilations", (1, 1))
+        return Window(given, stride, dilation, *self._padding(given, stride, dilation))
+
+    def _pair(self, name: str, default: Sequence[int] | None) -> Pair:
+        values = self.integers(name, default=default)
+        self.expect(len(values) == 2 and min(values) > 0, f"two positive numbers as {name}, got {values}")
+        return values[0], values[1]
+
+    def _padding(self, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
+        mode = self.attributes.get("auto_pad", b"NOTSET").decode()
+        if mode == "NOTSET":
+            pads = self.integers("pads", default=(0, 0, 0, 0))
+            self.expect(len(pads) == 4 and min(pads) >= 0, f"four pads of 0 or more, got {pads}")
+            return (pads[0], pads[1]), (pads[2], pads[3])
+        if mode == "VALID":
+            return (0, 0), (0, 0)
+        self.expect(mode in ("SAME_UPPER", "SAME_LOWER"), f"auto_pad of the ONNX standard, got {mode!r}")
+        less, more = [], []
+        for size, k, s, d in zip(self.shape()[2:], kernel, stride, dilation, strict=True):
+            if size is None:
+                self.refuse(f"auto_pad {mode} needs a fixed input height and width")
+            total = max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
+            less.append(total // 2)
+            more.append(total - total // 2)
+        before, after = (less, more) if mode == "SAME_UPPER" else (more, less)
+        return (before[0], before[1]), (after[0], after[1])
+
+    def pad(self, before: Pair, after: Pair, value: float) -> fx.Node:
+        """Input 0 with its last two dimensions padded, by a module of its own."""
+        sides = (before[1], after[1], before[0], after[0])
+        return self.module(nn.ConstantPad2d(sides, value) if value else nn.ZeroPad2d(sides), suffix="_pad")
+
+    def module(
+        self, module: nn.Module, x: fx.Node | None = None, *, weight: int | None = None, suffix: str = ""
+    ) -> fx.Node:
+        """Calls a module on x (default: input 0), named by its weight if that ends in .weight, else by the node."""
+        name = ""
+        if weight is not None and self.inputs[weight].endswith(".weight"):
+            name = ".".join(filter(None, map(identifier, self.inputs[weight].split(".")[:-1])))
+        name = (name or identifier(self.name) or self.op.lower()) + suffix
+        return self._state.graph.call_module(self._state.own(name, module), (self.activation() if x is None else x,))
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        return self._state.graph.call_function(function, args, kwargs)
+
+    def buffer(self, index: int, value: Tensor) -> fx.Node:
+        return self._state.graph.get_attr(self._state.own(identifier(self.inputs[index]) or "constant", value))
+
+
+_BARE = fx.GraphModule(nn.Module(), fx.Graph())  # its attributes are the names that nothing in the file may take
+
+
+def identifier(name: str) -> str:
+    """The name as one valid Python identifier that a module can have as an attribute; "" if nothing is left of it."""
+    name = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")
+    return name + "_" if keyword.iskeyword(name) or hasattr(_BARE, name) else name
+
+
+def evaluate(node: onnx.NodeProto, inputs: dict[str, Array], opset: int) -> Array:
+    """The first output of a node whose inputs are all known, by ONNX's own reference."""
+    values = [onnx.ValueInfoProto(name=name) for name in (*inputs, node.output[0])]
+    graph = onnx.helper.make_graph([node], "node", values[:-1], values[-1:])
+    # The evaluator minds the opset of a model only, not of a node.
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    results: Any = ReferenceEvaluator(model).run(None, inputs)
+    return np.asarray(results[0])

