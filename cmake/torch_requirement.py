@@ -17,5 +17,5 @@ def dynamic_metadata(settings: dict[str, Any], project: dict[str, Any]) -> dict[
 
 
 def get_requires_for_dynamic_metadata(settings: dict[str, Any]) -> list[str]:
-    target_has_torch = subprocess.run([sys.executable, "-E", str(PROBE)], capture_output=True, check=False).returncode == 0
-    return [] if target_has_torch else ["torch>=2.10"]
+    probe = subprocess.run([sys.executable, "-E", str(PROBE)], capture_output=True, check=False)
+    return [] if probe.returncode == 0 else ["torch>=2.10"]

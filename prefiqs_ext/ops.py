@@ -1,7 +1,7 @@
 """The native operators, typed; and their fake kernels, which give shapes and errors without computing.
 
-A *pair* is an ordinary tensor ``[2N, ...]``: N dense rows first, then the same N inputs seen by the pruned network. Only
-convolutions and linear layers treat the halves apart. Inference only: an input that requires grad is an error.
+A *pair* is an ordinary tensor ``[2N, ...]``: N dense rows first, then the same N inputs seen by the pruned network.
+Only convolutions and linear layers treat the halves apart. Inference only: an input that requires grad is an error.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def dual_conv2d(
 ) -> Tensor:
     """Convolve with the dense and the masked weights in one pass over the weights.
 
-    ``dst = act(conv(src) + bias + shift + residual)``, where ``shift`` is the sum of ``tap_shift`` over the kernel's taps
-    that fall inside the image.
+    ``dst = act(conv(src) + bias + shift + residual)``, where ``shift`` is the sum of ``tap_shift`` over the kernel's
+    taps that fall inside the image.
 
     Args:
-        src: ``[N, C, H, W]`` shared by both branches or, with ``paired``, a pair ``[2N, C, H, W]``. float32, or uint8 when
-            not paired. channels_last is read in place, any other layout is copied first.
+        src: ``[N, C, H, W]`` shared by both branches or, with ``paired``, a pair ``[2N, C, H, W]``. float32, or uint8
+            when not paired. channels_last is read in place, any other layout is copied first.
         weight: ``[Co, C/groups, kh, kw]`` float32, unmasked; channels_last is read in place.
-        mask: int32 ``[Co, ceil(K/32)]`` with ``K = kh*kw*C/groups``: bit ``k = (r*kw + s)*(C/groups) + c`` of a row, least
-            significant first, is 1 where the pruned branch keeps the weight. None: no branch is pruned.
+        mask: int32 ``[Co, ceil(K/32)]`` with ``K = kh*kw*C/groups``: bit ``k = (r*kw + s)*(C/groups) + c`` of a row,
+            least significant first, is 1 where the pruned branch keeps the weight. None: no branch is pruned.
         bias: float32 ``[Co]``.
         tap_shift: float32 ``[2, Co, kh, kw]`` (dense, pruned), ``[1, Co, kh, kw]`` without a mask.
         slope: float32 ``[1]`` or ``[Co]``: PReLU slopes, 0 for ReLU. None: no activation.
@@ -95,7 +95,7 @@ def dual_linear(
 def embedding_distance(pair: Tensor) -> EmbeddingDistance:
     """L2-normalise both halves of a pair of embeddings and take the norm of their difference (PreFIQs, D).
 
-    A row of norm zero normalises to zeros, so a pruned embedding that vanished gives the distance 1. NaN passes through.
+    A row of norm zero normalises to zeros, so a pruned embedding that vanished gives the distance 1. NaN passes on.
 
     Args:
         pair: float32 ``[2N, d]``.
@@ -154,7 +154,7 @@ def _check_weight_companions(
         _expect_device(op, "bias", bias, src)
 
 
-@torch.library.register_fake("prefiqs_ext::dual_conv2d")
+@torch.library.register_fake("prefiqs_ext::dual_conv2d")  # type: ignore[untyped-decorator]
 def _fake_dual_conv2d(
     src: Tensor,
     weight: Tensor,
@@ -215,10 +215,8 @@ def _fake_dual_conv2d(
     return dst.to(memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("prefiqs_ext::dual_linear")
-def _fake_dual_linear(
-    src: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None, paired: bool
-) -> Tensor:
+@torch.library.register_fake("prefiqs_ext::dual_linear")  # type: ignore[untyped-decorator]
+def _fake_dual_linear(src: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None, paired: bool) -> Tensor:
     op = "dual_linear"
     _expect(src.dim() >= 2, op, f"expected src of shape [N, ..., I], got {_shape_text(src.shape)}")
     _expect_dtype(op, "src", src, torch.float32)
@@ -236,7 +234,7 @@ def _fake_dual_linear(
     return src.new_empty([rows, *src.shape[1:-1], outputs])
 
 
-@torch.library.register_fake("prefiqs_ext::embedding_distance")
+@torch.library.register_fake("prefiqs_ext::embedding_distance")  # type: ignore[untyped-decorator]
 def _fake_embedding_distance(pair: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     op = "embedding_distance"
     _expect(pair.dim() == 2, op, f"expected pair of shape [2N, d], got {_shape_text(pair.shape)}")

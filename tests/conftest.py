@@ -34,4 +34,5 @@ def crops() -> Tensor:
     files = sorted(CROPS.glob("*/*.jpg"))[::57][:40]
     if not files:
         pytest.skip(f"no face crops in {CROPS}")
-    return torch.stack([torch.from_numpy(cv2.imread(str(file))[..., ::-1].copy()) for file in files]).permute(0, 3, 1, 2)
+    images = [torch.from_numpy(cv2.imread(str(file))[..., ::-1].copy()) for file in files]
+    return torch.stack(images).permute(0, 3, 1, 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,13 +23,13 @@ ISAS = ("avx512", "avx2", "scalar")
 
 
 @pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("PREFIQS_CPU_ISA", request.param)
     try:
         _C.cpu_isa()
     except RuntimeError:
         pytest.skip(f"this CPU has no {request.param}")
-    yield request.param
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +48,7 @@ def random_mask(weight: Tensor, keep: float = 0.6) -> Tensor:
     return pack_mask(torch.rand(weight.shape) < keep)
 
 
-# channels, filters, kernel, stride, padding, dilation, groups, image; no dimension divides the tiles evenly unless it says so
+# channels, filters, kernel, stride, padding, dilation, groups, image; unless named "even", nothing divides the tiles
 SHAPES = {
     "stem": (3, 64, (3, 3), (1, 1), (1, 1), (1, 1), 1, (9, 11)),
     "even-tiles": (64, 64, (3, 3), (1, 1), (1, 1), (1, 1), 1, (14, 14)),
@@ -201,9 +200,7 @@ def test_linear_row_bits_do_not_depend_on_batch_or_threads(isa: str) -> None:
     mask = random_mask(weight)
     dense, pruned = ops.dual_linear(src, weight, mask).chunk(2)
     for row in (0, 9, 16):
-        assert torch.equal(
-            ops.dual_linear(src[row : row + 1], weight, mask), torch.stack([dense[row], pruned[row]])
-        )
+        assert torch.equal(ops.dual_linear(src[row : row + 1], weight, mask), torch.stack([dense[row], pruned[row]]))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -315,7 +312,10 @@ BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
         {"residual": torch.randn(3, 6, 5, 5)},
         "expected residual of shape [4, 6, 5, 5], got [3, 6, 5, 5]",
     ),
-    "residual dtype": ({"residual": torch.randn(2, 6, 5, 5).double()}, "expected residual of dtype float32, got Double"),
+    "residual dtype": (
+        {"residual": torch.randn(2, 6, 5, 5).double()},
+        "expected residual of dtype float32, got Double",
+    ),
     "small image": (
         {"src": torch.randn(2, 4, 2, 5), "padding": (0, 0)},
         "expected a padded image that holds the kernel, got image [2, 4, 2, 5] and kernel [6, 4, 3, 3]",
