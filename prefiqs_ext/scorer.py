@@ -107,14 +107,14 @@ class Scorer(nn.Module):
             TypeError, ValueError: naming what was expected and what came.
         """
         self._check(batch)
+        if not batch.shape[0]:
+            return self._empty()
         with torch.inference_mode():
             # Read together with the result: one wait for the device, not two.
-            extremes = torch.stack(batch.aminmax()) if batch.is_floating_point() and batch.numel() > 0 else None
+            extremes = torch.stack(batch.aminmax()) if batch.is_floating_point() else None
             outputs = [self.forward(self._network_input(rows)) for rows in torch.split(batch, self.chunk)]
         if extremes is not None:
             self._check_values(batch, *extremes.tolist())
-        if not batch.shape[0]:
-            return self._empty()
         # Joined outside inference mode, so that the results are ordinary tensors.
         output = ScoreOutput(*(torch.cat(fields) for fields in zip(*outputs, strict=True)))
         return self._check_rows(output)

@@ -1,4 +1,4 @@
-"""What the three operators mean, in plain torch: slow, obvious, any floating dtype.
+"""What the three operators, and a pair, mean in plain torch: slow, obvious, any floating dtype.
 
 Nothing of prefiqs_ext is imported here. Computation happens in the dtype of ``weight`` (of ``pair`` for the distance):
 pass float64 tensors for a float64 expectation. A uint8 ``src`` is read as the numbers 0 to 255.
@@ -6,11 +6,12 @@ pass float64 tensors for a float64 expectation. A uint8 ``src`` is read as the n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def unpack_mask(packed: Tensor, weight_shape: Sequence[int]) -> Tensor:
@@ -117,3 +118,25 @@ def unit(rows: Tensor) -> Tensor:
     """Rows [N, d] divided by their L2 norms; a zero row stays zero."""
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return torch.where(norm == 0, torch.zeros_like(rows), rows / norm)
+
+
+def expected_pair(
+    model: nn.Module, masks: Mapping[str, Tensor], batch: Tensor, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """[2N, d]: the model's embeddings, then those of a second model whose weights are multiplied by the masks.
+
+    The embedding is the model's output, or the first of several. A uint8 batch stays uint8.
+    """
+    dense = copy.deepcopy(model).to(dtype)
+    pruned = copy.deepcopy(dense)
+    for name, mask in masks.items():
+        weight = pruned.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        weight.data *= mask
+    batch = batch if batch.dtype == torch.uint8 else batch.to(dtype)
+    halves = []
+    for network in (dense, pruned):
+        with torch.no_grad():
+            out = network(batch.clone())
+        halves.append(out if isinstance(out, Tensor) else out[0])
+    return torch.cat(halves)

@@ -234,6 +234,9 @@ def test_outputs_are_ordinary_tensors(small_scorer: Scorer, images: Tensor) -> N
 def test_an_empty_batch_gives_empty_tensors(small_scorer: Scorer) -> None:
     out = small_scorer(torch.zeros(0, 3, 16, 20, dtype=torch.uint8))
     assert [tuple(field.shape) for field in out] == [(0,), (0,), (0, 16), (0, 16), (0,)]
+    # A network whose reshape could not run on no rows.
+    size = networks.ZOO_SIZE
+    assert len(Scorer(networks.ZOO["mobile"](), example=torch.rand(1, 3, size, size))(torch.rand(0, 3, size, size))[0]) == 0
 
 
 def test_score_uses_the_built_in_network(sface_file: Path, scorer: Scorer, crops: Tensor) -> None:

@@ -1,0 +1,141 @@
+"""From a module to a graph: what the model computes, as a list of operations.
+
+The one place that knows how a graph is had. Today: torch.fx symbolic tracing. A second way (torch.export, for a forward
+that branches on tensors) would return the same `Captured` and change nothing after it.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+PREFIX = "model."
+"""What names of the caller's model begin with in a captured graph; anything else is a constant found while tracing."""
+
+_OUT_OF_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imatmul: operator.matmul,
+    operator.ipow: operator.pow,
+    operator.imod: operator.mod,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
+}
+
+
+@dataclass(frozen=True)
+class Captured:
+    """graph: one placeholder, no operation that writes to its input. root: what the graph's targets are found in.
+    model: `root.model`, the caller's model with its structure and buffers copied and its parameters shared."""
+
+    graph: fx.Graph
+    root: nn.Module
+    model: nn.Module
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether the module computes exactly what Conv1d, Conv2d or Linear compute from `weight` and `bias`."""
+    for kind in (nn.Conv1d, nn.Conv2d):
+        if isinstance(module, kind):
+            methods = type(module)
+            return methods.forward is kind.forward and methods._conv_forward is kind._conv_forward
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+
+
+def capture(model: nn.Module) -> Captured:
+    """Traces a copy of the model's structure; the model itself is only read.
+
+    Raises ValueError for what a graph would lose (hooks, parametrizations) and for a forward that cannot be traced.
+    """
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(
+                f"dualize: {name or 'the model'!r} has forward hooks, which a captured graph would not run: "
+                "remove them (after torch.nn.utils.prune: prune.remove; after weight_norm: remove_weight_norm)"
+            )
+        if parametrize.is_parametrized(module):
+            raise ValueError(
+                f"dualize: {name or 'the model'!r} computes its weight: "
+                "call torch.nn.utils.parametrize.remove_parametrizations first"
+            )
+    parameters = {id(parameter): parameter for parameter in model.parameters()}
+    try:
+        root = _OneInput(copy.deepcopy(model, parameters))
+        graph = _Tracer().trace(root)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"dualize: torch.fx cannot trace {type(model).__name__}: {reason}; its forward must take one tensor and "
+            "must not branch on tensor values"
+        ) from error
+    _without_mutation(graph, root)
+    for node in graph.nodes:
+        # A convolution's result is channels_last here, where view() would refuse what it did before.
+        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
+            node.target = "reshape"
+    return Captured(graph, root, root.model)
+
+
+class _OneInput(nn.Module):
+    """Optional arguments of the model's forward keep their defaults, and tracing sees them as plain Python values."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> object:
+        return self.model(x)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            return is_layer(m)
+        return super().is_leaf_module(m, module_qualified_name)
+
+
+def _without_mutation(graph: fx.Graph, root: nn.Module) -> None:
+    """Operations that write to their first input become ones that do not; later readers of the input read the result.
+
+    (The `inplace` of modules is switched off where they are copied.)
+    """
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or not _make_out_of_place(node, root):
+            continue
+        later = {user for user in source.users if position[user] > position[node]}
+        source.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+
+
+def _make_out_of_place(node: fx.Node, root: nn.Module) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_method":
+        name = str(node.target)
+        if not name.endswith("_") or name.endswith("__") or not hasattr(Tensor, name[:-1]):
+            return False
+        node.target = name[:-1]
+        return True
+    if node.op == "call_function":
+        if node.target in _OUT_OF_PLACE:
+            node.target = _OUT_OF_PLACE[node.target]
+            return True
+        name = getattr(node.target, "__name__", "")
+        if name.endswith("_") and hasattr(F, name[:-1]):  # torch.relu_
+            node.target = getattr(F, name[:-1])
+            return True
+        if node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+            return True
+    return False

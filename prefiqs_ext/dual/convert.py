@@ -1,0 +1,139 @@
+"""dualize: a model becomes a graph that gives the pair of embeddings, dense and pruned, in one pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..pruning import Pruning
+from .capture import PREFIX, Captured, capture
+from .check import self_check
+from .fuse import fuse as fold
+from .layers import LAYERS, Layer, find_layers, refuse_hidden_weights
+from .pairing import pair
+from .rows import Value, leaves, observe
+
+
+def dualize(
+    model: nn.Module,
+    pruning: Pruning | Mapping[str, Tensor] = Pruning(),  # noqa: B008, frozen
+    *,
+    example: Tensor,
+    fuse: bool = True,
+) -> fx.GraphModule:
+    """A graph module: images [N, ...] -> the pair of embeddings [2N, d], dense rows first, not normalised.
+
+    model: any module in eval mode with float32 parameters whose forward takes one tensor; the first 2-d floating tensor
+        among its outputs is the embedding. It is only read: the result holds copies and no reference to it.
+    pruning: which weights the pruned branch loses; or masks, module name -> bool tensor of its weight's shape, True =
+        keep. All before the first layer that loses a weight is computed once for both branches.
+    example: one or more inputs, float or uint8 [N, ...], on the model's device. The first row, and seeded variations of
+        it, show which values carry the batch and serve the self-check.
+    fuse: fold batch norm, input normalisation, activations and residuals into the layers. The results are equal but for
+        rounding.
+
+    The result takes any N, and the float or uint8 values that the model takes.
+
+    Raises ValueError, in one line, for a model in train mode, without layers to prune, that cannot be traced, with
+    operations that mix rows of the batch or hide their weights; RuntimeError if the self-check fails.
+    """
+    _check_arguments(model, example)
+    masks = pruning.masks(model) if isinstance(pruning, Pruning) else _checked(pruning, model)
+    captured = capture(model)
+    refuse_hidden_weights(captured)
+    values = observe(captured, example)
+    _keep_embedding(captured.graph, values)
+    layers = find_layers(captured, values, masks)
+    if fuse:
+        fold(captured, values, layers)
+    pair(captured.graph, values, layers)
+    result = _build(captured, layers, type(model).__name__)
+    self_check(result, captured, masks, example)
+    return result
+
+
+def _check_arguments(model: nn.Module, example: Tensor) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"dualize: expected a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if module.training:
+            raise ValueError(f"dualize: {name or 'the model'!r} is in train mode: call model.eval() first")
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise ValueError(
+                f"dualize: expected float32 parameters, got {parameter.dtype} in {name!r}: call model.float()"
+            )
+    if not isinstance(example, Tensor) or example.dim() < 2 or example.shape[0] < 1:
+        got = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise ValueError(f"dualize: expected an example [N, ...] of one or more inputs, got {got}")
+    if not example.is_floating_point() and example.dtype != torch.uint8:
+        raise ValueError(f"dualize: expected a floating or uint8 example, got {example.dtype}")
+
+
+def _checked(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Masks that are the caller's own, each fitting a layer."""
+    modules = dict(model.named_modules())
+    if not any(isinstance(module, LAYERS) for module in modules.values()):
+        raise ValueError(f"dualize: the model has no convolution or linear layer to prune: {type(model).__name__}")
+    for name, mask in masks.items():
+        layer = modules.get(name)
+        if not isinstance(layer, LAYERS):
+            raise ValueError(f"dualize: expected masks of convolutions and linear layers, got one for {name!r}")
+        if mask.dtype != torch.bool or mask.shape != layer.weight.shape:
+            raise ValueError(
+                f"dualize: expected a bool mask {list(layer.weight.shape)} for {name!r}, "
+                f"got {mask.dtype} {list(mask.shape)}"
+            )
+    return dict(masks)
+
+
+def _keep_embedding(graph: fx.Graph, values: dict[fx.Node, Value]) -> None:
+    """The graph's output becomes the first 2-d floating tensor among its outputs."""
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    tensors = [leaf for leaf in leaves(output.args[0]) if isinstance(leaf, fx.Node) and values[leaf].kind == "tensor"]
+    for tensor in tensors:
+        value = values[tensor]
+        floating = value.dtype is not None and value.dtype.is_floating_point
+        if value.batch and floating and len(value.shape) == 2 and value.shape[0] == 1:
+            output.args = (tensor,)
+            return
+    shapes = ", ".join(str(list(values[tensor].shape)) for tensor in tensors) or "no tensor"
+    raise ValueError(
+        f"dualize: expected an embedding, a floating tensor [N, d], among the outputs; got {shapes} for N = 1"
+    )
+
+
+def _build(captured: Captured, layers: dict[str, Layer], name: str) -> fx.GraphModule:
+    """Gives the graph modules and tensors of its own, under the names of the caller's model."""
+    owned: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    for node in captured.graph.nodes:
+        node.meta.clear()
+        node.type = None
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        target = str(node.target)
+        if target not in names:
+            names[target] = target.removeprefix(PREFIX)
+            while names[target] in owned:  # a constant found while tracing, named as something of the model's own
+                names[target] += "_"
+            owned[names[target]] = layers[target].module() if target in layers else _copy(captured.root, target)
+        node.target = names[target]
+    return fx.GraphModule(owned, captured.graph, class_name=f"Dual{name}").eval()
+
+
+def _copy(root: nn.Module, target: str) -> object:
+    source = reduce(getattr, target.split("."), root)
+    if isinstance(source, Tensor):
+        return source.detach().clone()
+    own = copy.deepcopy(source)
+    if isinstance(own, nn.Module):
+        own.requires_grad_(False)
+        if "inplace" in vars(own):
+            vars(own)["inplace"] = False  # capture has put the readers of what it wrote in order
+    return own

@@ -1,0 +1,141 @@
+"""The layers that know of the two branches. Everything else in a converted graph runs on the pair as on any batch.
+
+A pair is a batch of 2N rows, dense rows first. A layer owns one weight tensor, one bit per weight (its mask, packed as
+`prefiqs_ext.pruning.pack_mask` says) and a few numbers per channel.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..pruning import pack_mask
+
+
+def duplicate(x: Tensor) -> Tensor:
+    """A shared value [N, ...] -> the pair [2N, ...] of two equal halves, in x's memory format."""
+    return torch.cat([x, x])
+
+
+def paired_size(size: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape (N, ...) of a shared value -> (2N, ...)."""
+    return (2 * size[0], *size[1:])
+
+
+class DualConv2d(nn.Module):
+    """A convolution under the dense and the pruned weights, with what was folded into it.
+
+    dst = act(conv(src) + bias + sum over the taps inside the image of tap_shift + residual), see ops.dual_conv2d.
+
+    weight: [Co, C/g, kh, kw], not masked; kept as a float32 copy in channels_last storage. mask: bool of the weight's
+    shape, True = keep, kept packed; None runs both branches, or the one, on the dense weights. bias [Co]; tap_shift
+    [2, Co, kh, kw] with a mask, else [1, Co, kh, kw]; slope [1] or [Co], 0 for ReLU; all kept as float32 copies.
+    stride, padding, dilation, groups: as in torch.nn.Conv2d. pad, pad_mode: arguments of torch.nn.functional.pad,
+    applied to src first: paddings that the operator has not (reflection, one-sided zeros).
+    """
+
+    weight: Tensor
+    mask: Tensor | None
+    bias: Tensor | None
+    tap_shift: Tensor | None
+    slope: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        tap_shift: Tensor | None = None,
+        slope: Tensor | None = None,
+        *,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+        pad: tuple[int, ...] | None = None,
+        pad_mode: str = "constant",
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", _own(weight, torch.channels_last))
+        self.register_buffer("mask", None if mask is None else pack_mask(mask).to(weight.device))
+        self.register_buffer("bias", _own(bias))
+        self.register_buffer("tap_shift", _own(tap_shift))
+        self.register_buffer("slope", _own(slope))
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.pad, self.pad_mode = pad, pad_mode
+
+    def forward(self, src: Tensor, residual: Tensor | None = None, *, paired: bool = False) -> Tensor:
+        """src [N, C, H, W], or [2N, C, H, W] if paired, float32 or (not paired) uint8 -> [rows, Co, Ho, Wo].
+
+        rows: 2N with a mask, else as many as src has. residual: as many rows as the result, or half as many, which both
+        branches then share. paired is an argument of the call: a network may use one layer on both kinds of value.
+        """
+        if self.pad is not None:
+            src = F.pad(src.to(self.weight.dtype), self.pad, self.pad_mode)
+        return ops.dual_conv2d(
+            src,
+            self.weight,
+            self.mask,
+            self.bias,
+            self.tap_shift,
+            self.slope,
+            residual,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            paired=paired,
+        )
+
+    def extra_repr(self) -> str:
+        out, inside, *kernel = self.weight.shape
+        folded = [name for name in ("mask", "bias", "tap_shift", "slope") if getattr(self, name) is not None]
+        padding = self.padding if self.pad is None else f"{self.pad_mode} {self.pad}"
+        return (
+            f"{inside * self.groups} -> {out}, {'x'.join(map(str, kernel))}, stride={self.stride}, padding={padding}, "
+            f"dilation={self.dilation}, groups={self.groups}, with {', '.join(folded) or 'weight only'}"
+        )
+
+
+class DualConv1d(DualConv2d):
+    """As DualConv2d for [N, C, L]: a map of one row. Its weight is [Co, C/g, 1, k]."""
+
+    def forward(self, src: Tensor, residual: Tensor | None = None, *, paired: bool = False) -> Tensor:
+        """src [N, C, L], or [2N, C, L] if paired -> [rows, Co, Lo]."""
+        row = None if residual is None else residual.unsqueeze(2)
+        return super().forward(src.unsqueeze(2), row, paired=paired).squeeze(2)
+
+
+class DualLinear(nn.Module):
+    """A linear layer under the dense and the pruned weights.
+
+    weight: [Co, K], not masked, kept as a float32 copy. mask: bool [Co, K], True = keep, kept packed; None runs both
+    branches, or the one, on the dense weights. bias: [Co], kept as a float32 copy.
+    """
+
+    weight: Tensor
+    mask: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", _own(weight))
+        self.register_buffer("mask", None if mask is None else pack_mask(mask).to(weight.device))
+        self.register_buffer("bias", _own(bias))
+
+    def forward(self, src: Tensor, *, paired: bool = False) -> Tensor:
+        """src [N, ..., K], or [2N, ..., K] if paired -> [rows, ..., Co], rows: 2N with a mask, else as many as src."""
+        return ops.dual_linear(src, self.weight, self.mask, self.bias, paired=paired)
+
+    def extra_repr(self) -> str:
+        out, inside = self.weight.shape
+        return f"{inside} -> {out}, {'dense' if self.mask is None else 'with mask'}"
+
+
+def _own(tensor: Tensor | None, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor | None:
+    """A float32 copy that shares nothing with the caller's tensor."""
+    if tensor is None:
+        return None
+    return torch.empty_like(tensor, dtype=torch.float32, memory_format=memory_format).copy_(tensor.detach())
