@@ -5,7 +5,9 @@ TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 
 BIN := .venv/bin
-SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml
+# Folders of the package too: an editable install learns of new modules only when it is made anew.
+SOURCES := $(shell find csrc cmake -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml \
+	$(shell find prefiqs_ext -mindepth 1 -type d -not -name __pycache__)
 
 .PHONY: demo test lint bench clean
 
@@ -21,7 +23,7 @@ lint: .venv/installed
 	$(BIN)/pre-commit run --all-files
 
 bench: .venv/installed
-	$(BIN)/python -m pip install $(PIP_ARGS) $(TORCH) '.[bench]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(TORCH) --editable '.[bench]'
 	$(BIN)/python -m benchmarks.score --model iresnet50 --batch 16
 
 # Editable, so that Python changes need no install; the native parts are rebuilt when their sources change.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from prefiqs_ext import _C
 
 PACKAGE = Path(_C.__file__).parent
 LIBRARIES = sorted([*PACKAGE.glob("libprefiqs_*.so"), Path(_C.__file__)])
+CMAKE = Path(__file__).parents[1] / "cmake"
 EXPORTS = Path(__file__).parent / "data" / "torch_2_10_symbols.txt"
 
 
@@ -32,3 +36,27 @@ def test_needs_nothing_that_torch_2_10_lacks(library: Path) -> None:
     mangled = ("_ZN5torch", "_ZNK5torch", "_ZN3c10", "_ZNK3c10", "_ZN2at", "_ZNK2at")
     assert not {name for name in symbols if name.startswith(mangled)}
     assert from_torch or library.name.startswith("_C")
+
+
+@pytest.mark.parametrize("has_torch", [True, False])
+def test_torch_is_a_build_requirement_only_where_the_target_has_none(
+    has_torch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(CMAKE)
+    requirement = importlib.import_module("torch_requirement")
+    if not has_torch:  # an interpreter without site-packages
+        bare = tmp_path / "python"
+        bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+        bare.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(bare))
+    # What a build's own overlay holds must not count.
+    monkeypatch.setenv("PYTHONPATH", str(Path(torch.__file__).parents[1]))
+    assert requirement.get_requires_for_dynamic_metadata({}) == ([] if has_torch else ["torch>=2.10"])
+
+
+def test_torch_is_found_without_importing_it() -> None:
+    code = f"import sys; sys.path.insert(0, {str(CMAKE)!r}); import find_torch; print(find_torch.find())"
+    code += "; assert 'torch' not in sys.modules"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert str(Path(torch.__file__).parent) in found
+    assert torch.__version__ in found
