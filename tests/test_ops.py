@@ -18,6 +18,8 @@ from tests import oracle
 # Float32 sums of K products against float64: the error grows like sqrt(K) * 6e-8 of the result's scale; K is at most
 # 25088 here, and sums longer than one k block are split. 1e-5 of the largest result leaves a factor of three.
 TOLERANCE = 1e-5
+# Winograd adds and subtracts numbers up to eight times the result, and so multiplies rounding by about as much.
+WINOGRAD_TOLERANCE = 8 * TOLERANCE
 
 ISAS = ("avx512", "avx2", "scalar")
 
@@ -37,11 +39,11 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def assert_close(got: Tensor, expected: Tensor) -> None:
+def assert_close(got: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
     assert got.dtype == torch.float32
     assert got.shape == expected.shape
     scale = expected.abs().max().item() if expected.numel() else 1.0
-    assert (got - expected).abs().max().item() <= TOLERANCE * scale if expected.numel() else True
+    assert (got - expected).abs().max().item() <= tolerance * scale if expected.numel() else True
 
 
 def random_mask(weight: Tensor, keep: float = 0.6) -> Tensor:
@@ -71,6 +73,21 @@ SHAPES = {
 }
 
 
+WINOGRAD_SHAPES = {
+    "whole-tiles": (64, 64, (3, 3), (1, 1), (1, 1), (1, 1), 1, (8, 12)),
+    "parts-of-tiles": (37, 70, (3, 3), (1, 1), (1, 1), (1, 1), 1, (9, 11)),
+    "no-padding": (33, 40, (3, 3), (1, 1), (0, 0), (1, 1), 1, (10, 7)),
+    "wide-padding": (32, 32, (3, 3), (1, 1), (2, 3), (1, 1), 1, (6, 5)),
+    "deep": (512, 33, (3, 3), (1, 1), (1, 1), (1, 1), 1, (7, 7)),
+    "several-blocks-of-tiles": (32, 32, (3, 3), (1, 1), (1, 1), (1, 1), 1, (30, 29)),
+}
+SHAPES |= WINOGRAD_SHAPES
+
+
+def tolerance(shape: str) -> float:
+    return WINOGRAD_TOLERANCE if shape in (*WINOGRAD_SHAPES, "even-tiles") else TOLERANCE
+
+
 def conv_inputs(name: str, *, masked: bool, rows: int = 4) -> dict[str, Any]:
     channels, filters, kernel, stride, padding, dilation, groups, image = SHAPES[name]
     weight = torch.randn(filters, channels // groups, *kernel)
@@ -95,12 +112,32 @@ def expected_conv(inputs: dict[str, Any]) -> Tensor:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_conv2d(isa: str, shape: str, masked: bool, paired: bool) -> None:
     inputs = conv_inputs(shape, masked=masked) | {"paired": paired}
-    assert_close(ops.dual_conv2d(**inputs), expected_conv(inputs))
+    assert_close(ops.dual_conv2d(**inputs), expected_conv(inputs), tolerance(shape))
+
+
+@pytest.mark.parametrize("shape", WINOGRAD_SHAPES)
+def test_conv2d_by_either_algorithm(isa: str, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = conv_inputs(shape, masked=True)
+    results = []
+    for algorithm in ("winograd", "gemm"):
+        monkeypatch.setenv("PREFIQS_CPU_ALGORITHM", algorithm)
+        results.append(ops.dual_conv2d(**inputs))
+    monkeypatch.delenv("PREFIQS_CPU_ALGORITHM")
+    assert torch.equal(ops.dual_conv2d(**inputs), results[0])
+    assert not torch.equal(*results)
+    assert_close(results[1], expected_conv(inputs))
+
+
+def test_an_algorithm_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFIQS_CPU_ALGORITHM", "winograd")
+    message = "PREFIQS_CPU_ALGORITHM: expected depthwise, winograd or gemm, one that fits the layer; got 'winograd'"
+    with pytest.raises(RuntimeError, match=message):
+        ops.dual_conv2d(**conv_inputs("1x1", masked=True))
 
 
 @pytest.mark.parametrize("slopes", ["none", "relu", "prelu-one", "prelu"])
 @pytest.mark.parametrize("residual", ["none", "shared", "paired"])
-@pytest.mark.parametrize("shape", ["odd-channels", "depthwise", "several-k-blocks", "groups"])
+@pytest.mark.parametrize("shape", ["odd-channels", "depthwise", "several-k-blocks", "groups", "parts-of-tiles"])
 def test_conv2d_epilogue(isa: str, shape: str, residual: str, slopes: str) -> None:
     inputs = conv_inputs(shape, masked=True) | {"paired": True}
     filters = inputs["weight"].shape[0]
@@ -114,7 +151,7 @@ def test_conv2d_epilogue(isa: str, shape: str, residual: str, slopes: str) -> No
     plain = expected_conv(inputs)
     if residual != "none":
         inputs["residual"] = torch.randn(plain.shape)[: 2 if residual == "shared" else 4]
-    assert_close(ops.dual_conv2d(**inputs), expected_conv(inputs))
+    assert_close(ops.dual_conv2d(**inputs), expected_conv(inputs), tolerance(shape))
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
@@ -124,7 +161,7 @@ def test_conv2d_tap_shift(isa: str, shape: str, masked: bool) -> None:
     weight = inputs["weight"]
     inputs["tap_shift"] = torch.randn(2 if masked else 1, weight.shape[0], *weight.shape[2:])
     inputs["bias"] = torch.randn(weight.shape[0])
-    assert_close(ops.dual_conv2d(**inputs), expected_conv(inputs))
+    assert_close(ops.dual_conv2d(**inputs), expected_conv(inputs), tolerance(shape))
 
 
 @pytest.mark.parametrize("shape", ["stem", "7x7-stride-2", "depthwise"])
@@ -135,7 +172,7 @@ def test_conv2d_uint8_source(isa: str, shape: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ones", "zeros", "one-bit"])
-@pytest.mark.parametrize("shape", ["odd-channels", "depthwise", "several-k-blocks"])
+@pytest.mark.parametrize("shape", ["odd-channels", "depthwise", "several-k-blocks", "parts-of-tiles"])
 def test_conv2d_extreme_masks(isa: str, shape: str, kind: str) -> None:
     inputs = conv_inputs(shape, masked=True)
     keep = torch.full(inputs["weight"].shape, kind == "ones")
@@ -143,7 +180,7 @@ def test_conv2d_extreme_masks(isa: str, shape: str, kind: str) -> None:
         keep[-1, -1, -1, -1] = True
     inputs["mask"] = pack_mask(keep)
     got = ops.dual_conv2d(**inputs)
-    assert_close(got, expected_conv(inputs))
+    assert_close(got, expected_conv(inputs), tolerance(shape))
     dense, pruned = got.chunk(2)
     if kind == "ones":
         assert torch.equal(dense, pruned)
@@ -164,7 +201,9 @@ def test_conv2d_layouts_give_the_same_bits(isa: str, shape: str) -> None:
             assert torch.equal(ops.dual_conv2d(**(inputs | {name: layout})), expected)
 
 
-@pytest.mark.parametrize("shape", ["odd-channels", "depthwise", "several-k-blocks", "stem", "groups", "1x1"])
+@pytest.mark.parametrize(
+    "shape", ["odd-channels", "depthwise", "several-k-blocks", "stem", "groups", "1x1", *WINOGRAD_SHAPES]
+)
 def test_conv2d_row_bits_do_not_depend_on_batch_place_or_threads(isa: str, shape: str) -> None:
     inputs = conv_inputs(shape, masked=True, rows=7)
     everything = ops.dual_conv2d(**inputs)

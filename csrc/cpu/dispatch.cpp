@@ -10,15 +10,15 @@
 namespace prefiqs {
 namespace {
 
-// Widest first; within an instruction set the special kernel before the general one.
+// Widest first; within an instruction set the special kernels before the general one.
 constexpr std::array kernels{
 #ifdef PREFIQS_HAS_AVX512
-    &depthwise_conv_avx512, &gemm_conv_avx512,
+    &depthwise_conv_avx512, &winograd_conv_avx512, &gemm_conv_avx512,
 #endif
 #ifdef PREFIQS_HAS_AVX2
-    &depthwise_conv_avx2,   &gemm_conv_avx2,
+    &depthwise_conv_avx2,   &winograd_conv_avx2,   &gemm_conv_avx2,
 #endif
-    &depthwise_conv_scalar, &gemm_conv_scalar,
+    &depthwise_conv_scalar, &winograd_conv_scalar, &gemm_conv_scalar,
 };
 
 bool cpu_has(const char* isa) {
@@ -33,9 +33,16 @@ bool cpu_has(const char* isa) {
   return std::strcmp(isa, "scalar") == 0;
 }
 
+// Null where the variable is not set or empty. Read anew at each call, so that a test can set it; that costs nothing
+// beside a layer.
+const char* environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr || *value == '\0' ? nullptr : value;
+}
+
 const char* pick_isa() {
-  const char* forced = std::getenv("PREFIQS_CPU_ISA");
-  if (forced == nullptr || *forced == '\0') {
+  const char* forced = environment("PREFIQS_CPU_ISA");
+  if (forced == nullptr) {
     for (const ConvKernel* kernel : kernels) {
       if (cpu_has(kernel->isa)) return kernel->isa;
     }
@@ -56,10 +63,15 @@ const char* cpu_isa() { return pick_isa(); }
 
 const ConvKernel& choose_conv_kernel(const ConvParams& params) {
   const char* isa = cpu_isa();
+  const char* forced = environment("PREFIQS_CPU_ALGORITHM");
   for (const ConvKernel* kernel : kernels) {
-    if (std::strcmp(kernel->isa, isa) == 0 && kernel->fits(params)) return *kernel;
+    if (std::strcmp(kernel->isa, isa) != 0 || !kernel->fits(params)) continue;
+    if (forced == nullptr || std::strcmp(kernel->algorithm, forced) == 0) return *kernel;
   }
-  throw std::logic_error("prefiqs_ext: no kernel fits");  // the general kernel fits every layer
+  // The general kernel fits every layer, so only a forced algorithm can bring us here.
+  throw std::runtime_error(
+      std::string("PREFIQS_CPU_ALGORITHM: expected depthwise, winograd or gemm, one that fits the layer; got '") +
+      (forced == nullptr ? "" : forced) + "'");
 }
 
 float* thread_workspace(size_t floats) {

@@ -12,14 +12,11 @@
 #include <cstring>
 
 #include "cpu/kernels.h"
-#include "cpu/vec.h"
+#include "cpu/panel.h"
 
 namespace prefiqs {
 namespace {
 
-constexpr int lanes = Vec::width;
-constexpr int panel_width = 2 * lanes;
-constexpr int tile_pixels = Vec::tile_pixels;
 constexpr int64_t panel_budget = 96 * 1024;  // floats; half of a 1 MiB second-level cache leaves room for the pixels
 constexpr int64_t gather_below = 16;         // channels a tap
 
@@ -112,41 +109,6 @@ struct Workspace {
   }
 };
 
-// panel[k][j] = weight[co + j][k0 + k]; filters past the last one are zero.
-void pack_panel(const float* weight, int64_t depth, int64_t filters, int64_t k_count, float* panel) {
-  constexpr int64_t step = 16;  // one cache line of each filter at a time
-  for (int64_t k0 = 0; k0 < k_count; k0 += step) {
-    const int64_t count = min_of(step, k_count - k0);
-    for (int64_t j = 0; j < panel_width; ++j) {
-      float* dst = panel + k0 * panel_width + j;
-      if (j < filters) {
-        const float* src = weight + j * depth + k0;
-        for (int64_t k = 0; k < count; ++k) dst[k * panel_width] = src[k];
-      } else {
-        for (int64_t k = 0; k < count; ++k) dst[k * panel_width] = 0;
-      }
-    }
-  }
-}
-
-// Zeroes the panel's pruned weights in place. `mask` is at the first filter's word of the panel's first k.
-void prune_panel(const uint32_t* mask, int64_t mask_words, int64_t filters, int64_t k_count, float* panel) {
-  uint32_t words[panel_width];
-  for (int64_t k0 = 0; k0 < k_count; k0 += 32) {
-    for (int64_t j = 0; j < panel_width; ++j) words[j] = j < filters ? mask[j * mask_words + k0 / 32] : 0;
-    const int64_t count = min_of(32, k_count - k0);
-    for (int64_t k = 0; k < count; ++k) {
-      float* row = panel + (k0 + k) * panel_width;
-      for (int64_t j = 0; j < panel_width; ++j) {
-        uint32_t bits;
-        std::memcpy(&bits, row + j, sizeof bits);
-        bits &= 0u - ((words[j] >> k) & 1u);
-        std::memcpy(row + j, &bits, sizeof bits);
-      }
-    }
-  }
-}
-
 struct PanelTask {
   const Segment* segments;
   int64_t segment_count;
@@ -162,25 +124,12 @@ struct PanelTask {
 
 void run_panel(const PanelTask& t, const Epilogue& epilogue) {
   const int64_t n0 = min_of(t.filters, lanes), n1 = t.filters - n0;
-  Vec acc[tile_pixels][2];
-#pragma GCC unroll 16
-  for (int m = 0; m < tile_pixels; ++m) {
-    acc[m][0] = acc[m][1] = Vec::zero();
-  }
+  Sums<tile_pixels> sums_of_tile;
   const float* weights = t.panel;
   for (int64_t i = 0; i < t.segment_count; ++i) {
-    const float* const* rows = t.rows + i * tile_pixels;
-    for (int64_t c = 0; c < t.segments[i].length; ++c) {
-      const Vec w0 = Vec::load(weights), w1 = Vec::load(weights + lanes);
-      weights += panel_width;
-#pragma GCC unroll 16
-      for (int m = 0; m < tile_pixels; ++m) {
-        const Vec x = Vec::broadcast(rows[m][c]);
-        acc[m][0] = Vec::fma(x, w0, acc[m][0]);
-        acc[m][1] = Vec::fma(x, w1, acc[m][1]);
-      }
-    }
+    weights = sums_of_tile.add(t.rows + i * tile_pixels, t.segments[i].length, weights);
   }
+  auto& acc = sums_of_tile.acc;
 #pragma GCC unroll 16
   for (int m = 0; m < tile_pixels; ++m) {
     if (m >= t.tile->count) break;

@@ -17,9 +17,11 @@ struct ConvKernel {
 };
 
 extern const ConvKernel gemm_conv_scalar, gemm_conv_avx2, gemm_conv_avx512;
+extern const ConvKernel winograd_conv_scalar, winograd_conv_avx2, winograd_conv_avx512;
 extern const ConvKernel depthwise_conv_scalar, depthwise_conv_avx2, depthwise_conv_avx512;
 
-// The first kernel of the ordered list that this CPU can run and that fits the layer.
+// The first kernel of the ordered list that this CPU can run and that fits the layer. PREFIQS_CPU_ALGORITHM narrows the
+// list, for tests and benchmarks.
 const ConvKernel& choose_conv_kernel(const ConvParams&);
 
 // The instruction set in use: the widest this CPU has, or what the environment variable PREFIQS_CPU_ISA names.

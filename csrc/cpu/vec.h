@@ -29,6 +29,8 @@ struct Vec {
   void store(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, first(n), v); }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
   // x where x >= 0, else slope * x; a NaN stays a NaN.
   static Vec prelu(Vec x, Vec slope) {
     const __mmask16 negative = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_NGE_UQ);
@@ -53,6 +55,8 @@ struct Vec {
   void store(float* p, int64_t n) const { _mm256_maskstore_ps(p, first(n), v); }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
   static Vec prelu(Vec x, Vec slope) {
     const __m256 keep = _mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GE_OQ);
     return {_mm256_blendv_ps(_mm256_mul_ps(x.v, slope.v), x.v, keep)};
@@ -86,6 +90,14 @@ struct Vec {
   }
   friend Vec operator+(Vec a, Vec b) {
     for (int i = 0; i < 4; ++i) a.v[i] += b.v[i];
+    return a;
+  }
+  friend Vec operator-(Vec a, Vec b) {
+    for (int i = 0; i < 4; ++i) a.v[i] -= b.v[i];
+    return a;
+  }
+  friend Vec operator*(Vec a, Vec b) {
+    for (int i = 0; i < 4; ++i) a.v[i] *= b.v[i];
     return a;
   }
   static Vec prelu(Vec x, Vec slope) {

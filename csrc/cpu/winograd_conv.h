@@ -1,0 +1,270 @@
+// Winograd F(4x4, 3x3) for 3x3 convolutions of stride 1 (Lavin & Gray, arXiv 1509.09308): an output tile of 4 x 4
+// pixels costs 36 multiplications a channel pair instead of 144.
+//
+// In fast memory, a block of `block_tiles` tiles: transformed pixels V [branch][36][tile][c], products M
+// [36][tile][panel]; and of one panel of filters: the weights P [9][c][panel], packed once, and their transform U
+// [36][c][panel]. Tile loop: for each block of tiles: V = Bt d B; for each panel: pack P; U = G g Gt; 36 products M = V
+// U for the dense tiles; dst = At M A; then the mask is applied to P where it lies, and U, M and dst follow for the
+// pruned tiles. No transformed filter outlives its panel. A sum over c is one chain in order: no block or thread
+// changes a bit.
+#pragma once
+#include "cpu/kernels.h"
+#include "cpu/panel.h"
+
+namespace prefiqs {
+namespace {
+
+constexpr int points = 36;
+constexpr int out_tile = 4, in_tile = 6;
+constexpr int64_t most_tiles = 128;        // in a block: beyond it a panel's transform costs a few per cent at most
+constexpr int64_t pixel_budget = 2 << 20;  // floats of V, of one branch
+
+struct WinogradPlan {
+  int64_t tile_rows, tile_cols, tiles;  // of an image; of a branch
+  int64_t block_tiles, panels;
+
+  explicit WinogradPlan(const ConvParams& p) {
+    tile_rows = ceil_div(p.out_h, out_tile);
+    tile_cols = ceil_div(p.out_w, out_tile);
+    tiles = p.images * tile_rows * tile_cols;
+    const int64_t fitting = max_of(1, min_of(most_tiles, pixel_budget / (points * p.in_c)));
+    block_tiles = ceil_div(tiles, ceil_div(tiles, fitting));
+    panels = ceil_div(p.out_c, panel_width);
+  }
+};
+
+struct TilePlace {
+  int64_t image, row, col;  // of the tile's first output pixel
+};
+
+TilePlace place_tile(const WinogradPlan& plan, int64_t tile) {
+  const int64_t in_image = tile % (plan.tile_rows * plan.tile_cols);
+  return {tile / (plan.tile_rows * plan.tile_cols), in_image / plan.tile_cols * out_tile,
+          in_image % plan.tile_cols * out_tile};
+}
+
+// One dimension of Bt d.
+void transform_pixels(const Vec* d, int stride, Vec* t) {
+  const Vec two = Vec::broadcast(2), four = Vec::broadcast(4), five = Vec::broadcast(5);
+  const Vec d0 = d[0], d1 = d[stride], d2 = d[2 * stride], d3 = d[3 * stride], d4 = d[4 * stride], d5 = d[5 * stride];
+  const Vec even = d4 - four * d2, odd = d3 - four * d1, narrow = d4 - d2, wide = two * (d3 - d1);
+  t[0] = Vec::fma(four, d0, d4 - five * d2);
+  t[1 * stride] = even + odd;
+  t[2 * stride] = even - odd;
+  t[3 * stride] = narrow + wide;
+  t[4 * stride] = narrow - wide;
+  t[5 * stride] = Vec::fma(four, d1, d5 - five * d3);
+}
+
+// One dimension of G g: three weights to six.
+void transform_filter(Vec a, Vec b, Vec c, Vec* t, int stride) {
+  const Vec sixth = Vec::broadcast(1.0f / 6), twelfth = Vec::broadcast(1.0f / 12);
+  const Vec ends = sixth * (a + c), middle = sixth * b;
+  const Vec far_ends = Vec::fma(Vec::broadcast(1.0f / 24), a, sixth * c), far_middle = twelfth * b;
+  t[0] = Vec::broadcast(0.25f) * a;
+  t[1 * stride] = Vec::zero() - ends - middle;
+  t[2 * stride] = middle - ends;
+  t[3 * stride] = far_ends + far_middle;
+  t[4 * stride] = far_ends - far_middle;
+  t[5 * stride] = c;
+}
+
+// One dimension of At m: six sums to four.
+void transform_sums(const Vec* m, int m_stride, Vec* y, int y_stride) {
+  const Vec near_sum = m[m_stride] + m[2 * m_stride], near_difference = m[m_stride] - m[2 * m_stride];
+  const Vec far_sum = m[3 * m_stride] + m[4 * m_stride], far_difference = m[3 * m_stride] - m[4 * m_stride];
+  y[0] = m[0] + near_sum + far_sum;
+  y[1 * y_stride] = Vec::fma(Vec::broadcast(2), far_difference, near_difference);
+  y[2 * y_stride] = Vec::fma(Vec::broadcast(4), far_sum, near_sum);
+  y[3 * y_stride] = Vec::fma(Vec::broadcast(8), far_difference, near_difference) + m[5 * m_stride];
+}
+
+// V[point][tile][c] of tiles [begin, end) of one branch; `zeros` stands for the channels of a pixel on padding.
+void transform_block(const ConvParams& p,
+                     const WinogradPlan& plan,
+                     const float* src,
+                     int64_t begin,
+                     int64_t end,
+                     const float* zeros,
+                     float* pixels) {
+  const int64_t point_stride = plan.block_tiles * p.in_c;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const TilePlace at = place_tile(plan, tile);
+    const float* taps[points];
+    for (int i = 0; i < points; ++i) {
+      const int64_t row = at.row - p.pad_h + i / in_tile, col = at.col - p.pad_w + i % in_tile;
+      const bool inside = row >= 0 && row < p.in_h && col >= 0 && col < p.in_w;
+      taps[i] = inside ? src + at.image * p.in_plane() + (row * p.in_w + col) * p.in_c : zeros;
+    }
+    float* dst = pixels + (tile - begin) * p.in_c;
+    for (int64_t c = 0; c < p.in_c; c += lanes) {
+      const int64_t n = min_of(lanes, p.in_c - c);
+      Vec d[points], t[points];
+      if (n == lanes) {
+        for (int i = 0; i < points; ++i) d[i] = Vec::load(taps[i] + c);
+      } else {
+        for (int i = 0; i < points; ++i) d[i] = Vec::load(taps[i] + c, n);
+      }
+      for (int col = 0; col < in_tile; ++col) transform_pixels(d + col, in_tile, t + col);
+      for (int row = 0; row < in_tile; ++row) transform_pixels(t + row * in_tile, 1, d + row * in_tile);
+      for (int i = 0; i < points; ++i) {
+        if (n == lanes) {
+          d[i].store(dst + i * point_stride + c);
+        } else {
+          d[i].store(dst + i * point_stride + c, n);
+        }
+      }
+    }
+  }
+}
+
+// U[point][c][panel] of a packed panel [tap][c][panel].
+void transform_panel(const float* panel, int64_t channels, float* filters) {
+  const int64_t stride = channels * panel_width;
+  for (int64_t at = 0; at < stride; at += lanes) {
+    Vec half[in_tile * 3], t[in_tile];
+    for (int s = 0; s < 3; ++s) {
+      const float* column = panel + s * stride + at;
+      transform_filter(Vec::load(column), Vec::load(column + 3 * stride), Vec::load(column + 6 * stride), half + s, 3);
+    }
+    for (int row = 0; row < in_tile; ++row) {
+      transform_filter(half[row * 3], half[row * 3 + 1], half[row * 3 + 2], t, 1);
+      for (int i = 0; i < in_tile; ++i) t[i].store(filters + (row * in_tile + i) * stride + at);
+    }
+  }
+}
+
+// products[m][panel] = sum over c of pixels[m][c] * weights[c][panel], for `rows` rows, at most `most`.
+template <int most>
+void multiply_rows(int64_t rows, int64_t channels, const float* pixels, const float* weights, float* products) {
+  if (rows < most) {
+    if constexpr (most > 1) multiply_rows<most - 1>(rows, channels, pixels, weights, products);
+    return;
+  }
+  const float* row[most];
+  for (int m = 0; m < most; ++m) row[m] = pixels + m * channels;
+  Sums<most> sums;
+  sums.add(row, channels, weights);
+#pragma GCC unroll 16
+  for (int m = 0; m < most; ++m) {
+    sums.acc[m][0].store(products + m * panel_width);
+    sums.acc[m][1].store(products + m * panel_width + lanes);
+  }
+}
+
+// M[point][tile][panel] = sum over c of V[point][tile][c] * U[point][c][panel].
+void multiply_block(const ConvParams& p,
+                    const WinogradPlan& plan,
+                    int64_t tiles,
+                    const float* pixels,
+                    const float* filters,
+                    float* products) {
+  // As few groups of tiles as registers allow, of nearly equal size: none is left with a row or two.
+  const int64_t groups = ceil_div(tiles, tile_pixels);
+  for (int64_t point = 0; point < points; ++point) {
+    const float* weights = filters + point * p.in_c * panel_width;
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t tile = tiles * group / groups, rows = tiles * (group + 1) / groups - tile;
+      multiply_rows<tile_pixels>(rows, p.in_c, pixels + (point * plan.block_tiles + tile) * p.in_c, weights,
+                                 products + (point * plan.block_tiles + tile) * panel_width);
+    }
+  }
+}
+
+// dst of tiles [begin, end) of one branch, for the channels of one panel.
+void finish_block(const ConvParams& p,
+                  const WinogradPlan& plan,
+                  int64_t branch,
+                  int64_t begin,
+                  int64_t end,
+                  int64_t panel,
+                  const float* products) {
+  const Epilogue epilogue{p.slope, p.slope_stride};
+  const float* residual = p.branch_residual(branch);
+  float* dst = p.branch_dst(branch);
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const TilePlace at = place_tile(plan, tile);
+    for (int64_t v = 0; v < 2; ++v) {
+      const int64_t c = panel * panel_width + v * lanes, n = min_of(lanes, p.out_c - c);
+      if (n <= 0) break;
+      Vec m[points], half[out_tile * in_tile], y[out_tile * out_tile];
+      for (int i = 0; i < points; ++i) {
+        m[i] = Vec::load(products + (i * plan.block_tiles + tile - begin) * panel_width + v * lanes);
+      }
+      for (int col = 0; col < in_tile; ++col) transform_sums(m + col, in_tile, half + col, in_tile);
+      for (int row = 0; row < out_tile; ++row) transform_sums(half + row * in_tile, 1, y + row * out_tile, 1);
+      for (int64_t i = 0; i < out_tile && at.row + i < p.out_h; ++i) {
+        for (int64_t j = 0; j < out_tile && at.col + j < p.out_w; ++j) {
+          const int64_t row = at.row + i, col = at.col + j;
+          const int64_t pixel = ((at.image * p.out_h + row) * p.out_w + col) * p.out_c;
+          const float* bias = p.branch_bias(branch) + (p.row_class[row] * p.col_classes + p.col_class[col]) * p.out_c;
+          const Vec sum = epilogue(y[i * out_tile + j], bias, residual == nullptr ? nullptr : residual + pixel, c, n);
+          if (n == lanes) {
+            sum.store(dst + pixel + c);
+          } else {
+            sum.store(dst + pixel + c, n);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Panels [panel_begin, panel_end) for one block of tiles, both branches.
+void run_tiles(const ConvParams& p, const WinogradPlan& plan, int64_t block, int64_t panel_begin, int64_t panel_end) {
+  const int64_t begin = block * plan.block_tiles, end = min_of(begin + plan.block_tiles, plan.tiles);
+  const int64_t sources = p.src_shared ? 1 : p.branches;
+  const int64_t pixel_floats = points * plan.block_tiles * p.in_c;
+  const int64_t panel_floats = p.in_c * panel_width, zero_floats = ceil_div(p.in_c, 16) * 16;
+  float* pixels = thread_workspace(static_cast<size_t>(sources * pixel_floats + (9 + points) * panel_floats +
+                                                       points * plan.block_tiles * panel_width + zero_floats));
+  float* panel = pixels + sources * pixel_floats;
+  float* filters = panel + 9 * panel_floats;
+  float* products = filters + points * panel_floats;
+  float* zeros = products + points * plan.block_tiles * panel_width;
+  std::memset(zeros, 0, static_cast<size_t>(zero_floats) * sizeof(float));
+
+  for (int64_t source = 0; source < sources; ++source) {
+    transform_block(p, plan, p.branch_src(source), begin, end, zeros, pixels + source * pixel_floats);
+  }
+  for (int64_t index = panel_begin; index < panel_end; ++index) {
+    const int64_t c = index * panel_width, count = min_of(panel_width, p.out_c - c);
+    for (int64_t branch = 0; branch < p.branches; ++branch) {
+      if (branch == 0) {
+        pack_panel(p.weight + c * p.depth(), p.depth(), count, p.depth(), panel);
+        transform_panel(panel, p.in_c, filters);
+      } else if (p.mask != nullptr) {
+        prune_panel(p.mask + c * p.mask_words, p.mask_words, count, p.depth(), panel);
+        transform_panel(panel, p.in_c, filters);
+      }
+      multiply_block(p, plan, end - begin, pixels + (sources == 2 ? branch * pixel_floats : 0), filters, products);
+      finish_block(p, plan, branch, begin, end, index, products);
+    }
+  }
+}
+
+// Worth it where the tiles are well filled and there are channels enough to pay for the transforms.
+bool winograd_fits(const ConvParams& p) {
+  const bool shape = p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
+                     p.dilation_w == 1 && p.groups == 1;
+  const int64_t tile_area = ceil_div(p.out_h, out_tile) * ceil_div(p.out_w, out_tile) * out_tile * out_tile;
+  return shape && p.in_c >= 32 && p.out_c >= 32 && 2 * p.out_h * p.out_w >= tile_area;
+}
+
+int64_t winograd_work_items(const ConvParams& p) {
+  const WinogradPlan plan(p);
+  return ceil_div(plan.tiles, plan.block_tiles) * plan.panels;
+}
+
+// An item is a panel for a block of tiles; panels vary fastest, so a thread transforms a block's pixels once.
+void winograd_run(const ConvParams& p, int64_t begin, int64_t end) {
+  const WinogradPlan plan(p);
+  while (begin < end) {
+    const int64_t panel_begin = begin % plan.panels, panel_end = min_of(plan.panels, panel_begin + end - begin);
+    run_tiles(p, plan, begin / plan.panels, panel_begin, panel_end);
+    begin += panel_end - panel_begin;
+  }
+}
+
+}  // namespace
+}  // namespace prefiqs
