@@ -161,17 +161,38 @@ int64_t split_segments(const ConvParams& p, const Plan& plan, int64_t k_begin, i
   return count;
 }
 
+void copy_floats(const float* src, int64_t count, float* dst) {
+  for (int64_t i = 0; i < count; i += lanes) {
+    const int64_t n = min_of(lanes, count - i);
+    Vec::load(src + i, n).store(dst + i, n);
+  }
+}
+
+// The inputs of one pixel's sum in the order of k; a kernel row that lies inside the image is one run of floats.
+void gather_patch(const ConvParams& p, const Workspace& ws, const Tile& tile, const float* src, int m, float* dst) {
+  const int64_t channels = p.group_in_c();
+  const bool rows_are_runs = p.dilation_w == 1 && p.groups == 1;
+  for (int64_t r = 0; r < p.kernel_h; ++r) {
+    const float* first = tile.tap(p, src, m, r, 0);
+    if (rows_are_runs && first != nullptr && tile.in_col[m] + p.kernel_w <= p.in_w) {
+      copy_floats(first, p.kernel_w * channels, dst);
+      dst += p.kernel_w * channels;
+      continue;
+    }
+    for (int64_t s = 0; s < p.kernel_w; ++s, dst += channels) {
+      const float* at = tile.tap(p, src, m, r, s);
+      copy_floats(at == nullptr ? ws.zeros : at, channels, dst);
+    }
+  }
+}
+
 void fill_rows(
     const ConvParams& p, const Plan& plan, const Workspace& ws, const Tile& tile, const float* src, int64_t segments) {
   if (plan.gather) {
-    const size_t bytes = static_cast<size_t>(p.group_in_c()) * sizeof(float);
     for (int m = 0; m < tile_pixels; ++m) {
       float* dst = ws.patch + m * p.depth();
       ws.rows[m] = dst + ws.segments[0].channel;
-      for (int64_t tap = 0; tap < p.taps(); ++tap, dst += p.group_in_c()) {
-        const float* at = tile.tap(p, src, m, tap / p.kernel_w, tap % p.kernel_w);
-        std::memcpy(dst, at == nullptr ? ws.zeros : at, bytes);
-      }
+      gather_patch(p, ws, tile, src, m, dst);
     }
     return;
   }
