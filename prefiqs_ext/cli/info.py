@@ -1,0 +1,66 @@
+"""`prefiqs info`: what is installed here and what it can use."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+
+import click
+import cv2
+import PIL
+import torch
+
+from .. import __version__
+from ..models import weights as _weights
+from ..ops import _C
+from .weights import lines
+
+
+@click.command()
+def info() -> None:
+    """Show the build, what it uses here, and the weights.
+
+    Worth adding to a bug report. Nothing is fetched and nothing is scored.
+
+    \b
+    Example:
+      prefiqs info
+    """
+    for name, fact in _facts():
+        click.echo(f"{name:<17}{fact}")
+    click.echo("weights")
+    for line in lines():
+        click.echo(f"  {line}")
+
+
+def _facts() -> Iterator[tuple[str, str]]:
+    yield "prefiqs_ext", f"{__version__} (Apache-2.0)"
+    yield "python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
+    yield "torch", f"{torch.__version__}; this build was made with {_C.built_with_torch}"
+    yield "library", str(_C.__file__)
+    yield "photos", f"OpenCV {cv2.__version__}, Pillow {PIL.__version__}"
+    yield "instruction set", _instruction_set()
+    yield "threads", f"{torch.get_num_threads()} of {_cores()} cores; OMP_NUM_THREADS sets another number"
+    yield "CUDA", f"not used: this build computes on the CPU only ({_cuda()})"
+    origin = "from PREFIQS_HOME" if os.environ.get("PREFIQS_HOME") else "PREFIQS_HOME names another one"
+    yield "cache folder", f"{_weights.cache_folder()} ({origin})"
+
+
+def _instruction_set() -> str:
+    try:
+        isa = _C.cpu_isa()
+    except RuntimeError as error:  # it is here that one looks for what is wrong with PREFIQS_CPU_ISA
+        return f"none: {error}"
+    return f"{isa} (forced by PREFIQS_CPU_ISA)" if os.environ.get("PREFIQS_CPU_ISA") else f"{isa} (the best here)"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cuda() -> str:
+    if torch.version.cuda is None:
+        return "so does the installed torch"
+    devices = torch.cuda.device_count()
+    return f"the installed torch knows CUDA {torch.version.cuda} and finds {devices} device{'s' * (devices != 1)}"

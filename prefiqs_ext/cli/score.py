@@ -1,0 +1,155 @@
+"""`prefiqs score`: files and folders in, a table out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tqdm import tqdm
+
+from ..files import Pick, Results, find_paths, score_files
+from ..files.paths import shown
+from ..models import BUILT_IN
+from ..models.preset import PRESETS
+from ..pruning import Pruning
+from ..scorer import Scorer
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--aligned", is_flag=True, help="PATHs are ready crops of exactly the preset's size.")
+@click.option("--output", "-o", type=_FILE, metavar="FILE", help="A .csv, .jsonl or .txt. [default: csv to stdout]")
+@click.option(
+    "--embeddings",
+    type=_FILE,
+    metavar="FILE.npy",
+    help="Also the embeddings, row by row, and FILE.paths with the paths.",
+)
+@click.option("--top", type=click.IntRange(min=1), metavar="K", help="Keep the K rows of highest quality, best first.")
+@click.option("--below", type=float, metavar="Q", help="Keep the rows of quality below Q.")
+@click.option("--resume", is_flag=True, help="Go on with the output's FILE.part of an interrupted run.")
+@click.option("--model", default="sface", show_default=True, metavar="NAME|FILE.onnx", help="The recognition network.")
+@click.option("--preset", type=click.Choice(sorted(PRESETS)), help="The input it wants. [default: a built-in's own]")
+@click.option("--sparsity", type=float, default=0.4, show_default=True, help="Fraction of weights to prune, in [0, 1).")
+@click.option(
+    "--scope",
+    type=click.Choice(["layer", "global"]),
+    default="layer",
+    show_default=True,
+    help="Rank weights by layer or all together.",
+)
+@click.option(
+    "--layers",
+    multiple=True,
+    default=["conv"],
+    show_default=True,
+    metavar="conv|conv+linear|PATTERN",
+    help="What to prune; PATTERN is of layers' names and can be repeated.",
+)
+@click.option("--device", help="Where to compute. [default: cpu]")
+@click.option("--dtype", type=click.Choice(list(_DTYPES)), help="What to compute in. [default: float32]")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Crops scored together.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads that score. [default: all cores]")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that read files. [default: by cores]")
+def score(paths: tuple[str, ...], **options: Any) -> None:
+    """Score the faces in photos, or ready crops with --aligned.
+
+    PATH is a file, a folder (read recursively, sorted), or @LIST: a file with one path a line.
+
+    quality is in [0, 1], HIGHER is better; distance = 2 (1 - quality). csv and jsonl have one row a face, the largest
+    first, with status ok, no_face, unreadable or not_assessable. txt has one line a path, `path quality` of the largest
+    face. What could not be assessed goes to stderr. Exit code 1 if nothing could be scored.
+
+    Rows are in FILE.part until all are there; after Ctrl-C or a crash the same command with --resume goes on.
+
+    \b
+    Examples:
+      prefiqs score photos/ --output qualities.csv
+      prefiqs score @list.txt --output qualities.txt --resume
+      prefiqs score crops/ --aligned --output qualities.jsonl --embeddings embeddings.npy
+      prefiqs score photos/ --top 10
+    """
+    output, embeddings = options["output"], options["embeddings"]
+    if options["resume"] and output is None:
+        raise click.UsageError("--resume needs --output FILE, whose FILE.part it goes on with")
+    if options["top"] is not None and options["below"] is not None:
+        raise click.UsageError("--top and --below are two different picks: give one")
+    if options["model"] not in BUILT_IN and options["preset"] is None:
+        raise click.UsageError("--model FILE.onnx needs --preset: the file cannot tell the input its network wants")
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    files = find_paths(paths, _report)
+    if not files:
+        raise ValueError(f"expected images, found none in {', '.join(map(shown, paths))}")
+    pick = Pick(options["top"], options["below"])
+    results = Results(
+        output,
+        embeddings,
+        settings=_settings(options),
+        paths=files,
+        resume=options["resume"],
+        pick=pick if any(value is not None for value in pick) else None,
+    )
+    with results:
+        _score_rest(files, results, options)
+        results.finish()
+    counts = results.done.counts
+    summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    if not counts.get("ok"):
+        raise ValueError(f"nothing could be scored: {summary}")
+    if len(counts) > 1:
+        _report(f"{results.done.paths} files: {summary}")
+
+
+def _score_rest(files: list[str], results: Results, options: dict[str, Any]) -> None:
+    done = results.done.paths
+    if done == len(files):
+        return
+    layers = options["layers"]
+    scorer = Scorer(
+        options["model"],
+        Pruning(sparsity=options["sparsity"], scope=options["scope"], layers=layers if len(layers) > 1 else layers[0]),
+        preset=options["preset"],
+        device=options["device"],
+        dtype=_DTYPES.get(options["dtype"]),
+        on_bad="nan",
+    )
+    workers = options["workers"] if options["workers"] is not None else _default_workers()
+    rest: Iterator[str] = (files[index] for index in range(done, len(files)))
+    scored = score_files(rest, scorer, aligned=options["aligned"], batch_size=options["batch_size"], workers=workers)
+    # disable=None: only on a terminal
+    with closing(scored), tqdm(total=len(files), initial=done, unit="file", disable=None, leave=False) as bar:
+        for one in scored:
+            results.add(one)
+            for row in one.rows:
+                if row.status != "ok":
+                    _report(f"{shown(row.path)}: {row.status}: {row.reason}")
+            bar.update()
+
+
+def _default_workers() -> int:
+    """Half the cores this process may use: finding faces costs about as much as scoring them."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """What a row's numbers depend on."""
+    names = ("aligned", "model", "preset", "sparsity", "scope", "layers", "dtype")
+    settings = {name: options[name] for name in names} | {"layers": list(options["layers"])}
+    if options["model"] not in BUILT_IN:
+        status = os.stat(options["model"])
+        settings["model file"] = [status.st_size, status.st_mtime_ns]
+    return settings
+
+
+def _report(line: str) -> None:
+    tqdm.write(f"prefiqs: {line}", file=sys.stderr)

@@ -1,0 +1,50 @@
+"""The contact sheet: faces in reading order with their labels and qualities, as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from . import DemoFace
+
+# Pixels; together about as wide as a README's column.
+_COLUMNS = 5
+_FACE = 168
+_GAP = 20
+_LABEL = 52
+_TITLE = 60
+_BAR = 8
+
+_PAPER, _INK, _FAINT, _TRACK = "#ffffff", "#1b1f24", "#59636e", "#e4e8ec"
+_LOW, _HIGH = (0xB4, 0x3A, 0x2F), (0x1F, 0x8A, 0x5B)
+
+
+def contact_sheet(faces: Sequence[DemoFace], title: str) -> Image.Image:
+    """An RGB picture of the faces in the order given, each with quality, rank, label and a bar as long as its quality.
+
+    The colour of a bar goes from red, the lowest quality of these faces, to green, the highest.
+    """
+    rows = -(-len(faces) // _COLUMNS)
+    step_x, step_y = _FACE + _GAP, _FACE + _BAR + _LABEL + _GAP
+    size = (_COLUMNS * step_x + _GAP, _TITLE + rows * step_y)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    title_font, label_font, number_font = (ImageFont.load_default(points) for points in (21, 15, 20))
+    draw.text((_GAP, _TITLE / 2), title, _INK, title_font, anchor="lm")
+    qualities = [face.quality for face in faces]
+    low, high = min(qualities), max(qualities)
+    for rank, face in enumerate(faces):
+        x, y = _GAP + rank % _COLUMNS * step_x, _TITLE + rank // _COLUMNS * step_y
+        picture = Image.fromarray(face.image).resize((_FACE, _FACE), Image.Resampling.BICUBIC)
+        sheet.paste(picture, (x, y))
+        y += _FACE + _BAR // 2
+        share = (face.quality - low) / (high - low) if high > low else 1.0
+        colour = tuple(round(a + share * (b - a)) for a, b in zip(_LOW, _HIGH, strict=True))
+        draw.rectangle((x, y, x + _FACE - 1, y + _BAR - 1), _TRACK)
+        draw.rectangle((x, y, x + round(face.quality * _FACE) - 1, y + _BAR - 1), colour)
+        y += _BAR + 8
+        draw.text((x, y), f"{face.quality:.3f}", _INK, number_font)
+        draw.text((x + _FACE, y + 4), f"{rank + 1}", _FAINT, label_font, anchor="ra")
+        draw.text((x, y + 26), face.label, _FAINT, label_font)
+    return sheet

@@ -1,0 +1,196 @@
+"""Where the faces are: YuNet (OpenCV Zoo, MIT) through OpenCV, for photos of any size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from prefiqs_ext.faces.align import check_rgb, similarity
+from prefiqs_ext.faces.image import RGB
+from prefiqs_ext.models import weights
+
+# YuNet finds faces of about 15 to 350 pixels. The photo is looked at twice, its longer side scaled down to these, so
+# that faces are found from about 2 % of that side to nearly all of it. Smaller photos are never scaled up.
+_FINE, _COARSE = 1024, 320
+_LARGE = 350  # pixels of the finer look from which it sees parts of a face as faces
+# Then each face is looked at once more, scaled to _CLOSE pixels, for its landmarks. Those of smaller faces come out too
+# upright: measured on LFW, of a tilt of 15 degrees 10 remain after alignment from 75 pixels, 2 to 3 from 160 to 250.
+_CLOSE = 200
+_AROUND = 2.0  # side of what is looked at then, in sides of the face
+_X, _Y = [0, 4, 6, 8, 10, 12], [1, 5, 7, 9, 11, 13]  # columns of a row of YuNet's
+_SAME_FACE = 0.3  # intersection over union from which two boxes are one face; YuNet's own
+_MOST_CANDIDATES = 5000  # OpenCV's own
+
+
+class Detection(NamedTuple):
+    """One face, in pixels of the photo; pixel centres are whole numbers. Boxes may reach over the photo's border."""
+
+    x: float
+    """Left edge."""
+    y: float
+    """Upper edge."""
+    w: float
+    h: float
+    score: float
+    """YuNet's confidence in [0, 1] that this is a face. It says little about the face's quality."""
+    landmarks: NDArray[np.float32]
+    """[5, 2] x and y: right eye, left eye, nose tip, right and left corner of the mouth, the right being the person's
+    (left in the photo of somebody who faces it)."""
+
+
+class Detector:
+    """Finds faces. The same photo gives the same faces in the same order.
+
+    It can be pickled and forked: only the settings travel, each process loads the network (0.2 MB) at its first photo.
+    Not for several threads at once.
+
+    Args:
+        score_threshold: least confidence, in [0, 1], of what is called a face. Every candidate is looked at closely, so
+            below about 0.1 a photo may take minutes.
+
+    Raises:
+        ValueError: for a threshold outside [0, 1].
+        OSError: when the weights are neither in the cache folder nor to be had.
+    """
+
+    def __init__(self, score_threshold: float = 0.6) -> None:
+        if not 0 <= score_threshold <= 1:
+            raise ValueError(f"expected score_threshold in [0, 1], got {score_threshold:g}")
+        self.score_threshold = score_threshold
+        self._file = str(weights.fetch("yunet"))  # here, so that worker processes find it ready
+        self._network: cv2.FaceDetectorYN | None = None
+        self._process = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_network": None}
+
+    def detect(self, image: RGB) -> list[Detection]:
+        """The faces of a photo, largest box first. What has landmarks that no face has is left out.
+
+        Args:
+            image: uint8 ``[H, W, 3]`` RGB.
+
+        Raises:
+            TypeError, ValueError: for an image of another shape or type.
+        """
+        check_rgb(image)
+        fine = _scaled_down(image, _FINE)
+        coarse = _scaled_down(fine, _COARSE)
+        rows = self._rows(image, fine)
+        if coarse is not fine:
+            rows = _merged(rows, self._rows(image, coarse), large=_LARGE * max(image.shape) / max(fine.shape))
+        rows = _distinct([self._close(image, row) for row in rows])
+        rows = rows[np.argsort(-rows[:, 2] * rows[:, 3], kind="stable")]
+        found = (_detection(row) for row in rows)
+        return [face for face in found if _has_face_shape(face)]
+
+    def _close(self, image: RGB, row: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same face found again in the part of the photo around it, or the row as it was."""
+        side = float(row[2:4].max())
+        centre, reach = row[:2] + row[2:4] / 2, _AROUND / 2 * side
+        left, top = (max(0, int(low)) for low in centre - reach)
+        right, bottom = (max(0, int(high)) for high in centre + reach)
+        part = image[top:bottom, left:right]
+        if not part.size:
+            return row
+        found = self._rows(part, _scaled(part, _CLOSE / side))
+        found[:, _X] += left
+        found[:, _Y] += top
+        return max((other for other in found if _same_face(row, other)), key=lambda other: other[14], default=row)
+
+    def _rows(self, image: RGB, scaled: RGB) -> NDArray[np.float32]:
+        """YuNet's rows [n, 15] for the scaled photo, in pixels of the photo: box, five points, score."""
+        with _quiet_opencv():
+            if self._network is None or self._process != os.getpid():
+                self._network = cv2.FaceDetectorYN.create(
+                    self._file, "", (_COARSE, _COARSE), self.score_threshold, _SAME_FACE, _MOST_CANDIDATES
+                )
+                self._process = os.getpid()
+            height, width = scaled.shape[:2]
+            self._network.setInputSize((width, height))
+            rows = self._network.detect(cv2.cvtColor(scaled, cv2.COLOR_RGB2BGR))[1]
+        if rows is None:
+            return np.empty((0, 15), dtype=np.float32)
+        scale = (image.shape[1] / width, image.shape[0] / height)
+        # None has been seen that is no number, but a box is an exponential: nothing later has to think of it.
+        rows = rows[np.isfinite(rows).all(axis=1) & (rows[:, 2:4] > 0).all(axis=1)].astype(np.float64)
+        rows[:, 2:4] *= scale
+        for columns, factor in zip((_X, _Y), scale, strict=True):  # pixel centres are whole numbers in both
+            rows[:, columns] = (rows[:, columns] + 0.5) * factor - 0.5
+        return rows.astype(np.float32)
+
+
+def _detection(row: NDArray[np.float32]) -> Detection:
+    x, y, w, h, *_, score = map(float, row)
+    return Detection(x, y, w, h, score, row[4:14].reshape(5, 2).copy())
+
+
+def _scaled(image: RGB, scale: float) -> RGB:
+    height, width = image.shape[:2]
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    scaled: RGB = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)  # type: ignore[assignment]
+    return scaled
+
+
+def _scaled_down(image: RGB, side: int) -> RGB:
+    scale = side / max(image.shape[:2])
+    return _scaled(image, scale) if scale < 1 else image
+
+
+def _merged(fine: NDArray[np.float32], coarse: NDArray[np.float32], large: float) -> NDArray[np.float32]:
+    """The rows of both looks, one a face. The finer one has the better landmarks, but of large faces it sees parts."""
+    large_faces = [row for row in coarse if row[2:4].max() > large]
+    whole = [
+        row
+        for row in fine
+        if all(_intersection(row, face) < 0.5 * min(_area(row), _area(face)) for face in large_faces)
+    ]
+    return _distinct([*large_faces, *whole, *coarse])
+
+
+def _distinct(rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """One row a face, the first: float32 [n, 15]."""
+    kept: list[NDArray[np.float32]] = []
+    for row in rows:
+        if not any(_same_face(row, face) for face in kept):
+            kept.append(row)
+    return np.array(kept, dtype=np.float32).reshape(-1, 15)
+
+
+def _area(row: NDArray[np.float32]) -> float:
+    return float(row[2] * row[3])
+
+
+def _intersection(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    sides = np.minimum(a[:2] + a[2:4], b[:2] + b[2:4]) - np.maximum(a[:2], b[:2])
+    return float(sides.clip(0).prod())
+
+
+def _same_face(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
+    both = _intersection(a, b)
+    return both >= _SAME_FACE * (_area(a) + _area(b) - both)
+
+
+def _has_face_shape(face: Detection) -> bool:
+    try:
+        similarity(face.landmarks)
+    except ValueError:
+        return False
+    return True
+
+
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """OpenCV 5 prints a warning of its own making for every network it loads."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)

@@ -1,0 +1,257 @@
+"""Paths in, rows out: worker processes read the photos and find faces while this process scores them.
+
+Memory is bounded: workers are a few batches ahead at most, and only crops travel.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from prefiqs_ext.faces import Detector, UnreadableImage, find_faces, read_rgb
+from prefiqs_ext.files.rows import Row, Status
+from prefiqs_ext.models import weights
+from prefiqs_ext.scorer import Scorer
+
+_CHUNK = 4  # paths a worker takes at a time: few, so that a handful of photos keeps all workers busy
+
+
+class Scored(NamedTuple):
+    """What one path gave: one row a face, or one row that says why there is none."""
+
+    path: str
+    rows: list[Row]
+    embeddings: Tensor
+    """[len(rows), d] L2-normalised, float32; NaN in a row without one."""
+
+
+class _Read(NamedTuple):
+    """What a worker found in one file. boxes: (x, y, w, h, detector_score) of each crop; None for a ready crop."""
+
+    path: str
+    crops: Sequence[np.ndarray | Tensor]
+    boxes: Sequence[tuple[float, ...] | None]
+    status: Status = "ok"
+    reason: str = ""
+
+
+def score_files(
+    paths: Iterable[str], scorer: Scorer, *, aligned: bool = False, batch_size: int = 32, workers: int = 0
+) -> Generator[Scored, None, None]:
+    """Score image files, in order. A row's numbers have the same bits as the scorer gives for the crop alone.
+
+    Args:
+        paths: files; taken as they are needed.
+        scorer: has a preset, and on_bad="nan" if a face that cannot be assessed is to give a row instead of an error.
+        aligned: files are ready crops of exactly the preset's size. Otherwise faces are found and aligned to it.
+        batch_size: crops scored together.
+        workers: processes that read files ahead; 0: this one reads. A file on which a worker dies is "unreadable".
+            They are started afresh, so a script that uses them needs its `if __name__ == "__main__":`.
+
+    Raises:
+        ValueError: a scorer without preset, batch_size below 1, workers below 0.
+        OSError: the detector's weights are not to be had.
+    """
+    if scorer.preset is None:
+        raise ValueError("expected a scorer with a preset, which says how large a crop is; got none")
+    if batch_size < 1 or workers < 0:
+        raise ValueError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
+    if not aligned:
+        weights.fetch("yunet")  # once, and before workers start
+    return _score(_read(paths, _Reader(scorer.preset.size, aligned), workers, batch_size), scorer, batch_size)
+
+
+def _score(reads: Iterator[_Read], scorer: Scorer, batch_size: int) -> Generator[Scored, None, None]:
+    nothing = scorer(torch.empty(0, 3, *_size(scorer), dtype=torch.uint8)).embedding
+    waiting: list[_Read] = []
+    crops = 0
+    for read in reads:
+        waiting.append(read)
+        crops += len(read.crops)
+        # Files without a face wait as well, in order; they too are bounded.
+        if crops >= batch_size or len(waiting) >= 4 * batch_size:
+            yield from _score_batch(waiting, scorer, batch_size, nothing)
+            waiting, crops = [], 0
+    yield from _score_batch(waiting, scorer, batch_size, nothing)
+
+
+def _score_batch(reads: list[_Read], scorer: Scorer, batch_size: int, nothing: Tensor) -> Iterator[Scored]:
+    crops = [torch.as_tensor(crop) for read in reads for crop in read.crops]
+    parts = [torch.stack(crops[i : i + batch_size]) for i in range(0, len(crops), batch_size)]
+    outputs = [scorer(part.permute(0, 3, 1, 2)) for part in parts]
+    numbers = iter(
+        [
+            values
+            for output in outputs
+            for values in zip(
+                output.quality.tolist(),
+                output.distance.tolist(),
+                output.embedding_norm.tolist(),
+                output.embedding,
+                strict=True,
+            )
+        ]
+    )
+    for read in reads:
+        rows, embeddings = [], []
+        for face, (box, (quality, distance, norm, embedding)) in enumerate(
+            zip(read.boxes, islice(numbers, len(read.boxes)), strict=True)
+        ):
+            x, y, w, h, score = box or (None,) * 5
+            if distance == distance:
+                rows.append(Row(read.path, face, "ok", quality, distance, norm, x, y, w, h, score))
+                embeddings.append(embedding)
+            else:
+                why = "its embedding has no direction: a blank image, or broken weights"
+                rows.append(Row(read.path, face, "not_assessable", None, None, None, x, y, w, h, score, why))
+                embeddings.append(torch.full_like(embedding, torch.nan))
+        if not rows:
+            rows = [Row(read.path, None, read.status, reason=read.reason)]
+            embeddings = [nothing.new_full(nothing.shape[1:], torch.nan)]
+        yield Scored(read.path, rows, torch.stack(embeddings))
+
+
+def _size(scorer: Scorer) -> tuple[int, int]:
+    assert scorer.preset is not None
+    return scorer.preset.size
+
+
+class _Reader(Dataset[_Read]):
+    """A path -> its crops. Lives in the workers; the paths themselves are the dataset's keys."""
+
+    def __init__(self, size: tuple[int, int], aligned: bool) -> None:
+        self._size = size
+        self._aligned = aligned
+        self._detector: Detector | None = None
+
+    def __getitem__(self, path: str) -> _Read:
+        try:
+            image = read_rgb(path)
+        except UnreadableImage as error:
+            return _Read(path, (), (), "unreadable", error.reason)
+        if self._aligned:
+            return self._crop(path, image)
+        if self._detector is None:
+            self._detector = Detector()
+        try:
+            faces = find_faces(image, self._detector, self._size)
+        except Exception as error:  # OpenCV raises classes of its own; one photo must not end the others
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return _Read(path, (), (), "not_assessable", reason)
+        if not faces:
+            return _Read(path, (), (), "no_face", "no face found")
+        boxes = [(*map(float, face.detection[:4]), float(face.detection.score)) for face in faces]
+        return _Read(path, [face.crop for face in faces], boxes)
+
+    def _crop(self, path: str, image: np.ndarray) -> _Read:
+        if image.shape[:2] != self._size:
+            (wanted, wide), (height, width) = self._size, image.shape[:2]
+            reason = f"expected a crop of {wide} x {wanted} pixels, got {width} x {height}; a photo needs no --aligned"
+            return _Read(path, (), (), "not_assessable", reason)
+        return _Read(path, (image,), (None,))
+
+
+def _read(paths: Iterable[str], reader: _Reader, workers: int, batch_size: int) -> Iterator[_Read]:
+    """What the reader makes of each path, in order."""
+    todo = iter(paths)
+    if not workers:
+        yield from map(reader.__getitem__, todo)
+        return
+    ahead = max(2, -(-2 * batch_size // (workers * _CHUNK)))
+    while True:
+        handed: deque[str] = deque()
+        try:
+            for read in _by_workers(todo, handed, reader, workers, ahead):
+                handed.popleft()
+                yield read
+            return
+        except _WorkerDied:
+            pass
+        # One of these did it: each gets a worker to itself, and the one whose worker dies again is the one.
+        for path in handed:
+            alone: deque[str] = deque()
+            try:
+                yield from list(_by_workers(iter([path]), alone, reader, 1, 2))
+            except _WorkerDied:
+                reason = "the process that read it died: out of memory, or a fault in a decoder"
+                yield _Read(path, (), (), "unreadable", reason)
+
+
+class _WorkerDied(Exception):
+    pass
+
+
+def _by_workers(todo: Iterator[str], handed: deque[str], reader: _Reader, workers: int, ahead: int) -> Iterator[_Read]:
+    """handed: grows by every path that workers have been given."""
+
+    def chunks() -> Iterator[list[str]]:
+        while chunk := list(islice(todo, _CHUNK)):
+            handed.extend(chunk)
+            yield chunk
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: asked for
+        loader = DataLoader(
+            reader,
+            batch_sampler=chunks(),  # any iterable of lists of keys
+            num_workers=workers,
+            prefetch_factor=ahead,
+            collate_fn=_pack,
+            worker_init_fn=_start_worker,
+            # Forked off a server that has no threads: a fork of this process would have the locks of torch's threads,
+            # and nobody to release them.
+            multiprocessing_context=_context(),
+            generator=torch.Generator(),  # the caller's random numbers stay as they are
+        )
+        batches = iter(loader)
+    try:
+        for pixels, reads in batches:
+            crops = iter(pixels)
+            for read in reads:
+                yield read._replace(crops=list(islice(crops, len(read.boxes))))
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise _WorkerDied from error
+
+
+def _pack(reads: list[_Read]) -> tuple[Tensor, list[_Read]]:
+    """Crops as one tensor, which goes through shared memory, so that a message is too short to be cut in two."""
+    crops = list(chain.from_iterable(read.crops for read in reads))
+    pixels = torch.from_numpy(np.stack(crops)) if crops else torch.empty(0, dtype=torch.uint8)
+    return pixels, [read._replace(crops=()) for read in reads]
+
+
+def _start_worker(_: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker of a killed run must not stay; torch's own watch is on the server, which stays as long as a worker."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imported once, not by each worker
+    return context

@@ -1,0 +1,107 @@
+"""What is known of one face, and how it is written: csv, jsonl, or the field's `path quality`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from typing import IO, Literal, NamedTuple
+
+import numpy as np
+
+Status = Literal["ok", "no_face", "unreadable", "not_assessable"]
+Format = Literal["csv", "jsonl", "txt"]
+
+FORMATS: tuple[Format, ...] = ("csv", "jsonl", "txt")
+ENCODING, ERRORS = "utf-8", "surrogateescape"
+"""Names that are not UTF-8 come out as the bytes they are."""
+
+
+class Row(NamedTuple):
+    """One face, or one path without any. Numbers are float32 values; None: there is none.
+
+    status: "ok"; "no_face": the detector found none; "unreadable": not decoded; "not_assessable": not of the preset's
+    size, or its embedding has no direction. reason: one line on a status other than ok, not part of a table.
+    """
+
+    path: str
+    face: int | None
+    """0 is the largest face of the photo."""
+    status: Status
+    quality: float | None = None
+    """[0, 1], HIGHER is better."""
+    distance: float | None = None
+    """[0, 2], LOWER is better."""
+    embedding_norm: float | None = None
+    x: float | None = None
+    """Box in the upright photo, in pixels; x, y: its upper left corner. None for ready crops."""
+    y: float | None = None
+    w: float | None = None
+    h: float | None = None
+    detector_score: float | None = None
+    reason: str = ""
+
+
+COLUMNS = Row._fields[:-1]
+
+
+class Written(NamedTuple):
+    """One record of a table as it stands there."""
+
+    path: str
+    quality: float | None
+    text: str
+
+
+def header(form: Format) -> str:
+    return _csv(COLUMNS) if form == "csv" else ""
+
+
+def listed(form: Format, rows: Iterable[Row]) -> list[Row]:
+    """The rows of one path that this form of table has: all; in txt the largest face alone, if it has a quality."""
+    if form == "txt":
+        return [row for row in rows if row.face == 0 and row.status == "ok"]
+    return list(rows)
+
+
+def written(form: Format, row: Row) -> str:
+    """The row as text, line end included; numbers are the shortest that give the same float32 back."""
+    if form == "txt":
+        return f"{one_line(row.path)} {_short(row.quality)}\n"
+    if form == "csv":
+        return _csv([_short(value) if isinstance(value, float) else value for value in row[:-1]])
+    values = (float(_short(value)) if isinstance(value, float) else value for value in row[:-1])
+    return json.dumps(dict(zip(COLUMNS, values, strict=True))) + "\n"
+
+
+def read_back(form: Format, file: IO[str]) -> Iterator[Written]:
+    """The records of a table that this module has written."""
+    if form == "csv":
+        reader = csv.reader(file)
+        next(reader)
+        for record in reader:
+            quality = record[COLUMNS.index("quality")]
+            yield Written(record[0], float(quality) if quality else None, _csv(record))
+    for line in file:
+        if form == "jsonl":
+            values = json.loads(line)
+            yield Written(values["path"], values["quality"], line)
+        else:
+            path, quality = line.rsplit(" ", 1)
+            yield Written(path, float(quality), line)
+
+
+def one_line(path: str) -> str:
+    r"""A path for a file with one path a line: line ends, which a name may have, become \n and \r."""
+    return path.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _short(value: float | None) -> str:
+    return str(np.float32(value))
+
+
+def _csv(values: Iterable[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(["" if value is None else value for value in values])
+    return line.getvalue()

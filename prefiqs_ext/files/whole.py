@@ -1,0 +1,40 @@
+"""Files that appear under their name only when they are complete."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from .paths import shown
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def whole_file(path: str) -> Iterator[IO[bytes]]:
+    """Opens PATH.part at once, so that a place that cannot be written is found before the work, and renames it at the
+    end. An exception inside removes it; what stood under the name stays.
+
+    Raises ValueError where the place cannot be written, or when the disk fills.
+    """
+    if os.path.isdir(path):
+        raise ValueError(f"expected a file to write, got the folder {shown(path)}")
+    part = Path(f"{path}.part")
+    try:
+        file = part.open("wb")
+    except OSError as error:
+        raise ValueError(f"cannot write {shown(path)} ({error.strerror}); name another place with --output") from error
+    try:
+        with file:
+            yield file
+        os.replace(part, path)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink()
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise ValueError(f"cannot write {shown(path)} ({error.strerror})") from error
+        raise

@@ -1,0 +1,88 @@
+"""A folder's scores as one self-contained HTML page: nothing is loaded, no script runs, file names are only text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from typing import NamedTuple
+
+import jinja2
+from tqdm import tqdm
+
+from ..files.paths import shown
+from ..files.rows import Row
+from .histogram import HEIGHT, WIDTH, histogram
+from .selection import STATUSES, Selection
+from .thumbnails import SIDE, thumbnails
+
+__all__ = ["Selection", "render"]
+
+_QUANTILES = (("worst 5 % below", 0.05), ("median", 0.5), ("best 5 % above", 0.95))
+
+
+class _Card(NamedTuple):
+    status: str
+    name: str
+    quality: str
+    numbers: list[tuple[str, str]]
+    reason: str
+    picture: str
+
+
+def render(selection: Selection, folder: str, facts: Mapping[str, str]) -> str:
+    """The page; the images it shows are read again for their thumbnails.
+
+    Args:
+        selection: the rows of the folder.
+        folder: its path; names are shown relative to it.
+        facts: what was used, for the foot of the page: label -> text.
+    """
+    chosen = selection.shown()
+    rows = [*chosen.best, *chosen.worst, *chosen.others]
+    bar = tqdm(thumbnails(rows), total=len(rows), desc="thumbnails", disable=None, leave=False)
+    pictures = {(row.path, row.face): picture for row, picture in bar}
+
+    def cards(rows: Iterable[Row]) -> list[_Card]:
+        return [_card(row, folder, pictures[row.path, row.face]) for row in rows]
+
+    template = resources.files(__name__).joinpath("page.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(template).render(
+        folder=shown(folder),
+        facts=facts,
+        statuses=STATUSES,
+        counts=selection.counts,
+        histogram=histogram(selection.quality_counts) if selection.counts["ok"] else None,
+        quantiles=[(label, f"{selection.quantile(share):.3f}") for label, share in _QUANTILES],
+        width=WIDTH,
+        height=HEIGHT,
+        side=SIDE,
+        best=cards(chosen.best),
+        middle=chosen.middle,
+        worst=cards(chosen.worst),
+        others=cards(chosen.others),
+        unshown=selection.counts.total() - selection.counts["ok"] - len(chosen.others),
+    )
+
+
+def _card(row: Row, folder: str, picture: str) -> _Card:
+    numbers = []
+    if row.distance is not None:
+        numbers.append(("distance", f"{row.distance:.3f}"))
+    if row.embedding_norm is not None:
+        numbers.append(("norm", f"{row.embedding_norm:.2f}"))
+    if None not in (row.x, row.y, row.w, row.h):
+        numbers.append((f"face {row.face}", f"{row.w:.0f} x {row.h:.0f} px at {row.x:.0f}, {row.y:.0f}"))
+    if row.detector_score is not None:
+        numbers.append(("detector", f"{row.detector_score:.2f}"))
+    return _Card(
+        row.status,
+        shown(os.path.relpath(row.path, folder)),
+        STATUSES[row.status] if row.quality is None else f"{row.quality:.3f}",
+        numbers,
+        row.reason,
+        picture,
+    )

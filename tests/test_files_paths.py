@@ -1,0 +1,112 @@
+"""Which files are meant by files, folders and lists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefiqs_ext.files import find_paths
+from prefiqs_ext.files.paths import shown
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+
+def _find(*arguments: str) -> tuple[list[str], list[str]]:
+    reports: list[str] = []
+    return find_paths(arguments, reports.append), reports
+
+
+@pytest.mark.usefixtures("here")
+def test_folders_are_read_recursively_and_sorted() -> None:
+    _touch("a/b/2.PNG", "a/b/10.jpg", "a/z.jpeg", "a/c.txt", "a/.hidden.jpg", "a/.git/x.jpg", "a/b/deep/e/1.webp")
+    found, reports = _find("a")
+    assert found == ["a/z.jpeg", "a/b/10.jpg", "a/b/2.PNG", "a/b/deep/e/1.webp"]
+    assert reports == []
+
+
+@pytest.mark.usefixtures("here")
+def test_named_files_may_have_any_name_and_need_not_exist() -> None:
+    _touch("photo", "list.txt")
+    assert _find("photo", "none.jpg", "list.txt")[0] == ["photo", "none.jpg", "list.txt"]
+
+
+@pytest.mark.usefixtures("here")
+def test_lists_with_blanks_crlf_byte_order_mark_and_folders() -> None:
+    _touch("a/1.jpg", "a/2.jpg", "name with  spaces.jpg", "last.jpg")
+    Path("list.txt").write_bytes(b"\xef\xbb\xbfname with  spaces.jpg\r\n\r\n  \t\n\na\r\nlast.jpg")
+    assert _find("@list.txt") == (["name with  spaces.jpg", "a/1.jpg", "a/2.jpg", "last.jpg"], [])
+
+
+@pytest.mark.usefixtures("here")
+def test_lists_that_cannot_be_read() -> None:
+    with pytest.raises(ValueError, match=r"cannot read none\.txt \(No such file"):
+        _find("@none.txt")
+    Path("image.jpg").write_bytes(b"\xff\xd8\0\0")
+    with pytest.raises(ValueError, match=r"one path a line in image\.jpg, got NUL bytes"):
+        _find("@image.jpg")
+
+
+@pytest.mark.usefixtures("here")
+def test_names_that_are_not_utf8() -> None:
+    name = b"a/caf\xe9.jpg"
+    os.mkdir("a")
+    Path(os.fsdecode(name)).touch()
+    Path("list.txt").write_bytes(name + b"\n")
+    found, reports = _find("a", "@list.txt")
+    assert [os.fsencode(path) for path in found] == [name]
+    assert reports == ["a/caf\\xe9.jpg: given before, scored once"]
+
+
+@pytest.mark.usefixtures("here")
+def test_duplicates_by_other_spellings_and_links() -> None:
+    _touch("a/1.jpg", "a/2.jpg")
+    os.symlink("a", "link")
+    found, reports = _find("a/1.jpg", "./a//1.jpg", "link/1.jpg", os.path.abspath("a/1.jpg"), "a", "a/")
+    assert found == ["a/1.jpg", "a/2.jpg"]
+    assert len(reports) == 5
+    assert reports[3:] == ["a/1.jpg: given before, scored once", "a/: folder met before, read once"]
+
+
+@pytest.mark.usefixtures("here")
+def test_loops_of_links_end() -> None:
+    _touch("a/b/1.jpg")
+    os.symlink("..", "a/b/up")
+    os.symlink("self", "a/self")
+    os.symlink("self.jpg", "a/self.jpg")
+    found, reports = _find("a")
+    assert found == ["a/self.jpg", "a/b/1.jpg"]  # reading the link to itself is what fails
+    assert reports == ["a/b/up: folder met before, read once"]
+
+
+@pytest.mark.usefixtures("here")
+def test_folders_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    _touch("a/1.jpg", "a/locked/2.jpg", "a/open/3.jpg")
+    scandir = os.scandir
+
+    def guarded(folder: str) -> Iterator[Any]:  # root may read every folder, so permissions cannot show it
+        if folder == "a/locked":
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    found, reports = _find("a")
+    assert found == ["a/1.jpg", "a/open/3.jpg"]
+    assert reports == ["a/locked: folder cannot be read (Permission denied)"]
+
+
+def test_shown_is_one_printable_line() -> None:
+    assert shown("a\n\x1b[31m\udce9é") == "a\\n\\x1b[31m\\xe9é"
