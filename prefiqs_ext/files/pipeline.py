@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections import deque
@@ -239,6 +240,9 @@ def _start_worker(_: int) -> None:
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    # When a run is interrupted, the thread that hands crops over (multiprocessing.resource_sharer) meets a closed
+    # connection and would print a traceback; errors of the worker itself travel to the main process.
+    sys.excepthook = lambda *_: None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
