@@ -1,5 +1,6 @@
 // What the operators expect of their inputs, shared by the CPU and CUDA glue. prefiqs_ext/ops.py says the same, in the
-// same order and words, for the fake kernels; one table of bad calls in tests/test_ops.py holds the two together.
+// same order and words, for the fake kernels; one table of bad calls in tests/test_ops_contract.py holds the two
+// together.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,37 @@ def test_torch_is_found_without_importing_it() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert str(Path(torch.__file__).parent) in found
     assert torch.__version__ in found
+
+
+def in_fresh_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+def test_importing_the_module_registers_the_operators() -> None:
+    code = """
+import torch
+assert not hasattr(torch.ops.prefiqs_ext, "dual_conv2d")
+import importlib.machinery, importlib.util, sysconfig, sys
+path = %r
+loader = importlib.machinery.ExtensionFileLoader("_C", path)
+importlib.util.module_from_spec(importlib.util.spec_from_loader("_C", loader))
+for name in ("dual_conv2d", "dual_linear", "embedding_distance"):
+    assert hasattr(torch.ops.prefiqs_ext, name), name
+assert not any(name.startswith("prefiqs_ext") for name in sys.modules)
+"""
+    done = in_fresh_process(code % _C.__file__)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_loads_before_torch() -> None:
+    done = in_fresh_process("import prefiqs_ext; print(prefiqs_ext.__version__)")
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_instruction_set_is_named() -> None:
+    done = in_fresh_process("from prefiqs_ext import _C, ops; _C.cpu_isa()", PREFIQS_CPU_ISA="sse9")
+    assert done.returncode != 0
+    assert "PREFIQS_CPU_ISA: expected avx512, avx2 or scalar" in done.stderr
+    assert "'sse9'" in done.stderr

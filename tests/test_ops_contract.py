@@ -1,0 +1,211 @@
+"""What the operators promise beside their values: errors, native and fake alike; opcheck, compile and export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefiqs_ext import ops
+from tests.test_ops import random_mask
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+# --- errors: one table, run through the native kernels and the fake ones -------------------------------------------
+
+
+def good_conv() -> dict[str, Any]:
+    weight = torch.randn(6, 4, 3, 3)
+    return {
+        "src": torch.randn(2, 4, 5, 5),
+        "weight": weight,
+        "mask": random_mask(weight),
+        "bias": torch.randn(6),
+        "tap_shift": torch.randn(2, 6, 3, 3),
+        "slope": torch.rand(6),
+        "residual": torch.randn(2, 6, 5, 5),
+        "padding": (1, 1),
+    }
+
+
+def good_linear() -> dict[str, Any]:
+    weight = torch.randn(6, 40)
+    return {"src": torch.randn(2, 40), "weight": weight, "mask": random_mask(weight), "bias": torch.randn(6)}
+
+
+BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
+    "rank": ({"src": torch.randn(4, 5, 5)}, "expected src of shape [N, C, H, W], got [4, 5, 5]"),
+    "dtype": ({"src": torch.randn(2, 4, 5, 5).double()}, "expected src of dtype float32 or uint8, got Double"),
+    "uint8 pair": (
+        {"src": torch.zeros(2, 4, 5, 5, dtype=torch.uint8), "paired": True},
+        "expected a paired src of dtype float32, got uint8",
+    ),
+    "odd pair": (
+        {"src": torch.randn(3, 4, 5, 5), "paired": True},
+        "expected an even number of rows in a paired src, got 3",
+    ),
+    "channels": ({"src": torch.randn(2, 3, 5, 5)}, "expected src with 4 channels (weight's C/groups x groups), got 3"),
+    "weight rank": ({"weight": torch.randn(6, 36)}, "expected weight of shape [Co, C/groups, kh, kw], got [6, 36]"),
+    "weight dtype": ({"weight": torch.randn(6, 4, 3, 3).half()}, "expected weight of dtype float32, got Half"),
+    "weight empty": (
+        {"weight": torch.randn(6, 4, 0, 3)},
+        "expected weight without empty dimensions, got [6, 4, 0, 3]",
+    ),
+    "stride": ({"stride": (1, 0)}, "expected stride of 1 or more, got 0"),
+    "padding": ({"padding": (-1, 0)}, "expected padding of 0 or more, got -1"),
+    "dilation": ({"dilation": (0, 1)}, "expected dilation of 1 or more, got 0"),
+    "groups": ({"groups": 4}, "expected groups that divide the 6 output channels, got 4"),
+    "groups zero": ({"groups": 0}, "expected groups that divide the 6 output channels, got 0"),
+    "mask dtype": ({"mask": torch.zeros(6, 2, dtype=torch.int64)}, "expected mask of dtype int32, got Long"),
+    "mask words": (
+        {"mask": torch.zeros(6, 3, dtype=torch.int32)},
+        "expected mask of shape [6, 2], got [6, 3]",
+    ),
+    "bias": ({"bias": torch.randn(5)}, "expected bias of shape [6], got [5]"),
+    "bias dtype": ({"bias": torch.randn(6).double()}, "expected bias of dtype float32, got Double"),
+    "tap_shift": (
+        {"tap_shift": torch.randn(1, 6, 3, 3)},
+        "expected tap_shift of shape [2, 6, 3, 3], got [1, 6, 3, 3]",
+    ),
+    "slope": ({"slope": torch.rand(2)}, "expected slope of shape [1] or [6], got [2]"),
+    "residual": (
+        {"residual": torch.randn(2, 6, 4, 5)},
+        "expected residual of shape [2, 6, 5, 5], got [2, 6, 4, 5]",
+    ),
+    "residual rows": (
+        {"residual": torch.randn(3, 6, 5, 5)},
+        "expected residual of shape [4, 6, 5, 5], got [3, 6, 5, 5]",
+    ),
+    "residual dtype": (
+        {"residual": torch.randn(2, 6, 5, 5).double()},
+        "expected residual of dtype float32, got Double",
+    ),
+    "small image": (
+        {"src": torch.randn(2, 4, 2, 5), "padding": (0, 0)},
+        "expected a padded image that holds the kernel, got image [2, 4, 2, 5] and kernel [6, 4, 3, 3]",
+    ),
+}
+
+BAD_LINEAR: dict[str, tuple[dict[str, Any], str]] = {
+    "rank": ({"src": torch.randn(40)}, "expected src of shape [N, ..., I], got [40]"),
+    "dtype": ({"src": torch.randn(2, 40).half()}, "expected src of dtype float32, got Half"),
+    "odd pair": (
+        {"src": torch.randn(3, 40), "paired": True},
+        "expected an even number of rows in a paired src, got 3",
+    ),
+    "features": ({"src": torch.randn(2, 39)}, "expected src with 40 features in its last dimension, got 39"),
+    "weight rank": ({"weight": torch.randn(6, 40, 1)}, "expected weight of shape [O, I], got [6, 40, 1]"),
+    "weight empty": ({"weight": torch.randn(0, 40)}, "expected weight without empty dimensions, got [0, 40]"),
+    "mask": ({"mask": torch.zeros(6, 1, dtype=torch.int32)}, "expected mask of shape [6, 2], got [6, 1]"),
+    "bias": ({"bias": torch.randn(6, 1)}, "expected bias of shape [6], got [6, 1]"),
+}
+
+BAD_PAIR: dict[str, tuple[dict[str, Any], str]] = {
+    "rank": ({"pair": torch.randn(4)}, "expected pair of shape [2N, d], got [4]"),
+    "dtype": ({"pair": torch.randn(4, 2).double()}, "expected pair of dtype float32, got Double"),
+    "odd": ({"pair": torch.randn(3, 2)}, "expected an even number of rows in pair, got 3"),
+    "no features": ({"pair": torch.randn(4, 0)}, "expected pair with at least one feature, got [4, 0]"),
+}
+
+BAD_CALLS = [
+    pytest.param(op, good, *bad, id=f"{op.__name__}-{name}")
+    for op, good, table in (
+        (ops.dual_conv2d, good_conv, BAD_CONV),
+        (ops.dual_linear, good_linear, BAD_LINEAR),
+        (ops.embedding_distance, lambda: {}, BAD_PAIR),
+    )
+    for name, bad in table.items()
+]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("op", "good", "change", "message"), BAD_CALLS)
+def test_bad_calls(op: Any, good: Any, change: dict[str, Any], message: str, device: str) -> None:
+    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in (good() | change).items()}
+    with pytest.raises(RuntimeError) as caught:
+        op(**inputs)
+    assert str(caught.value).splitlines()[0] == f"prefiqs_ext::{op.__name__}: {message}"
+
+
+@pytest.mark.parametrize("good", [good_conv, good_linear])
+def test_good_calls_of_the_bad_table(good: Any) -> None:
+    op = ops.dual_conv2d if good is good_conv else ops.dual_linear
+    native = op(**good())
+    fake = op(**{k: v.to("meta") if isinstance(v, Tensor) else v for k, v in good().items()})
+    assert (fake.shape, fake.dtype, fake.stride()) == (native.shape, native.dtype, native.stride())
+
+
+def test_inputs_on_another_device() -> None:
+    inputs = good_linear() | {"bias": torch.randn(6, device="meta")}
+    with pytest.raises((RuntimeError, NotImplementedError), match="expected bias on the device of src"):
+        ops.dual_linear(**inputs)
+
+
+@pytest.mark.parametrize("name", ["src", "weight", "bias"])
+def test_an_input_that_requires_grad_is_refused(name: str) -> None:
+    inputs = good_conv()
+    inputs[name].requires_grad_()
+    with pytest.raises(RuntimeError, match=r"prefiqs_ext::dual_conv2d: expected inputs that do not require grad"):
+        ops.dual_conv2d(**inputs)
+    with torch.no_grad():
+        ops.dual_conv2d(**inputs)
+
+
+# --- torch's own checks, compile and export --------------------------------------------------------------------------
+
+
+def all_arguments(inputs: dict[str, Any]) -> tuple[Any, ...]:
+    defaults = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "paired": False}
+    optional = dict.fromkeys(("mask", "bias", "tap_shift", "slope", "residual"))
+    names = ("src", "weight", *optional, *defaults)
+    return tuple((optional | defaults | inputs)[name] for name in names)
+
+
+def test_opcheck() -> None:
+    for paired in (False, True):
+        inputs = good_conv() | {"paired": paired}
+        if paired:
+            inputs["residual"] = torch.randn(1, 6, 5, 5)
+        torch.library.opcheck(torch.ops.prefiqs_ext.dual_conv2d.default, all_arguments(inputs))
+    linear = good_linear()
+    torch.library.opcheck(torch.ops.prefiqs_ext.dual_linear.default, (*linear.values(), False))
+    torch.library.opcheck(torch.ops.prefiqs_ext.embedding_distance.default, (torch.randn(6, 5),))
+
+
+class Network(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for name, tensor in {"conv": torch.randn(6, 3, 3, 3), "linear": torch.randn(7, 6)}.items():
+            self.register_buffer(name, tensor)
+            self.register_buffer(f"{name}_mask", random_mask(tensor))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        pair = ops.dual_conv2d(images, self.conv, self.conv_mask, slope=torch.zeros(1), padding=(1, 1), stride=(2, 2))
+        pair = ops.dual_linear(pair.mean((2, 3)), self.linear, self.linear_mask, paired=True)
+        return tuple(ops.embedding_distance(pair))
+
+
+def test_export_with_a_dynamic_batch_and_reload(tmp_path: Any) -> None:
+    network, images = Network(), torch.randn(4, 3, 9, 9)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
+    torch.export.save(exported, tmp_path / "network.pt2")
+    loaded = torch.export.load(tmp_path / "network.pt2").module()
+    for rows in (1, 5):
+        for got, expected in zip(loaded(images[:1].expand(rows, -1, -1, -1)), network(images[:1]), strict=True):
+            assert torch.equal(got, expected.expand_as(got))
+
+
+@pytest.mark.slow
+def test_compile() -> None:
+    network, images = Network(), torch.randn(4, 3, 9, 9)
+    compiled = torch.compile(network, fullgraph=True)
+    with torch.no_grad():
+        for got, expected in zip(compiled(images), network(images), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
