@@ -8,36 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from prefiqs_ext.faces import UnreadableImage, read_rgb
+from tests.photos import Levels, reason, saved
 
 cv2 = pytest.importorskip("cv2")
 data = pytest.importorskip("skimage.data")
-
-Levels = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
 def photo() -> Levels:
     """The astronaut's head, not square and of odd size, so that no rotation goes unseen: [141, 97, 3]."""
     return np.ascontiguousarray(data.astronaut()[20:161, 170:267])
-
-
-def saved(path: Path, levels: NDArray[np.generic], mode: str | None = None, **options: object) -> Path:
-    picture = Image.fromarray(levels)
-    (picture.convert(mode) if mode else picture).save(path, **options)
-    return path
-
-
-def reason(path: Path | str) -> str:
-    """Why there is no image; checks that it is one line with the path in front."""
-    with pytest.raises(UnreadableImage) as caught:
-        read_rgb(path)
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).endswith(caught.value.reason)
-    return caught.value.reason
 
 
 # What files hold
