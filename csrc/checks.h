@@ -52,6 +52,20 @@ inline void expect_device(const char* op, const char* name, const Tensor& t, con
   expect(t.device() == src.device(), op, "expected ", name, " on the device of src");
 }
 
+// A result is written in place only into a tensor of the layout that the kernels write.
+inline void check_out(const char* op, const Tensor& out, const Tensor& src, const std::vector<int64_t>& shape) {
+  expect_dtype(op, "out", out, ScalarType::Float, "float32");
+  expect_shape(op, "out", out, shape);
+  expect_device(op, "out", out, src);
+  bool dense = true;
+  int64_t step = 1;
+  for (const int64_t d : {1, 3, 2, 0}) {
+    dense = dense && (out.size(d) == 1 || out.stride(d) == step);
+    step *= out.size(d);
+  }
+  expect(dense, op, "expected out in channels_last layout without gaps");
+}
+
 inline int64_t mask_words(int64_t depth) { return (depth + 31) / 32; }
 
 struct ConvShape {

@@ -44,6 +44,7 @@ def dual_conv2d(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
     paired: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Convolve with the dense and the masked weights in one pass over the weights.
 
@@ -60,16 +61,21 @@ def dual_conv2d(
         tap_shift: float32 ``[2, Co, kh, kw]`` (dense, pruned), ``[1, Co, kh, kw]`` without a mask.
         slope: float32 ``[1]`` or ``[Co]``: PReLU slopes, 0 for ReLU. None: no activation.
         residual: float32 ``[N, Co, H', W']``, added to both branches, or a pair ``[2N, Co, H', W']``.
+        out: where to write the result: of its shape, float32, channels_last, apart from all inputs.
 
     Returns:
-        float32, channels_last: as many rows as ``src`` when ``mask`` is None, else ``2N``.
+        float32, channels_last: as many rows as ``src`` when ``mask`` is None, else ``2N``. ``out`` if that is given.
 
     Raises:
         RuntimeError: naming what was expected and what came.
     """
-    return torch.ops.prefiqs_ext.dual_conv2d(  # type: ignore[no-any-return]
-        src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired
-    )
+    inputs = (src, weight, mask, bias, tap_shift, slope, residual)
+    settings = (stride, padding, dilation, groups, paired)
+    if out is None:
+        return torch.ops.prefiqs_ext.dual_conv2d(*inputs, *settings)  # type: ignore[no-any-return]
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*inputs, out)):
+        _refuse_grad_now("dual_conv2d")
+    return torch.ops.prefiqs_ext.dual_conv2d.out(*inputs, *settings, out=out)  # type: ignore[no-any-return]
 
 
 def dual_linear(
@@ -250,14 +256,18 @@ def _fake_embedding_distance(pair: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
     )
 
 
+def _refuse_grad_now(op: str) -> NoReturn:
+    raise RuntimeError(
+        f"prefiqs_ext::{op}: expected inputs that do not require grad (inference only), got one that does; "
+        "call under torch.inference_mode() or detach() it"
+    )
+
+
 def _refuse_grad(op: str) -> None:
     """Autograd calls `setup_context` exactly when an input requires grad, before anything is computed for the tape."""
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise RuntimeError(
-            f"prefiqs_ext::{op}: expected inputs that do not require grad (inference only), got one that does; "
-            "call under torch.inference_mode() or detach() it"
-        )
+        _refuse_grad_now(op)
 
     torch.library.register_autograd(f"prefiqs_ext::{op}", refuse, setup_context=refuse)
 

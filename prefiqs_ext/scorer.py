@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prefiqs_ext import models
-from prefiqs_ext.dual import dualize
+from prefiqs_ext.dual import InPlace, dualize
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.ops import embedding_distance
 from prefiqs_ext.output import ScoreOutput
@@ -83,6 +83,7 @@ class Scorer(nn.Module):
         self.on_bad = on_bad
         self._input_rank = example.dim()
         self._dual = dualize(network, masks, example=example, fuse=fuse)
+        self._in_place = InPlace(self._dual, example)
         with torch.inference_mode():
             self._embedding_size = self.forward(example).embedding.shape[1]
 
@@ -93,8 +94,7 @@ class Scorer(nn.Module):
 
     def forward(self, batch: Tensor) -> ScoreOutput:
         """One pass, all rows together, nothing checked: what is traced and exported. Call the scorer itself instead."""
-        distance, embedding, pruned_embedding, norm = embedding_distance(self._dual(batch))
-        return ScoreOutput(distance, 1 - distance / 2, embedding, pruned_embedding, norm)
+        return _score_output(self._dual(batch))
 
     def __call__(self, batch: Tensor) -> ScoreOutput:
         """Score a batch.
@@ -112,7 +112,8 @@ class Scorer(nn.Module):
         with torch.inference_mode():
             # Read together with the result: one wait for the device, not two.
             extremes = torch.stack(batch.aminmax()) if batch.is_floating_point() else None
-            outputs = [self.forward(self._network_input(rows)) for rows in torch.split(batch, self.chunk)]
+            chunks = torch.split(batch, self.chunk)
+            outputs = [_score_output(self._in_place(self._network_input(rows))) for rows in chunks]
         if extremes is not None:
             self._check_values(batch, *extremes.tolist())
         # Joined outside inference mode, so that the results are ordinary tensors.
@@ -184,6 +185,12 @@ class _Normalized(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         return self.network(self.normalize(images))
+
+
+def _score_output(pair: Tensor) -> ScoreOutput:
+    """The pair of embeddings [2N, d] -> their scores."""
+    distance, embedding, pruned_embedding, norm = embedding_distance(pair)
+    return ScoreOutput(distance, 1 - distance / 2, embedding, pruned_embedding, norm)
 
 
 def _load(model: str | PathLike[str]) -> tuple[nn.Module, Preset | None]:

@@ -1,8 +1,9 @@
 // Depthwise convolution: one filter a channel, dst[pixel, c] = sum over taps of src[pixel + tap, c] * weight[c, tap].
 //
 // In fast memory: the filters as [tap][c], dense and masked, packed once a thread (2 * taps * channels floats).
-// Tile loop: for each output row, for both branches, for each pixel: the taps that fall inside the image, then vectors
-// of channels, each summed over those taps in order in one register.
+// Tile loop: for each output row, for both branches, for each block of pixels along the row, for each vector of
+// channels: the sums of all the block's pixels stay in registers while its taps go by, in order. Pixels with taps on
+// padding are blocks of their own and leave those taps out.
 #pragma once
 #include "cpu/kernels.h"
 #include "cpu/vec.h"
@@ -10,12 +11,7 @@
 namespace prefiqs {
 namespace {
 
-constexpr int64_t most_taps = 64;
-
-struct DepthwiseTap {
-  const float* src;
-  const float* weight;
-};
+constexpr int most_pixels = 8;
 
 void pack_filters(const ConvParams& p, bool masked, float* dst) {
   for (int64_t c = 0; c < p.out_c; ++c) {
@@ -26,54 +22,98 @@ void pack_filters(const ConvParams& p, bool masked, float* dst) {
   }
 }
 
-void depthwise_pixel(const DepthwiseTap* taps,
-                     int64_t count,
-                     int64_t channels,
-                     const Epilogue& epilogue,
-                     const float* bias,
-                     const float* residual,
-                     float* dst) {
-  int64_t c = 0;
-  for (; c + Vec::width <= channels; c += Vec::width) {
-    Vec sum = Vec::zero();
-    for (int64_t i = 0; i < count; ++i) sum = Vec::fma(Vec::load(taps[i].src + c), Vec::load(taps[i].weight + c), sum);
-    epilogue(sum, bias, residual, c, Vec::width).store(dst + c);
+// Some of the taps of one dimension: those that fall inside the image.
+struct TapRange {
+  int64_t begin, end;
+
+  // Of the output at `out` (a row or a column).
+  TapRange(int64_t out, int64_t in_size, int64_t taps, int64_t stride, int64_t pad, int64_t dilation) {
+    const int64_t first = out * stride - pad;  // where tap 0 falls
+    begin = min_of(taps, first < 0 ? ceil_div(-first, dilation) : 0);
+    end = max_of(begin, min_of(taps, ceil_div(in_size - first, dilation)));
   }
-  if (const int64_t n = channels - c; n > 0) {
-    Vec sum = Vec::zero();
-    for (int64_t i = 0; i < count; ++i) {
-      sum = Vec::fma(Vec::load(taps[i].src + c, n), Vec::load(taps[i].weight + c, n), sum);
+};
+
+// What one branch reads and writes for one output row.
+struct DepthwiseRow {
+  const float* src;  // of the image
+  const float* filters;
+  const float* bias;      // of the row's class
+  const float* residual;  // of the row, or null
+  float* dst;             // of the row
+  int64_t row;
+};
+
+// `count` pixels from column `col` on, n channels from c on.
+template <int count>
+__attribute__((always_inline)) inline void depthwise_block(const ConvParams& p,
+                                                           const DepthwiseRow& at,
+                                                           const TapRange& rows,
+                                                           const TapRange& cols,
+                                                           int64_t col,
+                                                           int64_t c,
+                                                           int64_t n) {
+  const auto load = [n](const float* from) { return n == Vec::width ? Vec::load(from) : Vec::load(from, n); };
+  const int64_t step = p.stride_w * p.in_c;
+  Vec sum[count];
+  for (int m = 0; m < count; ++m) sum[m] = Vec::zero();
+  for (int64_t r = rows.begin; r < rows.end; ++r) {
+    const int64_t in_row = at.row * p.stride_h - p.pad_h + r * p.dilation_h;
+    for (int64_t s = cols.begin; s < cols.end; ++s) {
+      const float* src = at.src + (in_row * p.in_w + col * p.stride_w - p.pad_w + s * p.dilation_w) * p.in_c + c;
+      const Vec weight = load(at.filters + (r * p.kernel_w + s) * p.out_c + c);
+#pragma GCC unroll 8
+      for (int m = 0; m < count; ++m) sum[m] = Vec::fma(load(src + m * step), weight, sum[m]);
     }
-    epilogue(sum, bias, residual, c, n).store(dst + c, n);
   }
+  const Epilogue epilogue{p.slope, p.slope_stride};
+  for (int m = 0; m < count; ++m) {
+    const int64_t pixel = (col + m) * p.out_c;
+    const float* bias = at.bias + p.col_class[col + m] * p.out_c;
+    const Vec result = epilogue(sum[m], bias, at.residual == nullptr ? nullptr : at.residual + pixel, c, n);
+    if (n == Vec::width) {
+      result.store(at.dst + pixel + c);
+    } else {
+      result.store(at.dst + pixel + c, n);
+    }
+  }
+}
+
+template <int count>
+void depthwise_pixels(
+    const ConvParams& p, const DepthwiseRow& at, const TapRange& rows, const TapRange& cols, int64_t col) {
+  int64_t c = 0;
+  for (; c + Vec::width <= p.out_c; c += Vec::width) depthwise_block<count>(p, at, rows, cols, col, c, Vec::width);
+  if (c < p.out_c) depthwise_block<count>(p, at, rows, cols, col, c, p.out_c - c);
 }
 
 void depthwise_row(const ConvParams& p, int64_t branch, int64_t image, int64_t row, const float* filters) {
-  const Epilogue epilogue{p.slope, p.slope_stride};
-  const float* src = p.branch_src(branch) + image * p.in_plane();
+  const int64_t first = (image * p.out_h + row) * p.out_w * p.out_c;
   const float* residual = p.branch_residual(branch);
-  for (int64_t col = 0; col < p.out_w; ++col) {
-    DepthwiseTap taps[most_taps];
-    int64_t count = 0;
-    for (int64_t r = 0; r < p.kernel_h; ++r) {
-      const int64_t in_row = row * p.stride_h - p.pad_h + r * p.dilation_h;
-      if (in_row < 0 || in_row >= p.in_h) continue;
-      for (int64_t s = 0; s < p.kernel_w; ++s) {
-        const int64_t in_col = col * p.stride_w - p.pad_w + s * p.dilation_w;
-        if (in_col < 0 || in_col >= p.in_w) continue;
-        taps[count++] = {src + (in_row * p.in_w + in_col) * p.in_c, filters + (r * p.kernel_w + s) * p.out_c};
-      }
+  const DepthwiseRow at{p.branch_src(branch) + image * p.in_plane(),
+                        filters,
+                        p.branch_bias(branch) + p.row_class[row] * p.col_classes * p.out_c,
+                        residual == nullptr ? nullptr : residual + first,
+                        p.branch_dst(branch) + first,
+                        row};
+  const auto cols_at = [&p](int64_t col) {
+    return TapRange(col, p.in_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w);
+  };
+  const TapRange rows(row, p.in_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h);
+  for (int64_t col = 0; col < p.out_w;) {
+    const TapRange cols = cols_at(col);
+    const int64_t last = col + most_pixels - 1;
+    const bool inside = cols.begin == 0 && cols.end == p.kernel_w && last < p.out_w && cols_at(last).end == p.kernel_w;
+    if (inside) {
+      depthwise_pixels<most_pixels>(p, at, rows, cols, col);
+    } else {
+      depthwise_pixels<1>(p, at, rows, cols, col);
     }
-    const int64_t pixel = ((image * p.out_h + row) * p.out_w + col) * p.out_c;
-    const float* bias = p.branch_bias(branch) + (p.row_class[row] * p.col_classes + p.col_class[col]) * p.out_c;
-    depthwise_pixel(taps, count, p.out_c, epilogue, bias, residual == nullptr ? nullptr : residual + pixel,
-                    p.branch_dst(branch) + pixel);
+    col += inside ? most_pixels : 1;
   }
 }
 
-bool depthwise_fits(const ConvParams& p) {
-  return p.group_in_c() == 1 && p.in_c == p.out_c && p.groups > 1 && p.taps() <= most_taps;
-}
+bool depthwise_fits(const ConvParams& p) { return p.group_in_c() == 1 && p.in_c == p.out_c && p.groups > 1; }
 
 int64_t depthwise_work_items(const ConvParams& p) { return p.images * p.out_h; }
 

@@ -13,12 +13,12 @@ namespace {
 // Widest first; within an instruction set the special kernels before the general one.
 constexpr std::array kernels{
 #ifdef PREFIQS_HAS_AVX512
-    &depthwise_conv_avx512, &winograd_conv_avx512, &gemm_conv_avx512,
+    &depthwise_conv_avx512, &winograd_conv_avx512, &linear_conv_avx512, &gemm_conv_avx512,
 #endif
 #ifdef PREFIQS_HAS_AVX2
-    &depthwise_conv_avx2,   &winograd_conv_avx2,   &gemm_conv_avx2,
+    &depthwise_conv_avx2,   &winograd_conv_avx2,   &linear_conv_avx2,   &gemm_conv_avx2,
 #endif
-    &depthwise_conv_scalar, &winograd_conv_scalar, &gemm_conv_scalar,
+    &depthwise_conv_scalar, &winograd_conv_scalar, &linear_conv_scalar, &gemm_conv_scalar,
 };
 
 bool cpu_has(const char* isa) {
@@ -70,7 +70,8 @@ const ConvKernel& choose_conv_kernel(const ConvParams& params) {
   }
   // The general kernel fits every layer, so only a forced algorithm can bring us here.
   throw std::runtime_error(
-      std::string("PREFIQS_CPU_ALGORITHM: expected depthwise, winograd or gemm, one that fits the layer; got '") +
+      std::string(
+          "PREFIQS_CPU_ALGORITHM: expected depthwise, winograd, linear or gemm, one that fits the layer; got '") +
       (forced == nullptr ? "" : forced) + "'");
 }
 

@@ -1,13 +1,12 @@
 // Implicit GEMM for any convolution: dst[pixel, co] = sum over k of im2col(src)[pixel, k] * weight[co, k], k = (r, s,
 // c).
 //
-// In fast memory: a block of filters as panels [k][2 vectors of co], at most `panel_budget` floats, packed once. The
-// dense branch uses it as it is; then the mask is applied to it where it lies, and the pruned branch uses the same
-// floats. Tile loop: for each block of filters, for each block of k: pack; for both branches: for each tile of
-// `tile_pixels` pixels: a table of row pointers, one a tap and pixel (padding points at zeros: no im2col copy); for
-// each panel: all sums of the tile stay in registers. The sums of several k blocks are added up in dst. Very shallow
-// layers (few channels a tap) gather their patch first. Within a k block a sum is one chain of multiply-adds in the
-// order of k: no tiling, no batch and no number of threads changes a bit.
+// In fast memory: a block of filters as panels [k][2 vectors of co], at most `panel_budget` floats for `deepest` k,
+// packed once, and one tile of pixels. The dense branch uses the panels as they are; then the mask is applied to them
+// where they lie, and the pruned branch uses the same floats. Tile loop: for each block of filters, for each block of
+// k: pack; for both branches: for each tile of `tile_pixels` pixels: copy its inputs (im2col); for each panel: all sums
+// of the tile stay in registers. The sums of several k blocks are added up in dst. Within a k block a sum is one chain
+// of multiply-adds in the order of k: no tiling, no batch and no number of threads changes a bit.
 #pragma once
 #include <cstring>
 
@@ -18,33 +17,28 @@ namespace prefiqs {
 namespace {
 
 constexpr int64_t panel_budget = 96 * 1024;  // floats; half of a 1 MiB second-level cache leaves room for the pixels
-constexpr int64_t gather_below = 16;         // channels a tap
+constexpr int64_t deepest = 256;             // k of a block: a tile then stays in the first-level cache
+constexpr int64_t widest_step = 256;         // floats from pixel to pixel of a tile that is used in place
 
 struct Plan {
   int64_t k_block, k_blocks;
   int64_t panels_per_block, out_blocks;  // blocks of output channels, within one group
   int64_t tiles;                         // of one branch
-  bool gather;
+  bool both;                             // both branches read the same source: they share its tiles
 
   explicit Plan(const ConvParams& p) {
-    const int64_t deepest = panel_budget / panel_width / 32 * 32;
     k_blocks = ceil_div(p.depth(), deepest);
     // A multiple of 32, so that every block starts on a mask word.
     k_block = k_blocks == 1 ? p.depth() : ceil_div(ceil_div(p.depth(), k_blocks), 32) * 32;
     k_blocks = ceil_div(p.depth(), k_block);
     const int64_t panels = ceil_div(p.group_out_c(), panel_width);
-    const int64_t fitting = max_of(1, panel_budget / (k_block * panel_width));
+    both = p.src_shared && p.branches == 2;
+    const int64_t fitting = max_of(1, panel_budget / ((both ? 2 : 1) * k_block * panel_width));
     out_blocks = ceil_div(panels, fitting);
     panels_per_block = ceil_div(panels, out_blocks);
     out_blocks = ceil_div(panels, panels_per_block);
     tiles = ceil_div(p.pixels(), tile_pixels);
-    gather = p.group_in_c() < gather_below && p.taps() > 1;
   }
-};
-
-// A run of k within one tap.
-struct Segment {
-  int64_t tap, channel, length;
 };
 
 struct Tile {
@@ -52,10 +46,10 @@ struct Tile {
   int64_t image[tile_pixels];   // offset of the image in src
   int64_t in_row[tile_pixels];  // of tap (0, 0); may lie outside
   int64_t in_col[tile_pixels];
-  int64_t dst[tile_pixels];  // offset of the pixel in dst and residual
-  const float* bias[tile_pixels];
+  int64_t dst[tile_pixels];   // offset of the pixel in dst and residual
+  int64_t bias[tile_pixels];  // offset of its class in the bias table
 
-  Tile(const ConvParams& p, int64_t index, int64_t branch) {
+  Tile(const ConvParams& p, int64_t index) {
     const int64_t first = index * tile_pixels;
     count = min_of(tile_pixels, p.pixels() - first);
     int64_t col = first % p.out_w, row = first / p.out_w % p.out_h, img = first / p.out_w / p.out_h;
@@ -64,7 +58,7 @@ struct Tile {
       in_row[m] = row * p.stride_h - p.pad_h;
       in_col[m] = col * p.stride_w - p.pad_w;
       dst[m] = (first + min_of(m, count - 1)) * p.out_c;
-      bias[m] = p.branch_bias(branch) + (p.row_class[row] * p.col_classes + p.col_class[col]) * p.out_c;
+      bias[m] = (p.row_class[row] * p.col_classes + p.col_class[col]) * p.out_c;
       if (m + 1 >= count) continue;
       if (++col == p.out_w) {
         col = 0;
@@ -75,134 +69,187 @@ struct Tile {
       }
     }
   }
+};
 
-  // Where tap (r, s) of pixel m lies in src (its first channel), or null where it falls on padding.
-  const float* tap(const ConvParams& p, const float* src, int m, int64_t r, int64_t s) const {
-    const int64_t row = in_row[m] + r * p.dilation_h, col = in_col[m] + s * p.dilation_w;
-    const bool inside = row >= 0 && row < p.in_h && col >= 0 && col < p.in_w;
-    return inside ? src + image[m] + (row * p.in_w + col) * p.in_c : nullptr;
-  }
+// k whose inputs lie side by side in src: of one kernel row, or of one tap where taps do not touch.
+struct Run {
+  int64_t row, col;  // of the first tap, from the pixel's corner
+  int64_t channel;   // of the first tap
+  int64_t length;
 };
 
 // The calling thread's memory for one block of filters.
 struct Workspace {
-  float* panels;
-  float* zeros;        // a tap's channels on padding
-  float* patch;        // [tile_pixels][depth], only when gathering
-  const float** rows;  // [segments][tile_pixels]
-  Segment* segments;
+  float* panels;  // of one branch after the other, or of both where they read the same tiles
+  int64_t branch_floats;
+  float* tile;
+  Run* runs;
+  TileInputs* inputs;  // one for each run
 
   Workspace(const ConvParams& p, const Plan& plan) {
-    const int64_t max_segments = plan.gather ? 1 : min_of(p.taps(), plan.k_block / p.group_in_c() + 2);
-    const int64_t panel_floats = plan.panels_per_block * plan.k_block * panel_width;
-    const int64_t zero_floats = ceil_div(p.group_in_c(), 16) * 16;
-    const int64_t patch_floats = plan.gather ? ceil_div(tile_pixels * p.depth(), 16) * 16 : 0;
-    const int64_t row_floats = max_segments * tile_pixels * static_cast<int64_t>(sizeof(float*) / sizeof(float));
-    const int64_t segment_floats = max_segments * static_cast<int64_t>(sizeof(Segment) / sizeof(float));
-    panels =
-        thread_workspace(static_cast<size_t>(panel_floats + zero_floats + patch_floats + row_floats + segment_floats));
-    zeros = panels + panel_floats;
-    patch = zeros + zero_floats;
-    rows = reinterpret_cast<const float**>(patch + patch_floats);
-    segments = reinterpret_cast<Segment*>(rows + max_segments * tile_pixels);
-    std::memset(zeros, 0, static_cast<size_t>(zero_floats) * sizeof(float));
+    branch_floats = plan.panels_per_block * plan.k_block * panel_width;
+    const int64_t panel_floats = (plan.both ? 2 : 1) * branch_floats;
+    const int64_t tile_floats = ceil_div(plan.k_block, lanes) * tile_step;
+    const int64_t most_runs = min_of(p.taps(), plan.k_block / p.group_in_c() + 2);
+    const int64_t run_floats = most_runs * static_cast<int64_t>((sizeof(Run) + sizeof(TileInputs)) / sizeof(float));
+    panels = thread_workspace(static_cast<size_t>(panel_floats + tile_floats + run_floats));
+    tile = panels + panel_floats;
+    runs = reinterpret_cast<Run*>(tile + tile_floats);
+    inputs = reinterpret_cast<TileInputs*>(runs + most_runs);
   }
 };
 
+// The runs of k in [k_begin, k_end), in order; returns how many.
+int64_t split_runs(const ConvParams& p, int64_t k_begin, int64_t k_end, Run* runs) {
+  const int64_t channels = p.group_in_c();
+  const bool taps_touch = p.dilation_w == 1 && p.groups == 1;
+  const int64_t longest = taps_touch ? p.kernel_w * channels : channels;
+  int64_t count = 0;
+  for (int64_t k = k_begin; k < k_end; ++count) {
+    const int64_t tap = k / channels;
+    runs[count] = {tap / p.kernel_w * p.dilation_h, tap % p.kernel_w * p.dilation_w, k % channels,
+                   min_of(longest - k % longest, k_end - k)};
+    k += runs[count].length;
+  }
+  return count;
+}
+
+// Floats [begin, end) of a run, or zeros, to their places in a tile's pixel; `k` is that of the run's first. The floats
+// `ahead` of them are fetched from slow memory meanwhile.
+template <bool zeros>
+void place_run(const float* src, int64_t begin, int64_t end, int64_t k, int64_t ahead, float* dst) {
+  int64_t lane = (k + begin) % lanes;
+  dst += (k + begin) / lanes * tile_step;
+  for (; lane == 0 && begin + lanes <= end; begin += lanes, dst += tile_step) {
+    if (!zeros) __builtin_prefetch(src + begin + ahead);
+    (zeros ? Vec::zero() : Vec::load(src + begin)).store(dst);
+  }
+  for (; begin < end; lane = 0, dst += tile_step) {
+    const int64_t n = min_of(lanes - lane, end - begin);
+    (zeros ? Vec::zero() : Vec::load(src + begin, n)).store(dst + lane, n);
+    begin += n;
+  }
+}
+
+void im2col(const ConvParams& p, const Tile& tile, const float* src, const Run* runs, int64_t run_count, float* dst) {
+  const int64_t channels = p.group_in_c(), ahead = tile_pixels * p.stride_w * p.in_c;  // the next tile, in one row
+  int64_t k = 0;
+  for (const Run* run = runs; run < runs + run_count; k += run->length, ++run) {
+    for (int m = 0; m < tile_pixels; ++m) {
+      const int64_t row = tile.in_row[m] + run->row, col = tile.in_col[m] + run->col;
+      float* pixel = dst + m * lanes;
+      if (row < 0 || row >= p.in_h) {
+        place_run<true>(nullptr, 0, run->length, k, 0, pixel);
+        continue;
+      }
+      const float* line = src + tile.image[m] + (row * p.in_w + col) * p.in_c + run->channel;
+      // The run lies within [begin, end) of the image's row, the rest on padding.
+      const int64_t begin = min_of(run->length, max_of(0, -col * channels - run->channel));
+      const int64_t end = max_of(begin, min_of(run->length, (p.in_w - col) * channels - run->channel));
+      if (begin > 0) place_run<true>(nullptr, 0, begin, k, 0, pixel);
+      place_run<false>(line, begin, end, k, ahead, pixel);
+      if (end < run->length) place_run<true>(nullptr, end, run->length, k, 0, pixel);
+    }
+  }
+}
+
+// The inputs of a tile where they are, one for each run: without a copy, if its pixels are evenly spaced and no run
+// meets padding. Returns whether that is so.
+bool inputs_in_place(
+    const ConvParams& p, const Tile& tile, const float* src, const Run* runs, int64_t run_count, TileInputs* inputs) {
+  constexpr int last = tile_pixels - 1;
+  const int64_t step = p.stride_w * p.in_c;
+  // Wider steps would crowd the pixels into few sets of the first-level cache.
+  if (tile.count < tile_pixels || step > widest_step) return false;
+  const bool one_row = tile.image[0] == tile.image[last] && tile.in_row[0] == tile.in_row[last];
+  const bool side_by_side = p.taps() == 1 && p.stride_h == 1 && p.stride_w == 1 && p.pad_h == 0 && p.pad_w == 0;
+  if (!one_row && !side_by_side) return false;
+  for (int64_t i = 0; i < run_count; ++i) {
+    const Run& run = runs[i];
+    const int64_t row = tile.in_row[0] + run.row, col = tile.in_col[0] + run.col;
+    const int64_t run_end = (tile.in_col[last] + run.col) * p.group_in_c() + run.channel + run.length;
+    if (row < 0 || row >= p.in_h || col < 0 || run_end > p.in_w * p.group_in_c()) return false;
+    inputs[i] = {src + tile.image[0] + (row * p.in_w + col) * p.in_c + run.channel, run.length, lanes, step};
+  }
+  return true;
+}
+
 struct PanelTask {
-  const Segment* segments;
-  int64_t segment_count;
-  const float* const* rows;
+  const TileInputs* inputs;
+  int64_t input_count;
+  int64_t ahead;  // floats to the inputs of the next tile, if they are to be fetched
   const float* panel;
   const Tile* tile;
-  float* dst;             // of the branch, at channel 0
+  const float* bias;      // of the branch, at channel 0
+  float* dst;             // likewise
   const float* residual;  // likewise, or null
   int64_t channel;        // the panel's first
   int64_t filters;        // in the panel: 1 .. panel_width
   bool first, last;       // of the k blocks
 };
 
-void run_panel(const PanelTask& t, const Epilogue& epilogue) {
-  const int64_t n0 = min_of(t.filters, lanes), n1 = t.filters - n0;
-  Sums<tile_pixels> sums_of_tile;
-  const float* weights = t.panel;
-  for (int64_t i = 0; i < t.segment_count; ++i) {
-    weights = sums_of_tile.add(t.rows + i * tile_pixels, t.segments[i].length, weights);
-  }
-  auto& acc = sums_of_tile.acc;
+// What finished sums still need, and their way to dst. Pixels past the tile's last repeat it, so storing them again is
+// harmless. `full`: the panel has all its filters.
+template <bool full>
+__attribute__((always_inline)) inline void finish_panel(const PanelTask& t,
+                                                        const Epilogue& epilogue,
+                                                        Sums<tile_pixels>& sums) {
+#pragma GCC unroll 2
+  for (int v = 0; v < 2; ++v) {
+    const int64_t c = t.channel + v * lanes, n = full ? lanes : min_of(lanes, t.filters - v * lanes);
+    if (n <= 0) return;
+    const auto load = [n](const float* at) { return full ? Vec::load(at) : Vec::load(at, n); };
+    if (!t.first) {
 #pragma GCC unroll 16
+      for (int m = 0; m < tile_pixels; ++m) sums.acc[m][v] = sums.acc[m][v] + load(t.dst + t.tile->dst[m] + c);
+    }
+    if (t.last) {
+#pragma GCC unroll 16
+      for (int m = 0; m < tile_pixels; ++m) sums.acc[m][v] = sums.acc[m][v] + load(t.bias + t.tile->bias[m] + c);
+      if (t.residual != nullptr) {
+#pragma GCC unroll 16
+        for (int m = 0; m < tile_pixels; ++m) sums.acc[m][v] = sums.acc[m][v] + load(t.residual + t.tile->dst[m] + c);
+      }
+      if (epilogue.slope != nullptr) {
+        const Vec slope = epilogue.slope_stride == 0 ? Vec::broadcast(*epilogue.slope) : load(epilogue.slope + c);
+#pragma GCC unroll 16
+        for (int m = 0; m < tile_pixels; ++m) sums.acc[m][v] = Vec::prelu(sums.acc[m][v], slope);
+      }
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < tile_pixels; ++m) {
+      float* at = t.dst + t.tile->dst[m] + c;
+      if (full) {
+        sums.acc[m][v].store(at);
+      } else {
+        sums.acc[m][v].store(at, n);
+      }
+    }
+  }
+}
+
+void run_panel(const PanelTask& t, const Epilogue& epilogue) {
   for (int m = 0; m < tile_pixels; ++m) {
-    if (m >= t.tile->count) break;
-    const int64_t offset = t.tile->dst[m];
-    const float* residual = t.residual == nullptr ? nullptr : t.residual + offset;
-    float* sums = t.dst + offset + t.channel;
-    if (!t.first) acc[m][0] = acc[m][0] + Vec::load(sums, n0);
-    if (t.last) acc[m][0] = epilogue(acc[m][0], t.tile->bias[m], residual, t.channel, n0);
-    acc[m][0].store(sums, n0);
-    if (n1 == 0) continue;
-    if (!t.first) acc[m][1] = acc[m][1] + Vec::load(sums + lanes, n1);
-    if (t.last) acc[m][1] = epilogue(acc[m][1], t.tile->bias[m], residual, t.channel + lanes, n1);
-    acc[m][1].store(sums + lanes, n1);
+    for (int v = 0; v < 2; ++v) __builtin_prefetch(t.dst + t.tile->dst[m] + t.channel + v * lanes, 1);
+  }
+  Sums<tile_pixels> sums;
+  const float* panel = t.panel;
+  for (int64_t i = 0; i < t.input_count; ++i) panel = sums.add(t.inputs[i], panel, t.ahead);
+  if (t.filters == panel_width) {
+    finish_panel<true>(t, epilogue, sums);
+  } else {
+    finish_panel<false>(t, epilogue, sums);
   }
 }
 
-// The segments of k in [k_begin, k_end), in order.
-int64_t split_segments(const ConvParams& p, const Plan& plan, int64_t k_begin, int64_t k_end, Segment* segments) {
-  if (plan.gather) {
-    segments[0] = {0, k_begin, k_end - k_begin};
-    return 1;
-  }
-  int64_t count = 0;
-  for (int64_t k = k_begin; k < k_end; ++count) {
-    const int64_t tap = k / p.group_in_c(), channel = k % p.group_in_c();
-    segments[count] = {tap, channel, min_of(p.group_in_c() - channel, k_end - k)};
-    k += segments[count].length;
-  }
-  return count;
-}
-
-void copy_floats(const float* src, int64_t count, float* dst) {
-  for (int64_t i = 0; i < count; i += lanes) {
-    const int64_t n = min_of(lanes, count - i);
-    Vec::load(src + i, n).store(dst + i, n);
-  }
-}
-
-// The inputs of one pixel's sum in the order of k; a kernel row that lies inside the image is one run of floats.
-void gather_patch(const ConvParams& p, const Workspace& ws, const Tile& tile, const float* src, int m, float* dst) {
-  const int64_t channels = p.group_in_c();
-  const bool rows_are_runs = p.dilation_w == 1 && p.groups == 1;
-  for (int64_t r = 0; r < p.kernel_h; ++r) {
-    const float* first = tile.tap(p, src, m, r, 0);
-    if (rows_are_runs && first != nullptr && tile.in_col[m] + p.kernel_w <= p.in_w) {
-      copy_floats(first, p.kernel_w * channels, dst);
-      dst += p.kernel_w * channels;
-      continue;
-    }
-    for (int64_t s = 0; s < p.kernel_w; ++s, dst += channels) {
-      const float* at = tile.tap(p, src, m, r, s);
-      copy_floats(at == nullptr ? ws.zeros : at, channels, dst);
-    }
-  }
-}
-
-void fill_rows(
-    const ConvParams& p, const Plan& plan, const Workspace& ws, const Tile& tile, const float* src, int64_t segments) {
-  if (plan.gather) {
-    for (int m = 0; m < tile_pixels; ++m) {
-      float* dst = ws.patch + m * p.depth();
-      ws.rows[m] = dst + ws.segments[0].channel;
-      gather_patch(p, ws, tile, src, m, dst);
-    }
-    return;
-  }
-  for (int64_t i = 0; i < segments; ++i) {
-    const Segment& segment = ws.segments[i];
-    const int64_t r = segment.tap / p.kernel_w, s = segment.tap % p.kernel_w;
-    for (int m = 0; m < tile_pixels; ++m) {
-      const float* at = tile.tap(p, src, m, r, s);
-      ws.rows[i * tile_pixels + m] = at == nullptr ? ws.zeros : at + segment.channel;
-    }
+// One tile by the panels of filters [begin, end) of one branch.
+void run_tile(const ConvParams& p, PanelTask task, int64_t panel_floats, int64_t begin, int64_t end) {
+  const Epilogue epilogue{p.slope, p.slope_stride};
+  for (task.channel = begin; task.channel < end; task.channel += panel_width) {
+    task.filters = min_of(panel_width, end - task.channel);
+    run_panel(task, epilogue);
+    task.panel += panel_floats;
+    task.ahead = 0;
   }
 }
 
@@ -213,39 +260,43 @@ void run_block(const ConvParams& p, const Plan& plan, int64_t block, int64_t til
   const int64_t group_begin = group * p.group_out_c();
   const int64_t begin = group_begin + block % plan.out_blocks * plan.panels_per_block * panel_width;
   const int64_t end = min_of(begin + plan.panels_per_block * panel_width, group_begin + p.group_out_c());
-  const Epilogue epilogue{p.slope, p.slope_stride};
   for (int64_t k_begin = 0; k_begin < p.depth(); k_begin += plan.k_block) {
     const int64_t k_end = min_of(k_begin + plan.k_block, p.depth()), k_count = k_end - k_begin;
-    const int64_t segments = split_segments(p, plan, k_begin, k_end, ws.segments);
-    const int64_t panel_floats = k_count * panel_width;
-    for (int64_t branch = 0; branch < p.branches; ++branch) {
+    const int64_t run_count = split_runs(p, k_begin, k_end, ws.runs);
+    const TileInputs packed = packed_tile(ws.tile, k_count);
+    for (int64_t source = 0; source < (plan.both ? 1 : p.branches); ++source) {
       float* panel = ws.panels;
-      for (int64_t c = begin; c < end; c += panel_width, panel += panel_floats) {
+      for (int64_t c = begin; c < end; c += panel_width, panel += k_count * panel_width) {
         const int64_t filters = min_of(panel_width, end - c);
-        if (branch == 0) {
-          pack_panel(p.weight + c * p.depth() + k_begin, p.depth(), filters, k_count, panel);
-        } else if (p.mask != nullptr) {
-          prune_panel(p.mask + c * p.mask_words + k_begin / 32, p.mask_words, filters, k_count, panel);
+        float* pruned = plan.both ? panel + ws.branch_floats : panel;
+        if (source == 0) pack_panel(p.weight + c * p.depth() + k_begin, p.depth(), filters, k_count, panel);
+        if (plan.both) std::memcpy(pruned, panel, static_cast<size_t>(k_count * panel_width) * sizeof(float));
+        if (p.mask != nullptr && (plan.both || source == 1)) {
+          prune_panel(p.mask + c * p.mask_words + k_begin / 32, p.mask_words, filters, k_count, pruned);
         }
       }
-      const float* src = p.branch_src(branch) + group * p.group_in_c();
+      const float* src = p.branch_src(source) + group * p.group_in_c();
       for (int64_t index = tile_begin; index < tile_end; ++index) {
-        const Tile tile(p, index, branch);
-        fill_rows(p, plan, ws, tile, src, segments);
-        PanelTask task{ws.segments,
-                       segments,
-                       ws.rows,
-                       ws.panels,
-                       &tile,
-                       p.branch_dst(branch),
-                       p.branch_residual(branch),
-                       begin,
-                       0,
-                       k_begin == 0,
-                       k_end == p.depth()};
-        for (; task.channel < end; task.channel += panel_width, task.panel += panel_floats) {
-          task.filters = min_of(panel_width, end - task.channel);
-          run_panel(task, epilogue);
+        const Tile tile(p, index);
+        PanelTask task{};
+        if (inputs_in_place(p, tile, src, ws.runs, run_count, ws.inputs)) {
+          task.inputs = ws.inputs;
+          task.input_count = run_count;
+          task.ahead = tile_pixels * ws.inputs[0].pixel_step;
+        } else {
+          im2col(p, tile, src, ws.runs, run_count, ws.tile);
+          task.inputs = &packed;
+          task.input_count = 1;
+        }
+        task.tile = &tile;
+        task.first = k_begin == 0;
+        task.last = k_end == p.depth();
+        for (int64_t branch = source; branch < (plan.both ? p.branches : source + 1); ++branch) {
+          task.panel = ws.panels + (branch - source) * ws.branch_floats;
+          task.bias = p.branch_bias(branch);
+          task.dst = p.branch_dst(branch);
+          task.residual = p.branch_residual(branch);
+          run_tile(p, task, k_count * panel_width, begin, end);
         }
       }
     }

@@ -18,6 +18,7 @@ struct ConvKernel {
 
 extern const ConvKernel gemm_conv_scalar, gemm_conv_avx2, gemm_conv_avx512;
 extern const ConvKernel winograd_conv_scalar, winograd_conv_avx2, winograd_conv_avx512;
+extern const ConvKernel linear_conv_scalar, linear_conv_avx2, linear_conv_avx512;
 extern const ConvKernel depthwise_conv_scalar, depthwise_conv_avx2, depthwise_conv_avx512;
 
 // The first kernel of the ordered list that this CPU can run and that fits the layer. PREFIQS_CPU_ALGORITHM narrows the

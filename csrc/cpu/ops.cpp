@@ -31,23 +31,27 @@ void run_conv(const ConvParams& params) {
                               [&](int64_t begin, int64_t end) { kernel.run(params, begin, end); });
 }
 
-Tensor dual_conv2d(const Tensor& src,
-                   const Tensor& weight,
-                   const OptionalTensor& mask,
-                   const OptionalTensor& bias,
-                   const OptionalTensor& tap_shift,
-                   const OptionalTensor& slope,
-                   const OptionalTensor& residual,
-                   std::vector<int64_t> stride,
-                   std::vector<int64_t> padding,
-                   std::vector<int64_t> dilation,
-                   int64_t groups,
-                   bool paired) {
+// Into `out`, or into a new tensor if that is empty.
+Tensor dual_conv2d_into(OptionalTensor out,
+                        const Tensor& src,
+                        const Tensor& weight,
+                        const OptionalTensor& mask,
+                        const OptionalTensor& bias,
+                        const OptionalTensor& tap_shift,
+                        const OptionalTensor& slope,
+                        const OptionalTensor& residual,
+                        const std::vector<int64_t>& stride,
+                        const std::vector<int64_t>& padding,
+                        const std::vector<int64_t>& dilation,
+                        int64_t groups,
+                        bool paired) {
   const ConvShape shape =
       check_conv2d(src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired);
   const int64_t channels = weight.size(0), in_h = src.size(2), in_w = src.size(3);
   const int64_t kernel_h = weight.size(2), kernel_w = weight.size(3);
-  Tensor dst = empty_float({shape.out_rows, channels, shape.out_h, shape.out_w}, MemoryFormat::ChannelsLast);
+  const std::vector<int64_t> dst_shape{shape.out_rows, channels, shape.out_h, shape.out_w};
+  if (out) check_out("dual_conv2d", *out, src, dst_shape);
+  Tensor dst = out ? *out : empty_float(dst_shape, MemoryFormat::ChannelsLast);
   if (dst.numel() == 0) return dst;
 
   // An 8-bit image is a few kilobytes: widening it costs nothing beside the layer it feeds.
@@ -93,7 +97,40 @@ Tensor dual_conv2d(const Tensor& src,
   return dst;
 }
 
-// A linear layer is a 1 x 1 convolution whose pixels are the rows of src.
+Tensor dual_conv2d(const Tensor& src,
+                   const Tensor& weight,
+                   const OptionalTensor& mask,
+                   const OptionalTensor& bias,
+                   const OptionalTensor& tap_shift,
+                   const OptionalTensor& slope,
+                   const OptionalTensor& residual,
+                   std::vector<int64_t> stride,
+                   std::vector<int64_t> padding,
+                   std::vector<int64_t> dilation,
+                   int64_t groups,
+                   bool paired) {
+  return dual_conv2d_into(std::nullopt, src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation,
+                          groups, paired);
+}
+
+Tensor dual_conv2d_out(const Tensor& src,
+                       const Tensor& weight,
+                       const OptionalTensor& mask,
+                       const OptionalTensor& bias,
+                       const OptionalTensor& tap_shift,
+                       const OptionalTensor& slope,
+                       const OptionalTensor& residual,
+                       std::vector<int64_t> stride,
+                       std::vector<int64_t> padding,
+                       std::vector<int64_t> dilation,
+                       int64_t groups,
+                       bool paired,
+                       const Tensor& out) {
+  return dual_conv2d_into(out, src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups,
+                          paired);
+}
+
+// A linear layer is a 1 x 1 convolution of images of one pixel, the rows of src.
 Tensor dual_linear(
     const Tensor& src, const Tensor& weight, const OptionalTensor& mask, const OptionalTensor& bias, bool paired) {
   check_linear(src, weight, mask, bias, paired);
@@ -108,13 +145,11 @@ Tensor dual_linear(
   const TapRanges one(1, 1, 0, 1, 0, 1);
   const std::vector<float> bias_table =
       bias_by_class(one, one, 1, weight.size(0), 1, 1, data_or_null(contiguous(bias)), nullptr);
-  const std::vector<int32_t> no_class(static_cast<size_t>(src.numel() / weight.size(1)), 0);
 
   ConvParams p{};
   p.branches = paired || mask ? 2 : 1;
-  p.images = 1;
-  p.in_h = p.out_h = src.numel() / weight.size(1) / (paired ? 2 : 1);
-  p.in_w = p.out_w = 1;
+  p.images = src.numel() / weight.size(1) / (paired ? 2 : 1);
+  p.in_h = p.in_w = p.out_h = p.out_w = 1;
   p.in_c = weight.size(1), p.out_c = weight.size(0);
   p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = p.groups = 1;
   p.src = src_rows.const_data_ptr<float>();
@@ -123,8 +158,8 @@ Tensor dual_linear(
   p.mask = mask_rows ? reinterpret_cast<const uint32_t*>(mask_rows->const_data_ptr<int32_t>()) : nullptr;
   p.mask_words = mask_words(p.depth());
   p.bias = bias_table.data();
-  p.row_class = no_class.data();
-  p.col_class = no_class.data();
+  p.row_class = one.position_class.data();
+  p.col_class = one.position_class.data();
   p.col_classes = 1;
   p.dst = dst.mutable_data_ptr<float>();
   run_conv(p);
@@ -155,6 +190,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> embedding_distance(const Tensor& pair
 
 STABLE_TORCH_LIBRARY_IMPL(prefiqs_ext, CPU, m) {
   m.impl("dual_conv2d", TORCH_BOX(&prefiqs::dual_conv2d));
+  m.impl("dual_conv2d.out", TORCH_BOX(&prefiqs::dual_conv2d_out));
   m.impl("dual_linear", TORCH_BOX(&prefiqs::dual_linear));
   m.impl("embedding_distance", TORCH_BOX(&prefiqs::embedding_distance));
 }

@@ -11,19 +11,19 @@ constexpr int lanes = Vec::width;
 constexpr int panel_width = 2 * lanes;
 constexpr int tile_pixels = Vec::tile_pixels;
 
-// panel[k][j] = weight[co + j][k0 + k]; filters past the last one are zero.
+// panel[k][j] = weight[j][k]; filters past the last one are zero.
 void pack_panel(const float* weight, int64_t depth, int64_t filters, int64_t k_count, float* panel) {
-  constexpr int64_t step = 16;  // one cache line of each filter at a time
-  for (int64_t k0 = 0; k0 < k_count; k0 += step) {
-    const int64_t count = min_of(step, k_count - k0);
-    for (int64_t j = 0; j < panel_width; ++j) {
-      float* dst = panel + k0 * panel_width + j;
-      if (j < filters) {
-        const float* src = weight + j * depth + k0;
-        for (int64_t k = 0; k < count; ++k) dst[k * panel_width] = src[k];
-      } else {
-        for (int64_t k = 0; k < count; ++k) dst[k * panel_width] = 0;
+  for (int64_t k = 0; k < k_count; k += lanes) {
+    const int64_t count = min_of(lanes, k_count - k);
+    for (int64_t half = 0; half < panel_width; half += lanes) {
+      Vec square[lanes];
+      for (int64_t j = 0; j < lanes; ++j) {
+        const float* src = weight + (half + j) * depth + k;
+        __builtin_prefetch(src + 8 * lanes);  // 32 streams are more than the processor follows
+        square[j] = half + j >= filters ? Vec::zero() : count == lanes ? Vec::load(src) : Vec::load(src, count);
       }
+      Vec::transpose(square);
+      for (int64_t i = 0; i < count; ++i) square[i].store(panel + (k + i) * panel_width + half);
     }
   }
 }
@@ -46,29 +46,48 @@ void prune_panel(const uint32_t* mask, int64_t mask_words, int64_t filters, int6
   }
 }
 
-// The sums of a tile: a few rows by one panel, all in registers.
-template <int row_count>
+// The inputs of a tile's pixels for some k: that of pixel m is at data[k / lanes * k_step + m * pixel_step + k %
+// lanes].
+struct TileInputs {
+  const float* data;
+  int64_t depth, k_step, pixel_step;
+};
+
+// A packed tile is [k / lanes][pixel][lanes]: one stream of memory.
+constexpr int64_t tile_step = tile_pixels * lanes;
+TileInputs packed_tile(const float* data, int64_t depth) { return {data, depth, tile_step, lanes}; }
+
+// The sums of a tile's first pixels by one panel, all in registers.
+template <int pixel_count>
 struct Sums {
-  Vec acc[row_count][2];
+  Vec acc[pixel_count][2];
 
   Sums() {
 #pragma GCC unroll 16
-    for (int m = 0; m < row_count; ++m) acc[m][0] = acc[m][1] = Vec::zero();
+    for (int m = 0; m < pixel_count; ++m) acc[m][0] = acc[m][1] = Vec::zero();
   }
 
-  // acc[m] += rows[m][k] * weights[k] for k = 0 .. length - 1 in order. Returns where the weights go on.
-  __attribute__((always_inline)) const float* add(const float* const* rows, int64_t length, const float* weights) {
-    for (int64_t k = 0; k < length; ++k) {
-      const Vec w0 = Vec::load(weights), w1 = Vec::load(weights + lanes);
-      weights += panel_width;
+  // acc[m] += tile[k][m] * panel[k] for k = 0 .. depth - 1 in order. Meanwhile the same part of another tile is fetched
+  // from slow memory, where `ahead` (floats from this one's data) is not 0. Returns where the panel goes on.
+  __attribute__((always_inline)) const float* add(const TileInputs& tile, const float* panel, int64_t ahead) {
+    const float* src = tile.data;
+    for (int64_t depth = tile.depth; depth > 0; depth -= lanes, src += tile.k_step) {
+      if (ahead != 0) {
 #pragma GCC unroll 16
-      for (int m = 0; m < row_count; ++m) {
-        const Vec x = Vec::broadcast(rows[m][k]);
-        acc[m][0] = Vec::fma(x, w0, acc[m][0]);
-        acc[m][1] = Vec::fma(x, w1, acc[m][1]);
+        for (int m = 0; m < pixel_count; ++m) __builtin_prefetch(src + ahead + m * tile.pixel_step);
+      }
+      const int64_t count = min_of(lanes, depth);
+      for (int64_t k = 0; k < count; ++k, panel += panel_width) {
+        const Vec w0 = Vec::load(panel), w1 = Vec::load(panel + lanes);
+#pragma GCC unroll 16
+        for (int m = 0; m < pixel_count; ++m) {
+          const Vec x = Vec::broadcast(src[m * tile.pixel_step + k]);
+          acc[m][0] = Vec::fma(x, w0, acc[m][0]);
+          acc[m][1] = Vec::fma(x, w1, acc[m][1]);
+        }
       }
     }
-    return weights;
+    return panel;
   }
 };
 

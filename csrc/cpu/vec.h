@@ -3,6 +3,7 @@
 // it.
 #pragma once
 #include <cstdint>
+#include <utility>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -27,7 +28,8 @@ struct Vec {
   static Vec load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, first(n), v); }
-  static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }    // c + a * b
+  static Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a * b
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
   friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -35,6 +37,35 @@ struct Vec {
   static Vec prelu(Vec x, Vec slope) {
     const __mmask16 negative = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_NGE_UQ);
     return {_mm512_mask_mul_ps(x.v, negative, x.v, slope.v)};
+  }
+  // The lanes whose bit is set; 0 elsewhere.
+  static Vec keep(Vec x, uint32_t bits) { return {_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), x.v)}; }
+  float sum() const { return _mm512_reduce_add_ps(v); }
+  // Turns `width` rows of a square into its columns.
+  static void transpose(Vec* rows) {
+    __m512 t[16];
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+      t[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+    }
+    // rows[4 g + k]: column k of each 128-bit lane, of rows 4 g .. 4 g + 3.
+    for (int i = 0; i < 16; i += 4) {
+      for (int k = 0; k < 2; ++k) {
+        rows[i + 2 * k].v = _mm512_shuffle_ps(t[i + k], t[i + 2 + k], _MM_SHUFFLE(1, 0, 1, 0));
+        rows[i + 2 * k + 1].v = _mm512_shuffle_ps(t[i + k], t[i + 2 + k], _MM_SHUFFLE(3, 2, 3, 2));
+      }
+    }
+    for (int k = 0; k < 4; ++k) {
+      const __m512 low_even = _mm512_shuffle_f32x4(rows[k].v, rows[4 + k].v, _MM_SHUFFLE(2, 0, 2, 0));
+      const __m512 low_odd = _mm512_shuffle_f32x4(rows[k].v, rows[4 + k].v, _MM_SHUFFLE(3, 1, 3, 1));
+      const __m512 high_even = _mm512_shuffle_f32x4(rows[8 + k].v, rows[12 + k].v, _MM_SHUFFLE(2, 0, 2, 0));
+      const __m512 high_odd = _mm512_shuffle_f32x4(rows[8 + k].v, rows[12 + k].v, _MM_SHUFFLE(3, 1, 3, 1));
+      t[k] = _mm512_shuffle_f32x4(low_even, high_even, _MM_SHUFFLE(2, 0, 2, 0));
+      t[4 + k] = _mm512_shuffle_f32x4(low_odd, high_odd, _MM_SHUFFLE(2, 0, 2, 0));
+      t[8 + k] = _mm512_shuffle_f32x4(low_even, high_even, _MM_SHUFFLE(3, 1, 3, 1));
+      t[12 + k] = _mm512_shuffle_f32x4(low_odd, high_odd, _MM_SHUFFLE(3, 1, 3, 1));
+    }
+    for (int i = 0; i < 16; ++i) rows[i].v = t[i];
   }
 };
 
@@ -54,12 +85,41 @@ struct Vec {
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(float* p, int64_t n) const { _mm256_maskstore_ps(p, first(n), v); }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  static Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
   friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
   friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
   static Vec prelu(Vec x, Vec slope) {
     const __m256 keep = _mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GE_OQ);
     return {_mm256_blendv_ps(_mm256_mul_ps(x.v, slope.v), x.v, keep)};
+  }
+  static Vec keep(Vec x, uint32_t bits) {
+    const __m256i lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i kept = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane_bit);
+    return {_mm256_and_ps(x.v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(kept, lane_bit)))};
+  }
+  float sum() const {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  static void transpose(Vec* rows) {
+    __m256 t[8];
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(rows[i].v, rows[i + 1].v);
+      t[i + 1] = _mm256_unpackhi_ps(rows[i].v, rows[i + 1].v);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      for (int k = 0; k < 2; ++k) {
+        rows[i + 2 * k].v = _mm256_shuffle_ps(t[i + k], t[i + 2 + k], _MM_SHUFFLE(1, 0, 1, 0));
+        rows[i + 2 * k + 1].v = _mm256_shuffle_ps(t[i + k], t[i + 2 + k], _MM_SHUFFLE(3, 2, 3, 2));
+      }
+    }
+    for (int k = 0; k < 4; ++k) {
+      t[k] = _mm256_permute2f128_ps(rows[k].v, rows[4 + k].v, 0x20);
+      t[4 + k] = _mm256_permute2f128_ps(rows[k].v, rows[4 + k].v, 0x31);
+    }
+    for (int i = 0; i < 8; ++i) rows[i].v = t[i];
   }
 };
 
@@ -88,6 +148,10 @@ struct Vec {
     for (int i = 0; i < 4; ++i) c.v[i] += a.v[i] * b.v[i];
     return c;
   }
+  static Vec fnma(Vec a, Vec b, Vec c) {
+    for (int i = 0; i < 4; ++i) c.v[i] -= a.v[i] * b.v[i];
+    return c;
+  }
   friend Vec operator+(Vec a, Vec b) {
     for (int i = 0; i < 4; ++i) a.v[i] += b.v[i];
     return a;
@@ -103,6 +167,16 @@ struct Vec {
   static Vec prelu(Vec x, Vec slope) {
     for (int i = 0; i < 4; ++i) x.v[i] = x.v[i] >= 0 ? x.v[i] : slope.v[i] * x.v[i];
     return x;
+  }
+  static Vec keep(Vec x, uint32_t bits) {
+    for (int i = 0; i < 4; ++i) x.v[i] = ((bits >> i) & 1u) != 0 ? x.v[i] : 0.0f;
+    return x;
+  }
+  float sum() const { return (v[0] + v[2]) + (v[1] + v[3]); }
+  static void transpose(Vec* rows) {
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < i; ++j) std::swap(rows[i].v[j], rows[j].v[i]);
+    }
   }
 };
 

@@ -17,11 +17,14 @@ namespace {
 constexpr int points = 36;
 constexpr int out_tile = 4, in_tile = 6;
 constexpr int64_t most_tiles = 128;        // in a block: beyond it a panel's transform costs a few per cent at most
+constexpr int64_t prefetch_steps = 4;      // of a tile: V comes from beyond the second-level cache
 constexpr int64_t pixel_budget = 2 << 20;  // floats of V, of one branch
 
 struct WinogradPlan {
   int64_t tile_rows, tile_cols, tiles;  // of an image; of a branch
-  int64_t block_tiles, panels;
+  int64_t block_tiles, groups, panels;
+  int64_t group_floats;                                 // of V: one group of tiles
+  int64_t pixel_stride, filter_stride, product_stride;  // from point to point of V, U and M
 
   explicit WinogradPlan(const ConvParams& p) {
     tile_rows = ceil_div(p.out_h, out_tile);
@@ -29,8 +32,19 @@ struct WinogradPlan {
     tiles = p.images * tile_rows * tile_cols;
     const int64_t fitting = max_of(1, min_of(most_tiles, pixel_budget / (points * p.in_c)));
     block_tiles = ceil_div(tiles, ceil_div(tiles, fitting));
+    groups = ceil_div(block_tiles, tile_pixels);
+    group_floats = ceil_div(p.in_c, lanes) * tile_step;
     panels = ceil_div(p.out_c, panel_width);
+    // An odd number of cache lines, so that the 36 points of a tile do not fall into one set of the caches.
+    pixel_stride = odd_lines(groups * group_floats);
+    filter_stride = odd_lines(p.in_c * panel_width);
+    product_stride = odd_lines(block_tiles * panel_width);
   }
+
+  static int64_t odd_lines(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
+
+  // As few groups of tiles as registers allow, of nearly equal size: none is left with a row or two.
+  int64_t group_begin(int64_t group, int64_t count) const { return count * group / groups; }
 };
 
 struct TilePlace {
@@ -47,13 +61,13 @@ TilePlace place_tile(const WinogradPlan& plan, int64_t tile) {
 void transform_pixels(const Vec* d, int stride, Vec* t) {
   const Vec two = Vec::broadcast(2), four = Vec::broadcast(4), five = Vec::broadcast(5);
   const Vec d0 = d[0], d1 = d[stride], d2 = d[2 * stride], d3 = d[3 * stride], d4 = d[4 * stride], d5 = d[5 * stride];
-  const Vec even = d4 - four * d2, odd = d3 - four * d1, narrow = d4 - d2, wide = two * (d3 - d1);
-  t[0] = Vec::fma(four, d0, d4 - five * d2);
+  const Vec even = Vec::fnma(four, d2, d4), odd = Vec::fnma(four, d1, d3), narrow = d4 - d2, wide = d3 - d1;
+  t[0] = Vec::fma(four, d0, Vec::fnma(five, d2, d4));
   t[1 * stride] = even + odd;
   t[2 * stride] = even - odd;
-  t[3 * stride] = narrow + wide;
-  t[4 * stride] = narrow - wide;
-  t[5 * stride] = Vec::fma(four, d1, d5 - five * d3);
+  t[3 * stride] = Vec::fma(two, wide, narrow);
+  t[4 * stride] = Vec::fnma(two, wide, narrow);
+  t[5 * stride] = Vec::fma(four, d1, Vec::fnma(five, d3, d5));
 }
 
 // One dimension of G g: three weights to six.
@@ -79,7 +93,29 @@ void transform_sums(const Vec* m, int m_stride, Vec* y, int y_stride) {
   y[3 * y_stride] = Vec::fma(Vec::broadcast(8), far_difference, near_difference) + m[5 * m_stride];
 }
 
-// V[point][tile][c] of tiles [begin, end) of one branch; `zeros` stands for the channels of a pixel on padding.
+// V of one group of tiles, [point][c / lanes][tile][lanes]; `taps` are the tiles' 36 input pixels.
+void transform_group(
+    const ConvParams& p, const WinogradPlan& plan, const float* const* taps, int64_t count, float* dst) {
+  for (int64_t c = 0; c < p.in_c; c += lanes, dst += tile_step) {
+    const int64_t n = min_of(lanes, p.in_c - c);
+    for (int64_t tile = 0; tile < count; ++tile) {
+      const float* const* tap = taps + tile * points;
+      Vec d[points], t[points];
+      if (n == lanes) {
+        for (int i = 0; i < points; ++i) d[i] = Vec::load(tap[i] + c);
+      } else {
+        for (int i = 0; i < points; ++i) d[i] = Vec::load(tap[i] + c, n);
+      }
+      for (int i = 0; i < points; ++i) __builtin_prefetch(tap[i] + c + lanes);
+      for (int col = 0; col < in_tile; ++col) transform_pixels(d + col, in_tile, t + col);
+      for (int row = 0; row < in_tile; ++row) transform_pixels(t + row * in_tile, 1, d + row * in_tile);
+      for (int i = 0; i < points; ++i) d[i].store(dst + i * plan.pixel_stride + tile * lanes);
+    }
+  }
+}
+
+// V[point][group][c / lanes][tile][lanes] of tiles [begin, end) of one branch; `zeros` stands for the channels of a
+// pixel on padding.
 void transform_block(const ConvParams& p,
                      const WinogradPlan& plan,
                      const float* src,
@@ -87,39 +123,24 @@ void transform_block(const ConvParams& p,
                      int64_t end,
                      const float* zeros,
                      float* pixels) {
-  const int64_t point_stride = plan.block_tiles * p.in_c;
-  for (int64_t tile = begin; tile < end; ++tile) {
-    const TilePlace at = place_tile(plan, tile);
-    const float* taps[points];
-    for (int i = 0; i < points; ++i) {
-      const int64_t row = at.row - p.pad_h + i / in_tile, col = at.col - p.pad_w + i % in_tile;
-      const bool inside = row >= 0 && row < p.in_h && col >= 0 && col < p.in_w;
-      taps[i] = inside ? src + at.image * p.in_plane() + (row * p.in_w + col) * p.in_c : zeros;
-    }
-    float* dst = pixels + (tile - begin) * p.in_c;
-    for (int64_t c = 0; c < p.in_c; c += lanes) {
-      const int64_t n = min_of(lanes, p.in_c - c);
-      Vec d[points], t[points];
-      if (n == lanes) {
-        for (int i = 0; i < points; ++i) d[i] = Vec::load(taps[i] + c);
-      } else {
-        for (int i = 0; i < points; ++i) d[i] = Vec::load(taps[i] + c, n);
-      }
-      for (int col = 0; col < in_tile; ++col) transform_pixels(d + col, in_tile, t + col);
-      for (int row = 0; row < in_tile; ++row) transform_pixels(t + row * in_tile, 1, d + row * in_tile);
+  for (int64_t group = 0; group < plan.groups; ++group) {
+    const int64_t first = begin + plan.group_begin(group, end - begin);
+    const int64_t count = begin + plan.group_begin(group + 1, end - begin) - first;
+    const float* taps[tile_pixels * points];
+    for (int64_t tile = 0; tile < count; ++tile) {
+      const TilePlace at = place_tile(plan, first + tile);
       for (int i = 0; i < points; ++i) {
-        if (n == lanes) {
-          d[i].store(dst + i * point_stride + c);
-        } else {
-          d[i].store(dst + i * point_stride + c, n);
-        }
+        const int64_t row = at.row - p.pad_h + i / in_tile, col = at.col - p.pad_w + i % in_tile;
+        const bool inside = row >= 0 && row < p.in_h && col >= 0 && col < p.in_w;
+        taps[tile * points + i] = inside ? src + at.image * p.in_plane() + (row * p.in_w + col) * p.in_c : zeros;
       }
     }
+    transform_group(p, plan, taps, count, pixels + group * plan.group_floats);
   }
 }
 
 // U[point][c][panel] of a packed panel [tap][c][panel].
-void transform_panel(const float* panel, int64_t channels, float* filters) {
+void transform_panel(const float* panel, int64_t channels, int64_t point_stride, float* filters) {
   const int64_t stride = channels * panel_width;
   for (int64_t at = 0; at < stride; at += lanes) {
     Vec half[in_tile * 3], t[in_tile];
@@ -129,22 +150,20 @@ void transform_panel(const float* panel, int64_t channels, float* filters) {
     }
     for (int row = 0; row < in_tile; ++row) {
       transform_filter(half[row * 3], half[row * 3 + 1], half[row * 3 + 2], t, 1);
-      for (int i = 0; i < in_tile; ++i) t[i].store(filters + (row * in_tile + i) * stride + at);
+      for (int i = 0; i < in_tile; ++i) t[i].store(filters + (row * in_tile + i) * point_stride + at);
     }
   }
 }
 
-// products[m][panel] = sum over c of pixels[m][c] * weights[c][panel], for `rows` rows, at most `most`.
+// products[m][panel] = sum over c of group[c][m] * weights[c][panel], for `count` tiles, at most `most`.
 template <int most>
-void multiply_rows(int64_t rows, int64_t channels, const float* pixels, const float* weights, float* products) {
-  if (rows < most) {
-    if constexpr (most > 1) multiply_rows<most - 1>(rows, channels, pixels, weights, products);
+void multiply_group(int64_t count, int64_t channels, const float* group, const float* weights, float* products) {
+  if (count < most) {
+    if constexpr (most > 1) multiply_group<most - 1>(count, channels, group, weights, products);
     return;
   }
-  const float* row[most];
-  for (int m = 0; m < most; ++m) row[m] = pixels + m * channels;
   Sums<most> sums;
-  sums.add(row, channels, weights);
+  sums.add(packed_tile(group, channels), weights, prefetch_steps * tile_step);
 #pragma GCC unroll 16
   for (int m = 0; m < most; ++m) {
     sums.acc[m][0].store(products + m * panel_width);
@@ -159,14 +178,65 @@ void multiply_block(const ConvParams& p,
                     const float* pixels,
                     const float* filters,
                     float* products) {
-  // As few groups of tiles as registers allow, of nearly equal size: none is left with a row or two.
-  const int64_t groups = ceil_div(tiles, tile_pixels);
   for (int64_t point = 0; point < points; ++point) {
-    const float* weights = filters + point * p.in_c * panel_width;
-    for (int64_t group = 0; group < groups; ++group) {
-      const int64_t tile = tiles * group / groups, rows = tiles * (group + 1) / groups - tile;
-      multiply_rows<tile_pixels>(rows, p.in_c, pixels + (point * plan.block_tiles + tile) * p.in_c, weights,
-                                 products + (point * plan.block_tiles + tile) * panel_width);
+    for (int64_t group = 0; group < plan.groups; ++group) {
+      const int64_t begin = plan.group_begin(group, tiles), count = plan.group_begin(group + 1, tiles) - begin;
+      multiply_group<tile_pixels>(count, p.in_c, pixels + point * plan.pixel_stride + group * plan.group_floats,
+                                  filters + point * plan.filter_stride,
+                                  products + point * plan.product_stride + begin * panel_width);
+    }
+  }
+}
+
+// Where a tile's outputs lie, in pixels of dst from its first one, and how many of them exist.
+struct OutputTile {
+  int64_t pixel, rows, cols;
+
+  OutputTile(const ConvParams& p, const TilePlace& at)
+      : pixel((at.image * p.out_h + at.row) * p.out_w + at.col),
+        rows(min_of(out_tile, p.out_h - at.row)),
+        cols(min_of(out_tile, p.out_w - at.col)) {}
+};
+
+template <int hint_write>
+void prefetch_pixels(const ConvParams& p, const OutputTile& tile, const float* data) {
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    for (int64_t j = 0; j < tile.cols; ++j) {
+      __builtin_prefetch(data + (tile.pixel + i * p.out_w + j) * p.out_c, hint_write);
+    }
+  }
+}
+
+// One vector of channels, from c on, of a tile: 36 sums to at most 16 outputs. `full`: there are 16, and all lanes.
+template <bool full>
+void finish_tile(const ConvParams& p,
+                 const TilePlace& at,
+                 const OutputTile& tile,
+                 const float* sums,
+                 int64_t sum_stride,
+                 const float* bias,
+                 const float* residual,
+                 float* dst,
+                 int64_t c) {
+  const int64_t n = full ? lanes : min_of(lanes, p.out_c - c);
+  const auto load = [n](const float* from) { return full ? Vec::load(from) : Vec::load(from, n); };
+  Vec m[points], half[out_tile * in_tile], y[out_tile * out_tile], slope = Vec::zero();
+  for (int i = 0; i < points; ++i) m[i] = Vec::load(sums + i * sum_stride);
+  for (int col = 0; col < in_tile; ++col) transform_sums(m + col, in_tile, half + col, in_tile);
+  for (int row = 0; row < out_tile; ++row) transform_sums(half + row * in_tile, 1, y + row * out_tile, 1);
+  if (p.slope != nullptr) slope = p.slope_stride == 0 ? Vec::broadcast(*p.slope) : load(p.slope + c);
+  for (int64_t i = 0; i < (full ? out_tile : tile.rows); ++i) {
+    const float* row_bias = bias + p.row_class[at.row + i] * p.col_classes * p.out_c + c;
+    const int64_t row = (tile.pixel + i * p.out_w) * p.out_c + c;
+    for (int64_t j = 0; j < (full ? out_tile : tile.cols); ++j) {
+      Vec sum = y[i * out_tile + j] + load(row_bias + p.col_class[at.col + j] * p.out_c);
+      if (residual != nullptr) sum = sum + load(residual + row + j * p.out_c);
+      if (p.slope != nullptr) sum = Vec::prelu(sum, slope);
+      if (full) {
+        sum.store(dst + row + j * p.out_c);
+      } else {
+        sum.store(dst + row + j * p.out_c, n);
+      }
     }
   }
 }
@@ -179,33 +249,26 @@ void finish_block(const ConvParams& p,
                   int64_t end,
                   int64_t panel,
                   const float* products) {
-  const Epilogue epilogue{p.slope, p.slope_stride};
+  const float* bias = p.branch_bias(branch);
   const float* residual = p.branch_residual(branch);
   float* dst = p.branch_dst(branch);
-  for (int64_t tile = begin; tile < end; ++tile) {
-    const TilePlace at = place_tile(plan, tile);
+  for (int64_t index = begin; index < end; ++index, products += panel_width) {
+    const TilePlace at = place_tile(plan, index);
+    const OutputTile tile(p, at);
     for (int64_t v = 0; v < 2; ++v) {
-      const int64_t c = panel * panel_width + v * lanes, n = min_of(lanes, p.out_c - c);
-      if (n <= 0) break;
-      Vec m[points], half[out_tile * in_tile], y[out_tile * out_tile];
-      for (int i = 0; i < points; ++i) {
-        m[i] = Vec::load(products + (i * plan.block_tiles + tile - begin) * panel_width + v * lanes);
+      const int64_t c = panel * panel_width + v * lanes;
+      if (c >= p.out_c) break;
+      const float* sums = products + v * lanes;
+      // The next tile's lines, in 36 and 16 places, are more than the processor foresees.
+      for (int i = 0; i < points; ++i) __builtin_prefetch(sums + i * plan.product_stride + panel_width);
+      if (index + 1 < end) {
+        const OutputTile next(p, place_tile(plan, index + 1));
+        prefetch_pixels<1>(p, next, dst + c);
+        if (residual != nullptr) prefetch_pixels<0>(p, next, residual + c);
       }
-      for (int col = 0; col < in_tile; ++col) transform_sums(m + col, in_tile, half + col, in_tile);
-      for (int row = 0; row < out_tile; ++row) transform_sums(half + row * in_tile, 1, y + row * out_tile, 1);
-      for (int64_t i = 0; i < out_tile && at.row + i < p.out_h; ++i) {
-        for (int64_t j = 0; j < out_tile && at.col + j < p.out_w; ++j) {
-          const int64_t row = at.row + i, col = at.col + j;
-          const int64_t pixel = ((at.image * p.out_h + row) * p.out_w + col) * p.out_c;
-          const float* bias = p.branch_bias(branch) + (p.row_class[row] * p.col_classes + p.col_class[col]) * p.out_c;
-          const Vec sum = epilogue(y[i * out_tile + j], bias, residual == nullptr ? nullptr : residual + pixel, c, n);
-          if (n == lanes) {
-            sum.store(dst + pixel + c);
-          } else {
-            sum.store(dst + pixel + c, n);
-          }
-        }
-      }
+      const bool full = tile.rows == out_tile && tile.cols == out_tile && c + lanes <= p.out_c;
+      const auto finish = full ? finish_tile<true> : finish_tile<false>;
+      finish(p, at, tile, sums, plan.product_stride, bias, residual, dst, c);
     }
   }
 }
@@ -214,14 +277,14 @@ void finish_block(const ConvParams& p,
 void run_tiles(const ConvParams& p, const WinogradPlan& plan, int64_t block, int64_t panel_begin, int64_t panel_end) {
   const int64_t begin = block * plan.block_tiles, end = min_of(begin + plan.block_tiles, plan.tiles);
   const int64_t sources = p.src_shared ? 1 : p.branches;
-  const int64_t pixel_floats = points * plan.block_tiles * p.in_c;
+  const int64_t pixel_floats = points * plan.pixel_stride;
   const int64_t panel_floats = p.in_c * panel_width, zero_floats = ceil_div(p.in_c, 16) * 16;
-  float* pixels = thread_workspace(static_cast<size_t>(sources * pixel_floats + (9 + points) * panel_floats +
-                                                       points * plan.block_tiles * panel_width + zero_floats));
+  float* pixels = thread_workspace(static_cast<size_t>(
+      sources * pixel_floats + 9 * panel_floats + points * (plan.filter_stride + plan.product_stride) + zero_floats));
   float* panel = pixels + sources * pixel_floats;
   float* filters = panel + 9 * panel_floats;
-  float* products = filters + points * panel_floats;
-  float* zeros = products + points * plan.block_tiles * panel_width;
+  float* products = filters + points * plan.filter_stride;
+  float* zeros = products + points * plan.product_stride;
   std::memset(zeros, 0, static_cast<size_t>(zero_floats) * sizeof(float));
 
   for (int64_t source = 0; source < sources; ++source) {
@@ -232,10 +295,10 @@ void run_tiles(const ConvParams& p, const WinogradPlan& plan, int64_t block, int
     for (int64_t branch = 0; branch < p.branches; ++branch) {
       if (branch == 0) {
         pack_panel(p.weight + c * p.depth(), p.depth(), count, p.depth(), panel);
-        transform_panel(panel, p.in_c, filters);
+        transform_panel(panel, p.in_c, plan.filter_stride, filters);
       } else if (p.mask != nullptr) {
         prune_panel(p.mask + c * p.mask_words, p.mask_words, count, p.depth(), panel);
-        transform_panel(panel, p.in_c, filters);
+        transform_panel(panel, p.in_c, plan.filter_stride, filters);
       }
       multiply_block(p, plan, end - begin, pixels + (sources == 2 ? branch * pixel_floats : 0), filters, products);
       finish_block(p, plan, branch, begin, end, index, products);

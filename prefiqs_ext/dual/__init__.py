@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .convert import dualize
+from .memory import InPlace
 from .modules import DualConv1d, DualConv2d, DualLinear, duplicate
 
-__all__ = ["DualConv1d", "DualConv2d", "DualLinear", "dualize", "duplicate"]
+__all__ = ["DualConv1d", "DualConv2d", "DualLinear", "InPlace", "dualize", "duplicate"]

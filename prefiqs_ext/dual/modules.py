@@ -66,11 +66,14 @@ class DualConv2d(nn.Module):
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.pad, self.pad_mode = pad, pad_mode
 
-    def forward(self, src: Tensor, residual: Tensor | None = None, *, paired: bool = False) -> Tensor:
+    def forward(
+        self, src: Tensor, residual: Tensor | None = None, *, paired: bool = False, out: Tensor | None = None
+    ) -> Tensor:
         """src [N, C, H, W], or [2N, C, H, W] if paired, float32 or (not paired) uint8 -> [rows, Co, Ho, Wo].
 
         rows: 2N with a mask, else as many as src has. residual: as many rows as the result, or half as many, which both
-        branches then share. paired is an argument of the call: a network may use one layer on both kinds of value.
+        branches then share. paired is an argument of the call: a network may use one layer on both kinds of value. out:
+        where to write the result, as ops.dual_conv2d takes it.
         """
         if self.pad is not None:
             src = F.pad(src.to(self.weight.dtype), self.pad, self.pad_mode)
@@ -87,6 +90,7 @@ class DualConv2d(nn.Module):
             dilation=self.dilation,
             groups=self.groups,
             paired=paired,
+            out=out,
         )
 
     def extra_repr(self) -> str:
@@ -102,10 +106,12 @@ class DualConv2d(nn.Module):
 class DualConv1d(DualConv2d):
     """As DualConv2d for [N, C, L]: a map of one row. Its weight is [Co, C/g, 1, k]."""
 
-    def forward(self, src: Tensor, residual: Tensor | None = None, *, paired: bool = False) -> Tensor:
+    def forward(
+        self, src: Tensor, residual: Tensor | None = None, *, paired: bool = False, out: Tensor | None = None
+    ) -> Tensor:
         """src [N, C, L], or [2N, C, L] if paired -> [rows, Co, Lo]."""
-        row = None if residual is None else residual.unsqueeze(2)
-        return super().forward(src.unsqueeze(2), row, paired=paired).squeeze(2)
+        rows = [None if t is None else t.unsqueeze(2) for t in (residual, out)]
+        return super().forward(src.unsqueeze(2), rows[0], paired=paired, out=rows[1]).squeeze(2)
 
 
 class DualLinear(nn.Module):
