@@ -56,7 +56,7 @@ class Scorer(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         example: Tensor | None = None,
-        chunk: int = 8,
+        chunk: int = 16,
         fuse: bool = True,
         on_bad: Literal["raise", "nan"] = "raise",
     ) -> None:

@@ -12,6 +12,7 @@ namespace prefiqs {
 namespace {
 
 constexpr int most_pixels = 8;
+constexpr int64_t prefetch_channels = 64;  // four cache lines ahead
 
 void pack_filters(const ConvParams& p, bool masked, float* dst) {
   for (int64_t c = 0; c < p.out_c; ++c) {
@@ -55,12 +56,22 @@ __attribute__((always_inline)) inline void depthwise_block(const ConvParams& p,
                                                            int64_t n) {
   const auto load = [n](const float* from) { return n == Vec::width ? Vec::load(from) : Vec::load(from, n); };
   const int64_t step = p.stride_w * p.in_c;
+  const auto tap = [&](int64_t r, int64_t s) {
+    const int64_t row = at.row * p.stride_h - p.pad_h + r * p.dilation_h;
+    return at.src + (row * p.in_w + col * p.stride_w - p.pad_w + s * p.dilation_w) * p.in_c + c;
+  };
+  // The last row of taps and dst are new to the caches, and lie a pixel apart: more than the processor foresees.
+  if (rows.end > rows.begin && cols.end > cols.begin) {
+    for (int m = 0; m < count; ++m) {
+      __builtin_prefetch(tap(rows.end - 1, cols.end - 1) + m * step + prefetch_channels);
+    }
+  }
+  for (int m = 0; m < count; ++m) __builtin_prefetch(at.dst + (col + m) * p.out_c + c + prefetch_channels, 1);
   Vec sum[count];
   for (int m = 0; m < count; ++m) sum[m] = Vec::zero();
   for (int64_t r = rows.begin; r < rows.end; ++r) {
-    const int64_t in_row = at.row * p.stride_h - p.pad_h + r * p.dilation_h;
     for (int64_t s = cols.begin; s < cols.end; ++s) {
-      const float* src = at.src + (in_row * p.in_w + col * p.stride_w - p.pad_w + s * p.dilation_w) * p.in_c + c;
+      const float* src = tap(r, s);
       const Vec weight = load(at.filters + (r * p.kernel_w + s) * p.out_c + c);
 #pragma GCC unroll 8
       for (int m = 0; m < count; ++m) sum[m] = Vec::fma(load(src + m * step), weight, sum[m]);
@@ -79,12 +90,21 @@ __attribute__((always_inline)) inline void depthwise_block(const ConvParams& p,
   }
 }
 
-template <int count>
-void depthwise_pixels(
-    const ConvParams& p, const DepthwiseRow& at, const TapRange& rows, const TapRange& cols, int64_t col) {
+// `count` pixels, at most `most`, that all have the taps `cols`.
+template <int most>
+void depthwise_pixels(const ConvParams& p,
+                      const DepthwiseRow& at,
+                      const TapRange& rows,
+                      const TapRange& cols,
+                      int64_t col,
+                      int64_t count) {
+  if (count < most) {
+    if constexpr (most > 1) depthwise_pixels<most - 1>(p, at, rows, cols, col, count);
+    return;
+  }
   int64_t c = 0;
-  for (; c + Vec::width <= p.out_c; c += Vec::width) depthwise_block<count>(p, at, rows, cols, col, c, Vec::width);
-  if (c < p.out_c) depthwise_block<count>(p, at, rows, cols, col, c, p.out_c - c);
+  for (; c + Vec::width <= p.out_c; c += Vec::width) depthwise_block<most>(p, at, rows, cols, col, c, Vec::width);
+  if (c < p.out_c) depthwise_block<most>(p, at, rows, cols, col, c, p.out_c - c);
 }
 
 void depthwise_row(const ConvParams& p, int64_t branch, int64_t image, int64_t row, const float* filters) {
@@ -102,14 +122,14 @@ void depthwise_row(const ConvParams& p, int64_t branch, int64_t image, int64_t r
   const TapRange rows(row, p.in_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h);
   for (int64_t col = 0; col < p.out_w;) {
     const TapRange cols = cols_at(col);
-    const int64_t last = col + most_pixels - 1;
-    const bool inside = cols.begin == 0 && cols.end == p.kernel_w && last < p.out_w && cols_at(last).end == p.kernel_w;
-    if (inside) {
-      depthwise_pixels<most_pixels>(p, at, rows, cols, col);
-    } else {
-      depthwise_pixels<1>(p, at, rows, cols, col);
+    int64_t count = 1;
+    if (cols.begin == 0 && cols.end == p.kernel_w) {
+      // The pixels without padding, in as few blocks as registers allow, of nearly equal size.
+      const int64_t inside = 1 + (p.in_w - 1 - (p.kernel_w - 1) * p.dilation_w + p.pad_w) / p.stride_w - col;
+      count = ceil_div(inside, ceil_div(inside, most_pixels));
     }
-    col += inside ? most_pixels : 1;
+    depthwise_pixels<most_pixels>(p, at, rows, cols, col, count);
+    col += count;
   }
 }
 

@@ -16,9 +16,9 @@
 namespace prefiqs {
 namespace {
 
-constexpr int64_t panel_budget = 96 * 1024;  // floats; half of a 1 MiB second-level cache leaves room for the pixels
-constexpr int64_t deepest = 256;             // k of a block: a tile then stays in the first-level cache
-constexpr int64_t widest_step = 256;         // floats from pixel to pixel of a tile that is used in place
+constexpr int64_t panel_budget = 128 * 1024;  // floats; half of a 1 MiB second-level cache leaves room for the pixels
+constexpr int64_t deepest = 384;              // k of a block: a tile then stays in the first-level cache
+constexpr int64_t widest_step = 256;          // floats from pixel to pixel of a tile that is used in place
 
 struct Plan {
   int64_t k_block, k_blocks;
