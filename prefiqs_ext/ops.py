@@ -75,7 +75,8 @@ def dual_conv2d(
         return torch.ops.prefiqs_ext.dual_conv2d(*inputs, *settings)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*inputs, out)):
         _refuse_grad_now("dual_conv2d")
-    return torch.ops.prefiqs_ext.dual_conv2d.out(*inputs, *settings, out=out)  # type: ignore[no-any-return]
+    torch.ops.prefiqs_ext.dual_conv2d.out(*inputs, *settings, out=out)
+    return out
 
 
 def dual_linear(
@@ -219,6 +220,17 @@ def _fake_dual_conv2d(
         _expect_device(op, "residual", residual, src)
     dst = src.new_empty([out_rows, *out_shape], dtype=torch.float32)
     return dst.to(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("prefiqs_ext::dual_conv2d.out")  # type: ignore[untyped-decorator]
+def _fake_dual_conv2d_out(*inputs: Any, out: Tensor) -> None:
+    dst = _fake_dual_conv2d(*inputs)
+    op = "dual_conv2d"
+    _expect_dtype(op, "out", out, torch.float32)
+    _expect_shape(op, "out", out, dst.shape)
+    _expect_device(op, "out", out, inputs[0])
+    dense = out.is_contiguous(memory_format=torch.channels_last)
+    _expect(dense, op, "expected out in channels_last layout without gaps")
 
 
 @torch.library.register_fake("prefiqs_ext::dual_linear")  # type: ignore[untyped-decorator]

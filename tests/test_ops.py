@@ -66,6 +66,12 @@ SHAPES = {
     "depthwise-large-kernel": (6, 6, (9, 9), (1, 1), (4, 4), (1, 1), 6, (9, 8)),
     "depthwise-multiplier": (8, 24, (3, 3), (1, 1), (1, 1), (1, 1), 8, (6, 5)),
     "kernel-wider-than-image": (4, 6, (5, 5), (1, 1), (2, 2), (1, 1), 1, (1, 2)),
+    "in-place-rows": (3, 33, (3, 3), (1, 1), (1, 1), (1, 1), 1, (5, 44)),
+    "in-place-stride": (16, 40, (3, 3), (2, 2), (1, 1), (1, 2), 1, (5, 73)),
+    "in-place-groups": (8, 6, (3, 3), (1, 1), (1, 1), (1, 1), 2, (4, 40)),
+    "in-place-pixels": (48, 70, (1, 1), (1, 1), (0, 0), (1, 1), 1, (9, 11)),
+    "pixels-far-apart": (300, 20, (1, 1), (1, 1), (0, 0), (1, 1), 1, (9, 5)),
+    "one-pixel-streamed": (601, 447, (1, 1), (1, 1), (0, 0), (1, 1), 1, (1, 1)),
     "one-pixel": (16, 9, (3, 3), (2, 2), (1, 1), (1, 1), 1, (1, 1)),
 }
 
@@ -201,7 +207,11 @@ def test_conv2d_layouts_give_the_same_bits(isa: str, shape: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", ["odd-channels", "depthwise", "several-k-blocks", "stem", "groups", "1x1", *WINOGRAD_SHAPES]
+    "shape",
+    [
+        *("odd-channels", "depthwise", "several-k-blocks", "stem", "groups", "1x1", "one-pixel-streamed"),
+        *("in-place-rows", "in-place-pixels", *WINOGRAD_SHAPES),
+    ],
 )
 def test_conv2d_row_bits_do_not_depend_on_batch_place_or_threads(isa: str, shape: str) -> None:
     inputs = conv_inputs(shape, masked=True, rows=7)
@@ -224,7 +234,7 @@ def test_conv2d_row_bits_do_not_depend_on_batch_place_or_threads(isa: str, shape
 
 @pytest.mark.parametrize("paired", [False, True], ids=["shared", "paired"])
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
-@pytest.mark.parametrize("size", [(70, 33, ()), (9000, 40, ()), (25088, 37, ()), (31, 5, (3, 2))])
+@pytest.mark.parametrize("size", [(70, 33, ()), (9000, 40, ()), (25088, 37, ()), (5000, 61, (5,)), (31, 5, (3, 2))])
 def test_linear(isa: str, size: tuple[int, int, tuple[int, ...]], masked: bool, paired: bool) -> None:
     features, outputs, between = size
     src, weight, bias = torch.randn(6, *between, features), torch.randn(outputs, features), torch.randn(outputs)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -157,6 +160,37 @@ def test_an_input_that_requires_grad_is_refused(name: str) -> None:
         ops.dual_conv2d(**inputs)
 
 
+BAD_OUT: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "dtype": (partial(torch.empty, 4, 6, 5, 5, dtype=torch.float64), "expected out of dtype float32, got Double"),
+    "shape": (partial(torch.empty, 2, 6, 5, 5), "expected out of shape [4, 6, 5, 5], got [2, 6, 5, 5]"),
+    "layout": (partial(torch.empty, 4, 6, 5, 5), "expected out in channels_last layout without gaps"),
+    "gaps": (
+        lambda **where: torch.empty(4, 5, 5, 12, **where)[..., :6].permute(0, 3, 1, 2),
+        "expected out in channels_last layout without gaps",
+    ),
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("case", BAD_OUT)
+def test_bad_out(case: str, device: str) -> None:
+    make, message = BAD_OUT[case]
+    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in good_conv().items()}
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        ops.dual_conv2d(**inputs, out=make(device=device))
+
+
+def test_out_takes_the_result() -> None:
+    inputs = good_conv()
+    expected = ops.dual_conv2d(**inputs)
+    out = torch.full_like(expected, torch.nan)
+    assert ops.dual_conv2d(**inputs, out=out).data_ptr() == out.data_ptr()
+    assert torch.equal(out, expected)
+    inputs["weight"].requires_grad_()
+    with pytest.raises(RuntimeError, match="expected inputs that do not require grad"):
+        ops.dual_conv2d(**inputs, out=out)
+
+
 # --- torch's own checks, compile and export --------------------------------------------------------------------------
 
 
@@ -173,6 +207,8 @@ def test_opcheck() -> None:
         if paired:
             inputs["residual"] = torch.randn(1, 6, 5, 5)
         torch.library.opcheck(torch.ops.prefiqs_ext.dual_conv2d.default, all_arguments(inputs))
+    out = {"out": torch.empty(4, 6, 5, 5).to(memory_format=torch.channels_last)}
+    torch.library.opcheck(torch.ops.prefiqs_ext.dual_conv2d.out, all_arguments(good_conv()), out)
     linear = good_linear()
     torch.library.opcheck(torch.ops.prefiqs_ext.dual_linear.default, (*linear.values(), False))
     torch.library.opcheck(torch.ops.prefiqs_ext.embedding_distance.default, (torch.randn(6, 5),))

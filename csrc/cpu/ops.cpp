@@ -113,21 +113,20 @@ Tensor dual_conv2d(const Tensor& src,
                           groups, paired);
 }
 
-Tensor dual_conv2d_out(const Tensor& src,
-                       const Tensor& weight,
-                       const OptionalTensor& mask,
-                       const OptionalTensor& bias,
-                       const OptionalTensor& tap_shift,
-                       const OptionalTensor& slope,
-                       const OptionalTensor& residual,
-                       std::vector<int64_t> stride,
-                       std::vector<int64_t> padding,
-                       std::vector<int64_t> dilation,
-                       int64_t groups,
-                       bool paired,
-                       const Tensor& out) {
-  return dual_conv2d_into(out, src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups,
-                          paired);
+void dual_conv2d_out(const Tensor& src,
+                     const Tensor& weight,
+                     const OptionalTensor& mask,
+                     const OptionalTensor& bias,
+                     const OptionalTensor& tap_shift,
+                     const OptionalTensor& slope,
+                     const OptionalTensor& residual,
+                     std::vector<int64_t> stride,
+                     std::vector<int64_t> padding,
+                     std::vector<int64_t> dilation,
+                     int64_t groups,
+                     bool paired,
+                     const Tensor& out) {
+  dual_conv2d_into(out, src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired);
 }
 
 // A linear layer is a 1 x 1 convolution of images of one pixel, the rows of src.
