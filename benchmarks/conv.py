@@ -1,0 +1,204 @@
+"""Every distinct layer of a network, by every algorithm: `python -m benchmarks.conv --model iresnet50 --batch 16`.
+
+A pair of N images through one dual layer, against N images through each of two torch layers (channels_last). Ours
+writes into memory it keeps, as in the engine; torch allocates its results, as it always does. GFLOP/s counts the
+multiplications of the direct convolution, whatever an algorithm saves, so Winograd may pass the peak. The peak is that
+of multiply-adds on registers, on as many threads, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from benchmarks.score import IRESNETS, network
+from benchmarks.timing import Spread, interleaved, machine
+from prefiqs_ext import _C, models, ops
+from prefiqs_ext.dual import DualConv2d, DualLinear
+from prefiqs_ext.pruning import pack_mask
+from prefiqs_ext.scorer import Scorer
+
+ALGORITHMS = ("depthwise", "winograd", "linear", "gemm")
+TORCH = "two torch layers"
+_PEAK_FLAGS = {"avx512": ["-mavx512f"], "avx2": ["-mavx2", "-mfma"]}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution [C, H, W] -> [Co, H', W'], or a linear layer: kernel 0."""
+
+    channels: int
+    size: tuple[int, int]
+    filters: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    groups: int
+    paired: bool
+    operations: float  # of one image in one branch
+
+    def __str__(self) -> str:
+        if self.kernel == (0, 0):
+            return f"{self.channels} -> {self.filters} linear"
+        kernel = "x".join(map(str, self.kernel)) + (" depthwise" if self.groups == self.channels else "")
+        stride = "" if self.stride == (1, 1) else f" /{self.stride[0]}"
+        return f"{self.channels} -> {self.filters}, {kernel}{stride}, {self.size[0]}x{self.size[1]}"
+
+
+class _Layers(fx.Interpreter):
+    """Runs a dual graph on one image and counts its layers."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.counts: Counter[Layer] = Counter()
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        result = super().call_module(target, args, kwargs)
+        module, src = self.fetch_attr(target), args[0]
+        paired = bool(kwargs.get("paired"))
+        if isinstance(module, DualConv2d):
+            height, width = module.weight.shape[2:]
+            operations = 2.0 * module.weight[0].numel() * result[0].numel()
+            kernel = (height, width)
+            filters, channels = module.weight.shape[0], src.shape[1]
+            settings: Any = (module.stride, module.padding, module.groups, paired, operations)
+            self.counts[Layer(channels, tuple(src.shape[2:]), filters, kernel, *settings)] += 1
+        elif isinstance(module, DualLinear):
+            filters, channels = module.weight.shape
+            operations = 2.0 * module.weight.numel()
+            self.counts[Layer(channels, (1, 1), filters, (0, 0), (1, 1), (0, 0), 1, paired, operations)] += 1
+        return result
+
+
+def layers(model: nn.Module, preset: Any) -> Counter[Layer]:
+    graph = Scorer(model, preset=preset)._dual
+    found = _Layers(graph)
+    with torch.inference_mode():
+        found.run(torch.zeros(1, 3, *preset.size, dtype=torch.uint8))
+    return found.counts
+
+
+def peak(threads: int) -> float:
+    """Operations a second of multiply-adds on registers, all threads together."""
+    source = Path(__file__).with_name("fma_peak.c")
+    with tempfile.TemporaryDirectory() as temporary:
+        library = Path(temporary) / "fma_peak.so"
+        flags = _PEAK_FLAGS[_C.cpu_isa()]
+        subprocess.run(["cc", "-O2", *flags, "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+        function = ctypes.CDLL(str(library)).fma_peak
+    function.restype, function.argtypes = ctypes.c_double, [ctypes.c_double]
+    with ThreadPoolExecutor(threads) as pool:
+        return float(sum(pool.map(function, [0.5] * threads)))
+
+
+@contextmanager
+def forced(algorithm: str) -> Iterator[None]:
+    before = os.environ.get("PREFIQS_CPU_ALGORITHM")
+    os.environ["PREFIQS_CPU_ALGORITHM"] = algorithm
+    try:
+        yield
+    finally:
+        del os.environ["PREFIQS_CPU_ALGORITHM"]
+        if before is not None:
+            os.environ["PREFIQS_CPU_ALGORITHM"] = before
+
+
+def contenders(layer: Layer, images: int) -> dict[str, Callable[[], object]]:
+    """Our algorithms that fit, the one that is chosen first; then torch."""
+    linear = layer.kernel == (0, 0)
+    shape = (layer.channels,) if linear else (layer.channels, *layer.size)
+    src = torch.randn((2 if layer.paired else 1) * images, *shape)
+    weight = torch.randn(layer.filters, layer.channels // layer.groups, *(() if linear else layer.kernel))
+    if not linear:
+        src, weight = (t.contiguous(memory_format=torch.channels_last) for t in (src, weight))
+    mask = pack_mask(torch.rand_like(weight) > 0.4)
+    halves = src.chunk(2) if layer.paired else (src, src)
+    settings: Any = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
+    kept: Tensor | None = None if linear else ops.dual_conv2d(src, weight, mask, **settings, paired=layer.paired)
+
+    def ours() -> Tensor:
+        if linear:
+            return ops.dual_linear(src, weight, mask, paired=layer.paired)
+        return ops.dual_conv2d(src, weight, mask, **settings, paired=layer.paired, out=kept)
+
+    def with_algorithm(algorithm: str) -> Callable[[], object]:
+        def call() -> object:
+            with forced(algorithm):
+                return ours()
+
+        return call
+
+    def torch_layers() -> object:
+        return [F.linear(x, weight) if linear else F.conv2d(x, weight, **settings) for x in halves]
+
+    found: dict[str, Callable[[], object]] = {}
+    for algorithm in ALGORITHMS:  # in the order of dispatch.cpp
+        call = with_algorithm(algorithm)
+        try:
+            call()
+        except RuntimeError:  # does not fit
+            continue
+        found[algorithm] = call
+    return found | {TORCH: torch_layers}
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="iresnet50", choices=(*IRESNETS, *models.BUILT_IN))
+    parser.add_argument("--batch", type=int, default=16, help="images a call (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="timings of each contender (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured here too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+
+    rates = [peak(arguments.threads)]
+    settings = {name: getattr(arguments, name) for name in ("model", "batch", "rounds", "threads")}
+    for key, value in {**machine(), **settings, "isa": _C.cpu_isa()}.items():
+        print(f"{key + ':':<14}{value}")
+    print(f"{'layer':<40}{'times':>6}  {'algorithm':<17}{'ms':>9}{'GFLOP/s':>9}{'of peak':>9}{'torch / ours':>14}")
+    totals: Counter[str] = Counter()
+    record = []
+    for layer, count in layers(*network(arguments.model)).items():
+        calls = contenders(layer, arguments.batch)
+        times = {
+            name: Spread.of(times) for name, times in interleaved(calls, rounds=arguments.rounds, settle=0).items()
+        }
+        operations = 2 * arguments.batch * layer.operations
+        for place, (name, time) in enumerate(times.items()):
+            head = f"{layer!s:<40}{count:>6}" if place == 0 else " " * 46
+            rate = operations / time.median
+            ratio = f"{times[TORCH].median / time.median:>14.2f}" if name != TORCH else ""
+            share = rate / max(rates)
+            print(f"{head}  {name:<17}{time.median * 1e3:>9.2f}{rate / 1e9:>9.1f}{share:>9.0%}{ratio}", flush=True)
+        totals["ours"] += count * next(iter(times.values())).median  # type: ignore[assignment]  # the one that is chosen
+        totals[TORCH] += count * times[TORCH].median  # type: ignore[assignment]
+        record.append({**asdict(layer), "count": count, "times": {name: asdict(time) for name, time in times.items()}})
+    rates.append(peak(arguments.threads))
+    print(f"peak before and after: {', '.join(f'{rate / 1e9:.1f}' for rate in rates)} GFLOP/s")
+    print(f"all layers: ours {totals['ours'] * 1e3:.1f} ms, {TORCH} {totals[TORCH] * 1e3:.1f} ms", end=", ")
+    print(f"torch / ours {totals[TORCH] / totals['ours']:.2f}")
+    if arguments.json is not None:
+        everything = {"machine": machine(), "settings": settings, "peak": rates, "layers": record}
+        arguments.json.write_text(json.dumps(everything, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
