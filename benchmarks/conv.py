@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from benchmarks.score import IRESNETS, network
+from benchmarks.score import IRESNETS, network, positive
 from benchmarks.timing import Spread, interleaved, machine
 from prefiqs_ext import _C, models, ops
 from prefiqs_ext.dual import DualConv2d, DualLinear
@@ -161,9 +161,9 @@ def contenders(layer: Layer, images: int) -> dict[str, Callable[[], object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="iresnet50", choices=(*IRESNETS, *models.BUILT_IN))
-    parser.add_argument("--batch", type=int, default=16, help="images a call (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="timings of each contender (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--batch", type=positive, default=16, help="images a call (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=9, help="timings of each contender (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured here too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -122,9 +122,9 @@ def _ranged(spread: Spread, scale: float, digits: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="iresnet50", choices=(*IRESNETS, *models.BUILT_IN))
-    parser.add_argument("--batch", type=_positive, default=16, help="images a call (default: %(default)s)")
-    parser.add_argument("--rounds", type=_positive, default=10, help="timings of each contender (default: %(default)s)")
-    parser.add_argument("--threads", type=_positive, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--batch", type=positive, default=16, help="images a call (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=10, help="timings of each contender (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--peers", type=_peers, help=f"of {','.join(PEERS)} (default: all that are installed)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured here too")
     arguments = parser.parse_args()
@@ -146,7 +146,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise ValueError(text)

@@ -52,8 +52,8 @@ def test_machine_names_what_ran() -> None:
     assert "cores" in facts["processor"]
 
 
-def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.score", *arguments]
+def benchmark(*arguments: str, name: str = "score") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -76,6 +76,28 @@ def test_small_run(tmp_path: Path) -> None:
     # Two float32 networks of 11.2 M convolution and 12.8 M linear weights, and 1 % of norms and slopes.
     assert eager["weight_bytes"] == pytest.approx(2 * 24e6 * 4, rel=0.01)
     assert ours["weight_bytes"] < 0.55 * eager["weight_bytes"]
+
+
+@pytest.mark.slow
+def test_layers_of_a_small_run(tmp_path: Path) -> None:
+    file = tmp_path / "layers.json"
+    settings = ["--model", "iresnet18", "--batch", "1", "--rounds", "1", "--threads", "1"]
+    run = benchmark(*settings, "--json", str(file), name="conv")
+    assert run.returncode == 0, run.stderr
+    record = json.loads(file.read_text())
+    layers = record["layers"]
+    # The stem, two a block in eight blocks, one more where a stage narrows the image, and the linear layer.
+    assert sum(layer["count"] for layer in layers) == 1 + 16 + 4 + 1
+    assert 1e9 < min(record["peak"]) <= max(record["peak"]) < 1e12  # of one core
+    for layer in layers:
+        chosen, *_, torch_layers = layer["times"]
+        assert torch_layers == "two torch layers"
+        winograd = layer["kernel"] == [3, 3] and layer["stride"] == [1, 1] and layer["channels"] > 3
+        assert (chosen == "winograd") == winograd
+    # 2.6 G multiply-adds of IResNet-18's convolutions at 112 x 112, and 12.8 M of its linear layer.
+    operations = sum(layer["count"] * layer["operations"] for layer in layers)
+    assert operations == pytest.approx(2 * 2.6e9, rel=0.05)
+    assert "all layers: ours" in run.stdout
 
 
 def test_peak_memory_is_that_of_the_contender_alone(tmp_path: Path) -> None:

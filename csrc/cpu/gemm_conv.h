@@ -1,12 +1,12 @@
 // Implicit GEMM for any convolution: dst[pixel, co] = sum over k of im2col(src)[pixel, k] * weight[co, k], k = (r, s,
 // c).
 //
-// In fast memory: a block of filters as panels [k][2 vectors of co], at most `panel_budget` floats for `deepest` k,
+// In fast memory: a block of filters as panels [k][2 vectors of co], `panel_budget` floats for at most `deepest` k,
 // packed once, and one tile of pixels. The dense branch uses the panels as they are; then the mask is applied to them
-// where they lie, and the pruned branch uses the same floats. Tile loop: for each block of filters, for each block of
-// k: pack; for both branches: for each tile of `tile_pixels` pixels: copy its inputs (im2col); for each panel: all sums
-// of the tile stay in registers. The sums of several k blocks are added up in dst. Within a k block a sum is one chain
-// of multiply-adds in the order of k: no tiling, no batch and no number of threads changes a bit.
+// where they lie, and the pruned branch uses the same floats. Tile loop: for each block of filters, of k: pack; for
+// both branches: for each tile of `tile_pixels` pixels: its inputs, where they are if evenly spaced, else copied
+// (im2col); for each panel: all sums of the tile stay in registers. The sums of several k blocks are added up in dst.
+// Within a block a sum is one chain in the order of k: no tiling, batch or number of threads changes a bit.
 #pragma once
 #include <cstring>
 
