@@ -49,7 +49,10 @@ class InPlace:
     def __call__(self, batch: Tensor) -> Any:
         if batch.shape[1:] != self._input_shape:
             return self._plain(batch)
-        buffers = self._idle.pop() if self._idle else _Buffers(self._places)
+        try:
+            buffers = self._idle.pop()  # not after a look whether there is one: another thread may take it in between
+        except IndexError:
+            buffers = _Buffers(self._places)
         try:
             return self._graph(batch, buffers.results(batch.shape[0]))
         finally:
@@ -71,13 +74,13 @@ class _Buffers:
     def results(self, images: int) -> list[Tensor]:
         """A tensor for each place, for a batch of so many images."""
         if images > self._images:
-            self._results.clear()
-            self._buffers.clear()  # before the larger ones are made
-            self._images = images
+            # The smaller ones go before the larger are made; if memory is too short for these, none are left.
+            self._images, self._buffers, self._results = 0, [], {}
             sizes = [0] * (1 + max((place.buffer for place in self._places), default=-1))
             for place in self._places:
                 sizes[place.buffer] = max(sizes[place.buffer], prod(place.shape))
-            self._buffers.extend(torch.empty(size * images) for size in sizes)
+            self._buffers = [torch.empty(size * images) for size in sizes]
+            self._images = images
         if images not in self._results:
             self._results[images] = [self._result(place, images) for place in self._places]
         return self._results[images]
