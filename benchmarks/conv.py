@@ -8,7 +8,6 @@ of multiply-adds on registers, on as many threads, measured in the same run.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import os
@@ -26,9 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from benchmarks.score import IRESNETS, network, positive
+from benchmarks.score import argument_parser, network
 from benchmarks.timing import Spread, interleaved, machine
-from prefiqs_ext import _C, models, ops
+from prefiqs_ext import _C, ops
 from prefiqs_ext.dual import DualConv2d, DualLinear
 from prefiqs_ext.pruning import pack_mask
 from prefiqs_ext.scorer import Scorer
@@ -95,11 +94,17 @@ def layers(model: nn.Module, preset: Any) -> Counter[Layer]:
 
 def peak(threads: int) -> float:
     """Operations a second of multiply-adds on registers, all threads together."""
+    isa = _C.cpu_isa()
+    if isa not in _PEAK_FLAGS:
+        raise RuntimeError(
+            f"expected an instruction set of {', '.join(_PEAK_FLAGS)} to measure the peak of, got {isa!r}"
+        )
     source = Path(__file__).with_name("fma_peak.c")
     with tempfile.TemporaryDirectory() as temporary:
         library = Path(temporary) / "fma_peak.so"
-        flags = _PEAK_FLAGS[_C.cpu_isa()]
-        subprocess.run(["cc", "-O2", *flags, "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+        subprocess.run(
+            ["cc", "-O2", *_PEAK_FLAGS[isa], "-shared", "-fPIC", str(source), "-o", str(library)], check=True
+        )
         function = ctypes.CDLL(str(library)).fma_peak
     function.restype, function.argtypes = ctypes.c_double, [ctypes.c_double]
     with ThreadPoolExecutor(threads) as pool:
@@ -159,19 +164,14 @@ def contenders(layer: Layer, images: int) -> dict[str, Callable[[], object]]:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="iresnet50", choices=(*IRESNETS, *models.BUILT_IN))
-    parser.add_argument("--batch", type=positive, default=16, help="images a call (default: %(default)s)")
-    parser.add_argument("--rounds", type=positive, default=9, help="timings of each contender (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured here too")
-    arguments = parser.parse_args()
+    arguments = argument_parser(__doc__, rounds=9).parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
 
     rates = [peak(arguments.threads)]
     settings = {name: getattr(arguments, name) for name in ("model", "batch", "rounds", "threads")}
-    for key, value in {**machine(), **settings, "isa": _C.cpu_isa()}.items():
+    host = machine()
+    for key, value in {**host, **settings, "isa": _C.cpu_isa()}.items():
         print(f"{key + ':':<14}{value}")
     print(f"{'layer':<40}{'times':>6}  {'algorithm':<17}{'ms':>9}{'GFLOP/s':>9}{'of peak':>9}{'torch / ours':>14}")
     totals: Counter[str] = Counter()
@@ -196,7 +196,7 @@ def main() -> None:
     print(f"all layers: ours {totals['ours'] * 1e3:.1f} ms, {TORCH} {totals[TORCH] * 1e3:.1f} ms", end=", ")
     print(f"torch / ours {totals[TORCH] / totals['ours']:.2f}")
     if arguments.json is not None:
-        everything = {"machine": machine(), "settings": settings, "peak": rates, "layers": record}
+        everything = {"machine": host, "settings": settings, "peak": rates, "layers": record}
         arguments.json.write_text(json.dumps(everything, indent=2) + "\n")
 
 

@@ -119,14 +119,22 @@ def _ranged(spread: Spread, scale: float, digits: int) -> str:
     return f"{median} ({least} .. {most})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def argument_parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
+    """What every benchmark of a network takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="iresnet50", choices=(*IRESNETS, *models.BUILT_IN))
-    parser.add_argument("--batch", type=positive, default=16, help="images a call (default: %(default)s)")
-    parser.add_argument("--rounds", type=positive, default=10, help="timings of each contender (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--peers", type=_peers, help=f"of {','.join(PEERS)} (default: all that are installed)")
+    parser.add_argument("--batch", type=_positive, default=16, help="images a call (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=_positive, default=rounds, help="timings of each contender (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=_positive, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured here too")
+    return parser
+
+
+def main() -> None:
+    parser = argument_parser(__doc__, rounds=10)
+    parser.add_argument("--peers", type=_peers, help=f"of {','.join(PEERS)} (default: all that are installed)")
     arguments = parser.parse_args()
 
     chosen = arguments.peers if arguments.peers is not None else [name for name in PEERS if peers.installed(name)]
@@ -146,7 +154,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def positive(text: str) -> int:
+def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise ValueError(text)
