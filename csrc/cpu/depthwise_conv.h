@@ -1,135 +1,147 @@
 // Depthwise convolution: one filter a channel, dst[pixel, c] = sum over taps of src[pixel + tap, c] * weight[c, tap].
 //
-// In fast memory: the filters as [tap][c], dense and masked, packed once a thread (2 * taps * channels floats).
-// Tile loop: for each output row, for both branches, for each block of pixels along the row, for each vector of
-// channels: the sums of all the block's pixels stay in registers while its taps go by, in order. Pixels with taps on
-// padding are blocks of their own and leave those taps out.
+// In fast memory, for one block of channels: the source rows under the kernel, a ring of [row][column][channel] with
+// their padding; and the filters as [c / lanes][tap][lanes], dense and masked, packed once a thread. In src, pixels of
+// many channels lie a power of two apart and would crowd a few sets of the first-level cache: hence the copy.
+// Tile loop: for the rows of each image, for both branches, for each block of channels: for each output row: copy the
+// source rows that are new; for each block of pixels, for each vector of channels: the pixels' sums stay in registers
+// while the taps go by, in order.
 #pragma once
+#include "cpu/epilogue.h"
 #include "cpu/kernels.h"
-#include "cpu/vec.h"
 
 namespace prefiqs {
 namespace {
 
+constexpr int lanes = Vec::width;
 constexpr int most_pixels = 8;
-constexpr int64_t prefetch_channels = 64;  // four cache lines ahead
+constexpr int64_t cache_line = 16;          // floats
+constexpr int64_t ring_budget = 24 * 1024;  // floats; less would break the reading of src into shorter pieces
 
+struct DepthwisePlan {
+  int64_t ring_rows, ring_cols;  // what the taps of one output row span, padding included
+  int64_t block;                 // channels of the ring
+
+  explicit DepthwisePlan(const ConvParams& p)
+      : ring_rows((p.kernel_h - 1) * p.dilation_h + 1),
+        ring_cols((p.out_w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1) {
+    const int64_t lines = ceil_div(p.out_c, cache_line);
+    const int64_t fitting = max_of(1, ring_budget / (ring_rows * ring_cols * cache_line));
+    block = ceil_div(lines, ceil_div(lines, fitting)) * cache_line;
+  }
+  int64_t ring_floats() const { return ring_rows * ring_cols * block; }
+};
+
+// Channels past the last one get zeros.
 void pack_filters(const ConvParams& p, bool masked, float* dst) {
-  for (int64_t c = 0; c < p.out_c; ++c) {
+  for (int64_t vector = 0; vector < ceil_div(p.out_c, lanes); ++vector) {
     for (int64_t k = 0; k < p.taps(); ++k) {
-      const bool keep = !masked || ((p.mask[c * p.mask_words + k / 32] >> (k % 32)) & 1u) != 0;
-      dst[k * p.out_c + c] = keep ? p.weight[c * p.taps() + k] : 0.0f;
+      for (int64_t c = vector * lanes; c < (vector + 1) * lanes; ++c, ++dst) {
+        const bool keep = c < p.out_c && (!masked || ((p.mask[c * p.mask_words + k / 32] >> (k % 32)) & 1u) != 0);
+        *dst = keep ? p.weight[c * p.taps() + k] : 0.0f;
+      }
     }
   }
 }
 
-// Some of the taps of one dimension: those that fall inside the image.
-struct TapRange {
-  int64_t begin, end;
-
-  // Of the output at `out` (a row or a column).
-  TapRange(int64_t out, int64_t in_size, int64_t taps, int64_t stride, int64_t pad, int64_t dilation) {
-    const int64_t first = out * stride - pad;  // where tap 0 falls
-    begin = min_of(taps, first < 0 ? ceil_div(-first, dilation) : 0);
-    end = max_of(begin, min_of(taps, ceil_div(in_size - first, dilation)));
-  }
+// Some rows of one image, for one block of channels of one branch.
+struct DepthwiseTask {
+  const float* src;      // of the image, at the block's first channel
+  const float* filters;  // of the block
+  int64_t branch, image, row_begin, row_end;
+  int64_t channel, channels;  // the block's first, and how many it has
 };
 
-// What one branch reads and writes for one output row.
-struct DepthwiseRow {
-  const float* src;  // of the image
-  const float* filters;
-  const float* bias;      // of the row's class
-  const float* residual;  // of the row, or null
-  float* dst;             // of the row
-  int64_t row;
-};
-
-// `count` pixels from column `col` on, n channels from c on.
-template <int count>
-__attribute__((always_inline)) inline void depthwise_block(const ConvParams& p,
-                                                           const DepthwiseRow& at,
-                                                           const TapRange& rows,
-                                                           const TapRange& cols,
-                                                           int64_t col,
-                                                           int64_t c,
-                                                           int64_t n) {
-  const auto load = [n](const float* from) { return n == Vec::width ? Vec::load(from) : Vec::load(from, n); };
-  const int64_t step = p.stride_w * p.in_c;
-  const auto tap = [&](int64_t r, int64_t s) {
-    const int64_t row = at.row * p.stride_h - p.pad_h + r * p.dilation_h;
-    return at.src + (row * p.in_w + col * p.stride_w - p.pad_w + s * p.dilation_w) * p.in_c + c;
-  };
-  // The last row of taps and dst are new to the caches, and lie a pixel apart: more than the processor foresees.
-  if (rows.end > rows.begin && cols.end > cols.begin) {
-    for (int m = 0; m < count; ++m) {
-      __builtin_prefetch(tap(rows.end - 1, cols.end - 1) + m * step + prefetch_channels);
+// Row `row` of the padded image to its place in the ring; the row after it is fetched from slow memory meanwhile.
+void fill_ring_row(const ConvParams& p, const DepthwisePlan& plan, const DepthwiseTask& t, int64_t row, float* ring) {
+  float* dst = ring + row % plan.ring_rows * plan.ring_cols * plan.block;
+  const int64_t src_row = row - p.pad_h, line = p.in_w * p.in_c;
+  const bool inside = src_row >= 0 && src_row < p.in_h;
+  for (int64_t col = 0; col < plan.ring_cols; ++col, dst += plan.block) {
+    const int64_t src_col = col - p.pad_w;
+    if (!inside || src_col < 0 || src_col >= p.in_w) {
+      for (int64_t c = 0; c < plan.block; c += lanes) Vec::zero().store(dst + c);
+      continue;
     }
+    const float* src = t.src + src_row * line + src_col * p.in_c;
+    for (int64_t c = 0; c < t.channels; c += cache_line) __builtin_prefetch(src + line + c);
+    int64_t c = 0;
+    for (; c + lanes <= t.channels; c += lanes) Vec::load(src + c).store(dst + c);
+    if (c < t.channels) Vec::load(src + c, t.channels - c).store(dst + c);
   }
-  for (int m = 0; m < count; ++m) __builtin_prefetch(at.dst + (col + m) * p.out_c + c + prefetch_channels, 1);
+}
+
+// Where the outputs of some neighbouring pixels go, and where their inputs are.
+struct DepthwisePixels {
+  const float* ring;
+  int64_t slot;  // of the ring's rows: that of the first tap
+  int64_t col;   // the first pixel
+  int64_t place;
+  int64_t bias;  // of the row's class
+};
+
+// `count` pixels by one vector of channels; `filters` and the ring are at that vector.
+template <int count, bool full>
+__attribute__((always_inline)) inline void depthwise_vector(const ConvParams& p,
+                                                            const DepthwisePlan& plan,
+                                                            const DepthwisePixels& at,
+                                                            const float* filters,
+                                                            const Epilogue<full>& epilogue) {
   Vec sum[count];
-  for (int m = 0; m < count; ++m) sum[m] = Vec::zero();
-  for (int64_t r = rows.begin; r < rows.end; ++r) {
-    for (int64_t s = cols.begin; s < cols.end; ++s) {
-      const float* src = tap(r, s);
-      const Vec weight = load(at.filters + (r * p.kernel_w + s) * p.out_c + c);
-#pragma GCC unroll 8
-      for (int m = 0; m < count; ++m) sum[m] = Vec::fma(load(src + m * step), weight, sum[m]);
-    }
-  }
-  const Epilogue epilogue{p.slope, p.slope_stride};
   for (int m = 0; m < count; ++m) {
-    const int64_t pixel = (col + m) * p.out_c;
-    const float* bias = at.bias + p.col_class[col + m] * p.out_c;
-    const Vec result = epilogue(sum[m], bias, at.residual == nullptr ? nullptr : at.residual + pixel, c, n);
-    if (n == Vec::width) {
-      result.store(at.dst + pixel + c);
-    } else {
-      result.store(at.dst + pixel + c, n);
+    sum[m] = Vec::zero();
+    epilogue.prefetch(at.place + (m + count) * p.out_c);
+  }
+  const int64_t step = p.stride_w * plan.block;
+  int64_t slot = at.slot;
+  for (int64_t r = 0; r < p.kernel_h; ++r) {
+    const float* tap = at.ring + (slot * plan.ring_cols + at.col * p.stride_w) * plan.block;
+    for (int64_t s = 0; s < p.kernel_w; ++s, tap += p.dilation_w * plan.block, filters += lanes) {
+      const Vec weight = Vec::load(filters);
+#pragma GCC unroll 8
+      for (int m = 0; m < count; ++m) sum[m] = Vec::fma(Vec::load(tap + m * step), weight, sum[m]);
     }
+    slot += p.dilation_h;
+    if (slot >= plan.ring_rows) slot -= plan.ring_rows;
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < count; ++m) {
+    epilogue.finish(sum[m], at.place + m * p.out_c, at.bias + p.col_class[at.col + m] * p.out_c);
   }
 }
 
-// `count` pixels, at most `most`, that all have the taps `cols`.
+// `count` pixels, at most `most`, by the block's channels.
 template <int most>
-void depthwise_pixels(const ConvParams& p,
-                      const DepthwiseRow& at,
-                      const TapRange& rows,
-                      const TapRange& cols,
-                      int64_t col,
-                      int64_t count) {
+void depthwise_pixels(
+    const ConvParams& p, const DepthwisePlan& plan, const DepthwiseTask& t, DepthwisePixels at, int64_t count) {
   if (count < most) {
-    if constexpr (most > 1) depthwise_pixels<most - 1>(p, at, rows, cols, col, count);
+    if constexpr (most > 1) depthwise_pixels<most - 1>(p, plan, t, at, count);
     return;
   }
-  int64_t c = 0;
-  for (; c + Vec::width <= p.out_c; c += Vec::width) depthwise_block<most>(p, at, rows, cols, col, c, Vec::width);
-  if (c < p.out_c) depthwise_block<most>(p, at, rows, cols, col, c, p.out_c - c);
+  const float* filters = t.filters;
+  for (int64_t c = 0; c < t.channels; c += lanes, at.ring += lanes, filters += p.taps() * lanes) {
+    const int64_t left = t.channels - c;
+    if (left >= lanes) {
+      depthwise_vector<most>(p, plan, at, filters, Epilogue<true>(p, t.branch, t.channel + c, left));
+    } else {
+      depthwise_vector<most>(p, plan, at, filters, Epilogue<false>(p, t.branch, t.channel + c, left));
+    }
+  }
 }
 
-void depthwise_row(const ConvParams& p, int64_t branch, int64_t image, int64_t row, const float* filters) {
-  const int64_t first = (image * p.out_h + row) * p.out_w * p.out_c;
-  const float* residual = p.branch_residual(branch);
-  const DepthwiseRow at{p.branch_src(branch) + image * p.in_plane(),
-                        filters,
-                        p.branch_bias(branch) + p.row_class[row] * p.col_classes * p.out_c,
-                        residual == nullptr ? nullptr : residual + first,
-                        p.branch_dst(branch) + first,
-                        row};
-  const auto cols_at = [&p](int64_t col) {
-    return TapRange(col, p.in_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w);
-  };
-  const TapRange rows(row, p.in_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h);
-  for (int64_t col = 0; col < p.out_w;) {
-    const TapRange cols = cols_at(col);
-    int64_t count = 1;
-    if (cols.begin == 0 && cols.end == p.kernel_w) {
-      // The pixels without padding, in as few blocks as registers allow, of nearly equal size.
-      const int64_t inside = 1 + (p.in_w - 1 - (p.kernel_w - 1) * p.dilation_w + p.pad_w) / p.stride_w - col;
-      count = ceil_div(inside, ceil_div(inside, most_pixels));
+void depthwise_rows(const ConvParams& p, const DepthwisePlan& plan, const DepthwiseTask& t, float* ring) {
+  int64_t filled = 0;  // rows of the padded image before this one are in the ring, or gone
+  for (int64_t row = t.row_begin; row < t.row_end; ++row) {
+    const int64_t first = row * p.stride_h, last = first + plan.ring_rows;
+    for (filled = max_of(filled, first); filled < last; ++filled) fill_ring_row(p, plan, t, filled, ring);
+    // As few blocks of pixels as registers allow, of nearly equal size.
+    const int64_t blocks = ceil_div(p.out_w, most_pixels);
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t col = p.out_w * i / blocks, count = p.out_w * (i + 1) / blocks - col;
+      const DepthwisePixels at{ring, first % plan.ring_rows, col, ((t.image * p.out_h + row) * p.out_w + col) * p.out_c,
+                               p.row_class[row] * p.col_classes * p.out_c};
+      depthwise_pixels<most_pixels>(p, plan, t, at, count);
     }
-    depthwise_pixels<most_pixels>(p, at, rows, cols, col, count);
-    col += count;
   }
 }
 
@@ -139,15 +151,29 @@ int64_t depthwise_work_items(const ConvParams& p) { return p.images * p.out_h; }
 
 // An item is one output row of one image, both branches.
 void depthwise_run(const ConvParams& p, int64_t begin, int64_t end) {
-  const int64_t filter_floats = p.taps() * p.out_c;
-  const bool masked = p.mask != nullptr;
-  float* filters = thread_workspace(static_cast<size_t>((masked ? 2 : 1) * filter_floats));
-  pack_filters(p, false, filters);
-  if (masked) pack_filters(p, true, filters + filter_floats);
-  for (int64_t item = begin; item < end; ++item) {
+  const DepthwisePlan plan(p);
+  const int64_t filter_floats = ceil_div(p.out_c, lanes) * lanes * p.taps();
+  const int64_t tables = p.mask == nullptr ? 1 : 2;
+  float* filters = thread_workspace(static_cast<size_t>(tables * filter_floats + plan.ring_floats()));
+  float* ring = filters + tables * filter_floats;
+  for (int64_t table = 0; table < tables; ++table) pack_filters(p, table == 1, filters + table * filter_floats);
+  while (begin < end) {
+    const int64_t image = begin / p.out_h, row = begin % p.out_h, rows = min_of(p.out_h - row, end - begin);
     for (int64_t branch = 0; branch < p.branches; ++branch) {
-      depthwise_row(p, branch, item / p.out_h, item % p.out_h, filters + (masked ? branch * filter_floats : 0));
+      const float* branch_filters = filters + (tables == 2 ? branch * filter_floats : 0);
+      for (int64_t c = 0; c < p.out_c; c += plan.block) {
+        const DepthwiseTask task{p.branch_src(branch) + image * p.in_plane() + c,
+                                 branch_filters + c * p.taps(),
+                                 branch,
+                                 image,
+                                 row,
+                                 row + rows,
+                                 c,
+                                 min_of(plan.block, p.out_c - c)};
+        depthwise_rows(p, plan, task, ring);
+      }
     }
+    begin += rows;
   }
 }
 

@@ -10,6 +10,7 @@
 #pragma once
 #include <cstring>
 
+#include "cpu/epilogue.h"
 #include "cpu/kernels.h"
 #include "cpu/panel.h"
 
@@ -180,74 +181,58 @@ struct PanelTask {
   int64_t ahead;  // floats to the inputs of the next tile, if they are to be fetched
   const float* panel;
   const Tile* tile;
-  const float* bias;      // of the branch, at channel 0
-  float* dst;             // likewise
-  const float* residual;  // likewise, or null
-  int64_t channel;        // the panel's first
-  int64_t filters;        // in the panel: 1 .. panel_width
-  bool first, last;       // of the k blocks
+  int64_t branch;
+  int64_t channel;   // the panel's first
+  int64_t filters;   // in the panel: 1 .. panel_width
+  bool first, last;  // of the k blocks
 };
 
-// What finished sums still need, and their way to dst. Pixels past the tile's last repeat it, so storing them again is
-// harmless. `full`: the panel has all its filters.
+// Pixels past the tile's last repeat it, so storing them again is harmless. `full`: the panel has all its filters.
 template <bool full>
-__attribute__((always_inline)) inline void finish_panel(const PanelTask& t,
-                                                        const Epilogue& epilogue,
+__attribute__((always_inline)) inline void finish_panel(const ConvParams& p,
+                                                        const PanelTask& t,
                                                         Sums<tile_pixels>& sums) {
 #pragma GCC unroll 2
   for (int v = 0; v < 2; ++v) {
-    const int64_t c = t.channel + v * lanes, n = full ? lanes : min_of(lanes, t.filters - v * lanes);
-    if (n <= 0) return;
-    const auto load = [n](const float* at) { return full ? Vec::load(at) : Vec::load(at, n); };
+    const int64_t count = t.filters - v * lanes;
+    if (!full && count <= 0) return;
+    const Epilogue<full> epilogue(p, t.branch, t.channel + v * lanes, count);
+    const auto& place = t.tile->dst;
     if (!t.first) {
 #pragma GCC unroll 16
-      for (int m = 0; m < tile_pixels; ++m) sums.acc[m][v] = sums.acc[m][v] + load(t.dst + t.tile->dst[m] + c);
-    }
-    if (t.last) {
-#pragma GCC unroll 16
-      for (int m = 0; m < tile_pixels; ++m) sums.acc[m][v] = sums.acc[m][v] + load(t.bias + t.tile->bias[m] + c);
-      if (t.residual != nullptr) {
-#pragma GCC unroll 16
-        for (int m = 0; m < tile_pixels; ++m) sums.acc[m][v] = sums.acc[m][v] + load(t.residual + t.tile->dst[m] + c);
-      }
-      if (epilogue.slope != nullptr) {
-        const Vec slope = epilogue.slope_stride == 0 ? Vec::broadcast(*epilogue.slope) : load(epilogue.slope + c);
-#pragma GCC unroll 16
-        for (int m = 0; m < tile_pixels; ++m) sums.acc[m][v] = Vec::prelu(sums.acc[m][v], slope);
-      }
+      for (int m = 0; m < tile_pixels; ++m) sums.acc[m][v] = sums.acc[m][v] + epilogue.stored(place[m]);
     }
 #pragma GCC unroll 16
     for (int m = 0; m < tile_pixels; ++m) {
-      float* at = t.dst + t.tile->dst[m] + c;
-      if (full) {
-        sums.acc[m][v].store(at);
+      if (t.last) {
+        epilogue.finish(sums.acc[m][v], place[m], t.tile->bias[m]);
       } else {
-        sums.acc[m][v].store(at, n);
+        epilogue.store(sums.acc[m][v], place[m]);
       }
     }
   }
 }
 
-void run_panel(const PanelTask& t, const Epilogue& epilogue) {
+void run_panel(const ConvParams& p, const PanelTask& t) {
+  const float* dst = p.branch_dst(t.branch) + t.channel;
   for (int m = 0; m < tile_pixels; ++m) {
-    for (int v = 0; v < 2; ++v) __builtin_prefetch(t.dst + t.tile->dst[m] + t.channel + v * lanes, 1);
+    for (int v = 0; v < 2; ++v) __builtin_prefetch(dst + t.tile->dst[m] + v * lanes, 1);
   }
   Sums<tile_pixels> sums;
   const float* panel = t.panel;
   for (int64_t i = 0; i < t.input_count; ++i) panel = sums.add(t.inputs[i], panel, t.ahead);
   if (t.filters == panel_width) {
-    finish_panel<true>(t, epilogue, sums);
+    finish_panel<true>(p, t, sums);
   } else {
-    finish_panel<false>(t, epilogue, sums);
+    finish_panel<false>(p, t, sums);
   }
 }
 
 // One tile by the panels of filters [begin, end) of one branch.
 void run_tile(const ConvParams& p, PanelTask task, int64_t panel_floats, int64_t begin, int64_t end) {
-  const Epilogue epilogue{p.slope, p.slope_stride};
   for (task.channel = begin; task.channel < end; task.channel += panel_width) {
     task.filters = min_of(panel_width, end - task.channel);
-    run_panel(task, epilogue);
+    run_panel(p, task);
     task.panel += panel_floats;
     task.ahead = 0;
   }
@@ -293,9 +278,7 @@ void run_block(const ConvParams& p, const Plan& plan, int64_t block, int64_t til
         task.last = k_end == p.depth();
         for (int64_t branch = source; branch < (plan.both ? p.branches : source + 1); ++branch) {
           task.panel = ws.panels + (branch - source) * ws.branch_floats;
-          task.bias = p.branch_bias(branch);
-          task.dst = p.branch_dst(branch);
-          task.residual = p.branch_residual(branch);
+          task.branch = branch;
           run_tile(p, task, k_count * panel_width, begin, end);
         }
       }

@@ -6,8 +6,8 @@
 // masked in registers, by the rows' inputs; the lanes are added up at the end and the blocks' sums in dst. Lanes and
 // blocks depend on the layer alone: neither the batch nor the number of threads changes a bit.
 #pragma once
+#include "cpu/epilogue.h"
 #include "cpu/kernels.h"
-#include "cpu/vec.h"
 
 namespace prefiqs {
 namespace {
@@ -98,17 +98,19 @@ void linear_rows(const ConvParams& p, int64_t begin, int64_t end, int64_t row_be
   }
 }
 
+template <bool full>
+void finish_vector(
+    const ConvParams& p, int64_t branch, int64_t channel, int64_t count, int64_t row_begin, int64_t row_end) {
+  const Epilogue<full> epilogue(p, branch, channel, count);
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    epilogue.finish(epilogue.stored(row * p.out_c), row * p.out_c, 0);
+  }
+}
+
 void finish_rows(const ConvParams& p, int64_t begin, int64_t end, int64_t row_begin, int64_t row_end) {
-  const Epilogue epilogue{p.slope, p.slope_stride};
   for (int64_t branch = 0; branch < p.branches; ++branch) {
-    const float* residual = p.branch_residual(branch);
-    for (int64_t row = row_begin; row < row_end; ++row) {
-      float* dst = p.branch_dst(branch) + row * p.out_c;
-      const float* added = residual == nullptr ? nullptr : residual + row * p.out_c;
-      for (int64_t c = begin; c < end; c += lanes) {
-        const int64_t n = min_of(lanes, end - c);
-        epilogue(Vec::load(dst + c, n), p.branch_bias(branch), added, c, n).store(dst + c, n);
-      }
+    for (int64_t c = begin; c < end; c += lanes) {
+      (c + lanes <= end ? finish_vector<true> : finish_vector<false>)(p, branch, c, end - c, row_begin, row_end);
     }
   }
 }

@@ -182,24 +182,5 @@ struct Vec {
 
 #endif
 
-// What a finished sum still needs: bias, residual, activation. `n` lanes are valid, from channel c on.
-struct Epilogue {
-  const float* slope;
-  int64_t slope_stride;
-
-  Vec operator()(Vec sum, const float* bias, const float* residual, int64_t c, int64_t n) const {
-    if (n == Vec::width) {
-      sum = sum + Vec::load(bias + c);
-      if (residual != nullptr) sum = sum + Vec::load(residual + c);
-      if (slope != nullptr) sum = Vec::prelu(sum, slope_stride == 0 ? Vec::broadcast(*slope) : Vec::load(slope + c));
-      return sum;
-    }
-    sum = sum + Vec::load(bias + c, n);
-    if (residual != nullptr) sum = sum + Vec::load(residual + c, n);
-    if (slope != nullptr) sum = Vec::prelu(sum, slope_stride == 0 ? Vec::broadcast(*slope) : Vec::load(slope + c, n));
-    return sum;
-  }
-};
-
 }  // namespace
 }  // namespace prefiqs

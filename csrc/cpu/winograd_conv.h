@@ -8,6 +8,7 @@
 // pruned tiles. No transformed filter outlives its panel. A sum over c is one chain in order: no block or thread
 // changes a bit.
 #pragma once
+#include "cpu/epilogue.h"
 #include "cpu/kernels.h"
 #include "cpu/panel.h"
 
@@ -207,36 +208,23 @@ void prefetch_pixels(const ConvParams& p, const OutputTile& tile, const float* d
   }
 }
 
-// One vector of channels, from c on, of a tile: 36 sums to at most 16 outputs. `full`: there are 16, and all lanes.
+// One vector of channels of a tile: 36 sums to at most 16 outputs. `full`: there are 16, and all lanes.
 template <bool full>
 void finish_tile(const ConvParams& p,
                  const TilePlace& at,
                  const OutputTile& tile,
                  const float* sums,
                  int64_t sum_stride,
-                 const float* bias,
-                 const float* residual,
-                 float* dst,
-                 int64_t c) {
-  const int64_t n = full ? lanes : min_of(lanes, p.out_c - c);
-  const auto load = [n](const float* from) { return full ? Vec::load(from) : Vec::load(from, n); };
-  Vec m[points], half[out_tile * in_tile], y[out_tile * out_tile], slope = Vec::zero();
+                 const Epilogue<full>& epilogue) {
+  Vec m[points], half[out_tile * in_tile], y[out_tile * out_tile];
   for (int i = 0; i < points; ++i) m[i] = Vec::load(sums + i * sum_stride);
   for (int col = 0; col < in_tile; ++col) transform_sums(m + col, in_tile, half + col, in_tile);
   for (int row = 0; row < out_tile; ++row) transform_sums(half + row * in_tile, 1, y + row * out_tile, 1);
-  if (p.slope != nullptr) slope = p.slope_stride == 0 ? Vec::broadcast(*p.slope) : load(p.slope + c);
   for (int64_t i = 0; i < (full ? out_tile : tile.rows); ++i) {
-    const float* row_bias = bias + p.row_class[at.row + i] * p.col_classes * p.out_c + c;
-    const int64_t row = (tile.pixel + i * p.out_w) * p.out_c + c;
+    const int64_t row_bias = p.row_class[at.row + i] * p.col_classes;
     for (int64_t j = 0; j < (full ? out_tile : tile.cols); ++j) {
-      Vec sum = y[i * out_tile + j] + load(row_bias + p.col_class[at.col + j] * p.out_c);
-      if (residual != nullptr) sum = sum + load(residual + row + j * p.out_c);
-      if (p.slope != nullptr) sum = Vec::prelu(sum, slope);
-      if (full) {
-        sum.store(dst + row + j * p.out_c);
-      } else {
-        sum.store(dst + row + j * p.out_c, n);
-      }
+      epilogue.finish(y[i * out_tile + j], (tile.pixel + i * p.out_w + j) * p.out_c,
+                      (row_bias + p.col_class[at.col + j]) * p.out_c);
     }
   }
 }
@@ -249,15 +237,14 @@ void finish_block(const ConvParams& p,
                   int64_t end,
                   int64_t panel,
                   const float* products) {
-  const float* bias = p.branch_bias(branch);
   const float* residual = p.branch_residual(branch);
   float* dst = p.branch_dst(branch);
   for (int64_t index = begin; index < end; ++index, products += panel_width) {
     const TilePlace at = place_tile(plan, index);
     const OutputTile tile(p, at);
     for (int64_t v = 0; v < 2; ++v) {
-      const int64_t c = panel * panel_width + v * lanes;
-      if (c >= p.out_c) break;
+      const int64_t c = panel * panel_width + v * lanes, left = p.out_c - c;
+      if (left <= 0) break;
       const float* sums = products + v * lanes;
       // The next tile's lines, in 36 and 16 places, are more than the processor foresees.
       for (int i = 0; i < points; ++i) __builtin_prefetch(sums + i * plan.product_stride + panel_width);
@@ -266,9 +253,11 @@ void finish_block(const ConvParams& p,
         prefetch_pixels<1>(p, next, dst + c);
         if (residual != nullptr) prefetch_pixels<0>(p, next, residual + c);
       }
-      const bool full = tile.rows == out_tile && tile.cols == out_tile && c + lanes <= p.out_c;
-      const auto finish = full ? finish_tile<true> : finish_tile<false>;
-      finish(p, at, tile, sums, plan.product_stride, bias, residual, dst, c);
+      if (tile.rows == out_tile && tile.cols == out_tile && left >= lanes) {
+        finish_tile(p, at, tile, sums, plan.product_stride, Epilogue<true>(p, branch, c, left));
+      } else {
+        finish_tile(p, at, tile, sums, plan.product_stride, Epilogue<false>(p, branch, c, left));
+      }
     }
   }
 }

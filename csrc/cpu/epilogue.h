@@ -1,0 +1,59 @@
+// What a finished sum still needs before it is an output: bias, residual, activation.
+#pragma once
+#include "conv_params.h"
+#include "cpu/vec.h"
+
+namespace prefiqs {
+namespace {
+
+// For one vector of channels of one branch, `count` of which are valid; all of them where it is `full`. Outputs are
+// named by the place of their pixel in dst, in floats.
+template <bool full>
+class Epilogue {
+ public:
+  Epilogue(const ConvParams& p, int64_t branch, int64_t channel, int64_t count)
+      : count_(min_of(Vec::width, count)),
+        bias_(p.branch_bias(branch) + channel),
+        residual_(p.residual == nullptr ? nullptr : p.branch_residual(branch) + channel),
+        dst_(p.branch_dst(branch) + channel),
+        activated_(p.slope != nullptr),
+        slope_(!activated_           ? Vec::zero()
+               : p.slope_stride == 0 ? Vec::broadcast(*p.slope)
+                                     : load(p.slope + channel)) {}
+
+  // Both go on with a sum whose first part is in dst already.
+  Vec stored(int64_t pixel) const { return load(dst_ + pixel); }
+  void store(Vec sum, int64_t pixel) const {
+    if (full) {
+      sum.store(dst_ + pixel);
+    } else {
+      sum.store(dst_ + pixel, count_);
+    }
+  }
+
+  // `bias`: the place of the pixel's class in the table of the branch.
+  void finish(Vec sum, int64_t pixel, int64_t bias) const {
+    sum = sum + load(bias_ + bias);
+    if (residual_ != nullptr) sum = sum + load(residual_ + pixel);
+    if (activated_) sum = Vec::prelu(sum, slope_);
+    store(sum, pixel);
+  }
+
+  void prefetch(int64_t pixel) const {
+    __builtin_prefetch(dst_ + pixel, 1);
+    if (residual_ != nullptr) __builtin_prefetch(residual_ + pixel);
+  }
+
+ private:
+  Vec load(const float* from) const { return full ? Vec::load(from) : Vec::load(from, count_); }
+
+  int64_t count_;
+  const float* bias_;
+  const float* residual_;
+  float* dst_;
+  bool activated_;
+  Vec slope_;
+};
+
+}  // namespace
+}  // namespace prefiqs
