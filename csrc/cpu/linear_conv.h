@@ -1,10 +1,10 @@
 // Large linear layers: dst[row, co] = sum over k of src[row, k] * weight[co, k]. At the batch sizes of scoring, reading
 // the weights takes longer than multiplying by them: each is read from memory once, for the rows of both branches.
 //
-// In fast memory: `k_block` inputs of `row_block` rows of both branches; the weights stream by unpacked. Tile loop: for
-// each block of rows, for each block of k, for each two filters, for each few rows: a vector of weights, dense and
-// masked in registers, by the rows' inputs; the lanes are added up at the end and the blocks' sums in dst. Lanes and
-// blocks depend on the layer alone: neither the batch nor the number of threads changes a bit.
+// In fast memory, for a block of filters and of k: the weights as they are, touched by the masking, and masked: both in
+// the second-level cache. Tile loop: for each block of k, of filters: mask; for both branches, for each few rows, for
+// each two filters: a vector of weights by the rows' inputs; the lanes are added up at the end and the blocks' sums in
+// dst. Lanes and blocks of k depend on the layer alone: neither the batch nor the number of threads changes a bit.
 #pragma once
 #include "cpu/epilogue.h"
 #include "cpu/kernels.h"
@@ -13,105 +13,104 @@ namespace prefiqs {
 namespace {
 
 constexpr int lanes = Vec::width;
-constexpr int most_rows = Vec::width == 16 ? 6 : 2;  // by 2 filters and 2 branches, and what they need, in registers
-constexpr int64_t k_block = 2048;
-constexpr int64_t row_block = 24;               // 24 rows of 2048 inputs of two branches: 400 KB
-constexpr int64_t fewest_weights = 256 * 1024;  // 1 MiB: fewer stay in the second-level cache anyway
+constexpr int most_rows = Vec::width == 16 ? 12 : 6;  // by 2 filters, and their weights, in registers
+constexpr int64_t k_block = 512;                      // of a few rows: 12 to 24 KB
+constexpr int64_t filter_block = 64;                  // 128 KB of weights, dense and masked
+constexpr int64_t fewest_weights = 256 * 1024;        // 1 MiB: fewer stay in the second-level cache anyway
 
-// Two filters and one block of k.
-struct FilterPair {
+// Some rows and two filters, of one branch, for one block of k.
+struct RowsTask {
+  const float* src;  // of the first row; the others follow `src_stride` floats apart
+  int64_t src_stride;
   const float* weight[2];
-  const uint32_t* mask[2];  // null: all weights are kept
   int64_t k_count;
+  float* dst;  // of the first row and filter
+  int64_t dst_stride;
+  int64_t filters;  // 1 or 2
+  bool first;       // of the blocks of k
 };
 
-// Adds to dst the products of a few rows, or stores them if these are the `first`. `src` and `dst`: of each branch.
-template <int rows, int branches>
-void multiply_rows(int64_t row_count,
-                   const FilterPair& pair,
-                   const float* const* src,
-                   int64_t src_stride,
-                   float* const* dst,
-                   int64_t dst_stride,
-                   int64_t filters,
-                   bool first) {
-  if (row_count < rows) {
-    if constexpr (rows > 1) {
-      multiply_rows<rows - 1, branches>(row_count, pair, src, src_stride, dst, dst_stride, filters, first);
-    }
-    return;
-  }
-  Vec sum[rows][2][branches];
-  for (int m = 0; m < rows; ++m) {
-    for (int j = 0; j < 2; ++j) {
-      for (int b = 0; b < branches; ++b) sum[m][j][b] = Vec::zero();
-    }
-  }
-  for (int64_t k = 0; k < pair.k_count; k += lanes) {
-    const int64_t n = min_of(lanes, pair.k_count - k);
-    const auto load = [n](const float* from) { return n == lanes ? Vec::load(from) : Vec::load(from, n); };
-    Vec weight[2][branches];
-    for (int j = 0; j < 2; ++j) {
-      weight[j][0] = load(pair.weight[j] + k);
-      if (branches == 1) continue;
-      const uint32_t bits = pair.mask[j] == nullptr ? ~0u : pair.mask[j][k / 32] >> (k % 32);
-      weight[j][branches - 1] = Vec::keep(weight[j][0], bits);
-    }
-#pragma GCC unroll 8
+// The products of `rows` rows, added to dst, or stored there.
+template <int rows>
+void multiply_rows(const RowsTask& t) {
+  Vec sum[rows][2];
+  for (int m = 0; m < rows; ++m) sum[m][0] = sum[m][1] = Vec::zero();
+  const auto add = [&](int64_t k, const auto& load) __attribute__((always_inline)) {
+    const Vec first = load(t.weight[0] + k), second = load(t.weight[1] + k);
+#pragma GCC unroll 16
     for (int m = 0; m < rows; ++m) {
-#pragma GCC unroll 2
-      for (int b = 0; b < branches; ++b) {
-        const Vec x = load(src[b] + m * src_stride + k);
-        sum[m][0][b] = Vec::fma(x, weight[0][b], sum[m][0][b]);
-        sum[m][1][b] = Vec::fma(x, weight[1][b], sum[m][1][b]);
-      }
+      const Vec x = load(t.src + m * t.src_stride + k);
+      sum[m][0] = Vec::fma(x, first, sum[m][0]);
+      sum[m][1] = Vec::fma(x, second, sum[m][1]);
     }
-  }
+  };
+  int64_t k = 0;
+  for (; k + lanes <= t.k_count; k += lanes) add(k, [](const float* from) { return Vec::load(from); });
+  const int64_t left = t.k_count - k;
+  if (left > 0) add(k, [left](const float* from) { return Vec::load(from, left); });
   for (int m = 0; m < rows; ++m) {
-    for (int b = 0; b < branches; ++b) {
-      for (int64_t j = 0; j < filters; ++j) {
-        float& at = dst[b][m * dst_stride + j];
-        at = first ? sum[m][j][b].sum() : at + sum[m][j][b].sum();
-      }
+    for (int64_t j = 0; j < t.filters; ++j) {
+      float& at = t.dst[m * t.dst_stride + j];
+      at = t.first ? sum[m][j].sum() : at + sum[m][j].sum();
     }
   }
 }
 
-// Filters [begin, end) for rows [row_begin, row_end) of each branch.
-template <int branches>
-void linear_rows(const ConvParams& p, int64_t begin, int64_t end, int64_t row_begin, int64_t row_end) {
-  for (int64_t k = 0; k < p.in_c; k += k_block) {
-    for (int64_t c = begin; c < end; c += 2) {
-      const int64_t filters = min_of(2, end - c), other = c + filters - 1;  // a last filter alone is its own partner
-      FilterPair pair{{p.weight + c * p.in_c + k, p.weight + other * p.in_c + k}, {}, min_of(k_block, p.in_c - k)};
-      if (p.mask != nullptr) {
-        pair.mask[0] = p.mask + c * p.mask_words + k / 32;
-        pair.mask[1] = p.mask + other * p.mask_words + k / 32;
-      }
-      for (int64_t row = row_begin; row < row_end; row += most_rows) {
-        const float* const src[2] = {p.branch_src(0) + row * p.in_c + k, p.branch_src(1) + row * p.in_c + k};
-        float* const dst[2] = {p.branch_dst(0) + row * p.out_c + c, p.branch_dst(1) + row * p.out_c + c};
-        multiply_rows<most_rows, branches>(min_of(most_rows, row_end - row), pair, src, p.in_c, dst, p.out_c, filters,
-                                           k == 0);
+// Any number of rows, at most `most`.
+template <int most>
+void multiply_some_rows(const RowsTask& t, int64_t rows) {
+  if (rows == most) {
+    multiply_rows<most>(t);
+  } else if constexpr (most > 1) {
+    multiply_some_rows<most - 1>(t, rows);
+  }
+}
+
+// `count` weights from k on of filter `channel`, the pruned ones zero. The next filter's are fetched meanwhile.
+void mask_weights(const ConvParams& p, int64_t channel, int64_t k, int64_t count, float* dst) {
+  const float* weight = p.weight + channel * p.in_c + k;
+  const uint32_t* mask = p.mask + channel * p.mask_words + k / 32;
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    __builtin_prefetch(weight + i + p.in_c);
+    Vec::keep(Vec::load(weight + i), mask[i / 32] >> (i % 32)).store(dst + i);
+  }
+  if (i < count) Vec::keep(Vec::load(weight + i, count - i), mask[i / 32] >> (i % 32)).store(dst + i, count - i);
+}
+
+// Filters [begin, end), at most `filter_block`, by k_count inputs from k on, for all rows. `masked`: memory for them.
+void linear_block(const ConvParams& p, int64_t begin, int64_t end, int64_t k, int64_t k_count, float* masked) {
+  if (p.mask != nullptr) {
+    for (int64_t c = begin; c < end; ++c) mask_weights(p, c, k, k_count, masked + (c - begin) * k_block);
+  }
+  for (int64_t branch = 0; branch < p.branches; ++branch) {
+    const bool use_masked = branch == 1 && p.mask != nullptr;
+    const float* weights = use_masked ? masked : p.weight + begin * p.in_c + k;
+    const int64_t weight_stride = use_masked ? k_block : p.in_c;
+    for (int64_t row = 0; row < p.images; row += most_rows) {
+      for (int64_t c = begin; c < end; c += 2) {
+        const int64_t filters = min_of(2, end - c);
+        const float* weight = weights + (c - begin) * weight_stride;
+        // A last filter alone is its own partner.
+        const RowsTask task{p.branch_src(branch) + row * p.in_c + k,
+                            p.in_c,
+                            {weight, weight + (filters - 1) * weight_stride},
+                            k_count,
+                            p.branch_dst(branch) + row * p.out_c + c,
+                            p.out_c,
+                            filters,
+                            k == 0};
+        multiply_some_rows<most_rows>(task, min_of(most_rows, p.images - row));
       }
     }
   }
 }
 
 template <bool full>
-void finish_vector(
-    const ConvParams& p, int64_t branch, int64_t channel, int64_t count, int64_t row_begin, int64_t row_end) {
+void finish_vector(const ConvParams& p, int64_t branch, int64_t channel, int64_t count) {
   const Epilogue<full> epilogue(p, branch, channel, count);
-  for (int64_t row = row_begin; row < row_end; ++row) {
+  for (int64_t row = 0; row < p.images; ++row) {
     epilogue.finish(epilogue.stored(row * p.out_c), row * p.out_c, 0);
-  }
-}
-
-void finish_rows(const ConvParams& p, int64_t begin, int64_t end, int64_t row_begin, int64_t row_end) {
-  for (int64_t branch = 0; branch < p.branches; ++branch) {
-    for (int64_t c = begin; c < end; c += lanes) {
-      (c + lanes <= end ? finish_vector<true> : finish_vector<false>)(p, branch, c, end - c, row_begin, row_end);
-    }
   }
 }
 
@@ -125,11 +124,17 @@ int64_t linear_work_items(const ConvParams& p) { return ceil_div(p.out_c, lanes)
 // An item is a vector of filters, so that threads do not write the same cache line.
 void linear_run(const ConvParams& p, int64_t begin, int64_t end) {
   const int64_t filter_begin = begin * lanes, filter_end = min_of(end * lanes, p.out_c);
-  for (int64_t row = 0; row < p.images; row += row_block) {
-    const int64_t row_end = min_of(row + row_block, p.images);
-    const auto multiply = p.branches == 2 ? linear_rows<2> : linear_rows<1>;
-    multiply(p, filter_begin, filter_end, row, row_end);
-    finish_rows(p, filter_begin, filter_end, row, row_end);
+  float* masked = thread_workspace(static_cast<size_t>(filter_block * k_block));
+  for (int64_t k = 0; k < p.in_c; k += k_block) {
+    for (int64_t c = filter_begin; c < filter_end; c += filter_block) {
+      linear_block(p, c, min_of(c + filter_block, filter_end), k, min_of(k_block, p.in_c - k), masked);
+    }
+  }
+  for (int64_t branch = 0; branch < p.branches; ++branch) {
+    for (int64_t c = filter_begin; c < filter_end; c += lanes) {
+      const int64_t left = filter_end - c;
+      (left >= lanes ? finish_vector<true> : finish_vector<false>)(p, branch, c, left);
+    }
   }
 }
 
