@@ -17,6 +17,7 @@ from .rows import Value, describe, operation
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 _FUNCTIONS = ("conv1d", "conv2d", "linear")
+_FOLDED_TOGETHER = 128 * 1024  # weights, so 1 MiB of float64
 _SIGNATURE = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
@@ -104,24 +105,35 @@ class Layer:
         """Weight, bias and tap_shift with everything folded in; the caller's own tensors where nothing is."""
         if self.scale_in is None and self.scale_out is None:
             return self.weight, self.bias, None
-        weight = self.weight.double()
-        bias = None if self.bias is None else self.bias.double()
-        if self.scale_out is not None and self.shift_out is not None:
-            weight = weight * self.scale_out.view(-1, *(1,) * (weight.dim() - 1))
-            bias = self.shift_out if bias is None else bias * self.scale_out + self.shift_out
-        if self.scale_in is None or self.shift_in is None:
-            return weight, bias, None
-        # Padding is zero AFTER the operation that is folded: its shift reaches the taps inside the image only.
-        branches = [weight] if self.mask is None else [weight, weight * self.mask.to(weight.device)]
-        shift = self._per_weight(self.shift_in)
-        tap_shift = torch.stack([(branch * shift).sum(1) for branch in branches])
-        return weight * self._per_weight(self.scale_in), bias, tap_shift if bool(tap_shift.any()) else None
+        filters = self.weight.shape[0]
+        scale_out = self.scale_out
+        if scale_out is None:
+            scale_out = torch.ones(filters, dtype=torch.float64, device=self.weight.device)
+        bias = None if self.bias is None else self.bias.double() * scale_out
+        if self.shift_out is not None:
+            bias = self.shift_out if bias is None else bias + self.shift_out
+        weight = torch.empty_like(self.weight, dtype=torch.float32)
+        tap_shifts = []
+        # A few filters at a time: a whole layer in float64 is the most memory that a conversion would need.
+        few = max(1, _FOLDED_TOGETHER // self.weight[0].numel())
+        for rows in (slice(begin, begin + few) for begin in range(0, filters, few)):
+            scaled = self.weight[rows].double() * scale_out[rows].view(-1, *(1,) * (weight.dim() - 1))
+            if self.scale_in is None or self.shift_in is None:
+                weight[rows] = scaled
+                continue
+            weight[rows] = scaled * self._per_weight(self.scale_in)[rows]
+            # Padding is zero AFTER the operation that is folded: its shift reaches the taps inside the image only.
+            shifts = scaled * self._per_weight(self.shift_in)[rows]
+            branches = [shifts] if self.mask is None else [shifts, shifts * self.mask[rows].to(weight.device)]
+            tap_shifts.append(torch.stack([branch.sum(1) for branch in branches]))
+        tap_shift = torch.cat(tap_shifts, dim=1) if tap_shifts else None
+        return weight, bias, tap_shift if tap_shift is not None and bool(tap_shift.any()) else None
 
     def _per_weight(self, vector: Tensor) -> Tensor:
         """[C] -> [Co, C/g, 1, 1]: for every filter, the input channels of its group."""
         filters, inside = self.weight.shape[:2]
-        rows = vector.view(self.groups, inside).repeat_interleave(filters // self.groups, dim=0)
-        return rows.view(filters, inside, *(1,) * self.dims)
+        rows = vector.view(self.groups, 1, inside).expand(-1, filters // self.groups, -1)
+        return rows.reshape(filters, inside, *(1,) * self.dims)
 
 
 def refuse_hidden_weights(captured: Captured) -> None:
