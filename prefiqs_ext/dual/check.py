@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from .capture import Captured
 from .rows import images, leaves
@@ -16,15 +17,15 @@ _TOLERANCE = 1e-4
 def self_check(pair: fx.GraphModule, captured: Captured, masks: dict[str, Tensor], example: Tensor) -> None:
     """Runs the graph on one image and on three, made from the example.
 
-    Dense half = the plain model on each image alone; pruned half = the same with masked weights; permuted images
-    permute results. Raises RuntimeError naming the largest difference, ValueError where the model gives no numbers.
+    Dense half = the plain model on each image alone; pruned half = the same with masked weights, which the captured
+    model is left with; permuted images permute results. Raises RuntimeError naming the largest difference, ValueError
+    where the model gives no numbers.
     """
     x = images(example, 3)
     with torch.no_grad():
-        expected = {
-            "the dense half and the model": _row_by_row(captured.model, {}, x),
-            "the pruned half and the model with masked weights": _row_by_row(captured.model, masks, x),
-        }
+        expected = {"the dense half and the model": _row_by_row(captured.model, x)}
+        _mask(captured.model, masks)
+        expected["the pruned half and the model with masked weights"] = _row_by_row(captured.model, x)
         differences: list[tuple[float, str]] = []
         for count in (1, 3):  # the last row is the example's own
             result = pair(x[-count:])
@@ -43,15 +44,30 @@ def self_check(pair: fx.GraphModule, captured: Captured, masks: dict[str, Tensor
         )
 
 
-def _row_by_row(model: nn.Module, masks: dict[str, Tensor], x: Tensor) -> Tensor:
-    """The embeddings [N, d] of the model under the masks."""
-    weights = {}
+class _Masked(nn.Module):
+    """A weight that is masked whenever it is read: all masked at once would be a second network in memory."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+def _mask(model: nn.Module, masks: dict[str, Tensor]) -> None:
     for name, mask in masks.items():
-        weight = model.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
-        weights[f"{name}.weight".removeprefix(".")] = weight * mask.to(weight.device)
+        layer = model.get_submodule(name)
+        assert isinstance(layer.weight, Tensor)
+        parametrize.register_parametrization(layer, "weight", _Masked(mask.to(layer.weight.device)), unsafe=True)
+
+
+def _row_by_row(model: nn.Module, x: Tensor) -> Tensor:
+    """The embeddings [N, d] of the model."""
     # A copy of each row: the model may work in place.
-    outputs = (torch.func.functional_call(model, weights, (row.clone(),), tie_weights=False) for row in x[:, None])
+    outputs = (model(row.clone()) for row in x[:, None])
     rows = torch.cat([embedding(output) for output in outputs])
     if not bool(torch.isfinite(rows).all()):
         raise ValueError("dualize: the model gives NaN or infinity on inputs like the example: pass a typical one")
