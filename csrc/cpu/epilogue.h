@@ -21,7 +21,7 @@ class Epilogue {
                : p.slope_stride == 0 ? Vec::broadcast(*p.slope)
                                      : load(p.slope + channel)) {}
 
-  // Both go on with a sum whose first part is in dst already.
+  // For sums that are finished in several parts: dst holds what there is of them.
   Vec stored(int64_t pixel) const { return load(dst_ + pixel); }
   void store(Vec sum, int64_t pixel) const {
     if (full) {
