@@ -9,7 +9,7 @@ namespace prefiqs {
 // groups) + c. Branch 0 is dense, branch 1 uses the masked weights (the same weights where mask is null). A pair's
 // second half follows its first, so a branch's rows start `images` images later, unless the tensor is shared by both
 // branches.
-struct ConvParams {
+struct ConvGeometry {
   int64_t images;    // per branch
   int64_t branches;  // 1 or 2
   int64_t in_h, in_w, in_c;
@@ -18,11 +18,23 @@ struct ConvParams {
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t groups;
 
-  const float* src;
   bool src_shared;
+  bool residual_shared;
+  int64_t mask_words;    // of a filter
+  int64_t slope_stride;  // 0 where all channels share one slope
+
+  int64_t group_in_c() const { return in_c / groups; }
+  int64_t group_out_c() const { return out_c / groups; }
+  int64_t taps() const { return kernel_h * kernel_w; }
+  int64_t depth() const { return taps() * group_in_c(); }    // K of the matrix product
+  int64_t pixels() const { return images * out_h * out_w; }  // of one branch
+  int64_t in_plane() const { return in_h * in_w * in_c; }
+};
+
+struct ConvParams : ConvGeometry {
+  const float* src;
   const float* weight;
   const uint32_t* mask;  // null: every branch uses the weights as they are
-  int64_t mask_words;
 
   // The constant added to an output pixel: bias and the tap shifts that fall inside the image, which take few distinct
   // values: bias[branch][row_class[oh] * col_classes + col_class[ow]][out_c]. See bias_classes.h.
@@ -32,18 +44,9 @@ struct ConvParams {
   int64_t col_classes;
   int64_t bias_branch_stride;  // in floats; 0 when both branches share the table
 
-  const float* slope;  // null: no activation; else PReLU with slope[c * slope_stride]
-  int64_t slope_stride;
+  const float* slope;     // null: no activation; else PReLU with slope[c * slope_stride]
   const float* residual;  // null: none
-  bool residual_shared;
   float* dst;
-
-  int64_t group_in_c() const { return in_c / groups; }
-  int64_t group_out_c() const { return out_c / groups; }
-  int64_t taps() const { return kernel_h * kernel_w; }
-  int64_t depth() const { return taps() * group_in_c(); }    // K of the matrix product
-  int64_t pixels() const { return images * out_h * out_w; }  // of one branch
-  int64_t in_plane() const { return in_h * in_w * in_c; }
 
   const float* branch_src(int64_t branch) const { return src + (src_shared ? 0 : branch * images * in_plane()); }
   const float* branch_bias(int64_t branch) const { return bias + branch * bias_branch_stride; }

@@ -1,0 +1,48 @@
+// What the torch glue calls. No torch header here; kernels are in the .cu files.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "conv_params.h"
+
+namespace prefiqs::cuda {
+
+enum class Type { float16, bfloat16, float32, uint8 };
+
+// Arithmetic multiplies in `compute` (float16 or bfloat16, the type of weight) and adds in float32. All pointers are
+// device memory, aligned to 16 bytes; layouts as ConvGeometry says.
+struct ConvParams : ConvGeometry {
+  Type compute;
+  Type src_type;  // `compute` or uint8
+  Type dst_type;  // `compute` or float32; residual's too
+  const void* src;
+  const void* weight;
+  const uint32_t* mask;    // null: every branch uses the weights as they are
+  const float* bias;       // [out_c], or null
+  const float* tap_shift;  // [branches that differ: 2 with a mask, else 1][out_c][kernel_h][kernel_w], or null
+  const float* slope;      // [out_c] or [1] (slope_stride 0), or null
+  const void* residual;    // or null
+  void* dst;
+  float* workspace;  // of conv_workspace_floats(params); may be null where that is 0
+};
+
+struct DistanceParams {
+  int64_t rows, features;  // pair is [2 * rows, features]
+  Type pair_type;          // float16, bfloat16 or float32
+  const void* pair;
+  float* distance;          // [rows]
+  float* embedding;         // [rows, features]
+  float* pruned_embedding;  // [rows, features]
+  float* embedding_norm;    // [rows]
+};
+
+// Multiprocessors of the current device decide how the work is cut, never what comes out: a row's bits do not depend
+// on its batch.
+int64_t conv_workspace_floats(const ConvParams& params, int multiprocessors);
+
+// Enqueue on `stream`; return the launch's status.
+cudaError_t launch_conv(const ConvParams& params, int multiprocessors, cudaStream_t stream);
+cudaError_t launch_distance(const DistanceParams& params, cudaStream_t stream);
+
+}  // namespace prefiqs::cuda
