@@ -83,7 +83,7 @@ class Scorer(nn.Module):
         self.on_bad = on_bad
         self._input_rank = example.dim()
         self._dual = dualize(network, masks, example=example, fuse=fuse)
-        self._in_place = InPlace(self._dual, example)
+        self._in_place = InPlace(self._dual, example, chunk=chunk)
         with torch.inference_mode():
             self._embedding_size = self.forward(example).embedding.shape[1]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prefiqs_ext import Pruning
-from prefiqs_ext.dual import InPlace, dualize
+from prefiqs_ext.dual import InPlace, dualize, stages
 from tests.networks import calibrated, pictures
 
 
@@ -59,8 +59,8 @@ def dual(name: str) -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_bits_are_those_of_the_plain_graph(name: str) -> None:
     graph, batch = dual(name)
-    in_place = InPlace(graph, batch)
-    assert len(in_place._places) > 0
+    in_place = InPlace(graph, batch, chunk=5)
+    assert len(in_place._stages[0].places) > 0
     with torch.inference_mode():
         for count in (2, 5, 1, 5):
             kept = in_place(batch[:count])
@@ -69,12 +69,49 @@ def test_the_bits_are_those_of_the_plain_graph(name: str) -> None:
             assert torch.equal(kept, expected)
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_large_maps_go_a_few_images_at_a_time(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = pictures(5, (112, 112), seed=0).float()
+    graph = dualize(calibrated("iresnet18"), Pruning(), example=batch)
+    values = stages.observe_shapes(graph, batch[:1])
+    widest = 4 * (2 * 64 * 112 * 112) * 2  # bytes that the widest layer, 64 channels of 112 x 112, reads and writes
+    monkeypatch.setattr(stages, "_CACHE", widest * images)
+    in_place = InPlace(graph, batch, chunk=5)
+    assert in_place._cut is not None
+    assert in_place._cut.images == images
+    assert in_place._cut.shape == values[in_place._cut.node]
+    early, late = in_place._stages
+    assert early.places
+    assert late.places
+    with torch.inference_mode():
+        for count in (5, 1, 3, 5):
+            kept = in_place(batch[:count])
+            expected = graph(batch[:count])
+            in_place(batch[-count:])
+            assert torch.equal(kept, expected)
+
+
+def test_sface_is_cut_where_its_maps_are_small(sface: nn.Module) -> None:
+    images = pictures(1, (112, 112), seed=0)
+    graph = dualize(sface, Pruning(), example=images)
+    cut = stages.find_cut(graph, stages.observe_shapes(graph, images), 16)
+    assert cut is not None
+    assert cut.shape == (2, 256, 14, 14)
+    assert stages.find_cut(graph, stages.observe_shapes(graph, images), 1) is None  # nothing to divide
+
+
+def test_values_that_are_read_across_a_place_forbid_to_cut_there() -> None:
+    graph, batch = dual("crossing")
+    names = [node.name for node in stages._crossings(graph, list(graph.graph.nodes))]
+    assert names == ["model_first"]
+
+
 def test_an_iresnet_needs_few_buffers() -> None:
     images = pictures(3, (112, 112), seed=0).float()
     graph = dualize(calibrated("iresnet18"), Pruning(), example=images)
-    in_place = InPlace(graph, images)
-    assert len(in_place._places) > 15
-    assert len({place.buffer for place in in_place._places}) <= 4
+    in_place = InPlace(graph, images, chunk=1)
+    assert len(in_place._stages[0].places) > 15
+    assert len({place.buffer for place in in_place._stages[0].places}) <= 4
     with torch.inference_mode():
         assert torch.equal(in_place(images), graph(images))
 
@@ -83,12 +120,12 @@ def test_another_size_runs_on_the_plain_graph() -> None:
     graph, batch = dual("crossing")
     wider = torch.randn(2, 3, 19, 21)
     with torch.inference_mode():
-        assert torch.equal(InPlace(graph, batch)(wider), graph(wider))
+        assert torch.equal(InPlace(graph, batch, chunk=5)(wider), graph(wider))
 
 
 def test_threads_do_not_share_buffers() -> None:
     graph, batch = dual("crossing")
-    in_place = InPlace(graph, batch)
+    in_place = InPlace(graph, batch, chunk=5)
 
     def run(sign: int) -> Tensor:
         with torch.inference_mode():
@@ -104,7 +141,7 @@ def test_threads_do_not_share_buffers() -> None:
 
 def test_a_pickle_carries_no_buffers() -> None:
     graph, batch = dual("crossing")
-    in_place = InPlace(graph, batch)
+    in_place = InPlace(graph, batch, chunk=5)
     size = len(pickle.dumps(in_place))
     with torch.inference_mode():
         expected = in_place(batch)

@@ -3,12 +3,14 @@
 The first layers of a network give tensors of tens of megabytes. Allocated anew for each, such memory comes from the
 system, which clears every page before its first use: on a layer that does little arithmetic this takes longer than
 the layer. A graph's results are therefore given places ahead, by the time that each is needed (first fit), and the
-buffers are kept from call to call.
+buffers are kept from call to call. The layers of large maps run for a few images at a time (`stages.py`), so that
+what one leaves is still in cache when the next reads it.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from .modules import DualConv2d, DualLinear
+from .stages import Cut, find_cut, observe_shapes, split
 
 
 @dataclass(frozen=True)
@@ -36,34 +39,87 @@ class InPlace:
     Args:
         graph_module: what :func:`prefiqs_ext.dual.dualize` gives. Shared, not copied.
         example: [N, ...], one or more inputs.
+        chunk: how many images a call will mostly bring.
     """
 
-    def __init__(self, graph_module: fx.GraphModule, example: Tensor) -> None:
+    def __init__(self, graph_module: fx.GraphModule, example: Tensor, *, chunk: int) -> None:
         self._plain = graph_module
         self._input_shape = example.shape[1:]
-        places = _plan(graph_module, example[:1])
-        self._places = list(places.values())
-        self._graph = _with_results_given(graph_module, list(places))
-        self._idle: list[_Buffers] = []
+        shapes = observe_shapes(graph_module, example[:1])
+        self._cut = find_cut(graph_module, shapes, chunk)
+        if self._cut is None:
+            self._stages = [_Stage(graph_module, shapes)]
+        else:
+            early, late = split(graph_module, self._cut.node)
+            crossing = torch.zeros(shapes[self._cut.node]).contiguous(memory_format=torch.channels_last)
+            self._stages = [
+                _Stage(early, observe_shapes(early, example[:1]), keep_result=True),
+                _Stage(late, observe_shapes(late, crossing)),
+            ]
+        self._idle: list[_Memory] = []
 
     def __call__(self, batch: Tensor) -> Any:
         if batch.shape[1:] != self._input_shape:
             return self._plain(batch)
         try:
-            buffers = self._idle.pop()  # not after a look whether there is one: another thread may take it in between
+            memory = self._idle.pop()  # not after a look whether there is one: another thread may take it in between
         except IndexError:
-            buffers = _Buffers(self._places)
+            memory = _Memory(self._stages, self._cut)
         try:
-            return self._graph(batch, buffers.results(batch.shape[0]))
+            return self._run(batch, memory)
         finally:
-            self._idle.append(buffers)
+            self._idle.append(memory)
+
+    def _run(self, batch: Tensor, memory: _Memory) -> Any:
+        if self._cut is not None:
+            batch = self._run_early(batch, self._cut.images, memory)
+        return self._stages[-1].run(batch, memory.buffers[-1])
+
+    def _run_early(self, batch: Tensor, images: int, memory: _Memory) -> Tensor:
+        """The first stage for so many images at a time; the value that the second one takes, of all."""
+        stage, buffers, count = self._stages[0], memory.buffers[0], batch.shape[0]
+        if count <= images:
+            return stage.run(batch, buffers)  # type: ignore[no-any-return]
+        (joined,) = memory.joined.results(count)
+        branches = joined.unflatten(0, (-1, count))
+        for begin in range(0, count, images):
+            part = stage.run(batch[begin : begin + images], buffers)
+            branches[:, begin : begin + images].copy_(part.unflatten(0, (branches.shape[0], -1)))
+        return joined
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_idle": []}
 
 
+class _Stage:
+    """A graph from one value to another, with a place for the result of each of its convolutions.
+
+    shapes: of its nodes' values, for one image. keep_result: its last result has a place too, and so is gone at the
+    next run.
+    """
+
+    def __init__(
+        self, graph_module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], *, keep_result: bool = False
+    ) -> None:
+        places = _plan(graph_module, shapes, keep_result)
+        self.places = list(places.values())
+        self._rows = next(shapes[node][0] for node in graph_module.graph.nodes if node.op == "placeholder")
+        self._graph = _with_results_given(graph_module, list(places))
+
+    def run(self, value: Tensor, buffers: _Buffers) -> Any:
+        return self._graph(value, buffers.results(value.shape[0] // self._rows))
+
+
+class _Memory:
+    """What one call at a time writes to: the buffers of each stage, and where the first one's results come together."""
+
+    def __init__(self, stages: Sequence[_Stage], cut: Cut | None) -> None:
+        self.buffers = [_Buffers(stage.places) for stage in stages]
+        self.joined = _Buffers([] if cut is None else [_Place(cut.shape, 0)])
+
+
 class _Buffers:
-    """The memory of one call at a time. It grows to the largest batch seen."""
+    """Memory for results. It grows to the largest batch seen."""
 
     def __init__(self, places: list[_Place]) -> None:
         self._places = places
@@ -92,20 +148,20 @@ class _Buffers:
         return flat.view(rows, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _plan(graph_module: fx.GraphModule, example: Tensor) -> dict[fx.Node, _Place]:
-    """A place for the result of each convolution that nobody sees after the graph has run."""
-    shapes = _Shapes(graph_module)
-    with torch.inference_mode():
-        shapes.run(example)
+def _plan(
+    graph_module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], keep_result: bool
+) -> dict[fx.Node, _Place]:
+    """A place for each convolution's result that nobody sees after the graph has run, or for all with `keep_result`."""
     nodes = list(graph_module.graph.nodes)
     last_use = _last_uses(graph_module, nodes)
     places: dict[fx.Node, _Place] = {}
     sizes: list[int] = []  # of each buffer, in floats
     busy_until: list[int] = []
     for index, node in enumerate(nodes):
-        if node not in shapes.shapes or last_use[node] >= len(nodes) - 1:
+        seen_after = last_use[node] >= len(nodes) - 1
+        if type(_module(graph_module, node)) is not DualConv2d or (seen_after and not keep_result):
             continue
-        size = prod(shapes.shapes[node])
+        size = prod(shapes[node])
         free = [buffer for buffer, until in enumerate(busy_until) if until < index]
         if free:
             # The smallest that holds it, or the largest there is, to grow the least.
@@ -116,7 +172,7 @@ def _plan(graph_module: fx.GraphModule, example: Tensor) -> dict[fx.Node, _Place
             buffer = len(sizes)
             sizes.append(size)
             busy_until.append(last_use[node])
-        places[node] = _Place(shapes.shapes[node], buffer)
+        places[node] = _Place(shapes[node], buffer)
     return places
 
 
@@ -133,20 +189,6 @@ def _last_uses(graph_module: fx.GraphModule, nodes: list[fx.Node]) -> dict[fx.No
 
 def _module(graph_module: torch.nn.Module, node: fx.Node) -> object:
     return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape of each convolution's result."""
-
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module)
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if type(_module(self.module, n)) is DualConv2d:
-            self.shapes[n] = tuple(result.shape)
-        return result
 
 
 def _with_results_given(graph_module: fx.GraphModule, nodes: list[fx.Node]) -> fx.GraphModule:
