@@ -1,27 +1,28 @@
-// Winograd F(4x4, 3x3) for 3x3 convolutions of stride 1 (Lavin & Gray, arXiv 1509.09308): an output tile of 4 x 4
-// pixels costs 36 multiplications a channel pair instead of 144.
+// Winograd F(4x4, 3x3) for 3x3 convolutions (Lavin & Gray, arXiv 1509.09308): an output tile of 4 x 4 pixels costs 36
+// multiplications (`points`) a channel pair instead of 144; 81 where the stride is 2 (winograd_transforms.h).
 //
-// In fast memory, a block of `block_tiles` tiles: transformed pixels V [branch][36][tile][c], products M
-// [36][tile][panel]; and of one panel of filters: the weights P [9][c][panel], packed once, and their transform U
-// [36][c][panel]. Tile loop: for each block of tiles: V = Bt d B; for each panel: pack P; U = G g Gt; 36 products M = V
-// U for the dense tiles; dst = At M A; then the mask is applied to P where it lies, and U, M and dst follow for the
-// pruned tiles. No transformed filter outlives its panel. A sum over c is one chain in order: no block or thread
+// In fast memory, a block of `block_tiles` tiles: transformed pixels V [branch][point][tile][c], products M
+// [point][tile][panel]; and of one panel of filters: the weights P [9][c][panel], packed once, and their transform U
+// [point][c][panel]. Tile loop: for each block of tiles: V = Bt d B; for each panel: pack P; U = G g Gt; a product M =
+// V U a point for the dense tiles; dst = At M A; then the mask is applied to P where it lies, and U, M and dst follow
+// for the pruned tiles. No transformed filter outlives its panel. A sum over c is one chain in order: no block or thread
 // changes a bit.
 #pragma once
 #include "cpu/epilogue.h"
 #include "cpu/kernels.h"
 #include "cpu/panel.h"
+#include "cpu/winograd_transforms.h"
 
 namespace prefiqs {
 namespace {
 
-constexpr int points = 36;
-constexpr int out_tile = 4, in_tile = 6;
 constexpr int64_t most_tiles = 128;        // in a block: beyond it a panel's transform costs a few per cent at most
 constexpr int64_t prefetch_steps = 4;      // of a tile: V comes from beyond the second-level cache
 constexpr int64_t pixel_budget = 2 << 20;  // floats of V, of one branch
 
+template <class T>
 struct WinogradPlan {
+  static constexpr int points = T::in_tile * T::in_tile;
   int64_t tile_rows, tile_cols, tiles;  // of an image; of a branch
   int64_t block_tiles, groups, panels;
   int64_t group_floats;                                 // of V: one group of tiles
@@ -36,7 +37,7 @@ struct WinogradPlan {
     groups = ceil_div(block_tiles, tile_pixels);
     group_floats = ceil_div(p.in_c, lanes) * tile_step;
     panels = ceil_div(p.out_c, panel_width);
-    // An odd number of cache lines, so that the 36 points of a tile do not fall into one set of the caches.
+    // An odd number of cache lines, so that the points of a tile do not fall into one set of the caches.
     pixel_stride = odd_lines(groups * group_floats);
     filter_stride = odd_lines(p.in_c * panel_width);
     product_stride = odd_lines(block_tiles * panel_width);
@@ -52,51 +53,18 @@ struct TilePlace {
   int64_t image, row, col;  // of the tile's first output pixel
 };
 
-TilePlace place_tile(const WinogradPlan& plan, int64_t tile) {
+template <class T>
+TilePlace place_tile(const WinogradPlan<T>& plan, int64_t tile) {
   const int64_t in_image = tile % (plan.tile_rows * plan.tile_cols);
   return {tile / (plan.tile_rows * plan.tile_cols), in_image / plan.tile_cols * out_tile,
           in_image % plan.tile_cols * out_tile};
 }
 
-// One dimension of Bt d.
-void transform_pixels(const Vec* d, int stride, Vec* t) {
-  const Vec two = Vec::broadcast(2), four = Vec::broadcast(4), five = Vec::broadcast(5);
-  const Vec d0 = d[0], d1 = d[stride], d2 = d[2 * stride], d3 = d[3 * stride], d4 = d[4 * stride], d5 = d[5 * stride];
-  const Vec even = Vec::fnma(four, d2, d4), odd = Vec::fnma(four, d1, d3), narrow = d4 - d2, wide = d3 - d1;
-  t[0] = Vec::fma(four, d0, Vec::fnma(five, d2, d4));
-  t[1 * stride] = even + odd;
-  t[2 * stride] = even - odd;
-  t[3 * stride] = Vec::fma(two, wide, narrow);
-  t[4 * stride] = Vec::fnma(two, wide, narrow);
-  t[5 * stride] = Vec::fma(four, d1, Vec::fnma(five, d3, d5));
-}
-
-// One dimension of G g: three weights to six.
-void transform_filter(Vec a, Vec b, Vec c, Vec* t, int stride) {
-  const Vec sixth = Vec::broadcast(1.0f / 6), twelfth = Vec::broadcast(1.0f / 12);
-  const Vec ends = sixth * (a + c), middle = sixth * b;
-  const Vec far_ends = Vec::fma(Vec::broadcast(1.0f / 24), a, sixth * c), far_middle = twelfth * b;
-  t[0] = Vec::broadcast(0.25f) * a;
-  t[1 * stride] = Vec::zero() - ends - middle;
-  t[2 * stride] = middle - ends;
-  t[3 * stride] = far_ends + far_middle;
-  t[4 * stride] = far_ends - far_middle;
-  t[5 * stride] = c;
-}
-
-// One dimension of At m: six sums to four.
-void transform_sums(const Vec* m, int m_stride, Vec* y, int y_stride) {
-  const Vec near_sum = m[m_stride] + m[2 * m_stride], near_difference = m[m_stride] - m[2 * m_stride];
-  const Vec far_sum = m[3 * m_stride] + m[4 * m_stride], far_difference = m[3 * m_stride] - m[4 * m_stride];
-  y[0] = m[0] + near_sum + far_sum;
-  y[1 * y_stride] = Vec::fma(Vec::broadcast(2), far_difference, near_difference);
-  y[2 * y_stride] = Vec::fma(Vec::broadcast(4), far_sum, near_sum);
-  y[3 * y_stride] = Vec::fma(Vec::broadcast(8), far_difference, near_difference) + m[5 * m_stride];
-}
-
-// V of one group of tiles, [point][c / lanes][tile][lanes]; `taps` are the tiles' 36 input pixels.
+// V of one group of tiles, [point][c / lanes][tile][lanes]; `taps` are the tiles' input pixels, one a point.
+template <class T>
 void transform_group(
-    const ConvParams& p, const WinogradPlan& plan, const float* const* taps, int64_t count, float* dst) {
+    const ConvParams& p, const WinogradPlan<T>& plan, const float* const* taps, int64_t count, float* dst) {
+  constexpr int points = WinogradPlan<T>::points;
   for (int64_t c = 0; c < p.in_c; c += lanes, dst += tile_step) {
     const int64_t n = min_of(lanes, p.in_c - c);
     for (int64_t tile = 0; tile < count; ++tile) {
@@ -108,8 +76,8 @@ void transform_group(
         for (int i = 0; i < points; ++i) d[i] = Vec::load(tap[i] + c, n);
       }
       for (int i = 0; i < points; ++i) __builtin_prefetch(tap[i] + c + lanes);
-      for (int col = 0; col < in_tile; ++col) transform_pixels(d + col, in_tile, t + col);
-      for (int row = 0; row < in_tile; ++row) transform_pixels(t + row * in_tile, 1, d + row * in_tile);
+      for (int col = 0; col < T::in_tile; ++col) T::pixels(d + col, T::in_tile, t + col);
+      for (int row = 0; row < T::in_tile; ++row) T::pixels(t + row * T::in_tile, 1, d + row * T::in_tile);
       for (int i = 0; i < points; ++i) d[i].store(dst + i * plan.pixel_stride + tile * lanes);
     }
   }
@@ -117,8 +85,9 @@ void transform_group(
 
 // V[point][group][c / lanes][tile][lanes] of tiles [begin, end) of one branch; `zeros` stands for the channels of a
 // pixel on padding.
+template <class T>
 void transform_block(const ConvParams& p,
-                     const WinogradPlan& plan,
+                     const WinogradPlan<T>& plan,
                      const float* src,
                      int64_t begin,
                      int64_t end,
@@ -127,13 +96,14 @@ void transform_block(const ConvParams& p,
   for (int64_t group = 0; group < plan.groups; ++group) {
     const int64_t first = begin + plan.group_begin(group, end - begin);
     const int64_t count = begin + plan.group_begin(group + 1, end - begin) - first;
-    const float* taps[tile_pixels * points];
+    const float* taps[tile_pixels * WinogradPlan<T>::points];
     for (int64_t tile = 0; tile < count; ++tile) {
       const TilePlace at = place_tile(plan, first + tile);
-      for (int i = 0; i < points; ++i) {
-        const int64_t row = at.row - p.pad_h + i / in_tile, col = at.col - p.pad_w + i % in_tile;
+      for (int i = 0; i < plan.points; ++i) {
+        const int64_t row = at.row * T::stride - p.pad_h + i / T::in_tile;
+        const int64_t col = at.col * T::stride - p.pad_w + i % T::in_tile;
         const bool inside = row >= 0 && row < p.in_h && col >= 0 && col < p.in_w;
-        taps[tile * points + i] = inside ? src + at.image * p.in_plane() + (row * p.in_w + col) * p.in_c : zeros;
+        taps[tile * plan.points + i] = inside ? src + at.image * p.in_plane() + (row * p.in_w + col) * p.in_c : zeros;
       }
     }
     transform_group(p, plan, taps, count, pixels + group * plan.group_floats);
@@ -141,17 +111,18 @@ void transform_block(const ConvParams& p,
 }
 
 // U[point][c][panel] of a packed panel [tap][c][panel].
+template <class T>
 void transform_panel(const float* panel, int64_t channels, int64_t point_stride, float* filters) {
   const int64_t stride = channels * panel_width;
   for (int64_t at = 0; at < stride; at += lanes) {
-    Vec half[in_tile * 3], t[in_tile];
+    Vec half[T::in_tile * 3], t[T::in_tile];
     for (int s = 0; s < 3; ++s) {
       const float* column = panel + s * stride + at;
-      transform_filter(Vec::load(column), Vec::load(column + 3 * stride), Vec::load(column + 6 * stride), half + s, 3);
+      T::filter(Vec::load(column), Vec::load(column + 3 * stride), Vec::load(column + 6 * stride), half + s, 3);
     }
-    for (int row = 0; row < in_tile; ++row) {
-      transform_filter(half[row * 3], half[row * 3 + 1], half[row * 3 + 2], t, 1);
-      for (int i = 0; i < in_tile; ++i) t[i].store(filters + (row * in_tile + i) * point_stride + at);
+    for (int row = 0; row < T::in_tile; ++row) {
+      T::filter(half[row * 3], half[row * 3 + 1], half[row * 3 + 2], t, 1);
+      for (int i = 0; i < T::in_tile; ++i) t[i].store(filters + (row * T::in_tile + i) * point_stride + at);
     }
   }
 }
@@ -173,13 +144,14 @@ void multiply_group(int64_t count, int64_t channels, const float* group, const f
 }
 
 // M[point][tile][panel] = sum over c of V[point][tile][c] * U[point][c][panel].
+template <class T>
 void multiply_block(const ConvParams& p,
-                    const WinogradPlan& plan,
+                    const WinogradPlan<T>& plan,
                     int64_t tiles,
                     const float* pixels,
                     const float* filters,
                     float* products) {
-  for (int64_t point = 0; point < points; ++point) {
+  for (int64_t point = 0; point < plan.points; ++point) {
     for (int64_t group = 0; group < plan.groups; ++group) {
       const int64_t begin = plan.group_begin(group, tiles), count = plan.group_begin(group + 1, tiles) - begin;
       multiply_group<tile_pixels>(count, p.in_c, pixels + point * plan.pixel_stride + group * plan.group_floats,
@@ -208,18 +180,19 @@ void prefetch_pixels(const ConvParams& p, const OutputTile& tile, const float* d
   }
 }
 
-// One vector of channels of a tile: 36 sums to at most 16 outputs. `full`: there are 16, and all lanes.
-template <bool full>
+// One vector of channels of a tile: its sums to at most 16 outputs. `full`: there are 16, and all lanes.
+template <class T, bool full>
 void finish_tile(const ConvParams& p,
                  const TilePlace& at,
                  const OutputTile& tile,
                  const float* sums,
                  int64_t sum_stride,
                  const Epilogue<full>& epilogue) {
-  Vec m[points], half[out_tile * in_tile], y[out_tile * out_tile];
+  constexpr int points = WinogradPlan<T>::points;
+  Vec m[points], half[out_tile * T::in_tile], y[out_tile * out_tile];
   for (int i = 0; i < points; ++i) m[i] = Vec::load(sums + i * sum_stride);
-  for (int col = 0; col < in_tile; ++col) transform_sums(m + col, in_tile, half + col, in_tile);
-  for (int row = 0; row < out_tile; ++row) transform_sums(half + row * in_tile, 1, y + row * out_tile, 1);
+  for (int col = 0; col < T::in_tile; ++col) T::sums(m + col, T::in_tile, half + col, T::in_tile);
+  for (int row = 0; row < out_tile; ++row) T::sums(half + row * T::in_tile, 1, y + row * out_tile, 1);
   for (int64_t i = 0; i < (full ? out_tile : tile.rows); ++i) {
     const int64_t row_bias = p.row_class[at.row + i] * p.col_classes;
     for (int64_t j = 0; j < (full ? out_tile : tile.cols); ++j) {
@@ -230,8 +203,9 @@ void finish_tile(const ConvParams& p,
 }
 
 // dst of tiles [begin, end) of one branch, for the channels of one panel.
+template <class T>
 void finish_block(const ConvParams& p,
-                  const WinogradPlan& plan,
+                  const WinogradPlan<T>& plan,
                   int64_t branch,
                   int64_t begin,
                   int64_t end,
@@ -246,34 +220,35 @@ void finish_block(const ConvParams& p,
       const int64_t c = panel * panel_width + v * lanes, left = p.out_c - c;
       if (left <= 0) break;
       const float* sums = products + v * lanes;
-      // The next tile's lines, in 36 and 16 places, are more than the processor foresees.
-      for (int i = 0; i < points; ++i) __builtin_prefetch(sums + i * plan.product_stride + panel_width);
+      // The next tile's lines, in many places, are more than the processor foresees.
+      for (int i = 0; i < plan.points; ++i) __builtin_prefetch(sums + i * plan.product_stride + panel_width);
       if (index + 1 < end) {
         const OutputTile next(p, place_tile(plan, index + 1));
         prefetch_pixels<1>(p, next, dst + c);
         if (residual != nullptr) prefetch_pixels<0>(p, next, residual + c);
       }
       if (tile.rows == out_tile && tile.cols == out_tile && left >= lanes) {
-        finish_tile(p, at, tile, sums, plan.product_stride, Epilogue<true>(p, branch, c, left));
+        finish_tile<T>(p, at, tile, sums, plan.product_stride, Epilogue<true>(p, branch, c, left));
       } else {
-        finish_tile(p, at, tile, sums, plan.product_stride, Epilogue<false>(p, branch, c, left));
+        finish_tile<T>(p, at, tile, sums, plan.product_stride, Epilogue<false>(p, branch, c, left));
       }
     }
   }
 }
 
 // Panels [panel_begin, panel_end) for one block of tiles, both branches.
-void run_tiles(const ConvParams& p, const WinogradPlan& plan, int64_t block, int64_t panel_begin, int64_t panel_end) {
+template <class T>
+void run_tiles(const ConvParams& p, const WinogradPlan<T>& plan, int64_t block, int64_t panel_begin, int64_t panel_end) {
   const int64_t begin = block * plan.block_tiles, end = min_of(begin + plan.block_tiles, plan.tiles);
   const int64_t sources = p.src_shared ? 1 : p.branches;
-  const int64_t pixel_floats = points * plan.pixel_stride;
+  const int64_t pixel_floats = plan.points * plan.pixel_stride;
   const int64_t panel_floats = p.in_c * panel_width, zero_floats = ceil_div(p.in_c, 16) * 16;
   float* pixels = thread_workspace(static_cast<size_t>(
-      sources * pixel_floats + 9 * panel_floats + points * (plan.filter_stride + plan.product_stride) + zero_floats));
+      sources * pixel_floats + 9 * panel_floats + plan.points * (plan.filter_stride + plan.product_stride) + zero_floats));
   float* panel = pixels + sources * pixel_floats;
   float* filters = panel + 9 * panel_floats;
-  float* products = filters + points * plan.filter_stride;
-  float* zeros = products + points * plan.product_stride;
+  float* products = filters + plan.points * plan.filter_stride;
+  float* zeros = products + plan.points * plan.product_stride;
   std::memset(zeros, 0, static_cast<size_t>(zero_floats) * sizeof(float));
 
   for (int64_t source = 0; source < sources; ++source) {
@@ -284,10 +259,10 @@ void run_tiles(const ConvParams& p, const WinogradPlan& plan, int64_t block, int
     for (int64_t branch = 0; branch < p.branches; ++branch) {
       if (branch == 0) {
         pack_panel(p.weight + c * p.depth(), p.depth(), count, p.depth(), panel);
-        transform_panel(panel, p.in_c, plan.filter_stride, filters);
+        transform_panel<T>(panel, p.in_c, plan.filter_stride, filters);
       } else if (p.mask != nullptr) {
         prune_panel(p.mask + c * p.mask_words, p.mask_words, count, p.depth(), panel);
-        transform_panel(panel, p.in_c, plan.filter_stride, filters);
+        transform_panel<T>(panel, p.in_c, plan.filter_stride, filters);
       }
       multiply_block(p, plan, end - begin, pixels + (sources == 2 ? branch * pixel_floats : 0), filters, products);
       finish_block(p, plan, branch, begin, end, index, products);
@@ -295,27 +270,39 @@ void run_tiles(const ConvParams& p, const WinogradPlan& plan, int64_t block, int
   }
 }
 
-// Worth it where the tiles are well filled and there are channels enough to pay for the transforms.
+// Worth it where the tiles are well filled, better where the stride saves less, and there are channels enough to pay for
+// the transforms.
 bool winograd_fits(const ConvParams& p) {
-  const bool shape = p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
-                     p.dilation_w == 1 && p.groups == 1;
+  const bool stride = p.stride_h == p.stride_w && (p.stride_h == 1 || p.stride_h == 2);
+  const bool shape = p.kernel_h == 3 && p.kernel_w == 3 && p.dilation_h == 1 && p.dilation_w == 1 && p.groups == 1;
   const int64_t tile_area = ceil_div(p.out_h, out_tile) * ceil_div(p.out_w, out_tile) * out_tile * out_tile;
-  return shape && p.in_c >= 32 && p.out_c >= 32 && 2 * p.out_h * p.out_w >= tile_area;
+  const int64_t filled = 10 * p.out_h * p.out_w, needed = (p.stride_h == 1 ? 5 : 9) * tile_area;
+  return stride && shape && p.in_c >= 32 && p.out_c >= 32 && filled >= needed;
 }
 
-int64_t winograd_work_items(const ConvParams& p) {
-  const WinogradPlan plan(p);
+template <class T>
+int64_t count_items(const ConvParams& p) {
+  const WinogradPlan<T> plan(p);
   return ceil_div(plan.tiles, plan.block_tiles) * plan.panels;
 }
 
 // An item is a panel for a block of tiles; panels vary fastest, so a thread transforms a block's pixels once.
-void winograd_run(const ConvParams& p, int64_t begin, int64_t end) {
-  const WinogradPlan plan(p);
+template <class T>
+void run_items(const ConvParams& p, int64_t begin, int64_t end) {
+  const WinogradPlan<T> plan(p);
   while (begin < end) {
     const int64_t panel_begin = begin % plan.panels, panel_end = min_of(plan.panels, panel_begin + end - begin);
     run_tiles(p, plan, begin / plan.panels, panel_begin, panel_end);
     begin += panel_end - panel_begin;
   }
+}
+
+int64_t winograd_work_items(const ConvParams& p) {
+  return p.stride_h == 1 ? count_items<WinogradStride1>(p) : count_items<WinogradStride2>(p);
+}
+
+void winograd_run(const ConvParams& p, int64_t begin, int64_t end) {
+  (p.stride_h == 1 ? run_items<WinogradStride1> : run_items<WinogradStride2>)(p, begin, end);
 }
 
 }  // namespace
