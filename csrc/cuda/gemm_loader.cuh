@@ -1,0 +1,177 @@
+// Filling one stage of the ring with k_step of K: `Channels` filters and `sources` x `Pixels` pixels, 64 bytes a row,
+// and a mask word a filter.
+//
+// A thread loads the same 16 bytes of a step (8 values of K) of every rows_step-th row. A row's four 16-byte chunks are
+// permuted so that both eight threads that store two rows and ldmatrix, which reads a chunk of eight rows, meet all
+// banks once.
+#pragma once
+#include "cuda/conv.cuh"
+#include "cuda/ptx/cp_async.cuh"
+
+namespace prefiqs::cuda {
+
+constexpr int row_bytes = k_step * 2;
+
+// Byte offset of a chunk in a tile of 64-byte rows.
+__device__ inline int swizzled(int row, int chunk) { return row * row_bytes + ((chunk ^ (row >> 1 & 3)) << 4); }
+
+// What a block computes.
+struct BlockWork {
+  int group;
+  int channel;      // the first, in the whole layer
+  int channels;     // from there to the end of the group
+  int pixel_tile;
+  int segment;      // the first
+  int step, steps;  // the first of its steps, and how many
+};
+
+// Where a value of K comes from: a tap and a channel of the group.
+struct Tap {
+  int r, s, channel;
+
+  __device__ Tap(const Conv& p, int k) : r(k / p.group_in_c / p.kernel_w), s(k / p.group_in_c % p.kernel_w), channel(k % p.group_in_c) {}
+
+  __device__ void advance(const Conv& p, int count) {
+    channel += count;
+    while (channel >= p.group_in_c) {
+      channel -= p.group_in_c;
+      if (++s == p.kernel_w) {
+        s = 0;
+        ++r;
+      }
+    }
+  }
+};
+
+template <class Shape, Mode mode, bool plain, class T>
+class Loader {
+ public:
+  static constexpr int weight_bytes = Shape::channels * row_bytes;
+  static constexpr int sources = mode == Mode::masked_shared ? 1 : 2;
+  static constexpr int pixel_bytes = sources * Shape::pixels * row_bytes;
+  static constexpr int mask_bytes = mode == Mode::unmasked ? 0 : Shape::channels * 4;
+  static constexpr int stage_bytes = weight_bytes + pixel_bytes + mask_bytes;
+
+  __device__ Loader(const Conv& p, const BlockWork& work)
+      : p_(p),
+        first_row_(threadIdx.x / 4),
+        chunk_(threadIdx.x % 4),
+        channels_(work.channels),
+        k_(work.step * k_step + chunk_ * 8),
+        tap_(p, k_),
+        weight_(static_cast<const T*>(p.weight) + (work.channel + first_row_) * static_cast<int64_t>(p.depth) + k_),
+        word_(p.mask + (work.channel + threadIdx.x) * static_cast<int64_t>(p.mask_words) + work.step) {
+#pragma unroll
+    for (int i = 0; i < pixel_rows; ++i) {
+      const int pixel = work.pixel_tile * tile_pixels + first_row_ + i * rows_step;
+      const int position = pixel / p.out_w, image = position / p.out_h;
+      const int row = position % p.out_h * p.stride_h - p.pad_h, col = pixel % p.out_w * p.stride_w - p.pad_w;
+      // Past the last pixel every tap is outside.
+      row_[i] = pixel < p.pixels ? row : outside;
+      col_[i] = col;
+      src_[i] = image * p.in_plane + (static_cast<int64_t>(row) * p.in_w + col) * p.in_c + work.group * p.group_in_c;
+    }
+  }
+
+  // The next step into the stage at `stage`.
+  __device__ void load(unsigned char* stage) {
+    if constexpr (plain) {
+      load_plain(stage);
+    } else {
+      load_async(shared_address(stage));
+    }
+    if constexpr (mode != Mode::unmasked) {
+      static_assert(Shape::channels <= Shape::threads, "a thread loads one mask word");
+      const int filter = threadIdx.x;
+      if (filter < Shape::channels) {
+        cp_async_4(shared_address(stage) + weight_bytes + pixel_bytes + filter * 4, word_, filter < channels_);
+      }
+      ++word_;
+    }
+    k_ += k_step;
+    weight_ += k_step;
+    tap_.advance(p_, k_step);
+  }
+
+ private:
+  static constexpr int rows_step = Shape::threads / 4;
+  static constexpr int weight_rows = Shape::channels / rows_step;
+  // In the masked modes a pixel of one source has its twin in the other, at a fixed distance.
+  static constexpr int tile_pixels = Shape::pixels * (mode == Mode::unmasked ? 2 : 1);
+  static constexpr int pixel_rows = tile_pixels / rows_step;
+  static constexpr int outside = INT32_MIN / 2;
+
+  __device__ bool inside(int i, const Tap& tap) const {
+    const int row = row_[i] + tap.r * p_.dilation_h, col = col_[i] + tap.s * p_.dilation_w;
+    return row >= 0 && row < p_.in_h && col >= 0 && col < p_.in_w;
+  }
+
+  __device__ int offset(const Tap& tap) const {
+    return (tap.r * p_.dilation_h * p_.in_w + tap.s * p_.dilation_w) * p_.in_c + tap.channel;
+  }
+
+  __device__ void load_async(uint32_t stage) {
+    const bool deep = k_ < p_.depth;
+#pragma unroll
+    for (int i = 0; i < weight_rows; ++i) {
+      const int row = first_row_ + i * rows_step;
+      cp_async_16(stage + swizzled(row, chunk_), weight_ + i * rows_step * static_cast<int64_t>(p_.depth), deep && row < channels_);
+    }
+    const int tap_offset = offset(tap_);
+#pragma unroll
+    for (int i = 0; i < pixel_rows; ++i) {
+      const int row = first_row_ + i * rows_step;
+      const T* src = static_cast<const T*>(p_.src) + (src_[i] + tap_offset);
+      const bool valid = deep && inside(i, tap_);
+      cp_async_16(stage + weight_bytes + swizzled(row, chunk_), src, valid);
+      if constexpr (mode == Mode::masked_paired) {
+        cp_async_16(stage + weight_bytes + swizzled(Shape::pixels + row, chunk_), src + p_.src_branch, valid);
+      }
+    }
+  }
+
+  __device__ void load_plain(unsigned char* stage) {
+#pragma unroll
+    for (int i = 0; i < weight_rows; ++i) {
+      const int row = first_row_ + i * rows_step;
+      const T* filter = weight_ + i * rows_step * static_cast<int64_t>(p_.depth);
+      float values[8];
+      load_8(values, filter, row < channels_ ? p_.depth - k_ : 0, false);
+      store_chunk(stage + swizzled(row, chunk_), values);
+    }
+#pragma unroll
+    for (int i = 0; i < pixel_rows; ++i) {
+      const int row = first_row_ + i * rows_step;
+      for (int source = 0; source < (mode == Mode::masked_paired ? 2 : 1); ++source) {
+        float values[8];
+        Tap tap = tap_;
+#pragma unroll
+        for (int j = 0; j < 8; ++j, tap.advance(p_, 1)) {
+          const bool valid = k_ + j < p_.depth && inside(i, tap);
+          values[j] = valid ? src_value(src_[i] + source * p_.src_branch + offset(tap)) : 0.f;
+        }
+        store_chunk(stage + weight_bytes + swizzled(source * Shape::pixels + row, chunk_), values);
+      }
+    }
+  }
+
+  // Levels 0 to 255 are exact in either type.
+  __device__ float src_value(int64_t place) const {
+    return p_.src_uint8 ? static_cast<const uint8_t*>(p_.src)[place] : to_float(static_cast<const T*>(p_.src)[place]);
+  }
+
+  __device__ static void store_chunk(unsigned char* dst, const float (&values)[8]) {
+    store_8(reinterpret_cast<T*>(dst), values, 8, true);
+  }
+
+  const Conv& p_;
+  int first_row_, chunk_, channels_;
+  int k_;
+  Tap tap_;
+  const T* weight_;
+  const uint32_t* word_;
+  int row_[pixel_rows], col_[pixel_rows];  // of tap (0, 0); may lie outside
+  int64_t src_[pixel_rows];                // of tap (0, 0), in elements
+};
+
+}  // namespace prefiqs::cuda
