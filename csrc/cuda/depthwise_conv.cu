@@ -43,7 +43,7 @@ __device__ void fetch_weights(const Conv& p, int channel, int first_tap, float* 
 }
 
 template <class T, Mode mode>
-__global__ void __launch_bounds__(threads) depthwise_conv(const __grid_constant__ Conv p) {
+__global__ void __launch_bounds__(threads, 3) depthwise_conv(const __grid_constant__ Conv p) {
   constexpr int branches = mode == Mode::unmasked ? 1 : 2;
   constexpr int sources = mode == Mode::masked_paired ? 2 : 1;
   auto* weights = reinterpret_cast<float*>(shared_memory());
