@@ -36,6 +36,7 @@ class Plan(NamedTuple):
     tile: str
     segments: int
     split: bool
+    blocks: int
 
 
 def build(folder: Path, csrc: Path, sources: Sequence[Path], optimisation: str) -> Path:
@@ -76,7 +77,7 @@ def library_of_this_tree() -> Path:
         library = BUILD / "emulated.so"
         if not library.exists() or not stamp.exists() or stamp.read_text() != digest.hexdigest():
             emulator = [EMULATION / "emulator.cpp", EMULATION / "driver.cpp"]
-            library = build(BUILD, csrc, [*kernels, *emulator], "-O2")
+            library = build(BUILD, csrc, [*kernels, *emulator], "-O3")
             stamp.write_text(digest.hexdigest())
     return library
 
@@ -125,6 +126,58 @@ def _nhwc(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1).contiguous()
 
 
+def _conv_case(
+    src: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    dst_dtype: torch.dtype,
+    *,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    paired: bool = False,
+    multiprocessors: int = 132,
+    tile: str | None = None,
+    split: bool | None = None,
+) -> _ConvCase:
+    """Everything but the tensors."""
+    rows, channels, in_h, in_w = src.shape
+    filters, _, kernel_h, kernel_w = weight.shape
+    out_h, out_w = (
+        (extent + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
+        for i, extent in enumerate((in_h, in_w))
+    )
+    branches = 2 if paired or mask is not None else 1
+    return _ConvCase(
+        images=rows // 2 if paired else rows,
+        branches=branches,
+        in_h=in_h,
+        in_w=in_w,
+        in_c=channels,
+        out_h=out_h,
+        out_w=out_w,
+        out_c=filters,
+        kernel_h=kernel_h,
+        kernel_w=kernel_w,
+        stride_h=stride[0],
+        stride_w=stride[1],
+        pad_h=padding[0],
+        pad_w=padding[1],
+        dilation_h=dilation[0],
+        dilation_w=dilation[1],
+        groups=groups,
+        src_shared=branches == 2 and not paired,
+        mask_words=0 if mask is None else mask.shape[1],
+        compute=TYPES[weight.dtype],
+        src_type=TYPES[src.dtype],
+        dst_type=TYPES[dst_dtype],
+        multiprocessors=multiprocessors,
+        tile=-1 if tile is None else TILES.index(tile),
+        split=-1 if split is None else int(split),
+    )
+
+
 class Kernels:
     """The emulated kernels behind the signatures of the operators."""
 
@@ -136,10 +189,7 @@ class Kernels:
         if getattr(self._library, function)(ctypes.byref(case), *outputs, message, ctypes.c_int64(512)) != 0:
             raise EmulationError(message.value.decode())
 
-    def conv2d(self, src: Tensor, weight: Tensor, **rest: Any) -> Tensor:
-        return self.planned_conv2d(src, weight, **rest)[0]
-
-    def planned_conv2d(
+    def conv2d(
         self,
         src: Tensor,
         weight: Tensor,
@@ -149,28 +199,18 @@ class Kernels:
         slope: Tensor | None = None,
         residual: Tensor | None = None,
         *,
-        stride: Sequence[int] = (1, 1),
-        padding: Sequence[int] = (0, 0),
-        dilation: Sequence[int] = (1, 1),
-        groups: int = 1,
-        paired: bool = False,
         dst_dtype: torch.dtype = torch.float32,
-        multiprocessors: int = 132,
-        tile: str | None = None,
-        split: bool | None = None,
-    ) -> tuple[Tensor, Plan]:
+        **rest: Any,
+    ) -> Tensor:
         """dual_conv2d on tensors of the operator's layouts, NCHW as torch sees it; ``residual`` is of ``dst_dtype``.
 
-        ``tile`` and ``split`` force a plan where the layer would get another one.
+        ``tile`` and ``split`` among ``rest`` force a plan where the layer would get another one.
         """
-        rows, channels, in_h, in_w = src.shape
-        filters, _, kernel_h, kernel_w = weight.shape
-        out_h, out_w = (
-            (extent + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
-            for i, extent in enumerate((in_h, in_w))
-        )
-        branches = 2 if paired or mask is not None else 1
-        images = rows // 2 if paired else rows
+        case = _conv_case(src, weight, mask, dst_dtype, **rest)
+        case.slope_stride = 0 if slope is None or slope.numel() == 1 else 1
+        if residual is not None:
+            assert residual.dtype == dst_dtype
+            case.residual_shared = case.branches == 2 and residual.shape[0] == case.images
         held = {
             "src": _nhwc(src),
             "weight": _nhwc(weight),
@@ -180,48 +220,24 @@ class Kernels:
             "slope": slope,
             "residual": None if residual is None else _nhwc(residual),
         }
-        if residual is not None:
-            assert residual.dtype == dst_dtype
+        for name, tensor in held.items():
+            setattr(case, name, _bytes(tensor))
         results = []
-        plan = (ctypes.c_int64 * 3)()
-        for descending in (False, True):
-            dst = torch.empty(branches * images, out_h, out_w, filters, dtype=dst_dtype)
-            case = _ConvCase(
-                images=images,
-                branches=branches,
-                in_h=in_h,
-                in_w=in_w,
-                in_c=channels,
-                out_h=out_h,
-                out_w=out_w,
-                out_c=filters,
-                kernel_h=kernel_h,
-                kernel_w=kernel_w,
-                stride_h=stride[0],
-                stride_w=stride[1],
-                pad_h=padding[0],
-                pad_w=padding[1],
-                dilation_h=dilation[0],
-                dilation_w=dilation[1],
-                groups=groups,
-                src_shared=branches == 2 and not paired,
-                residual_shared=residual is not None and branches == 2 and residual.shape[0] == images,
-                mask_words=0 if mask is None else mask.shape[1],
-                slope_stride=0 if slope is None or slope.numel() == 1 else 1,
-                compute=TYPES[weight.dtype],
-                src_type=TYPES[src.dtype],
-                dst_type=TYPES[dst_dtype],
-                dst=_bytes(dst),
-                multiprocessors=multiprocessors,
-                tile=-1 if tile is None else TILES.index(tile),
-                split=-1 if split is None else int(split),
-                descending=int(descending),
-                **{name: _bytes(tensor) for name, tensor in held.items()},
-            )
-            self._call("emulate_conv", case, plan)
+        for case.descending in (0, 1):
+            dst = torch.empty(case.branches * case.images, case.out_h, case.out_w, case.out_c, dtype=dst_dtype)
+            case.dst = _bytes(dst)
+            self._call("emulate_conv", case)
             results.append(dst.permute(0, 3, 1, 2))
         _assert_same_bits(*results)
-        return results[0], Plan(TILES[plan[0]], int(plan[1]), bool(plan[2]))
+        return results[0]
+
+    def plan(self, src: Tensor, weight: Tensor, mask: Tensor | None = None, **rest: Any) -> Plan:
+        """How the layer would be cut; only shapes are looked at."""
+        case = _conv_case(src, weight, mask, torch.float32, **rest)
+        case.mask = _Bytes(1 if mask is not None else None, 0)
+        out = (ctypes.c_int64 * 4)()
+        self._library.plan_conv(ctypes.byref(case), out)
+        return Plan(TILES[out[0]], int(out[1]), bool(out[2]), int(out[3]))
 
     def embedding_distance(self, pair: Tensor) -> tuple[Tensor, ...]:
         rows, features = pair.shape[0] // 2, pair.shape[1]

@@ -49,6 +49,22 @@ struct Tensor {
   }
 };
 
+ConvParams params_of(const ConvCase& c) {
+  ConvParams p{};
+  static_cast<prefiqs::ConvGeometry&>(p) = c.geometry;
+  p.compute = static_cast<Type>(c.compute);
+  p.src_type = static_cast<Type>(c.src_type);
+  p.dst_type = static_cast<Type>(c.dst_type);
+  return p;
+}
+
+GemmPlan plan_of(const ConvCase& c, const Conv& conv) {
+  GemmPlan plan = plan_gemm(conv, static_cast<int>(c.multiprocessors));
+  if (c.tile >= 0) plan.tile = static_cast<Tile>(c.tile);
+  if (c.split >= 0) plan.split = c.split != 0;
+  return plan;
+}
+
 int report(cudaError_t status, char* message, int64_t size) {
   const char* error = emulation::last_error();
   snprintf(message, static_cast<size_t>(size), "%s", *error == '\0' && status != cudaSuccess ? "invalid value" : error);
@@ -59,18 +75,25 @@ int report(cudaError_t status, char* message, int64_t size) {
 
 extern "C" {
 
-// Fills `plan` with the tile, the segments and whether they are split.
-int emulate_conv(const ConvCase* c, int64_t* plan_used, char* message, int64_t message_size) {
+// Of the case's masked or unmasked variant the tile, the segments, whether they are split, and the blocks.
+void plan_conv(const ConvCase* c, int64_t* out) {
+  ConvParams p = params_of(*c);
+  p.mask = static_cast<const uint32_t*>(c->mask.data);
+  const Conv conv(p);
+  const GemmPlan plan = plan_of(*c, conv);
+  out[0] = static_cast<int64_t>(plan.tile);
+  out[1] = plan.segments;
+  out[2] = plan.split;
+  out[3] = gemm_blocks(conv, plan);
+}
+
+int emulate_conv(const ConvCase* c, char* message, int64_t message_size) {
   emulation::descending = c->descending != 0;
   emulation::clear_error();
   const Tensor src("src", c->src), weight("weight", c->weight), mask("mask", c->mask), bias("bias", c->bias),
       tap_shift("tap_shift", c->tap_shift), slope("slope", c->slope), residual("residual", c->residual),
       dst("dst", c->dst, true);
-  ConvParams p{};
-  static_cast<prefiqs::ConvGeometry&>(p) = c->geometry;
-  p.compute = static_cast<Type>(c->compute);
-  p.src_type = static_cast<Type>(c->src_type);
-  p.dst_type = static_cast<Type>(c->dst_type);
+  ConvParams p = params_of(*c);
   p.src = src.as<void>();
   p.weight = weight.as<void>();
   p.mask = mask.as<uint32_t>();
@@ -81,16 +104,11 @@ int emulate_conv(const ConvCase* c, int64_t* plan_used, char* message, int64_t m
   p.dst = dst.as<void>();
 
   const int multiprocessors = static_cast<int>(c->multiprocessors);
-  GemmPlan plan = plan_gemm(Conv(p), multiprocessors);
-  if (c->tile >= 0) plan.tile = static_cast<Tile>(c->tile);
-  if (c->split >= 0) plan.split = c->split != 0;
+  const GemmPlan plan = plan_of(*c, Conv(p));
   const bool forced = c->tile >= 0 || c->split >= 0;
   const int64_t floats = forced ? workspace_floats(Conv(p), plan) : conv_workspace_floats(p, multiprocessors);
   const Buffer workspace("workspace", nullptr, static_cast<size_t>(floats) * sizeof(float), true);
   p.workspace = static_cast<float*>(workspace.data());
-  plan_used[0] = static_cast<int64_t>(plan.tile);
-  plan_used[1] = plan.segments;
-  plan_used[2] = plan.split;
   const cudaError_t status =
       forced ? launch_gemm(Conv(p), plan, p.compute, nullptr) : launch_conv(p, multiprocessors, nullptr);
   dst.copy_to(c->dst);

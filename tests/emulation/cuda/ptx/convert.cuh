@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace prefiqs::cuda {
 
@@ -27,11 +28,21 @@ inline uint32_t bits_of(float x) {
 
 inline float to_float(float x) { return x; }
 
-inline float to_float(Float16 x) {
+inline float decoded(Float16 x) {
   const uint32_t sign = (x.bits & 0x8000u) << 16, exponent = x.bits >> 10 & 0x1f, fraction = x.bits & 0x3ff;
   if (exponent == 31) return float_of(sign | 0x7f800000u | fraction << 13);
   if (exponent == 0) return (sign != 0 ? -1.f : 1.f) * static_cast<float>(fraction) * 0x1p-24f;
   return float_of(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+// A table, because the emulator spends much of its time here.
+inline float to_float(Float16 x) {
+  static const auto table = [] {
+    std::vector<float> values;
+    for (uint32_t bits = 0; bits < 0x10000; ++bits) values.push_back(decoded({static_cast<uint16_t>(bits)}));
+    return values;
+  }();
+  return table[x.bits];
 }
 
 inline float to_float(BFloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
