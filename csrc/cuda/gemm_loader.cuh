@@ -1,6 +1,8 @@
 // Filling one stage of the ring with k_step of K: `Channels` filters and `sources` x `Pixels` pixels, 64 bytes a row,
 // and a mask word a filter.
 //
+// Steps go through the taps of 32 channels, then on to the next 32, where channels divide so: nine taps of a pixel then
+// find in the first-level cache what the first of them fetched. Else through k = (r, s, c) as it lies in memory.
 // A thread loads the same 16 bytes of a step (8 values of K) of every rows_step-th row. A row's four 16-byte chunks are
 // permuted so that both eight threads that store two rows and ldmatrix, which reads a chunk of eight rows, meet all
 // banks once.
@@ -25,12 +27,33 @@ struct BlockWork {
   int step, steps;  // the first of its steps, and how many
 };
 
-// Where a value of K comes from: a tap and a channel of the group.
+// Where a value of K comes from: a tap and a channel of the group. Past the end of K, r is too large.
 struct Tap {
   int r, s, channel;
 
-  __device__ Tap(const Conv& p, int k) : r(k / p.group_in_c / p.kernel_w), s(k / p.group_in_c % p.kernel_w), channel(k % p.group_in_c) {}
+  __device__ Tap(const Conv& p, int step, int k_in_step) {
+    const int k = step * k_step + k_in_step;
+    const int tap = taps_inside(p) ? step % p.taps : k / p.group_in_c;
+    r = tap / p.kernel_w;
+    s = tap % p.kernel_w;
+    channel = taps_inside(p) ? step / p.taps * k_step + k_in_step : k % p.group_in_c;
+  }
 
+  __device__ static bool taps_inside(const Conv& p) { return p.group_in_c % k_step == 0; }
+
+  __device__ int k(const Conv& p) const { return (r * p.kernel_w + s) * p.group_in_c + channel; }
+
+  // To the same place of the next step.
+  __device__ void next_step(const Conv& p) {
+    if (!taps_inside(p)) return advance(p, k_step);
+    if (++s < p.kernel_w) return;
+    s = 0;
+    if (++r < p.kernel_h) return;
+    r = 0;
+    channel += k_step;
+  }
+
+  // By `count` along k.
   __device__ void advance(const Conv& p, int count) {
     channel += count;
     while (channel >= p.group_in_c) {
@@ -57,10 +80,9 @@ class Loader {
         first_row_(threadIdx.x / 4),
         chunk_(threadIdx.x % 4),
         channels_(work.channels),
-        k_(work.step * k_step + chunk_ * 8),
-        tap_(p, k_),
-        weight_(static_cast<const T*>(p.weight) + (work.channel + first_row_) * static_cast<int64_t>(p.depth) + k_),
-        word_(p.mask + (work.channel + threadIdx.x) * static_cast<int64_t>(p.mask_words) + work.step) {
+        tap_(p, work.step, chunk_ * 8),
+        weight_(static_cast<const T*>(p.weight) + (work.channel + first_row_) * static_cast<int64_t>(p.depth)),
+        words_(p.mask + (work.channel + threadIdx.x) * static_cast<int64_t>(p.mask_words)) {
 #pragma unroll
     for (int i = 0; i < pixel_rows; ++i) {
       const int pixel = work.pixel_tile * tile_pixels + first_row_ + i * rows_step;
@@ -75,22 +97,20 @@ class Loader {
 
   // The next step into the stage at `stage`.
   __device__ void load(unsigned char* stage) {
+    const int k = tap_.k(p_);
     if constexpr (plain) {
-      load_plain(stage);
+      load_plain(stage, k);
     } else {
-      load_async(shared_address(stage));
+      load_async(shared_address(stage), k);
     }
     if constexpr (mode != Mode::unmasked) {
       static_assert(Shape::channels <= Shape::threads, "a thread loads one mask word");
       const int filter = threadIdx.x;
       if (filter < Shape::channels) {
-        cp_async_4(shared_address(stage) + weight_bytes + pixel_bytes + filter * 4, word_, filter < channels_);
+        cp_async_4(shared_address(stage) + weight_bytes + pixel_bytes + filter * 4, words_ + k / k_step, filter < channels_);
       }
-      ++word_;
     }
-    k_ += k_step;
-    weight_ += k_step;
-    tap_.advance(p_, k_step);
+    tap_.next_step(p_);
   }
 
  private:
@@ -110,12 +130,13 @@ class Loader {
     return (tap.r * p_.dilation_h * p_.in_w + tap.s * p_.dilation_w) * p_.in_c + tap.channel;
   }
 
-  __device__ void load_async(uint32_t stage) {
-    const bool deep = k_ < p_.depth;
+  __device__ void load_async(uint32_t stage, int k) {
+    const bool deep = k < p_.depth;
+    const T* filter = weight_ + k;
 #pragma unroll
     for (int i = 0; i < weight_rows; ++i) {
       const int row = first_row_ + i * rows_step;
-      cp_async_16(stage + swizzled(row, chunk_), weight_ + i * rows_step * static_cast<int64_t>(p_.depth), deep && row < channels_);
+      cp_async_16(stage + swizzled(row, chunk_), filter + i * rows_step * static_cast<int64_t>(p_.depth), deep && row < channels_);
     }
     const int tap_offset = offset(tap_);
 #pragma unroll
@@ -123,20 +144,20 @@ class Loader {
       const int row = first_row_ + i * rows_step;
       const T* src = static_cast<const T*>(p_.src) + (src_[i] + tap_offset);
       const bool valid = deep && inside(i, tap_);
-      cp_async_16(stage + weight_bytes + swizzled(row, chunk_), src, valid);
+      cp_async_16_cached(stage + weight_bytes + swizzled(row, chunk_), src, valid);
       if constexpr (mode == Mode::masked_paired) {
-        cp_async_16(stage + weight_bytes + swizzled(Shape::pixels + row, chunk_), src + p_.src_branch, valid);
+        cp_async_16_cached(stage + weight_bytes + swizzled(Shape::pixels + row, chunk_), src + p_.src_branch, valid);
       }
     }
   }
 
-  __device__ void load_plain(unsigned char* stage) {
+  __device__ void load_plain(unsigned char* stage, int k) {
 #pragma unroll
     for (int i = 0; i < weight_rows; ++i) {
       const int row = first_row_ + i * rows_step;
-      const T* filter = weight_ + i * rows_step * static_cast<int64_t>(p_.depth);
+      const T* filter = weight_ + k + i * rows_step * static_cast<int64_t>(p_.depth);
       float values[8];
-      load_8(values, filter, row < channels_ ? p_.depth - k_ : 0, false);
+      load_8(values, filter, row < channels_ ? p_.depth - k : 0, false);
       store_chunk(stage + swizzled(row, chunk_), values);
     }
 #pragma unroll
@@ -147,7 +168,7 @@ class Loader {
         Tap tap = tap_;
 #pragma unroll
         for (int j = 0; j < 8; ++j, tap.advance(p_, 1)) {
-          const bool valid = k_ + j < p_.depth && inside(i, tap);
+          const bool valid = k + j < p_.depth && inside(i, tap);
           values[j] = valid ? src_value(src_[i] + source * p_.src_branch + offset(tap)) : 0.f;
         }
         store_chunk(stage + weight_bytes + swizzled(source * Shape::pixels + row, chunk_), values);
@@ -166,10 +187,9 @@ class Loader {
 
   const Conv& p_;
   int first_row_, chunk_, channels_;
-  int k_;
   Tap tap_;
-  const T* weight_;
-  const uint32_t* word_;
+  const T* weight_;        // of the thread's first row
+  const uint32_t* words_;  // of the filter whose mask it loads
   int row_[pixel_rows], col_[pixel_rows];  // of tap (0, 0); may lie outside
   int64_t src_[pixel_rows];                // of tap (0, 0), in elements
 };

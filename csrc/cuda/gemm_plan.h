@@ -40,12 +40,14 @@ inline int64_t gemm_blocks(const Conv& p, const GemmPlan& plan) {
          (plan.split ? plan.segments : 1);
 }
 
-// Deep sums of small images are cut so that even one image fills a large machine: into as many segments as make its
-// narrow tiles 128 blocks, each at least 16 steps deep. Never from the number of images.
+// Where one image gives only few narrow tiles, its sums are cut into as many segments as make 128 blocks of them, each
+// at least 16 steps deep; never from the number of images. More layers would gain at one image, but pay in large
+// batches: a block that runs several segments needs registers for their totals, and so reads shared memory more often.
 inline void cut_segments(const Conv& p, GemmPlan& plan) {
-  const int tiles = p.groups * channel_tiles(p, Tile::narrow) *
-                    ceil_div(p.out_h * p.out_w, tile_shape(Tile::narrow).pixels);
-  const int wanted = max_of(1, min_of(128 / tiles, p.steps / 16));
+  constexpr int few_tiles = 24, wanted_blocks = 128, least_steps = 16;
+  const int tiles =
+      p.groups * channel_tiles(p, Tile::narrow) * ceil_div(p.out_h * p.out_w, tile_shape(Tile::narrow).pixels);
+  const int wanted = tiles < few_tiles ? max_of(1, min_of(wanted_blocks / tiles, p.steps / least_steps)) : 1;
   plan.segment_steps = ceil_div(p.steps, wanted);
   plan.segments = ceil_div(p.steps, plan.segment_steps);
 }

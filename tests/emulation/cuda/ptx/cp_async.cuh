@@ -8,6 +8,7 @@ inline uint32_t shared_address(const void* shared) {
 }
 
 inline void cp_async_16(uint32_t dst, const void* src, bool valid) { emulation::copy_async(dst, src, 16, valid); }
+inline void cp_async_16_cached(uint32_t dst, const void* src, bool valid) { cp_async_16(dst, src, valid); }
 inline void cp_async_4(uint32_t dst, const void* src, bool valid) { emulation::copy_async(dst, src, 4, valid); }
 inline void cp_async_commit() { emulation::commit_copies(); }
 
