@@ -27,7 +27,9 @@ def seeded() -> None:
 def test_distance(kernels: Kernels, rows: int, features: int, dtype: torch.dtype) -> None:
     pair = torch.randn(2 * rows, features).to(dtype)
     pair[rows:] = (0.9 * pair[:rows] + 0.1 * pair[rows:]).to(dtype)
-    for got, expected in zip(kernels.embedding_distance(pair), oracle.expected_embedding_distance(pair.double()), strict=True):
+    for got, expected in zip(
+        kernels.embedding_distance(pair), oracle.expected_embedding_distance(pair.double()), strict=True
+    ):
         assert got.shape == expected.shape
         torch.testing.assert_close(got.double(), expected, rtol=TOLERANCE, atol=TOLERANCE)
 

@@ -26,10 +26,14 @@ class Mutant(NamedTuple):
 MUTANTS = {
     "none": Mutant(GEMM, "constexpr int stages = 4;", "constexpr int stages = 4;"),
     # The ring
-    "no barrier after the wait": Mutant(GEMM, "cp_async_wait<stages - 2>();\n    __syncthreads();", "cp_async_wait<stages - 2>();"),
+    "no barrier after the wait": Mutant(
+        GEMM, "cp_async_wait<stages - 2>();\n    __syncthreads();", "cp_async_wait<stages - 2>();"
+    ),
     "wait one group too few": Mutant(GEMM, "cp_async_wait<stages - 2>();", "cp_async_wait<stages - 1>();"),
     "no commit in the loop": Mutant(GEMM, "cp_async_commit();\n    multiply", "multiply"),
-    "load into the stage in use": Mutant(GEMM, "ring + (step + stages - 1) % stages", "ring + (step + stages) % stages"),
+    "load into the stage in use": Mutant(
+        GEMM, "ring + (step + stages - 1) % stages", "ring + (step + stages) % stages"
+    ),
     "load past the last step": Mutant(GEMM, "if (step + stages - 1 < work.steps) loader", "loader"),
     "multiply the next stage": Mutant(GEMM, "ring + step % stages", "ring + (step + 1) % stages"),
     # Where things lie in shared memory
@@ -66,11 +70,11 @@ MUTANTS = {
     "slope where positive": Mutant(EPILOGUE, "sums[i] >= 0.f", "sums[i] <= 0.f"),
     # Collectives
     "a lane missing from ldmatrix": Mutant(GEMM, "ldmatrix_x4(a,", "if (lane != 5) ldmatrix_x4(a,"),
-    "a warp missing from a barrier": Mutant(GEMM, "    __syncthreads();\n    stage_sums", "    if (threadIdx.x >= 32) __syncthreads();\n    stage_sums"),
-    # The other kernels
-    "depthwise: no barrier after fetching": Mutant(
-        "depthwise_conv.cu", "weights);\n    __syncthreads();", "weights);"
+    "a warp missing from a barrier": Mutant(
+        GEMM, "    __syncthreads();\n    stage_sums", "    if (threadIdx.x >= 32) __syncthreads();\n    stage_sums"
     ),
+    # The other kernels
+    "depthwise: no barrier after fetching": Mutant("depthwise_conv.cu", "weights);\n    __syncthreads();", "weights);"),
     "depthwise: no barrier before fetching": Mutant(
         "depthwise_conv.cu", "__syncthreads();\n    fetch_weights", "fetch_weights"
     ),
@@ -120,6 +124,8 @@ def test_mutant_is_caught(name: str, objects: dict[str, Path], tmp_path: Path) -
 def passes(kernels: Kernels) -> bool:
     """The standard small test: one layer of each kind with everything an epilogue can have."""
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         # Eleven steps of K, the last one half full; edges in filters and pixels; a paired residual.
         layer = conv(40, 20, 3, image=(4, 9), paired=True)
@@ -136,12 +142,18 @@ def passes(kernels: Kernels) -> bool:
         pair = torch.randn(6, 70)
         distances = kernels.embedding_distance(pair)
         expected = oracle.expected_embedding_distance(pair.double())
-        return all(torch.allclose(*both, atol=1e-6) for both in zip(distances, (e.float() for e in expected), strict=True))
+        return all(
+            torch.allclose(*both, atol=1e-6) for both in zip(distances, (e.float() for e in expected), strict=True)
+        )
     except EmulationError:
         return False
+    finally:
+        torch.set_num_threads(threads)
 
 
-def conv(channels: int, filters: int, kernel: int, *, image: tuple[int, int], paired: bool, groups: int = 1) -> dict[str, Any]:
+def conv(
+    channels: int, filters: int, kernel: int, *, image: tuple[int, int], paired: bool, groups: int = 1
+) -> dict[str, Any]:
     weight = torch.randn(filters, channels // groups, kernel, kernel)
     weight = (weight / weight[0].numel() ** 0.5).half()
     return {

@@ -29,10 +29,10 @@ struct Conv {
   int taps, depth, steps;  // steps of k_step in depth
   int pixels;              // of one branch
   int mask_words, slope_stride;
-  int residual_pixels;         // in residual; the rows of dst start again at its first after its last
-  int64_t in_plane;            // of src, in elements
-  int64_t src_branch;          // from a branch's source to the next one's, in elements; 0 where it is shared
-  bool src_uint8, dst_float;   // else `compute`
+  int residual_pixels;        // in residual; the rows of dst start again at its first after its last
+  int64_t in_plane;           // of src, in elements
+  int64_t src_branch;         // from a branch's source to the next one's, in elements; 0 where it is shared
+  bool src_uint8, dst_float;  // else `compute`
   const void* src;
   const void* weight;
   const uint32_t* mask;
@@ -44,7 +44,9 @@ struct Conv {
   float* workspace;
 
   explicit Conv(const ConvParams& p)
-      : mode(p.mask == nullptr ? Mode::unmasked : p.src_shared ? Mode::masked_shared : Mode::masked_paired),
+      : mode(p.mask == nullptr ? Mode::unmasked
+             : p.src_shared    ? Mode::masked_shared
+                               : Mode::masked_paired),
         images(static_cast<int>(mode == Mode::unmasked ? p.images * p.branches : p.images)),
         branches(mode == Mode::unmasked ? 1 : 2),
         in_h(static_cast<int>(p.in_h)),

@@ -10,8 +10,7 @@ bool is_depthwise(const Conv& p) { return p.group_in_c == 1 && p.group_out_c == 
 
 cudaError_t launch_gemm(const Conv& p, const GemmPlan& plan, Type compute, cudaStream_t stream) {
   const bool float16 = compute == Type::float16;
-  const cudaError_t status =
-      float16 ? launch_gemm_float16(p, plan, stream) : launch_gemm_bfloat16(p, plan, stream);
+  const cudaError_t status = float16 ? launch_gemm_float16(p, plan, stream) : launch_gemm_bfloat16(p, plan, stream);
   if (status != cudaSuccess || !plan.split) return status;
   return float16 ? launch_sum_segments<Float16>(p, plan.segments, stream)
                  : launch_sum_segments<BFloat16>(p, plan.segments, stream);

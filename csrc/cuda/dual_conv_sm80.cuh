@@ -163,8 +163,13 @@ __device__ TapShift stage_tap_shift(const Conv& p, const BlockWork& work, int br
 
 // The staged sums of one half become outputs, or a segment's partial sums.
 template <class Shape, class T>
-__device__ void finish_half(
-    const Conv& p, const BlockWork& work, bool split, int branch, int first_pixel, TapShift shift, const float* staged) {
+__device__ void finish_half(const Conv& p,
+                            const BlockWork& work,
+                            bool split,
+                            int branch,
+                            int first_pixel,
+                            TapShift shift,
+                            const float* staged) {
   constexpr int chunks = Shape::channels / 8;
   const int chunk = threadIdx.x % chunks, count = min_of(8, work.channels - chunk * 8);
   if (count <= 0) return;
@@ -172,7 +177,8 @@ __device__ void finish_half(
   const bool vector = p.group_out_c % 8 == 0;
   if (shift.values != nullptr) shift.values += chunk * 8 * shift.channel_stride;
   const Epilogue<T> epilogue(p, branch, channel, count, vector, shift);
-  float* partial = p.workspace + work.segment * p.partial_floats() + static_cast<int64_t>(branch) * p.pixels * p.out_c + channel;
+  float* partial =
+      p.workspace + work.segment * p.partial_floats() + static_cast<int64_t>(branch) * p.pixels * p.out_c + channel;
   for (int i = threadIdx.x / chunks; i < Shape::pixels && first_pixel + i < p.pixels; i += Shape::threads / chunks) {
     float sums[8];
     load_8(sums, staged + i * Shape::staged_floats + chunk * 8, 8, true);
@@ -205,7 +211,7 @@ __device__ BlockWork block_work(const Conv& p, const Cut& cut) {
 
 template <class Shape, class Load>
 constexpr int shared_bytes =
-    max_of(stages * Load::stage_bytes, Shape::pixels * Shape::staged_floats * static_cast<int>(sizeof(float)));
+    max_of(stages * Load::stage_bytes, Shape::pixels* Shape::staged_floats* static_cast<int>(sizeof(float)));
 
 template <class Shape, class T, Mode mode, bool plain>
 __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_sm)

@@ -34,7 +34,12 @@ class Epilogue {
  public:
   // `vector`: every eight channels of a pixel are 16-byte aligned.
   __device__ Epilogue(const Conv& p, int branch, int channel, int count, bool vector, TapShift shift)
-      : p_(p), first_pixel_(branch * p.pixels), channel_(channel), count_(count), vector_(vector && count >= 8), shift_(shift) {
+      : p_(p),
+        first_pixel_(branch * p.pixels),
+        channel_(channel),
+        count_(count),
+        vector_(vector && count >= 8),
+        shift_(shift) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const bool valid = i < count;

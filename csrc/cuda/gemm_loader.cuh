@@ -20,8 +20,8 @@ __device__ inline int swizzled(int row, int chunk) { return row * row_bytes + ((
 // What a block computes.
 struct BlockWork {
   int group;
-  int channel;      // the first, in the whole layer
-  int channels;     // from there to the end of the group
+  int channel;   // the first, in the whole layer
+  int channels;  // from there to the end of the group
   int pixel_tile;
   int segment;      // the first
   int step, steps;  // the first of its steps, and how many
@@ -107,7 +107,8 @@ class Loader {
       static_assert(Shape::channels <= Shape::threads, "a thread loads one mask word");
       const int filter = threadIdx.x;
       if (filter < Shape::channels) {
-        cp_async_4(shared_address(stage) + weight_bytes + pixel_bytes + filter * 4, words_ + k / k_step, filter < channels_);
+        cp_async_4(shared_address(stage) + weight_bytes + pixel_bytes + filter * 4, words_ + k / k_step,
+                   filter < channels_);
       }
     }
     tap_.next_step(p_);
@@ -136,7 +137,8 @@ class Loader {
 #pragma unroll
     for (int i = 0; i < weight_rows; ++i) {
       const int row = first_row_ + i * rows_step;
-      cp_async_16(stage + swizzled(row, chunk_), filter + i * rows_step * static_cast<int64_t>(p_.depth), deep && row < channels_);
+      cp_async_16(stage + swizzled(row, chunk_), filter + i * rows_step * static_cast<int64_t>(p_.depth),
+                  deep && row < channels_);
     }
     const int tap_offset = offset(tap_);
 #pragma unroll
@@ -188,8 +190,8 @@ class Loader {
   const Conv& p_;
   int first_row_, chunk_, channels_;
   Tap tap_;
-  const T* weight_;        // of the thread's first row
-  const uint32_t* words_;  // of the filter whose mask it loads
+  const T* weight_;                        // of the thread's first row
+  const uint32_t* words_;                  // of the filter whose mask it loads
   int row_[pixel_rows], col_[pixel_rows];  // of tap (0, 0); may lie outside
   int64_t src_[pixel_rows];                // of tap (0, 0), in elements
 };

@@ -121,8 +121,14 @@ int emulate_distance(const DistanceCase* c, char* message, int64_t message_size)
   const Tensor pair("pair", c->pair), distance("distance", c->distance, true),
       embedding("embedding", c->embedding, true), pruned("pruned_embedding", c->pruned_embedding, true),
       norm("embedding_norm", c->embedding_norm, true);
-  const DistanceParams p{c->rows,           c->features,           static_cast<Type>(c->pair_type), pair.as<void>(),
-                         distance.as<float>(), embedding.as<float>(), pruned.as<float>(),              norm.as<float>()};
+  const DistanceParams p{c->rows,
+                         c->features,
+                         static_cast<Type>(c->pair_type),
+                         pair.as<void>(),
+                         distance.as<float>(),
+                         embedding.as<float>(),
+                         pruned.as<float>(),
+                         norm.as<float>()};
   const cudaError_t status = launch_distance(p, nullptr);
   distance.copy_to(c->distance);
   embedding.copy_to(c->embedding);

@@ -74,7 +74,9 @@ void resume(int thread) {
 }
 
 const char* place(const Fiber& fiber) {
-  return fiber.state == State::finished ? "the kernel's end" : fiber.state == State::barrier ? "__syncthreads" : fiber.name;
+  return fiber.state == State::finished  ? "the kernel's end"
+         : fiber.state == State::barrier ? "__syncthreads"
+                                         : fiber.name;
 }
 
 int ordered(int i, int count) { return descending ? count - 1 - i : i; }
@@ -164,7 +166,7 @@ bool run_kernel(int64_t blocks, int threads, int shared_bytes, const std::functi
   shared = std::make_unique<Buffer>("shared memory", nullptr, static_cast<size_t>(shared_bytes), true);
   kernel = &body;
 
-  struct sigaction action {};
+  struct sigaction action{};
   struct sigaction segv, bus;
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO;

@@ -1,8 +1,8 @@
-// A strict GPU in plain C++: threads are fibers, run warp by warp; what a real GPU leaves undefined is an error here, or
-// NaN.
+// A strict GPU in plain C++: threads are fibers, run warp by warp; what a real GPU leaves undefined is an error here,
+// or NaN.
 //
-// Between two barriers the warps run one after the other, in ascending or descending order; a lane runs until it meets a
-// collective (ldmatrix, mma, shuffle, barrier), which happens once all lanes of its warp stand at the same one.
+// Between two barriers the warps run one after the other, in ascending or descending order; a lane runs until it meets
+// a collective (ldmatrix, mma, shuffle, barrier), which happens once all lanes of its warp stand at the same one.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -49,12 +49,8 @@ inline double __shfl_xor_sync(unsigned mask, double value, int distance) {
 inline unsigned char* shared_memory() { return emulation::shared_memory(); }
 
 template <class... Params>
-cudaError_t launch(void (*kernel)(Params...),
-                   int64_t blocks,
-                   int threads,
-                   int shared_bytes,
-                   cudaStream_t,
-                   const Params&... params) {
+cudaError_t launch(
+    void (*kernel)(Params...), int64_t blocks, int threads, int shared_bytes, cudaStream_t, const Params&... params) {
   if (blocks > INT32_MAX) return cudaErrorInvalidValue;
   const bool fine = emulation::run_kernel(blocks, threads, shared_bytes, [&] { kernel(params...); });
   return fine ? cudaSuccess : cudaErrorLaunchFailure;
