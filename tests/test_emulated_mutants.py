@@ -49,7 +49,7 @@ MUTANTS = {
     "weights past the last filter": Mutant(LOADER, "deep && row < channels_", "deep"),
     "weights past the last k": Mutant(LOADER, "const bool deep = k < p_.depth;", "const bool deep = true;"),
     "pixels past the last": Mutant(LOADER, "pixel < p.pixels ? row : outside", "row"),
-    "masks past the last filter": Mutant(LOADER, "k / k_step, filter < channels_", "k / k_step, true"),
+    "masks past the last filter": Mutant(LOADER, "filter < channels_);", "true);"),
     "outputs past the last pixel": Mutant(GEMM, "&& first_pixel + i < p.pixels", ""),
     "channels in the wrong step": Mutant(LOADER, "r = 0;\n    channel += k_step;", "r = 0;"),
     # The pair
