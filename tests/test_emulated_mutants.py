@@ -38,7 +38,9 @@ MUTANTS = {
     "multiply the next stage": Mutant(GEMM, "ring + step % stages", "ring + (step + 1) % stages"),
     # Where things lie in shared memory
     "no swizzle where weights are stored": Mutant(
-        LOADER, "stage + swizzled(row, chunk_), filter", "stage + row * row_bytes + chunk_ * 16, filter"
+        LOADER,
+        "stage + place_ + i * rows_step * row_bytes, filter",
+        "stage + threadIdx.x * 16 + i * rows_step * row_bytes, filter",
     ),
     "wrong swizzle where pixels are read": Mutant(GEMM, "k16 * 2 + lane / 8 % 2)", "k16 * 2 + lane / 16)"),
     "misaligned staging": Mutant(GEMM, "staged_floats = channels + 4;", "staged_floats = channels + 2;"),

@@ -17,6 +17,7 @@ cudaError_t launch_gemm(const Conv& p, const GemmPlan& plan, Type compute, cudaS
 }
 
 int64_t conv_workspace_floats(const ConvParams& params, int multiprocessors) {
+  if (!Conv::fits(params)) return 0;  // launch_conv refuses it
   const Conv conv(params);
   return is_depthwise(conv) ? 0 : workspace_floats(conv, plan_gemm(conv, multiprocessors));
 }

@@ -59,7 +59,9 @@ __device__ void multiply(const unsigned char* stage, Sums<Shape>& sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int channel = warp / Shape::columns * Shape::warp_channels;
   const int pixel = warp % Shape::columns * Shape::warp_pixels;
-  const uint32_t weights = shared_address(stage), pixels = weights + Load::weight_bytes;
+  // Where this lane's rows of the first fragments begin; those of the others follow at fixed distances.
+  const uint32_t weights = shared_address(stage) + channel * row_bytes;
+  const uint32_t pixels = shared_address(stage) + Load::weight_bytes + pixel * row_bytes;
 
   // Bit 2t + 8q of a mask word, t = lane % 4, belongs to the lower value of fragment register q of its row: shifted to
   // the sign of byte q, which prmt then spreads over 16 bits; bit 2t + 1 + 8q likewise to the upper value.
@@ -84,14 +86,14 @@ __device__ void multiply(const unsigned char* stage, Sums<Shape>& sums) {
     for (int source = 0; source < Load::sources; ++source) {
 #pragma unroll
       for (int n = 0; n < Shape::n_tiles / 2; ++n) {
-        const int row = source * Shape::pixels + pixel + n * 16 + lane / 16 * 8 + lane % 8;
-        ldmatrix_x4(b[source][n], pixels + swizzled(row, k16 * 2 + lane / 8 % 2));
+        const uint32_t place = pixels + swizzled(lane / 16 * 8 + lane % 8, k16 * 2 + lane / 8 % 2);
+        ldmatrix_x4(b[source][n], place + (source * Shape::pixels + n * 16) * row_bytes);
       }
     }
 #pragma unroll
     for (int m = 0; m < Shape::m_tiles; ++m) {
       uint32_t a[4];
-      ldmatrix_x4(a, weights + swizzled(channel + m * 16 + lane % 16, k16 * 2 + lane / 16));
+      ldmatrix_x4(a, weights + swizzled(lane % 16, k16 * 2 + lane / 16) + m * 16 * row_bytes);
 #pragma unroll
       for (int n = 0; n < Shape::n_tiles; ++n) {
         mma_m16n8k16<T>(sums[0][m][n], a, b[0][n / 2][n % 2 * 2], b[0][n / 2][n % 2 * 2 + 1]);

@@ -14,7 +14,7 @@ namespace prefiqs::cuda {
 
 constexpr int row_bytes = k_step * 2;
 
-// Byte offset of a chunk in a tile of 64-byte rows.
+// Byte offset of a chunk in a tile of 64-byte rows. Rows eight apart are permuted alike.
 __device__ inline int swizzled(int row, int chunk) { return row * row_bytes + ((chunk ^ (row >> 1 & 3)) << 4); }
 
 // What a block computes.
@@ -78,9 +78,9 @@ class Loader {
   __device__ Loader(const Conv& p, const BlockWork& work)
       : p_(p),
         first_row_(threadIdx.x / 4),
-        chunk_(threadIdx.x % 4),
+        place_(swizzled(first_row_, threadIdx.x % 4)),
         channels_(work.channels),
-        tap_(p, work.step, chunk_ * 8),
+        tap_(p, work.step, threadIdx.x % 4 * 8),
         weight_(static_cast<const T*>(p.weight) + (work.channel + first_row_) * static_cast<int64_t>(p.depth)),
         words_(p.mask + (work.channel + threadIdx.x) * static_cast<int64_t>(p.mask_words)) {
 #pragma unroll
@@ -116,6 +116,7 @@ class Loader {
 
  private:
   static constexpr int rows_step = Shape::threads / 4;
+  static_assert(rows_step % 8 == 0, "all rows of a thread are permuted alike");
   static constexpr int weight_rows = Shape::channels / rows_step;
   // In the masked modes a pixel of one source has its twin in the other, at a fixed distance.
   static constexpr int tile_pixels = Shape::pixels * (mode == Mode::unmasked ? 2 : 1);
@@ -137,18 +138,18 @@ class Loader {
 #pragma unroll
     for (int i = 0; i < weight_rows; ++i) {
       const int row = first_row_ + i * rows_step;
-      cp_async_16(stage + swizzled(row, chunk_), filter + i * rows_step * static_cast<int64_t>(p_.depth),
+      cp_async_16(stage + place_ + i * rows_step * row_bytes, filter + i * rows_step * static_cast<int64_t>(p_.depth),
                   deep && row < channels_);
     }
     const int tap_offset = offset(tap_);
 #pragma unroll
     for (int i = 0; i < pixel_rows; ++i) {
-      const int row = first_row_ + i * rows_step;
       const T* src = static_cast<const T*>(p_.src) + (src_[i] + tap_offset);
       const bool valid = deep && inside(i, tap_);
-      cp_async_16_cached(stage + weight_bytes + swizzled(row, chunk_), src, valid);
+      cp_async_16_cached(stage + place_ + weight_bytes + i * rows_step * row_bytes, src, valid);
       if constexpr (mode == Mode::masked_paired) {
-        cp_async_16_cached(stage + weight_bytes + swizzled(Shape::pixels + row, chunk_), src + p_.src_branch, valid);
+        cp_async_16_cached(stage + place_ + weight_bytes + (Shape::pixels + i * rows_step) * row_bytes,
+                           src + p_.src_branch, valid);
       }
     }
   }
@@ -160,11 +161,10 @@ class Loader {
       const T* filter = weight_ + k + i * rows_step * static_cast<int64_t>(p_.depth);
       float values[8];
       load_8(values, filter, row < channels_ ? p_.depth - k : 0, false);
-      store_chunk(stage + swizzled(row, chunk_), values);
+      store_chunk(stage + place_ + i * rows_step * row_bytes, values);
     }
 #pragma unroll
     for (int i = 0; i < pixel_rows; ++i) {
-      const int row = first_row_ + i * rows_step;
       for (int source = 0; source < (mode == Mode::masked_paired ? 2 : 1); ++source) {
         float values[8];
         Tap tap = tap_;
@@ -173,7 +173,7 @@ class Loader {
           const bool valid = k + j < p_.depth && inside(i, tap);
           values[j] = valid ? src_value(src_[i] + source * p_.src_branch + offset(tap)) : 0.f;
         }
-        store_chunk(stage + weight_bytes + swizzled(source * Shape::pixels + row, chunk_), values);
+        store_chunk(stage + place_ + weight_bytes + (source * Shape::pixels + i * rows_step) * row_bytes, values);
       }
     }
   }
@@ -188,7 +188,7 @@ class Loader {
   }
 
   const Conv& p_;
-  int first_row_, chunk_, channels_;
+  int first_row_, place_, channels_;
   Tap tap_;
   const T* weight_;                        // of the thread's first row
   const uint32_t* words_;                  // of the filter whose mask it loads
