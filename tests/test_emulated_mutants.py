@@ -52,7 +52,7 @@ MUTANTS = {
     "weights past the last k": Mutant(LOADER, "const bool deep = k < p_.depth;", "const bool deep = true;"),
     "pixels past the last": Mutant(LOADER, "pixel < p.pixels ? row : outside", "row"),
     "masks past the last filter": Mutant(LOADER, "filter < channels_);", "true);"),
-    "outputs past the last pixel": Mutant(GEMM, "&& first_pixel + i < p.pixels", ""),
+    "outputs past the last pixel": Mutant(GEMM, "min_of(Shape::pixels, p.pixels - first_pixel)", "Shape::pixels"),
     "channels in the wrong step": Mutant(LOADER, "r = 0;\n    channel += k_step;", "r = 0;"),
     # The pair
     "the dense pixels twice": Mutant(LOADER, "src + p_.src_branch, valid", "src, valid"),
@@ -68,7 +68,7 @@ MUTANTS = {
     "totals not added": Mutant(GEMM, "step < cut.segment_steps)", "true)"),
     "a segment begins with the last one's sums": Mutant(GEMM, "sums[half][m][n][i] = 0;", ""),
     # The epilogue
-    "all taps at the border": Mutant(EPILOGUE, "constant(i, rows.begin,", "constant(i, 0,"),
+    "all taps at the border": Mutant(EPILOGUE, "constants(border, rows.begin,", "constants(border, 0,"),
     "slope where positive": Mutant(EPILOGUE, "sums[i] >= 0.f", "sums[i] <= 0.f"),
     # Collectives
     "a lane missing from ldmatrix": Mutant(GEMM, "ldmatrix_x4(a,", "if (lane != 5) ldmatrix_x4(a,"),

@@ -151,16 +151,25 @@ __device__ void stage_sums(const float (&sums)[Shape::m_tiles][Shape::n_tiles][4
   }
 }
 
-// The tap shifts of a block's filters as [tap][channel], where there is room for them.
+// Of eight neighbouring channels, which a thread finishes.
+template <class Shape>
+constexpr int chunks = Shape::channels / 8;
+
+// The thread's tap shifts: of all the block's filters in shared memory, where there is room, else where they are. There
+// eight channels of a tap lie `chunks` apart, so that neighbouring threads read neighbouring banks.
 template <class Shape, int room>
 __device__ TapShift stage_tap_shift(const Conv& p, const BlockWork& work, int branch, float* staged) {
-  TapShift shift = TapShift::in_place(p, branch, work.channel);
-  if (shift.values == nullptr || p.taps * Shape::channels > room) return shift;
+  const int chunk = threadIdx.x % chunks<Shape>;
+  if (p.tap_shift == nullptr || p.taps * Shape::channels > room) {
+    return TapShift::in_place(p, branch, work.channel + chunk * 8);
+  }
+  const float* shifts = TapShift::in_place(p, branch, work.channel).values;
   const int count = min_of(work.channels, Shape::channels) * p.taps;
   for (int i = threadIdx.x; i < count; i += Shape::threads) {
-    staged[i % p.taps * Shape::channels + i / p.taps] = shift.values[i];
+    const int channel = i / p.taps, tap = i % p.taps;
+    staged[tap * Shape::channels + channel % 8 * chunks<Shape> + channel / 8] = shifts[i];
   }
-  return {staged, Shape::channels, 1};
+  return {staged + chunk, Shape::channels, chunks<Shape>};
 }
 
 // The staged sums of one half become outputs, or a segment's partial sums.
@@ -172,23 +181,28 @@ __device__ void finish_half(const Conv& p,
                             int first_pixel,
                             TapShift shift,
                             const float* staged) {
-  constexpr int chunks = Shape::channels / 8;
-  const int chunk = threadIdx.x % chunks, count = min_of(8, work.channels - chunk * 8);
+  const int chunk = threadIdx.x % chunks<Shape>, count = min_of(8, work.channels - chunk * 8);
   if (count <= 0) return;
   const int channel = work.channel + chunk * 8;
   const bool vector = p.group_out_c % 8 == 0;
-  if (shift.values != nullptr) shift.values += chunk * 8 * shift.channel_stride;
-  const Epilogue<T> epilogue(p, branch, channel, count, vector, shift);
-  float* partial =
-      p.workspace + work.segment * p.partial_floats() + static_cast<int64_t>(branch) * p.pixels * p.out_c + channel;
-  for (int i = threadIdx.x / chunks; i < Shape::pixels && first_pixel + i < p.pixels; i += Shape::threads / chunks) {
-    float sums[8];
-    load_8(sums, staged + i * Shape::staged_floats + chunk * 8, 8, true);
-    if (split) {
-      store_8(partial + static_cast<int64_t>(first_pixel + i) * p.out_c, sums, count, vector);
-    } else {
-      epilogue.finish(sums, first_pixel + i);
+  const auto for_each_pixel = [&](const auto& finish) {
+    constexpr int step = Shape::threads / chunks<Shape>;
+    const int end = min_of(Shape::pixels, p.pixels - first_pixel);
+    for (int i = threadIdx.x / chunks<Shape>; i < end; i += step) {
+      float sums[8];
+      load_8(sums, staged + i * Shape::staged_floats + chunk * 8, 8, true);
+      finish(sums, first_pixel + i);
     }
+  };
+  if (split) {
+    float* partial =
+        p.workspace + work.segment * p.partial_floats() + static_cast<int64_t>(branch) * p.pixels * p.out_c;
+    for_each_pixel([&](const float (&sums)[8], int pixel) {
+      store_8(partial + static_cast<int64_t>(pixel) * p.out_c + channel, sums, count, vector);
+    });
+  } else {
+    const Epilogue<T> epilogue(p, branch, channel, count, vector, shift);
+    for_each_pixel([&](float (&sums)[8], int pixel) { epilogue.finish(sums, pixel); });
   }
 }
 

@@ -7,7 +7,7 @@
 
 namespace prefiqs::cuda {
 
-// Where a thread's channels find their shifts: in tap_shift itself, or in a block's copy of it.
+// Where a thread's eight channels find their shifts: in tap_shift itself, or in a block's copy of it.
 struct TapShift {
   const float* values;  // of the first channel; null: there are none
   int tap_stride, channel_stride;
@@ -46,8 +46,8 @@ class Epilogue {
       bias_[i] = p.bias != nullptr && valid ? p.bias[channel + i] : 0.f;
       // Times one is no activation, bit for bit.
       slope_[i] = p.slope != nullptr && valid ? p.slope[(channel + i) * p.slope_stride] : 1.f;
-      constant_[i] = constant(i, 0, p.kernel_h, 0, p.kernel_w);
     }
+    constants(constant_, 0, p.kernel_h, 0, p.kernel_w);
   }
 
   // `sums` becomes the outputs of a pixel of the branch.
@@ -76,15 +76,20 @@ class Epilogue {
   }
 
  private:
-  __device__ float constant(int i, int row_begin, int row_end, int col_begin, int col_end) const {
-    float sum = bias_[i];
-    if (shift_.values == nullptr || i >= count_) return sum;
+  // Bias and shifts of a rectangle of taps, always added in the same order.
+  __device__ void constants(float (&sums)[8], int row_begin, int row_end, int col_begin, int col_end) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sums[i] = bias_[i];
+    if (shift_.values == nullptr) return;
     for (int r = row_begin; r < row_end; ++r) {
       for (int s = col_begin; s < col_end; ++s) {
-        sum += shift_.values[(r * p_.kernel_w + s) * shift_.tap_stride + i * shift_.channel_stride];
+        const float* tap = shift_.values + (r * p_.kernel_w + s) * shift_.tap_stride;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          if (i < count_) sums[i] += tap[i * shift_.channel_stride];
+        }
       }
     }
-    return sum;
   }
 
   __device__ void add_constant(float (&sums)[8], int pixel) const {
@@ -93,8 +98,10 @@ class Epilogue {
       const TapRange rows(row, p_.in_h, p_.kernel_h, p_.stride_h, p_.pad_h, p_.dilation_h);
       const TapRange cols(col, p_.in_w, p_.kernel_w, p_.stride_w, p_.pad_w, p_.dilation_w);
       if (rows.end - rows.begin < p_.kernel_h || cols.end - cols.begin < p_.kernel_w) {
+        float border[8];
+        constants(border, rows.begin, rows.end, cols.begin, cols.end);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) sums[i] += constant(i, rows.begin, rows.end, cols.begin, cols.end);
+        for (int i = 0; i < 8; ++i) sums[i] += border[i];
         return;
       }
     }
