@@ -1,5 +1,6 @@
 // Implicit GEMM for every convolution and linear layer but depthwise: D[co, pixel] = sum over k of weight[co, k] *
-// im2col(src)[pixel, k], k = (r, s, c), by mma.sync for compute capability 8.0 and later.
+// im2col(src)[pixel, k], by mma.sync for compute capability 8.0 and later. A sum is one chain in the loader's order of
+// k.
 //
 // A block computes a tile of filters for two halves of pixels: the two branches, or without a mask two neighbouring
 // tiles. In shared memory: a ring of `stages` steps of 32 k, each a tile of filters, one or two of pixels, and a mask
