@@ -1,0 +1,279 @@
+#include "emulator.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <memory>
+#include <vector>
+
+namespace emulation {
+namespace {
+
+constexpr size_t stack_bytes = 128 * 1024;
+constexpr int lanes = 32;
+constexpr unsigned char nan_byte = 0xff;  // all bits set is NaN in every floating type
+
+struct Copy {
+  unsigned char* dst;
+  const void* src;
+  int bytes;
+  bool valid;
+};
+
+enum class State { ready, collective, barrier, finished };
+
+struct Fiber {
+  ucontext_t start;
+  jmp_buf point;
+  bool started;
+  State state;
+  const char* name;  // of the collective
+  void (*run)(void* const*);
+  void* operands;
+  std::vector<std::vector<Copy>> groups;  // the last one is open
+};
+
+char message[512];
+std::vector<Buffer*> buffers;
+std::unique_ptr<Buffer> shared;
+std::vector<Fiber> fibers;
+unsigned char* stacks = nullptr;
+size_t stack_count = 0;
+Fiber* current = nullptr;
+jmp_buf scheduler;
+sigjmp_buf kernel_start;
+const std::function<void()>* kernel;
+
+// setjmp and longjmp between fibers, because swapcontext makes two system calls a switch; makecontext only starts one.
+void leave(State state) {
+  current->state = state;
+  if (_setjmp(current->point) == 0) _longjmp(scheduler, 1);
+}
+
+void fiber_main() {
+  (*kernel)();
+  current->state = State::finished;
+  _longjmp(scheduler, 1);
+}
+
+void resume(int thread) {
+  Fiber& fiber = fibers[static_cast<size_t>(thread)];
+  current = &fiber;
+  thread_index.x = static_cast<unsigned>(thread);
+  fiber.state = State::ready;
+  if (_setjmp(scheduler) != 0) return;
+  if (fiber.started) _longjmp(fiber.point, 1);
+  fiber.started = true;
+  setcontext(&fiber.start);
+}
+
+const char* place(const Fiber& fiber) {
+  return fiber.state == State::finished  ? "the kernel's end"
+         : fiber.state == State::barrier ? "__syncthreads"
+                                         : fiber.name;
+}
+
+int ordered(int i, int count) { return descending ? count - 1 - i : i; }
+
+// Until the warp stands at a barrier or has finished.
+State run_warp(int warp) {
+  Fiber* first = &fibers[static_cast<size_t>(warp * lanes)];
+  if (first->state == State::finished) return State::finished;
+  for (;;) {
+    for (int i = 0; i < lanes; ++i) resume(warp * lanes + ordered(i, lanes));
+    void* operands[lanes];
+    for (int lane = 0; lane < lanes; ++lane) {
+      if (strcmp(place(first[lane]), place(first[0])) != 0) {
+        fail("warp %d: lane 0 is at %s, lane %d at %s", warp, place(first[0]), lane, place(first[lane]));
+      }
+      operands[lane] = first[lane].operands;
+    }
+    if (first->state != State::collective) return first->state;
+    first->run(operands);
+  }
+}
+
+void run_block(int threads) {
+  shared->fill_with_nan();
+  for (int thread = 0; thread < threads; ++thread) {
+    Fiber& fiber = fibers[static_cast<size_t>(thread)];
+    fiber.started = false;
+    fiber.state = State::ready;
+    fiber.groups.assign(1, {});
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = stacks + static_cast<size_t>(thread) * stack_bytes;
+    fiber.start.uc_stack.ss_size = stack_bytes;
+    makecontext(&fiber.start, fiber_main, 0);
+  }
+  const int warps = threads / lanes;
+  for (State all = State::barrier; all == State::barrier;) {
+    for (int i = 0; i < warps; ++i) {
+      const int warp = ordered(i, warps);
+      const State state = run_warp(warp);
+      if (i > 0 && state != all) fail("warp %d is missing from __syncthreads, or has one too many", warp);
+      all = state;
+    }
+  }
+  for (const Fiber& fiber : fibers) {
+    for (const auto& group : fiber.groups) {
+      if (!group.empty()) fail("thread %td ended with copies it had not waited for", &fiber - fibers.data());
+    }
+  }
+  if (!shared->intact()) fail("a write outside the shared memory");
+}
+
+void on_fault(int, siginfo_t* info, void*) {
+  const char* name = "no buffer";
+  if (shared->maps(info->si_addr)) name = shared->name();
+  for (const Buffer* buffer : buffers) {
+    if (buffer->maps(info->si_addr)) name = buffer->name();
+  }
+  snprintf(message, sizeof message, "block %u, thread %u: an access out of bounds, or a write to an input: %s",
+           block_index.x, thread_index.x, name);
+  siglongjmp(kernel_start, 1);
+}
+
+}  // namespace
+
+Index thread_index, block_index;
+bool descending = false;
+
+void fail(const char* format, ...) {
+  const int used = snprintf(message, sizeof message, "block %u, thread %u: ", block_index.x, thread_index.x);
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(message + used, sizeof message - static_cast<size_t>(used), format, arguments);
+  va_end(arguments);
+  siglongjmp(kernel_start, 1);
+}
+
+const char* last_error() { return message; }
+void clear_error() { message[0] = '\0'; }
+
+bool run_kernel(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& body) {
+  if (static_cast<size_t>(threads) > stack_count) {
+    stack_count = static_cast<size_t>(threads);
+    stacks = static_cast<unsigned char*>(mmap(nullptr, stack_count * stack_bytes, PROT_READ | PROT_WRITE,
+                                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  }
+  fibers = std::vector<Fiber>(static_cast<size_t>(threads));
+  shared = std::make_unique<Buffer>("shared memory", nullptr, static_cast<size_t>(shared_bytes), true);
+  kernel = &body;
+
+  struct sigaction action{};
+  struct sigaction segv, bus;
+  action.sa_sigaction = on_fault;
+  action.sa_flags = SA_SIGINFO;
+  sigaction(SIGSEGV, &action, &segv);
+  sigaction(SIGBUS, &action, &bus);
+  const bool failed = sigsetjmp(kernel_start, 1) != 0;
+  if (!failed) {
+    for (int64_t i = 0; i < blocks; ++i) {
+      block_index.x = static_cast<unsigned>(ordered(static_cast<int>(i), static_cast<int>(blocks)));
+      run_block(threads);
+    }
+    for (const Buffer* buffer : buffers) {
+      if (!buffer->intact()) fail("a write outside %s", buffer->name());
+    }
+  }
+  sigaction(SIGSEGV, &segv, nullptr);
+  sigaction(SIGBUS, &bus, nullptr);
+  return !failed;
+}
+
+void collective(const char* name, void (*run)(void* const* lanes), void* operands) {
+  current->name = name;
+  current->run = run;
+  current->operands = operands;
+  leave(State::collective);
+}
+
+void barrier() { leave(State::barrier); }
+
+unsigned char* shared_memory() { return static_cast<unsigned char*>(shared->data()); }
+
+void check_access(const char* name, const void* address, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) fail("%s: %p is not a multiple of %zu", name, address, bytes);
+  if (shared->contains(address, bytes)) return;
+  for (const Buffer* buffer : buffers) {
+    if (buffer->contains(address, bytes)) return;
+  }
+  fail("%s: %zu bytes that lie in no buffer", name, bytes);
+}
+
+unsigned char* shared_at(const char* name, uint32_t address, size_t bytes) {
+  unsigned char* place = shared_memory() + address;
+  if (!shared->contains(place, bytes)) fail("%s: %zu bytes outside the shared memory", name, bytes);
+  if (address % bytes != 0) fail("%s: address %u is not a multiple of %zu", name, address, bytes);
+  return place;
+}
+
+// A copy lands when its thread waits for it; until then its place holds NaN.
+void copy_async(uint32_t dst, const void* src, int bytes, bool valid) {
+  unsigned char* place = shared_at("cp.async", dst, static_cast<size_t>(bytes));
+  if (valid) check_access("cp.async", src, static_cast<size_t>(bytes));
+  memset(place, nan_byte, static_cast<size_t>(bytes));
+  current->groups.back().push_back({place, src, bytes, valid});
+}
+
+void commit_copies() { current->groups.emplace_back(); }
+
+void wait_copies(int pending) {
+  auto& groups = current->groups;
+  while (static_cast<int>(groups.size()) - 1 > pending) {
+    for (const Copy& copy : groups.front()) {
+      if (copy.valid) {
+        memcpy(copy.dst, copy.src, static_cast<size_t>(copy.bytes));
+      } else {
+        memset(copy.dst, 0, static_cast<size_t>(copy.bytes));
+      }
+    }
+    groups.erase(groups.begin());
+  }
+}
+
+Buffer::Buffer(const char* name, const void* contents, size_t bytes, bool writable) : name_(name), bytes_(bytes) {
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t inner = (bytes + page - 1) / page * page;
+  mapped_ = inner + 2 * page;
+  pages_ = static_cast<unsigned char*>(mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  mprotect(pages_ + page, inner, PROT_READ | PROT_WRITE);
+  memset(pages_ + page, nan_byte, inner);
+  data_ = pages_ + page + inner - (bytes + 15) / 16 * 16;
+  if (contents != nullptr) memcpy(data_, contents, bytes);
+  if (!writable) mprotect(pages_ + page, inner, PROT_READ);
+  buffers.push_back(this);
+}
+
+Buffer::~Buffer() {
+  munmap(pages_, mapped_);
+  std::erase(buffers, this);
+}
+
+bool Buffer::contains(const void* address, size_t bytes) const {
+  const auto* begin = static_cast<const unsigned char*>(address);
+  return begin >= data_ && begin + bytes <= data_ + bytes_;
+}
+
+bool Buffer::maps(const void* address) const {
+  const auto* place = static_cast<const unsigned char*>(address);
+  return place >= pages_ && place < pages_ + mapped_;
+}
+
+bool Buffer::intact() const {
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  for (const unsigned char* p = pages_ + page; p < pages_ + mapped_ - page; ++p) {
+    if ((p < data_ || p >= data_ + bytes_) && *p != nan_byte) return false;
+  }
+  return true;
+}
+
+void Buffer::fill_with_nan() { memset(data_, nan_byte, bytes_); }
+
+}  // namespace emulation

@@ -1,0 +1,179 @@
+"""The emulator's and the tests' strictness: kernels with one seeded mistake each must be caught."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefiqs_ext.pruning import pack_mask
+from tests import oracle
+from tests.emulated import EMULATION, EMULATOR, ROOT, EmulationError, Kernels, compile_sources, link
+
+GEMM, LOADER, EPILOGUE = "dual_conv_sm80.cuh", "gemm_loader.cuh", "epilogue.cuh"
+
+
+class Mutant(NamedTuple):
+    file: str
+    text: str
+    instead: str
+
+
+MUTANTS = {
+    "none": Mutant(GEMM, "constexpr int stages = 4;", "constexpr int stages = 4;"),
+    # The ring
+    "no barrier after the wait": Mutant(
+        GEMM, "cp_async_wait<stages - 2>();\n    __syncthreads();", "cp_async_wait<stages - 2>();"
+    ),
+    "wait one group too few": Mutant(GEMM, "cp_async_wait<stages - 2>();", "cp_async_wait<stages - 1>();"),
+    "no commit in the loop": Mutant(GEMM, "cp_async_commit();\n    multiply", "multiply"),
+    "load into the stage in use": Mutant(
+        GEMM, "ring + (step + stages - 1) % stages", "ring + (step + stages) % stages"
+    ),
+    "load past the last step": Mutant(GEMM, "if (step + stages - 1 < work.steps) loader", "loader"),
+    "multiply the next stage": Mutant(GEMM, "ring + step % stages", "ring + (step + 1) % stages"),
+    # Where things lie in shared memory
+    "no swizzle where weights are stored": Mutant(
+        LOADER,
+        "stage + place_ + i * rows_step * row_bytes, filter",
+        "stage + threadIdx.x * 16 + i * rows_step * row_bytes, filter",
+    ),
+    "wrong swizzle where pixels are read": Mutant(GEMM, "k16 * 2 + lane / 8 % 2)", "k16 * 2 + lane / 16)"),
+    "misaligned staging": Mutant(GEMM, "staged_floats = channels + 4;", "staged_floats = channels + 2;"),
+    "no barrier before the staging": Mutant(GEMM, "__syncthreads();\n    stage_sums", "stage_sums"),
+    "no barrier after the staging": Mutant(GEMM, "__syncthreads();\n    finish_half", "finish_half"),
+    # Edges
+    "padding not zero": Mutant(LOADER, "valid = deep && inside(i, tap_)", "valid = deep"),
+    "weights past the last filter": Mutant(LOADER, "deep && row < channels_", "deep"),
+    "weights past the last k": Mutant(LOADER, "const bool deep = k < p_.depth;", "const bool deep = true;"),
+    "pixels past the last": Mutant(LOADER, "pixel < p.pixels ? row : outside", "row"),
+    "masks past the last filter": Mutant(LOADER, "filter < channels_);", "true);"),
+    "outputs past the last pixel": Mutant(GEMM, "min_of(Shape::pixels, p.pixels - first_pixel)", "Shape::pixels"),
+    "channels in the wrong step": Mutant(LOADER, "r = 0;\n    channel += k_step;", "r = 0;"),
+    # The pair
+    "the dense pixels twice": Mutant(LOADER, "src + p_.src_branch, valid", "src, valid"),
+    "mask one bit off": Mutant(GEMM, "word << (6 - lane", "word << (7 - lane"),
+    "mask one byte off": Mutant(GEMM, "k16 * 2 + i / 2;", "k16 * 2 + i % 2;"),
+    "the first mask word for ever": Mutant(LOADER, "words_ + k / k_step", "words_"),
+    "the dense residual twice": Mutant(EPILOGUE, "row < p_.residual_pixels ? row", "row < p_.residual_pixels ? pixel"),
+    "the second half past the residual": Mutant(EPILOGUE, "row - p_.residual_pixels", "row"),
+    "the dense tap shift twice": Mutant(EPILOGUE, "<int64_t>(branch) * p.out_c", "<int64_t>(0 * branch) * p.out_c"),
+    # Sums
+    "segments in another order": Mutant("sum_segments.cu", "partial + segment *", "partial + (segments - segment) *"),
+    "the last segment left out": Mutant("sum_segments.cu", "segment < segments", "segment < segments - 1"),
+    "totals not added": Mutant(GEMM, "step < cut.segment_steps)", "true)"),
+    "a segment begins with the last one's sums": Mutant(GEMM, "sums[half][m][n][i] = 0;", ""),
+    # The epilogue
+    "all taps at the border": Mutant(EPILOGUE, "constants(border, rows.begin,", "constants(border, 0,"),
+    "slope where positive": Mutant(EPILOGUE, "sums[i] >= 0.f", "sums[i] <= 0.f"),
+    # Collectives
+    "a lane missing from ldmatrix": Mutant(GEMM, "ldmatrix_x4(a,", "if (lane != 5) ldmatrix_x4(a,"),
+    "a warp missing from a barrier": Mutant(
+        GEMM, "    __syncthreads();\n    stage_sums", "    if (threadIdx.x >= 32) __syncthreads();\n    stage_sums"
+    ),
+    # The other kernels
+    "depthwise: no barrier after fetching": Mutant("depthwise_conv.cu", "weights);\n    __syncthreads();", "weights);"),
+    "depthwise: no barrier before fetching": Mutant(
+        "depthwise_conv.cu", "__syncthreads();\n    fetch_weights", "fetch_weights"
+    ),
+    "depthwise: the dense weight twice": Mutant("depthwise_conv.cu", "keep ? weight : 0.f", "keep ? weight : weight"),
+    "plain: padding not zero": Mutant(LOADER, "k + j < p_.depth && inside(i, tap)", "k + j < p_.depth"),
+    "distance: half of the lanes": Mutant("distance.cu", "distance = 16;", "distance = 8;"),
+}
+
+
+# The sources of the library the mutants are in, and which of them a header changes.
+KERNELS = [ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("dispatch", "sum_segments", "depthwise_conv", "distance")]
+SOURCES = [EMULATION / "narrow_only.cpp", *EMULATOR, *KERNELS]
+READERS = {
+    GEMM: ["narrow_only.cpp"],
+    LOADER: ["narrow_only.cpp"],
+    EPILOGUE: ["narrow_only.cpp", "sum_segments.cu", "depthwise_conv.cu"],
+}
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Of the kernels as they are, by the name of their source."""
+    compiled = compile_sources(tmp_path_factory.mktemp("objects"), ROOT / "csrc", SOURCES, "-O0")
+    return {source.name: file for source, file in zip(SOURCES, compiled, strict=True)}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught(name: str, objects: dict[str, Path], tmp_path: Path) -> None:
+    mutant = MUTANTS[name]
+    csrc = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc", csrc, ignore=shutil.ignore_patterns("cpu"))
+    file = csrc / "cuda" / mutant.file
+    text = file.read_text()
+    assert text.count(mutant.text) == 1
+    file.write_text(text.replace(mutant.text, mutant.instead))
+    changed = [
+        csrc / "cuda" / source.name if source in KERNELS else source
+        for source in SOURCES
+        if source.name in READERS.get(mutant.file, [mutant.file])
+    ]
+    fresh = compile_sources(tmp_path, csrc, changed, "-O0", "-w")
+    replaced = objects | {source.name: file for source, file in zip(changed, fresh, strict=True)}
+    library = link(list(replaced.values()), tmp_path / "mutant.so")
+    assert passes(Kernels(library)) == (name == "none")
+
+
+def passes(kernels: Kernels) -> bool:
+    """The standard small test: one layer of each kind with everything an epilogue can have."""
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        # Eleven steps of K, the last one half full; edges in filters and pixels; a paired residual.
+        layer = conv(40, 20, 3, image=(4, 9), paired=True)
+        if not close(kernels, layer):
+            return False
+        # Three segments, in one block and in three.
+        deep = conv(192, 20, 3, image=(3, 4), paired=True)
+        if not close(kernels, deep) or not torch.equal(kernels.conv2d(**deep, split=False), kernels.conv2d(**deep)):
+            return False
+        if not close(kernels, conv(3, 20, 3, image=(5, 4), paired=False)):
+            return False
+        if not close(kernels, conv(16, 16, 7, image=(5, 6), paired=True, groups=16)):
+            return False
+        pair = torch.randn(6, 70)
+        distances = kernels.embedding_distance(pair)
+        expected = oracle.expected_embedding_distance(pair.double())
+        return all(
+            torch.allclose(*both, atol=1e-6) for both in zip(distances, (e.float() for e in expected), strict=True)
+        )
+    except EmulationError:
+        return False
+    finally:
+        torch.set_num_threads(threads)
+
+
+def conv(
+    channels: int, filters: int, kernel: int, *, image: tuple[int, int], paired: bool, groups: int = 1
+) -> dict[str, Any]:
+    weight = torch.randn(filters, channels // groups, kernel, kernel)
+    weight = (weight / weight[0].numel() ** 0.5).half()
+    return {
+        "src": torch.randn(4, channels, *image).half(),
+        "weight": weight,
+        "mask": pack_mask(torch.rand(weight.shape) < 0.6),
+        "bias": torch.randn(filters),
+        "tap_shift": torch.randn(2, filters, kernel, kernel),
+        "slope": torch.rand(filters) - 0.3,
+        "residual": torch.randn(4, filters, *image),
+        "padding": (kernel // 2, kernel // 2),
+        "groups": groups,
+        "paired": paired,
+    }
+
+
+def close(kernels: Kernels, inputs: dict[str, Any]) -> bool:
+    """Float32 sums of at most 1728 products of unit variance in all: 1e-5 is far above their error."""
+    wide = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+    expected = oracle.expected_dual_conv2d(**wide)
+    return bool(((kernels.conv2d(**inputs).double() - expected).abs() <= 1e-5 * expected.abs().max()).all())
