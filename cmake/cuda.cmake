@@ -79,6 +79,7 @@ set_target_properties(prefiqs_cuda_kernels PROPERTIES JOB_POOL_COMPILE nvcc)
 # The current stream is asked of libtorch_cuda.so, which a CPU torch lacks. A stand-in of that name, linked against and
 # not installed, makes the loader look for the real one, which torch has loaded by then.
 add_library(torch_cuda SHARED cmake/torch_cuda.cpp)
+set_target_properties(torch_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY stand-in)
 
 # The CUDA runtime is linked in and kept to ourselves: torch brings its own, perhaps of another release.
 add_library(prefiqs_cuda SHARED csrc/cuda/ops.cpp $<TARGET_OBJECTS:prefiqs_cuda_kernels>)

@@ -6,6 +6,7 @@ Only convolutions and linear layers treat the halves apart. Inference only: an i
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -30,7 +31,7 @@ def _load_cuda() -> str | None:
     if not library.is_file():
         return f"this build of prefiqs_ext has no CUDA kernels ({_C.cuda_left_out})"
     try:
-        torch.ops.load_library(library)
+        ctypes.CDLL(str(library))
     except OSError as error:
         return f"{library.name} does not load ({error})"
     return None
@@ -338,9 +339,6 @@ for _op in ("dual_conv2d", "dual_linear", "embedding_distance"):
     _refuse_grad(_op)
 
 
-_cuda_refusals = torch.library.Library("prefiqs_ext", "IMPL", "CUDA")  # registered for as long as it lives
-
-
 def _refuse_cuda(op: str, why: str) -> None:
     """CUDA tensors get the reason, not the dispatcher's list of backends."""
 
@@ -350,7 +348,7 @@ def _refuse_cuda(op: str, why: str) -> None:
             "move them with .cpu(), or install prefiqs_ext again beside a torch with CUDA (`prefiqs info` tells more)"
         )
 
-    _cuda_refusals.impl(op, refuse)
+    torch.library.impl(f"prefiqs_ext::{op}", "cuda", refuse)
 
 
 if cuda_missing is not None:
