@@ -89,8 +89,8 @@ def dual_conv2d(
         out: where to write the result: of its shape and dtype, channels_last, apart from all inputs.
 
     Returns:
-        channels_last, of ``src``'s dtype (of ``weight``'s for a uint8 ``src``): as many rows as ``src`` when ``mask`` is
-        None, else ``2N``. ``out`` if that is given.
+        channels_last, of ``src``'s dtype (of ``weight``'s for a uint8 ``src``): as many rows as ``src`` when ``mask``
+        is None, else ``2N``. ``out`` if that is given.
 
     Raises:
         RuntimeError: naming what was expected and what came.

@@ -40,7 +40,9 @@ def assert_needs_torch_2_10(library: Path) -> None:
     from_torch = {name for name in symbols if name.startswith(("torch_", "aoti_torch_"))}
     exported = set(EXPORTS.read_text().splitlines())
     if library.name == "libprefiqs_cuda.so":
-        exported.add("aoti_torch_get_current_cuda_stream")  # of libtorch_cuda.so: see torch 2.10's notes on its stable ABI
+        exported.add(
+            "aoti_torch_get_current_cuda_stream"
+        )  # of libtorch_cuda.so: see torch 2.10's notes on its stable ABI
     assert from_torch <= exported
     # A mangled name of torch's C++ classes would tie the library to one torch release.
     mangled = ("_ZN5torch", "_ZNK5torch", "_ZN3c10", "_ZNK3c10", "_ZN2at", "_ZNK2at")
@@ -130,6 +132,8 @@ def test_cuda_tensors_get_the_reason() -> None:
         (operators.dual_linear.default, (weight, weight, None, None, False), {}),
         (operators.embedding_distance.default, (torch.randn(2, 1),), {}),
     ):
-        message = f"prefiqs_ext::{op._opname}: expected tensors on the CPU, got some on CUDA, but {ops.cuda_missing}; move"
+        message = (
+            f"prefiqs_ext::{op._opname}: expected tensors on the CPU, got some on CUDA, but {ops.cuda_missing}; move"
+        )
         with pytest.raises(RuntimeError, match=re.escape(message)):
             op.redispatch(cuda, *inputs, **named)

@@ -33,7 +33,9 @@ STRICT = ("-DCMAKE_CXX_FLAGS=-Werror", f"-DCMAKE_CUDA_FLAGS=-Werror=all-warnings
 def configure(
     folder: Path, *options: str, python: Path = Path(sys.executable), **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    pybind11 = subprocess.run([sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True)
+    pybind11 = subprocess.run(
+        [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
+    )
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [CMAKE or "", "-G", "Ninja", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release"]
     command += [f"-DPython_EXECUTABLE={python}", f"-Dpybind11_DIR={pybind11.stdout.strip()}", *options]
@@ -88,7 +90,9 @@ def test_needs_nothing_that_torch_2_10_lacks(library: Path) -> None:
     dynamic = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
     assert "[libtorch_cuda.so]" in dynamic
     assert "cudart" not in dynamic
-    exported = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
+    exported = subprocess.run(
+        ["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True
+    ).stdout
     assert not [line for line in exported.splitlines() if line.split()[-1].startswith(("cuda", "__cuda"))]
 
 
@@ -132,7 +136,7 @@ def script(path: Path, body: str) -> Path:
 def python_with_torch(folder: Path, version: str, cuda: str) -> Path:
     found = f'{{"root": "{Path(torch.__file__).parent}", "version": "{version}", "cuda": "{cuda}"}}'
     return script(
-        folder / "python", f"case \"$*\" in *find_torch.py) echo '{found}';; *) exec {sys.executable} \"$@\";; esac"
+        folder / "python", f'case "$*" in *find_torch.py) echo \'{found}\';; *) exec {sys.executable} "$@";; esac'
     )
 
 

@@ -1,4 +1,4 @@
-"""The operators on CUDA against their meaning in plain torch (tests/oracle.py), computed in float64 on the same numbers.
+"""The operators on CUDA against their meaning in plain torch (tests/oracle.py), in float64 on the same numbers.
 
 Inputs are rounded to the format that multiplies before either side sees them: products are then exact, and what is left
 is float32 accumulation and the rounding of the result.
@@ -265,6 +265,15 @@ def test_inputs_on_another_device() -> None:
     for name in ("weight", "mask", "bias"):
         with pytest.raises(RuntimeError, match=f"expected {name} on the device of src"):
             ops.dual_linear(**(inputs | {name: inputs[name].cpu()}))
+
+
+def test_no_memory_for_the_result() -> None:
+    src, weight = torch.zeros(1, 1, 1, 1, device="cuda", dtype=HALF), torch.zeros(1, 1, 1, 1, device="cuda", dtype=HALF)
+    message = (
+        r"expected memory for \d+ numbers of dtype float16 on cuda:0, got none \(CUDA out of memory\): use a smaller"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        ops.dual_conv2d(src, weight, padding=(2_000_000, 2_000_000))  # 32 TB
 
 
 def test_work_is_queued_on_the_current_stream() -> None:

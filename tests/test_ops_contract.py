@@ -122,9 +122,21 @@ BAD_PAIR: dict[str, tuple[dict[str, Any], str]] = {
 # What the CPU refuses and CUDA takes, and what only CUDA can get wrong.
 HALF, BFLOAT16 = torch.float16, torch.bfloat16
 ONLY_CPU: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "half src": (ops.dual_conv2d, {"src": torch.randn(2, 4, 5, 5).half()}, "expected src of dtype {floats} or uint8, got Half"),
-    "half weight": (ops.dual_linear, {"weight": torch.randn(6, 40).half()}, "expected weight of dtype {floats}, got Half"),
-    "half pair": (ops.embedding_distance, {"pair": torch.randn(4, 2).half()}, "expected pair of dtype {floats}, got Half"),
+    "half src": (
+        ops.dual_conv2d,
+        {"src": torch.randn(2, 4, 5, 5).half()},
+        "expected src of dtype {floats} or uint8, got Half",
+    ),
+    "half weight": (
+        ops.dual_linear,
+        {"weight": torch.randn(6, 40).half()},
+        "expected weight of dtype {floats}, got Half",
+    ),
+    "half pair": (
+        ops.embedding_distance,
+        {"pair": torch.randn(4, 2).half()},
+        "expected pair of dtype {floats}, got Half",
+    ),
 }
 ONLY_CUDA: dict[str, tuple[Any, dict[str, Any], str]] = {
     "two formats": (

@@ -12,8 +12,8 @@ import PIL
 import torch
 
 from .. import __version__
-from ..models import weights as _weights
 from .. import ops as _ops
+from ..models import weights as _weights
 from ..ops import _C
 from .weights import lines
 
