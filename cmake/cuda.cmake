@@ -15,6 +15,9 @@ if(PREFIQS_CUDA STREQUAL "OFF")
 elseif(PREFIQS_CUDA STREQUAL "AUTO" AND NOT torch_cuda)
   set(cuda_left_out "torch ${torch_version}, which it was built beside, has no CUDA")
 else()
+  if(NOT CMAKE_CUDA_COMPILER)
+    unset(CMAKE_CUDA_COMPILER CACHE) # look again: an earlier run may have found none
+  endif()
   include(CheckLanguage)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
@@ -70,8 +73,11 @@ find_package(CUDAToolkit REQUIRED)
 set_property(GLOBAL APPEND PROPERTY JOB_POOLS nvcc=2)
 add_library(prefiqs_cuda_kernels OBJECT
   csrc/cuda/depthwise_conv.cu
+  csrc/cuda/dispatch.cu
   csrc/cuda/distance.cu
-  csrc/cuda/dual_conv_sm80.cu)
+  csrc/cuda/dual_conv_sm80_bfloat16.cu
+  csrc/cuda/dual_conv_sm80_float16.cu
+  csrc/cuda/sum_segments.cu)
 target_include_directories(prefiqs_cuda_kernels PRIVATE csrc)
 target_link_libraries(prefiqs_cuda_kernels PRIVATE warnings)
 set_target_properties(prefiqs_cuda_kernels PROPERTIES JOB_POOL_COMPILE nvcc)
