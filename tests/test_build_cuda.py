@@ -25,7 +25,8 @@ pytestmark = [
     pytest.mark.skipif(NVCC is None or CMAKE is None, reason="no nvcc or no cmake on PATH"),
 ]
 
-# A register that does not fit is kept in memory: slower, and so an error here.
+# A register that does not fit is kept in memory: slower, and so an error here. (Not for a library to be used: the PTX
+# keeps these options and would pass them on to newer drivers.)
 NO_SPILLS = "-Xptxas=--warn-on-spills,--warning-as-error"
 STRICT = ("-DCMAKE_CXX_FLAGS=-Werror", f"-DCMAKE_CUDA_FLAGS=-Werror=all-warnings -Xcompiler=-Werror {NO_SPILLS}")
 

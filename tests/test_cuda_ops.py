@@ -276,6 +276,12 @@ def test_no_memory_for_the_result() -> None:
         ops.dual_conv2d(src, weight, padding=(2_000_000, 2_000_000))  # 32 TB
 
 
+def test_sizes_beyond_32_bits() -> None:
+    src, weight = torch.zeros(1, 1, 1, 1, device="cuda", dtype=HALF), torch.zeros(1, 1, 1, 1, device="cuda", dtype=HALF)
+    with pytest.raises(RuntimeError, match=r"expected the kernel to launch, got cudaErrorInvalidValue: .* smaller batch"):
+        ops.dual_conv2d(src, weight, padding=(25_000, 25_000))  # 2.5 thousand million pixels, 5 GB
+
+
 def test_work_is_queued_on_the_current_stream() -> None:
     inputs = on_cuda(formatted(conv_inputs("several-k-blocks", masked=True), "float16"))
     expected = ops.dual_conv2d(**inputs)
