@@ -148,7 +148,7 @@ void run_conv(const Launch& launch,
   const Tensor weight_dense = dense_as(compute, weight, format);
   const OptionalTensor mask_dense = dense(mask), bias_dense = dense(bias), shifts = dense(tap_shift),
                        slopes = dense(slope), residual_dense = dense(residual, format);
-  const Tensor target = aligned(dst) ? dst : launch.empty({dst.numel()}, dst.scalar_type());
+  const Tensor target = aligned(dst) ? dst : torch::stable::empty_like(dst);
 
   p.compute = type_of(compute);
   p.src_type = type_of(src_dense.scalar_type());
@@ -169,9 +169,8 @@ void run_conv(const Launch& launch,
   }
   launch.expect_success(launch_conv(p, launch.multiprocessors(), launch.stream()));
   if (!aligned(dst)) {
-    const size_t bytes = static_cast<size_t>(dst.numel()) * dst.element_size();
-    launch.expect_success(cudaMemcpyAsync(dst.mutable_data_ptr(), target.const_data_ptr(), bytes,
-                                          cudaMemcpyDeviceToDevice, launch.stream()));
+    Tensor out = dst;
+    torch::stable::copy_(out, target);
   }
 }
 
