@@ -9,4 +9,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", &prefiqs::cpu_isa,
         "The instruction set in use: 'avx512', 'avx2' or 'scalar'; PREFIQS_CPU_ISA forces one.");
   m.attr("built_with_torch") = PREFIQS_BUILD_TORCH;
+  // Of libprefiqs_cuda.so: what compiled it and for which GPUs; or why it was not built.
+  m.attr("built_with_nvcc") = PREFIQS_NVCC;
+  m.attr("cuda_architectures") = PREFIQS_CUDA_ARCHITECTURES;
+  m.attr("cuda_left_out") = PREFIQS_CUDA_LEFT_OUT;
 }

@@ -1,3 +1,6 @@
 built_with_torch: str
+built_with_nvcc: str
+cuda_architectures: str
+cuda_left_out: str
 
 def cpu_isa() -> str: ...

@@ -6,7 +6,9 @@ Only convolutions and linear layers treat the halves apart. Inference only: an i
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -19,6 +21,24 @@ except ImportError as error:
         f"prefiqs_ext needs torch >= 2.10 and its own native library; found torch {torch.__version__} ({error}). "
         "Install again beside this torch: pip install --force-reinstall --no-deps prefiqs_ext"
     ) from error
+
+
+def _load_cuda() -> str | None:
+    """Register the CUDA kernels; or tell why they cannot be used. The CPU's work either way."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    library = Path(_C.__file__).with_name("libprefiqs_cuda.so")
+    if not library.is_file():
+        return f"this build of prefiqs_ext has no CUDA kernels ({_C.cuda_left_out})"
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return f"{library.name} does not load ({error})"
+    return None
+
+
+cuda_missing = _load_cuda()
+"""Why CUDA tensors cannot be computed with, None where they can."""
 
 
 class EmbeddingDistance(NamedTuple):
@@ -51,20 +71,26 @@ def dual_conv2d(
     ``dst = act(conv(src) + bias + shift + residual)``, where ``shift`` is the sum of ``tap_shift`` over the kernel's
     taps that fall inside the image.
 
+    On the CPU everything is float32. On CUDA products are of float16 or bfloat16, whichever ``weight`` is, and sums of
+    float32; float32 weights are rounded to float16 in every call, so keep them in float16.
+
     Args:
-        src: ``[N, C, H, W]`` shared by both branches or, with ``paired``, a pair ``[2N, C, H, W]``. float32, or uint8
-            when not paired. channels_last is read in place, any other layout is copied first.
-        weight: ``[Co, C/groups, kh, kw]`` float32, unmasked; channels_last is read in place.
+        src: ``[N, C, H, W]`` shared by both branches or, with ``paired``, a pair ``[2N, C, H, W]``. float32, on CUDA
+            also the dtype of ``weight``; or uint8 when not paired. channels_last is read in place, any other layout is
+            copied first.
+        weight: ``[Co, C/groups, kh, kw]`` float32, on CUDA also float16 or bfloat16; unmasked; channels_last is read in
+            place.
         mask: int32 ``[Co, ceil(K/32)]`` with ``K = kh*kw*C/groups``: bit ``k = (r*kw + s)*(C/groups) + c`` of a row,
             least significant first, is 1 where the pruned branch keeps the weight. None: no branch is pruned.
         bias: float32 ``[Co]``.
         tap_shift: float32 ``[2, Co, kh, kw]`` (dense, pruned), ``[1, Co, kh, kw]`` without a mask.
         slope: float32 ``[1]`` or ``[Co]``: PReLU slopes, 0 for ReLU. None: no activation.
-        residual: float32 ``[N, Co, H', W']``, added to both branches, or a pair ``[2N, Co, H', W']``.
-        out: where to write the result: of its shape, float32, channels_last, apart from all inputs.
+        residual: ``[N, Co, H', W']``, added to both branches, or a pair ``[2N, Co, H', W']``; of the result's dtype.
+        out: where to write the result: of its shape and dtype, channels_last, apart from all inputs.
 
     Returns:
-        float32, channels_last: as many rows as ``src`` when ``mask`` is None, else ``2N``. ``out`` if that is given.
+        channels_last, of ``src``'s dtype (of ``weight``'s for a uint8 ``src``): as many rows as ``src`` when ``mask``
+        is None, else ``2N``. ``out`` if that is given.
 
     Raises:
         RuntimeError: naming what was expected and what came.
@@ -85,13 +111,14 @@ def dual_linear(
     """``src @ weight.T + bias`` with the dense and the masked weights in one pass over the weights.
 
     Args:
-        src: float32 ``[N, ..., I]`` shared by both branches or, with ``paired``, a pair ``[2N, ..., I]``.
-        weight: float32 ``[O, I]``, unmasked.
+        src: ``[N, ..., I]`` shared by both branches or, with ``paired``, a pair ``[2N, ..., I]``; dtypes, here and of
+            ``weight``, as in :func:`dual_conv2d`. A float32 ``src`` gives float32 results from float16 weights.
+        weight: ``[O, I]``, unmasked.
         mask: int32 ``[O, ceil(I/32)]``, bit ``i`` of a row as in :func:`dual_conv2d`. None: no branch is pruned.
         bias: float32 ``[O]``.
 
     Returns:
-        float32 ``[..., O]``: as many rows as ``src`` when ``mask`` is None, else ``2N``.
+        ``[..., O]`` of ``src``'s dtype: as many rows as ``src`` when ``mask`` is None, else ``2N``.
 
     Raises:
         RuntimeError: naming what was expected and what came.
@@ -105,7 +132,7 @@ def embedding_distance(pair: Tensor) -> EmbeddingDistance:
     A row of norm zero normalises to zeros, so a pruned embedding that vanished gives the distance 1. NaN passes on.
 
     Args:
-        pair: float32 ``[2N, d]``.
+        pair: float32 ``[2N, d]``, on CUDA also float16 or bfloat16.
 
     Returns:
         float32: distance ``[N]`` in [0, 2], lower is a better image; embedding and pruned_embedding ``[N, d]``,
@@ -125,6 +152,30 @@ def _expect(condition: bool, op: str, message: str) -> None:
 def _expect_dtype(op: str, name: str, t: Tensor, dtype: torch.dtype) -> None:
     wanted = str(dtype).removeprefix("torch.")
     _expect(t.dtype == dtype, op, f"expected {name} of dtype {wanted}, got {_dtype_text(t)}")
+
+
+def _float_dtypes(src: Tensor) -> tuple[torch.dtype, ...]:
+    """What the kernels of ``src``'s device compute with."""
+    return (torch.float32, torch.float16, torch.bfloat16) if src.device.type == "cuda" else (torch.float32,)
+
+
+def _float_names(src: Tensor) -> str:
+    return " or ".join(str(dtype).removeprefix("torch.") for dtype in _float_dtypes(src))
+
+
+def _expect_float(op: str, name: str, t: Tensor, src: Tensor) -> None:
+    known = t.dtype in _float_dtypes(src)
+    _expect(known, op, f"expected {name} of dtype {_float_names(src)}, got {_dtype_text(t)}")
+
+
+def _expect_one_format(op: str, src: Tensor, weight: Tensor) -> None:
+    fits = src.dtype in (torch.uint8, torch.float32, weight.dtype)
+    wanted = f"float32 or of weight's, {str(weight.dtype).removeprefix('torch.')}"
+    _expect(fits, op, f"expected src of dtype {wanted}, got {_dtype_text(src)}")
+
+
+def _result_dtype(src: Tensor, weight: Tensor) -> torch.dtype:
+    return weight.dtype if src.dtype == torch.uint8 else src.dtype
 
 
 def _dtype_text(t: Tensor) -> str:
@@ -178,14 +229,16 @@ def _fake_dual_conv2d(
 ) -> Tensor:
     op = "dual_conv2d"
     _expect(src.dim() == 4, op, f"expected src of shape [N, C, H, W], got {_shape_text(src.shape)}")
-    known = src.dtype in (torch.float32, torch.uint8)
-    _expect(known, op, f"expected src of dtype float32 or uint8, got {_dtype_text(src)}")
-    _expect(src.dtype == torch.float32 or not paired, op, "expected a paired src of dtype float32, got uint8")
+    known = src.dtype in (*_float_dtypes(src), torch.uint8)
+    _expect(known, op, f"expected src of dtype {_float_names(src)} or uint8, got {_dtype_text(src)}")
+    wanted = f"expected a paired src of dtype {_float_names(src)}, got uint8"
+    _expect(src.dtype != torch.uint8 or not paired, op, wanted)
     even = not paired or src.shape[0] % 2 == 0
     _expect(even, op, f"expected an even number of rows in a paired src, got {src.shape[0]}")
     weight_shape = _shape_text(weight.shape)
     _expect(weight.dim() == 4, op, f"expected weight of shape [Co, C/groups, kh, kw], got {weight_shape}")
-    _expect_dtype(op, "weight", weight, torch.float32)
+    _expect_float(op, "weight", weight, src)
+    _expect_one_format(op, src, weight)
     _expect(all(n > 0 for n in weight.shape), op, f"expected weight without empty dimensions, got {weight_shape}")
     channels, group_channels, *kernel = weight.shape
     for axis in range(2):
@@ -214,11 +267,11 @@ def _fake_dual_conv2d(
     out_rows = src.shape[0] if mask is None else 2 * base_rows
     out_shape = [channels, *(span // stride[a] + 1 for a, span in enumerate(spans))]
     if residual is not None:
-        _expect_dtype(op, "residual", residual, torch.float32)
+        _expect_dtype(op, "residual", residual, _result_dtype(src, weight))
         shared = residual.dim() == 4 and residual.shape[0] == base_rows
         _expect_shape(op, "residual", residual, [base_rows if shared else out_rows, *out_shape])
         _expect_device(op, "residual", residual, src)
-    dst = src.new_empty([out_rows, *out_shape], dtype=torch.float32)
+    dst = src.new_empty([out_rows, *out_shape], dtype=_result_dtype(src, weight))
     return dst.to(memory_format=torch.channels_last)
 
 
@@ -226,7 +279,7 @@ def _fake_dual_conv2d(
 def _fake_dual_conv2d_out(*inputs: Any, out: Tensor) -> None:
     dst = _fake_dual_conv2d(*inputs)
     op = "dual_conv2d"
-    _expect_dtype(op, "out", out, torch.float32)
+    _expect_dtype(op, "out", out, dst.dtype)
     _expect_shape(op, "out", out, dst.shape)
     _expect_device(op, "out", out, inputs[0])
     dense = out.is_contiguous(memory_format=torch.channels_last)
@@ -237,12 +290,13 @@ def _fake_dual_conv2d_out(*inputs: Any, out: Tensor) -> None:
 def _fake_dual_linear(src: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None, paired: bool) -> Tensor:
     op = "dual_linear"
     _expect(src.dim() >= 2, op, f"expected src of shape [N, ..., I], got {_shape_text(src.shape)}")
-    _expect_dtype(op, "src", src, torch.float32)
+    _expect_float(op, "src", src, src)
     even = not paired or src.shape[0] % 2 == 0
     _expect(even, op, f"expected an even number of rows in a paired src, got {src.shape[0]}")
     weight_shape = _shape_text(weight.shape)
     _expect(weight.dim() == 2, op, f"expected weight of shape [O, I], got {weight_shape}")
-    _expect_dtype(op, "weight", weight, torch.float32)
+    _expect_float(op, "weight", weight, src)
+    _expect_one_format(op, src, weight)
     _expect(all(n > 0 for n in weight.shape), op, f"expected weight without empty dimensions, got {weight_shape}")
     outputs, features = weight.shape
     wanted = f"expected src with {features} features in its last dimension, got {src.shape[-1]}"
@@ -256,16 +310,13 @@ def _fake_dual_linear(src: Tensor, weight: Tensor, mask: Tensor | None, bias: Te
 def _fake_embedding_distance(pair: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     op = "embedding_distance"
     _expect(pair.dim() == 2, op, f"expected pair of shape [2N, d], got {_shape_text(pair.shape)}")
-    _expect_dtype(op, "pair", pair, torch.float32)
+    _expect_float(op, "pair", pair, pair)
     _expect(pair.shape[0] % 2 == 0, op, f"expected an even number of rows in pair, got {pair.shape[0]}")
     _expect(pair.shape[1] > 0, op, f"expected pair with at least one feature, got {_shape_text(pair.shape)}")
     rows, features = pair.shape[0] // 2, pair.shape[1]
-    return (
-        pair.new_empty([rows]),
-        pair.new_empty([rows, features]),
-        pair.new_empty([rows, features]),
-        pair.new_empty([rows]),
-    )
+    distance, norm = (pair.new_empty([rows], dtype=torch.float32) for _ in range(2))
+    embedding, pruned_embedding = (pair.new_empty([rows, features], dtype=torch.float32) for _ in range(2))
+    return distance, embedding, pruned_embedding, norm
 
 
 def _refuse_grad_now(op: str) -> NoReturn:
@@ -286,3 +337,20 @@ def _refuse_grad(op: str) -> None:
 
 for _op in ("dual_conv2d", "dual_linear", "embedding_distance"):
     _refuse_grad(_op)
+
+
+def _refuse_cuda(op: str, why: str) -> None:
+    """CUDA tensors get the reason, not the dispatcher's list of backends."""
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError(
+            f"prefiqs_ext::{op.partition('.')[0]}: expected tensors on the CPU, got some on CUDA, but {why}; "
+            "move them with .cpu(), or install prefiqs_ext again beside a torch with CUDA (`prefiqs info` tells more)"
+        )
+
+    torch.library.impl(f"prefiqs_ext::{op}", "cuda", refuse)
+
+
+if cuda_missing is not None:
+    for _op in ("dual_conv2d", "dual_conv2d.out", "dual_linear", "embedding_distance"):
+        _refuse_cuda(_op, cuda_missing)

@@ -8,9 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from prefiqs_ext import ops
 from prefiqs_ext.models import import_onnx, weights
 
 CROPS = Path(__file__).parents[2] / "shared" / "data" / "lfw112"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") is None:
+        return
+    if ops.cuda_missing is not None:
+        pytest.skip(f"no CUDA: {ops.cuda_missing}")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
 
 
 @pytest.fixture(scope="session")

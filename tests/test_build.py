@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefiqs_ext import _C
+from prefiqs_ext import _C, ops
 
 PACKAGE = Path(_C.__file__).parent
 LIBRARIES = sorted([*PACKAGE.glob("libprefiqs_*.so"), Path(_C.__file__)])
@@ -24,15 +25,25 @@ def undefined_symbols(library: Path) -> set[str]:
     return {line.split()[-1].split("@")[0] for line in listing.stdout.splitlines()}
 
 
-def test_the_operator_library_lies_beside_the_module() -> None:
-    assert [path.name for path in LIBRARIES if path.name.startswith("lib")] == ["libprefiqs_ops.so"]
+def test_the_operator_libraries_lie_beside_the_module() -> None:
+    expected = ["libprefiqs_cuda.so"] * bool(_C.built_with_nvcc) + ["libprefiqs_ops.so"]
+    assert [path.name for path in LIBRARIES if path.name.startswith("lib")] == expected
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name.split(".")[0])
 def test_needs_nothing_that_torch_2_10_lacks(library: Path) -> None:
+    assert_needs_torch_2_10(library)
+
+
+def assert_needs_torch_2_10(library: Path) -> None:
     symbols = undefined_symbols(library)
     from_torch = {name for name in symbols if name.startswith(("torch_", "aoti_torch_"))}
-    assert from_torch <= set(EXPORTS.read_text().splitlines())
+    exported = set(EXPORTS.read_text().splitlines())
+    if library.name == "libprefiqs_cuda.so":
+        exported.add(
+            "aoti_torch_get_current_cuda_stream"
+        )  # of libtorch_cuda.so: see torch 2.10's notes on its stable ABI
+    assert from_torch <= exported
     # A mangled name of torch's C++ classes would tie the library to one torch release.
     mangled = ("_ZN5torch", "_ZNK5torch", "_ZN3c10", "_ZNK3c10", "_ZN2at", "_ZNK2at")
     assert not {name for name in symbols if name.startswith(mangled)}
@@ -95,3 +106,34 @@ def test_an_unknown_instruction_set_is_named() -> None:
     assert done.returncode != 0
     assert "PREFIQS_CPU_ISA: expected avx512, avx2 or scalar" in done.stderr
     assert "'sse9'" in done.stderr
+
+
+def test_why_cuda_cannot_be_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert ops._load_cuda() == f"torch {torch.__version__} has no CUDA"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_C, "__file__", str(tmp_path / "_C.so"))
+    monkeypatch.setattr(_C, "cuda_left_out", "PREFIQS_CUDA=OFF")
+    assert ops._load_cuda() == "this build of prefiqs_ext has no CUDA kernels (PREFIQS_CUDA=OFF)"
+    library = tmp_path / "libprefiqs_cuda.so"
+    library.write_text("not a library")
+    assert ops._load_cuda() == f"libprefiqs_cuda.so does not load ({library}: file too short)"
+
+
+@pytest.mark.skipif(ops.cuda_missing is None, reason="CUDA tensors are computed with here")
+def test_cuda_tensors_get_the_reason() -> None:
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)  # as the dispatcher does for CUDA tensors
+    operators = torch.ops.prefiqs_ext
+    image, weight, window = torch.randn(1, 1, 2, 2), torch.randn(1, 1, 1, 1), ([1, 1], [0, 0], [1, 1], 1, False)
+    conv = (image, weight, None, None, None, None, None, *window)
+    for op, inputs, named in (
+        (operators.dual_conv2d.default, conv, {}),
+        (operators.dual_conv2d.out, conv, {"out": image}),
+        (operators.dual_linear.default, (weight, weight, None, None, False), {}),
+        (operators.embedding_distance.default, (torch.randn(2, 1),), {}),
+    ):
+        message = (
+            f"prefiqs_ext::{op._opname}: expected tensors on the CPU, got some on CUDA, but {ops.cuda_missing}; move"
+        )
+        with pytest.raises(RuntimeError, match=re.escape(message)):
+            op.redispatch(cuda, *inputs, **named)

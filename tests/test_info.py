@@ -34,7 +34,9 @@ def test_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert Path(facts["library"]).is_file()
     assert facts["instruction set"] == f"{ops._C.cpu_isa()} (the best here)"
     assert facts["threads"].startswith(f"{torch.get_num_threads()} of ")
-    assert facts["CUDA"].startswith("not used: this build computes on the CPU only")
+    if torch.version.cuda is None:
+        assert facts["CUDA"] == f"not used: torch {torch.__version__} has no CUDA"
+    assert facts["CUDA kernels"].startswith("not built: " if ops._C.cuda_left_out else "sm_80 ")
     assert facts["cache folder"] == f"{tmp_path} (from PREFIQS_HOME)"
 
 
@@ -44,18 +46,38 @@ def test_forced_instruction_set(forced: str, fact: str, monkeypatch: pytest.Monk
     assert _facts()["instruction set"].startswith(fact)
 
 
+def test_cuda_says_why_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "cuda_missing", "libprefiqs_cuda.so does not load (no such file)")
+    assert _facts()["CUDA"] == "not used: libprefiqs_cuda.so does not load (no such file)"
+
+
+_OLD, _NEW = ("NVIDIA T4", (7, 5)), ("NVIDIA H200", (9, 0))
+
+
 @pytest.mark.parametrize(
-    ("version", "devices", "fact"),
+    ("devices", "fact"),
     [
-        (None, 0, "so does the installed torch"),
-        ("12.8", 0, "knows CUDA 12.8 and finds 0 devices"),
-        ("12.8", 1, "knows CUDA 12.8 and finds 1 device)"),
+        ([], "not used: torch knows CUDA 13.0 and finds no device"),
+        ([_OLD], "not used: expected compute capability 8.0 or newer, found NVIDIA T4 (compute capability 7.5)"),
+        ([_OLD, _NEW], "in use: NVIDIA H200 (compute capability 9.0)"),
     ],
 )
-def test_cuda_says_why_not(version: str | None, devices: int, fact: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.version, "cuda", version)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
-    assert fact in _facts()["CUDA"]
+def test_cuda_devices(devices: list[tuple[str, tuple[int, int]]], fact: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "cuda_missing", None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: devices[i][0])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: devices[i][1])
+    assert _facts()["CUDA"] == fact
+
+
+def test_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops._C, "built_with_nvcc", "13.0.88")
+    monkeypatch.setattr(ops._C, "cuda_architectures", "sm_80 sm_90a compute_90")
+    assert _facts()["CUDA kernels"] == "sm_80 sm_90a compute_90, compiled by nvcc 13.0.88"
+    monkeypatch.setattr(ops._C, "built_with_nvcc", "")
+    monkeypatch.setattr(ops._C, "cuda_left_out", "PREFIQS_CUDA=OFF")
+    assert _facts()["CUDA kernels"] == "not built: PREFIQS_CUDA=OFF"
 
 
 def test_weights_with_licence_and_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

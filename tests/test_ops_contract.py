@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prefiqs_ext import ops
 from tests.test_ops import random_mask
@@ -44,10 +46,10 @@ def good_linear() -> dict[str, Any]:
 
 BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
     "rank": ({"src": torch.randn(4, 5, 5)}, "expected src of shape [N, C, H, W], got [4, 5, 5]"),
-    "dtype": ({"src": torch.randn(2, 4, 5, 5).double()}, "expected src of dtype float32 or uint8, got Double"),
+    "dtype": ({"src": torch.randn(2, 4, 5, 5).double()}, "expected src of dtype {floats} or uint8, got Double"),
     "uint8 pair": (
         {"src": torch.zeros(2, 4, 5, 5, dtype=torch.uint8), "paired": True},
-        "expected a paired src of dtype float32, got uint8",
+        "expected a paired src of dtype {floats}, got uint8",
     ),
     "odd pair": (
         {"src": torch.randn(3, 4, 5, 5), "paired": True},
@@ -55,7 +57,7 @@ BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "channels": ({"src": torch.randn(2, 3, 5, 5)}, "expected src with 4 channels (weight's C/groups x groups), got 3"),
     "weight rank": ({"weight": torch.randn(6, 36)}, "expected weight of shape [Co, C/groups, kh, kw], got [6, 36]"),
-    "weight dtype": ({"weight": torch.randn(6, 4, 3, 3).half()}, "expected weight of dtype float32, got Half"),
+    "weight dtype": ({"weight": torch.randn(6, 4, 3, 3).double()}, "expected weight of dtype {floats}, got Double"),
     "weight empty": (
         {"weight": torch.randn(6, 4, 0, 3)},
         "expected weight without empty dimensions, got [6, 4, 0, 3]",
@@ -97,12 +99,13 @@ BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
 
 BAD_LINEAR: dict[str, tuple[dict[str, Any], str]] = {
     "rank": ({"src": torch.randn(40)}, "expected src of shape [N, ..., I], got [40]"),
-    "dtype": ({"src": torch.randn(2, 40).half()}, "expected src of dtype float32, got Half"),
+    "dtype": ({"src": torch.randn(2, 40).double()}, "expected src of dtype {floats}, got Double"),
     "odd pair": (
         {"src": torch.randn(3, 40), "paired": True},
         "expected an even number of rows in a paired src, got 3",
     ),
     "features": ({"src": torch.randn(2, 39)}, "expected src with 40 features in its last dimension, got 39"),
+    "weight dtype": ({"weight": torch.randn(6, 40).double()}, "expected weight of dtype {floats}, got Double"),
     "weight rank": ({"weight": torch.randn(6, 40, 1)}, "expected weight of shape [O, I], got [6, 40, 1]"),
     "weight empty": ({"weight": torch.randn(0, 40)}, "expected weight without empty dimensions, got [0, 40]"),
     "mask": ({"mask": torch.zeros(6, 1, dtype=torch.int32)}, "expected mask of shape [6, 2], got [6, 1]"),
@@ -111,29 +114,143 @@ BAD_LINEAR: dict[str, tuple[dict[str, Any], str]] = {
 
 BAD_PAIR: dict[str, tuple[dict[str, Any], str]] = {
     "rank": ({"pair": torch.randn(4)}, "expected pair of shape [2N, d], got [4]"),
-    "dtype": ({"pair": torch.randn(4, 2).double()}, "expected pair of dtype float32, got Double"),
+    "dtype": ({"pair": torch.randn(4, 2).double()}, "expected pair of dtype {floats}, got Double"),
     "odd": ({"pair": torch.randn(3, 2)}, "expected an even number of rows in pair, got 3"),
     "no features": ({"pair": torch.randn(4, 0)}, "expected pair with at least one feature, got [4, 0]"),
 }
 
-BAD_CALLS = [
-    pytest.param(op, good, *bad, id=f"{op.__name__}-{name}")
-    for op, good, table in (
-        (ops.dual_conv2d, good_conv, BAD_CONV),
-        (ops.dual_linear, good_linear, BAD_LINEAR),
-        (ops.embedding_distance, lambda: {}, BAD_PAIR),
-    )
-    for name, bad in table.items()
-]
+# What the CPU refuses and CUDA takes, and what only CUDA can get wrong.
+HALF, BFLOAT16 = torch.float16, torch.bfloat16
+ONLY_CPU: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "half src": (
+        ops.dual_conv2d,
+        {"src": torch.randn(2, 4, 5, 5).half()},
+        "expected src of dtype {floats} or uint8, got Half",
+    ),
+    "half weight": (
+        ops.dual_linear,
+        {"weight": torch.randn(6, 40).half()},
+        "expected weight of dtype {floats}, got Half",
+    ),
+    "half pair": (
+        ops.embedding_distance,
+        {"pair": torch.randn(4, 2).half()},
+        "expected pair of dtype {floats}, got Half",
+    ),
+}
+ONLY_CUDA: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "two formats": (
+        ops.dual_conv2d,
+        {"src": torch.randn(2, 4, 5, 5).half(), "weight": torch.randn(6, 4, 3, 3).bfloat16()},
+        "expected src of dtype float32 or of weight's, bfloat16, got Half",
+    ),
+    "half src of a float32 weight": (
+        ops.dual_linear,
+        {"src": torch.randn(2, 40).half()},
+        "expected src of dtype float32 or of weight's, float32, got Half",
+    ),
+    "residual of another dtype than src": (
+        ops.dual_conv2d,
+        {"src": torch.randn(2, 4, 5, 5).half(), "weight": torch.randn(6, 4, 3, 3).half()},
+        "expected residual of dtype float16, got Float",
+    ),
+    "residual of another dtype than the weight of a uint8 src": (
+        ops.dual_conv2d,
+        {"src": torch.zeros(2, 4, 5, 5, dtype=torch.uint8), "weight": torch.randn(6, 4, 3, 3).bfloat16()},
+        "expected residual of dtype bfloat16, got Float",
+    ),
+    "half residual of a float32 src": (
+        ops.dual_conv2d,
+        {"weight": torch.randn(6, 4, 3, 3).half(), "residual": torch.randn(2, 6, 5, 5).half()},
+        "expected residual of dtype float32, got Half",
+    ),
+    "half bias": (
+        ops.dual_linear,
+        {"src": torch.randn(2, 40).half(), "weight": torch.randn(6, 40).half(), "bias": torch.randn(6).half()},
+        "expected bias of dtype float32, got Half",
+    ),
+}
+
+GOOD: dict[Any, Callable[[], dict[str, Any]]] = {
+    ops.dual_conv2d: good_conv,
+    ops.dual_linear: good_linear,
+    ops.embedding_distance: dict,
+}
+TABLES = ((ops.dual_conv2d, BAD_CONV), (ops.dual_linear, BAD_LINEAR), (ops.embedding_distance, BAD_PAIR))
+BAD_CALLS = {f"{op.__name__}-{name}": (op, *bad) for op, table in TABLES for name, bad in table.items()}
+# "fake-cuda": what tracing sees of CUDA tensors, on any machine. "meta" stands for the CPU.
+CUDA = ("fake-cuda", pytest.param("cuda", marks=pytest.mark.cuda))
+FLOATS = {"cpu": "float32", "meta": "float32"} | dict.fromkeys(("fake-cuda", "cuda"), "float32 or float16 or bfloat16")
+
+
+def call_on(device: str, op: Any, inputs: dict[str, Any]) -> Any:
+    fake = device == "fake-cuda"
+
+    def place(t: Tensor) -> Tensor:  # Tensor.to would close gaps
+        placed = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda" if fake else device)
+        return placed if fake else placed.copy_(t)
+
+    with FakeTensorMode() if fake else nullcontext():
+        return op(**{k: place(v) if isinstance(v, Tensor) else v for k, v in inputs.items()})
+
+
+def assert_refused(device: str, op: Any, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        call_on(device, op, GOOD[op]() | change)
+    expected = message.replace("{floats}", FLOATS[device])
+    assert str(caught.value).splitlines()[0] == f"prefiqs_ext::{op.__name__}: {expected}"
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta", *CUDA])
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_calls(case: str, device: str) -> None:
+    assert_refused(device, *BAD_CALLS[case])
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize(("op", "good", "change", "message"), BAD_CALLS)
-def test_bad_calls(op: Any, good: Any, change: dict[str, Any], message: str, device: str) -> None:
-    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in (good() | change).items()}
-    with pytest.raises(RuntimeError) as caught:
-        op(**inputs)
-    assert str(caught.value).splitlines()[0] == f"prefiqs_ext::{op.__name__}: {message}"
+@pytest.mark.parametrize("case", ONLY_CPU)
+def test_bad_calls_on_the_cpu(case: str, device: str) -> None:
+    assert_refused(device, *ONLY_CPU[case])
+
+
+@pytest.mark.parametrize("device", CUDA)
+@pytest.mark.parametrize("case", ONLY_CUDA)
+def test_bad_calls_on_cuda(case: str, device: str) -> None:
+    assert_refused(device, *ONLY_CUDA[case])
+
+
+# src, weight, result
+CUDA_DTYPES = [
+    (torch.float32, torch.float32, torch.float32),
+    (torch.float32, HALF, torch.float32),
+    (torch.float32, BFLOAT16, torch.float32),
+    (HALF, HALF, HALF),
+    (BFLOAT16, BFLOAT16, BFLOAT16),
+    (torch.uint8, torch.float32, torch.float32),
+    (torch.uint8, HALF, HALF),
+    (torch.uint8, BFLOAT16, BFLOAT16),
+]
+
+
+@pytest.mark.parametrize("device", CUDA)
+@pytest.mark.parametrize(("src", "weight", "result"), CUDA_DTYPES)
+def test_dtypes_on_cuda(src: torch.dtype, weight: torch.dtype, result: torch.dtype, device: str) -> None:
+    conv = good_conv()
+    conv |= {"src": conv["src"].to(src), "weight": conv["weight"].to(weight), "residual": conv["residual"].to(result)}
+    dst = call_on(device, ops.dual_conv2d, conv)
+    assert (dst.dtype, dst.device.type) == (result, "cuda")
+    assert dst.is_contiguous(memory_format=torch.channels_last)
+    out = torch.empty(dst.shape, dtype=result).to(memory_format=torch.channels_last)
+    assert call_on(device, ops.dual_conv2d, conv | {"out": out}).dtype == result
+    other = HALF if result == torch.float32 else torch.float32
+    with pytest.raises(RuntimeError, match=f"expected out of dtype {str(result).removeprefix('torch.')}, got"):
+        call_on(device, ops.dual_conv2d, conv | {"out": out.to(other)})
+    if src != torch.uint8:
+        linear = good_linear()
+        linear |= {"src": linear["src"].to(src), "weight": linear["weight"].to(weight)}
+        assert call_on(device, ops.dual_linear, linear).dtype == result
+        for t in call_on(device, ops.embedding_distance, {"pair": torch.randn(4, 3).to(src)}):
+            assert t.dtype == torch.float32
 
 
 @pytest.mark.parametrize("good", [good_conv, good_linear])
@@ -165,19 +282,18 @@ BAD_OUT: dict[str, tuple[Callable[..., Tensor], str]] = {
     "shape": (partial(torch.empty, 2, 6, 5, 5), "expected out of shape [4, 6, 5, 5], got [2, 6, 5, 5]"),
     "layout": (partial(torch.empty, 4, 6, 5, 5), "expected out in channels_last layout without gaps"),
     "gaps": (
-        lambda **where: torch.empty(4, 5, 5, 12, **where)[..., :6].permute(0, 3, 1, 2),
+        lambda: torch.empty(4, 5, 5, 12)[..., :6].permute(0, 3, 1, 2),
         "expected out in channels_last layout without gaps",
     ),
 }
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("device", ["cpu", "meta", *CUDA])
 @pytest.mark.parametrize("case", BAD_OUT)
 def test_bad_out(case: str, device: str) -> None:
     make, message = BAD_OUT[case]
-    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in good_conv().items()}
     with pytest.raises(RuntimeError, match=re.escape(message)):
-        ops.dual_conv2d(**inputs, out=make(device=device))
+        call_on(device, ops.dual_conv2d, good_conv() | {"out": make()})
 
 
 def test_out_takes_the_result() -> None:

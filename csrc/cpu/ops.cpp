@@ -45,12 +45,10 @@ Tensor dual_conv2d_into(OptionalTensor out,
                         const std::vector<int64_t>& dilation,
                         int64_t groups,
                         bool paired) {
-  const ConvShape shape =
+  const ConvGeometry geometry =
       check_conv2d(src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired);
-  const int64_t channels = weight.size(0), in_h = src.size(2), in_w = src.size(3);
-  const int64_t kernel_h = weight.size(2), kernel_w = weight.size(3);
-  const std::vector<int64_t> dst_shape{shape.out_rows, channels, shape.out_h, shape.out_w};
-  if (out) check_out("dual_conv2d", *out, src, dst_shape);
+  const std::vector<int64_t> dst_shape = conv_dst_shape(geometry);
+  if (out) check_out("dual_conv2d", *out, src, ScalarType::Float, dst_shape);
   Tensor dst = out ? *out : empty_float(dst_shape, MemoryFormat::ChannelsLast);
   if (dst.numel() == 0) return dst;
 
@@ -62,36 +60,24 @@ Tensor dual_conv2d_into(OptionalTensor out,
   const OptionalTensor mask_rows = contiguous(mask), bias_row = contiguous(bias), shifts = contiguous(tap_shift),
                        slopes = contiguous(slope);
 
-  const TapRanges rows(in_h, shape.out_h, tap_shift ? kernel_h : 0, stride[0], padding[0], dilation[0]);
-  const TapRanges cols(in_w, shape.out_w, tap_shift ? kernel_w : 0, stride[1], padding[1], dilation[1]);
+  ConvParams p{};
+  static_cast<ConvGeometry&>(p) = geometry;
+  const TapRanges rows(p.in_h, p.out_h, tap_shift ? p.kernel_h : 0, p.stride_h, p.pad_h, p.dilation_h);
+  const TapRanges cols(p.in_w, p.out_w, tap_shift ? p.kernel_w : 0, p.stride_w, p.pad_w, p.dilation_w);
   const int64_t tables = tap_shift && mask ? 2 : 1;
   const std::vector<float> bias_table =
-      bias_by_class(rows, cols, tables, channels, kernel_h, kernel_w, data_or_null(bias_row), data_or_null(shifts));
+      bias_by_class(rows, cols, tables, p.out_c, p.kernel_h, p.kernel_w, data_or_null(bias_row), data_or_null(shifts));
 
-  ConvParams p{};
-  p.images = shape.base_rows;
-  p.branches = shape.out_rows / shape.base_rows;
-  p.in_h = in_h, p.in_w = in_w, p.in_c = src.size(1);
-  p.out_h = shape.out_h, p.out_w = shape.out_w, p.out_c = channels;
-  p.kernel_h = kernel_h, p.kernel_w = kernel_w;
-  p.stride_h = stride[0], p.stride_w = stride[1];
-  p.pad_h = padding[0], p.pad_w = padding[1];
-  p.dilation_h = dilation[0], p.dilation_w = dilation[1];
-  p.groups = groups;
   p.src = src_nhwc.const_data_ptr<float>();
-  p.src_shared = !paired;
   p.weight = weight_nhwc.const_data_ptr<float>();
   p.mask = mask_rows ? reinterpret_cast<const uint32_t*>(mask_rows->const_data_ptr<int32_t>()) : nullptr;
-  p.mask_words = mask_words(p.depth());
   p.bias = bias_table.data();
   p.row_class = rows.position_class.data();
   p.col_class = cols.position_class.data();
   p.col_classes = cols.classes();
-  p.bias_branch_stride = tables == 2 ? rows.classes() * cols.classes() * channels : 0;
+  p.bias_branch_stride = tables == 2 ? rows.classes() * cols.classes() * p.out_c : 0;
   p.slope = data_or_null(slopes);
-  p.slope_stride = slopes && slopes->size(0) > 1 ? 1 : 0;
   p.residual = data_or_null(residual_nhwc);
-  p.residual_shared = residual && residual->size(0) == shape.base_rows;
   p.dst = dst.mutable_data_ptr<float>();
   run_conv(p);
   return dst;
@@ -129,14 +115,10 @@ void dual_conv2d_out(const Tensor& src,
   dual_conv2d_into(out, src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired);
 }
 
-// A linear layer is a 1 x 1 convolution of images of one pixel, the rows of src.
 Tensor dual_linear(
     const Tensor& src, const Tensor& weight, const OptionalTensor& mask, const OptionalTensor& bias, bool paired) {
-  check_linear(src, weight, mask, bias, paired);
-  std::vector<int64_t> shape(src.sizes().begin(), src.sizes().end());
-  if (mask && !paired) shape[0] *= 2;
-  shape.back() = weight.size(0);
-  Tensor dst = empty_float(shape);
+  const ConvGeometry geometry = check_linear(src, weight, mask, bias, paired);
+  Tensor dst = empty_float(linear_dst_shape(src, weight, geometry));
   if (dst.numel() == 0) return dst;
 
   const Tensor src_rows = torch::stable::contiguous(src), weight_rows = torch::stable::contiguous(weight);
@@ -146,16 +128,10 @@ Tensor dual_linear(
       bias_by_class(one, one, 1, weight.size(0), 1, 1, data_or_null(contiguous(bias)), nullptr);
 
   ConvParams p{};
-  p.branches = paired || mask ? 2 : 1;
-  p.images = src.numel() / weight.size(1) / (paired ? 2 : 1);
-  p.in_h = p.in_w = p.out_h = p.out_w = 1;
-  p.in_c = weight.size(1), p.out_c = weight.size(0);
-  p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = p.groups = 1;
+  static_cast<ConvGeometry&>(p) = geometry;
   p.src = src_rows.const_data_ptr<float>();
-  p.src_shared = !paired;
   p.weight = weight_rows.const_data_ptr<float>();
   p.mask = mask_rows ? reinterpret_cast<const uint32_t*>(mask_rows->const_data_ptr<int32_t>()) : nullptr;
-  p.mask_words = mask_words(p.depth());
   p.bias = bias_table.data();
   p.row_class = one.position_class.data();
   p.col_class = one.position_class.data();

@@ -12,6 +12,7 @@ import PIL
 import torch
 
 from .. import __version__
+from .. import ops as _ops
 from ..models import weights as _weights
 from ..ops import _C
 from .weights import lines
@@ -42,7 +43,8 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "photos", f"OpenCV {cv2.__version__}, Pillow {PIL.__version__}"
     yield "instruction set", _instruction_set()
     yield "threads", f"{torch.get_num_threads()} of {_cores()} cores; OMP_NUM_THREADS sets another number"
-    yield "CUDA", f"not used: this build computes on the CPU only ({_cuda()})"
+    yield "CUDA", _cuda()
+    yield "CUDA kernels", _cuda_kernels()
     origin = "from PREFIQS_HOME" if os.environ.get("PREFIQS_HOME") else "PREFIQS_HOME names another one"
     yield "cache folder", f"{_weights.cache_folder()} ({origin})"
 
@@ -60,7 +62,21 @@ def _cores() -> int:
 
 
 def _cuda() -> str:
-    if torch.version.cuda is None:
-        return "so does the installed torch"
-    devices = torch.cuda.device_count()
-    return f"the installed torch knows CUDA {torch.version.cuda} and finds {devices} device{'s' * (devices != 1)}"
+    if _ops.cuda_missing is not None:
+        return f"not used: {_ops.cuda_missing}"
+    devices = range(torch.cuda.device_count())
+    if not devices:
+        return f"not used: torch knows CUDA {torch.version.cuda} and finds no device"
+    capabilities = {i: torch.cuda.get_device_capability(i) for i in devices}
+    usable = [i for i in devices if capabilities[i] >= (8, 0)]
+    names = ", ".join(
+        f"{torch.cuda.get_device_name(i)} (compute capability {'.'.join(map(str, capabilities[i]))})"
+        for i in usable or devices
+    )
+    return f"in use: {names}" if usable else f"not used: expected compute capability 8.0 or newer, found {names}"
+
+
+def _cuda_kernels() -> str:
+    if not _C.built_with_nvcc:
+        return f"not built: {_C.cuda_left_out}"
+    return f"{_C.cuda_architectures}, compiled by nvcc {_C.built_with_nvcc}"

@@ -1,0 +1,281 @@
+// The operators on CUDA tensors: checks, layouts, dtypes, the device and its stream. The arithmetic is in the kernels.
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <functional>
+#include <numeric>
+
+#include "checks.h"
+#include "cuda/kernels.h"
+
+namespace prefiqs::cuda {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using OptionalTensor = std::optional<Tensor>;
+
+struct Device {
+  int multiprocessors, major, minor;
+};
+
+// All devices, asked once; empty where this build's CUDA runtime finds none, because the driver is too old for it.
+const std::vector<Device>& devices() {
+  static const std::vector<Device> found = [] {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+    std::vector<Device> all(static_cast<size_t>(count));
+    for (int i = 0; i < count; ++i) {
+      Device& device = all[static_cast<size_t>(i)];
+      cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, i);
+      cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, i);
+      cudaDeviceGetAttribute(&device.minor, cudaDevAttrComputeCapabilityMinor, i);
+    }
+    return all;
+  }();
+  return found;
+}
+
+Device device_at(const char* op, int32_t index) {
+  const size_t place = static_cast<size_t>(index);
+  expect(place < devices().size(), op, "expected a driver for CUDA ", CUDART_VERSION / 1000, ".",
+         CUDART_VERSION % 1000 / 10,
+         ", which prefiqs_ext was built with, got an older one: update the driver, or build "
+         "prefiqs_ext with an nvcc of the driver's CUDA");
+  const Device device = devices()[place];
+  expect(device.major >= 8, op, "expected a GPU of compute capability 8.0 or newer, got ", device.major, ".",
+         device.minor, ": move the tensors to the CPU");
+  return device;
+}
+
+// What a launch needs of the device of `src`, which is the current one for as long as this lives.
+class Launch {
+ public:
+  Launch(const char* op, const Tensor& src)
+      : op_(op), index_(src.get_device_index()), guard_(index_), device_(device_at(op, index_)) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  int multiprocessors() const { return device_.multiprocessors; }
+  cudaStream_t stream() const { return stream_; }
+
+  // The stable ABI reports a failed allocation without its cause.
+  Tensor empty(const std::vector<int64_t>& shape,
+               ScalarType dtype,
+               MemoryFormat format = MemoryFormat::Contiguous) const {
+    try {
+      const torch::stable::Device here(torch::headeronly::DeviceType::CUDA, index_);
+      return torch::stable::empty(shape, dtype, std::nullopt, here, std::nullopt, format);
+    } catch (const std::exception&) {
+      const int64_t numbers = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+      expect(false, op_, "expected memory for ", numbers, " numbers of dtype ", dtype_name(dtype), " on cuda:", index_,
+             ", got none (CUDA out of memory): use a smaller batch");
+      throw;
+    }
+  }
+
+  void expect_success(cudaError_t status) const {
+    const char* remedy = status == cudaErrorInvalidValue ? " (sizes too large to index? use a smaller batch)" : "";
+    expect(status == cudaSuccess, op_, "expected the kernel to launch, got ", cudaGetErrorName(status), ": ",
+           cudaGetErrorString(status), remedy);
+  }
+
+ private:
+  const char* op_;
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  const Device device_;
+  cudaStream_t stream_;
+};
+
+Type type_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Half:
+      return Type::float16;
+    case ScalarType::BFloat16:
+      return Type::bfloat16;
+    case ScalarType::Byte:
+      return Type::uint8;
+    default:
+      return Type::float32;
+  }
+}
+
+bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
+
+// As the kernels want it: dense in `format`, at an address they can read 16 bytes from. Most tensors are already.
+Tensor dense(const Tensor& t, MemoryFormat format = MemoryFormat::Contiguous) {
+  const Tensor packed = torch::stable::contiguous(t, format);
+  return aligned(packed) ? packed : torch::stable::clone(packed);
+}
+
+Tensor dense_as(ScalarType dtype, const Tensor& t, MemoryFormat format = MemoryFormat::Contiguous) {
+  return dense(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype), format);
+}
+
+OptionalTensor dense(const OptionalTensor& t, MemoryFormat format = MemoryFormat::Contiguous) {
+  return t ? OptionalTensor(dense(*t, format)) : std::nullopt;
+}
+
+template <class T>
+const T* data_or_null(const OptionalTensor& t) {
+  return t ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
+}
+
+// Tensor cores multiply sixteen bits: float32 weights become float16, a float32 source takes the format of the weights.
+ScalarType compute_dtype(const Tensor& weight) {
+  return weight.scalar_type() == ScalarType::Float ? ScalarType::Half : weight.scalar_type();
+}
+
+void run_conv(const Launch& launch,
+              ConvParams& p,
+              const Tensor& src,
+              const Tensor& weight,
+              const OptionalTensor& mask,
+              const OptionalTensor& bias,
+              const OptionalTensor& tap_shift,
+              const OptionalTensor& slope,
+              const OptionalTensor& residual,
+              const Tensor& dst,
+              MemoryFormat format) {
+  const ScalarType compute = compute_dtype(weight);
+  const Tensor src_dense = dense_as(src.scalar_type() == ScalarType::Byte ? ScalarType::Byte : compute, src, format);
+  const Tensor weight_dense = dense_as(compute, weight, format);
+  const OptionalTensor mask_dense = dense(mask), bias_dense = dense(bias), shifts = dense(tap_shift),
+                       slopes = dense(slope), residual_dense = dense(residual, format);
+  const Tensor target = aligned(dst) ? dst : torch::stable::empty_like(dst);
+
+  p.compute = type_of(compute);
+  p.src_type = type_of(src_dense.scalar_type());
+  p.dst_type = type_of(dst.scalar_type());
+  p.src = src_dense.const_data_ptr();
+  p.weight = weight_dense.const_data_ptr();
+  p.mask = data_or_null<uint32_t>(mask_dense);
+  p.bias = data_or_null<float>(bias_dense);
+  p.tap_shift = data_or_null<float>(shifts);
+  p.slope = data_or_null<float>(slopes);
+  p.residual = data_or_null<void>(residual_dense);
+  p.dst = target.mutable_data_ptr();
+
+  OptionalTensor workspace;
+  if (const int64_t floats = conv_workspace_floats(p, launch.multiprocessors()); floats > 0) {
+    workspace = launch.empty({floats}, ScalarType::Float);
+    p.workspace = workspace->mutable_data_ptr<float>();
+  }
+  launch.expect_success(launch_conv(p, launch.multiprocessors(), launch.stream()));
+  if (!aligned(dst)) {
+    Tensor out = dst;
+    torch::stable::copy_(out, target);
+  }
+}
+
+// Into `out`, or into a new tensor if that is empty.
+Tensor dual_conv2d_into(OptionalTensor out,
+                        const Tensor& src,
+                        const Tensor& weight,
+                        const OptionalTensor& mask,
+                        const OptionalTensor& bias,
+                        const OptionalTensor& tap_shift,
+                        const OptionalTensor& slope,
+                        const OptionalTensor& residual,
+                        const std::vector<int64_t>& stride,
+                        const std::vector<int64_t>& padding,
+                        const std::vector<int64_t>& dilation,
+                        int64_t groups,
+                        bool paired) {
+  ConvParams p{};
+  static_cast<ConvGeometry&>(p) =
+      check_conv2d(src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired);
+  const std::vector<int64_t> dst_shape = conv_dst_shape(p);
+  const ScalarType dst_dtype = result_dtype(src, weight);
+  if (out) check_out("dual_conv2d", *out, src, dst_dtype, dst_shape);
+  const Launch launch("dual_conv2d", src);
+  const Tensor dst = out ? *out : launch.empty(dst_shape, dst_dtype, MemoryFormat::ChannelsLast);
+  if (dst.numel() > 0) {
+    run_conv(launch, p, src, weight, mask, bias, tap_shift, slope, residual, dst, MemoryFormat::ChannelsLast);
+  }
+  return dst;
+}
+
+Tensor dual_conv2d(const Tensor& src,
+                   const Tensor& weight,
+                   const OptionalTensor& mask,
+                   const OptionalTensor& bias,
+                   const OptionalTensor& tap_shift,
+                   const OptionalTensor& slope,
+                   const OptionalTensor& residual,
+                   std::vector<int64_t> stride,
+                   std::vector<int64_t> padding,
+                   std::vector<int64_t> dilation,
+                   int64_t groups,
+                   bool paired) {
+  return dual_conv2d_into(std::nullopt, src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation,
+                          groups, paired);
+}
+
+void dual_conv2d_out(const Tensor& src,
+                     const Tensor& weight,
+                     const OptionalTensor& mask,
+                     const OptionalTensor& bias,
+                     const OptionalTensor& tap_shift,
+                     const OptionalTensor& slope,
+                     const OptionalTensor& residual,
+                     std::vector<int64_t> stride,
+                     std::vector<int64_t> padding,
+                     std::vector<int64_t> dilation,
+                     int64_t groups,
+                     bool paired,
+                     const Tensor& out) {
+  dual_conv2d_into(out, src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired);
+}
+
+Tensor dual_linear(
+    const Tensor& src, const Tensor& weight, const OptionalTensor& mask, const OptionalTensor& bias, bool paired) {
+  ConvParams p{};
+  static_cast<ConvGeometry&>(p) = check_linear(src, weight, mask, bias, paired);
+  const Launch launch("dual_linear", src);
+  const Tensor dst = launch.empty(linear_dst_shape(src, weight, p), result_dtype(src, weight));
+  if (dst.numel() > 0) {
+    run_conv(launch, p, src, weight, mask, bias, {}, {}, {}, dst, MemoryFormat::Contiguous);
+  }
+  return dst;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> embedding_distance(const Tensor& pair) {
+  check_pair(pair);
+  const Launch launch("embedding_distance", pair);
+  const int64_t rows = pair.size(0) / 2, features = pair.size(1);
+  Tensor distance = launch.empty({rows}, ScalarType::Float), norm = launch.empty({rows}, ScalarType::Float);
+  Tensor embedding = launch.empty({rows, features}, ScalarType::Float);
+  Tensor pruned_embedding = launch.empty({rows, features}, ScalarType::Float);
+  if (rows > 0) {
+    const Tensor pair_dense = dense(pair);
+    const DistanceParams p{
+        rows,
+        features,
+        type_of(pair.scalar_type()),
+        pair_dense.const_data_ptr(),
+        distance.mutable_data_ptr<float>(),
+        embedding.mutable_data_ptr<float>(),
+        pruned_embedding.mutable_data_ptr<float>(),
+        norm.mutable_data_ptr<float>(),
+    };
+    launch.expect_success(launch_distance(p, launch.stream()));
+  }
+  return {distance, embedding, pruned_embedding, norm};
+}
+
+}  // namespace
+}  // namespace prefiqs::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(prefiqs_ext, CUDA, m) {
+  m.impl("dual_conv2d", TORCH_BOX(&prefiqs::cuda::dual_conv2d));
+  m.impl("dual_conv2d.out", TORCH_BOX(&prefiqs::cuda::dual_conv2d_out));
+  m.impl("dual_linear", TORCH_BOX(&prefiqs::cuda::dual_linear));
+  m.impl("embedding_distance", TORCH_BOX(&prefiqs::cuda::embedding_distance));
+}

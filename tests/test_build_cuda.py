@@ -1,0 +1,167 @@
+"""The CUDA library where there is an nvcc, GPU or not: it compiles without a warning or a spilled register, holds code
+for the GPUs it names, and loads beside a torch with CUDA, which a stand-in for libtorch_cuda.so plays."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from prefiqs_ext import _C
+from tests.test_build import assert_needs_torch_2_10, in_fresh_process
+
+ROOT = Path(__file__).parents[1]
+NVCC, CMAKE = shutil.which("nvcc"), shutil.which("cmake")
+BUILD = ROOT / "build" / "cuda"  # kept: a second run compiles only what changed
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NVCC is None or CMAKE is None, reason="no nvcc or no cmake on PATH"),
+]
+
+# A register that does not fit is kept in memory: slower, and so an error here. (Not for a library to be used: the PTX
+# keeps these options and would pass them on to newer drivers.)
+NO_SPILLS = "-Xptxas=--warn-on-spills,--warning-as-error"
+STRICT = ("-DCMAKE_CXX_FLAGS=-Werror", f"-DCMAKE_CUDA_FLAGS=-Werror=all-warnings -Xcompiler=-Werror {NO_SPILLS}")
+
+
+def configure(
+    folder: Path, *options: str, python: Path = Path(sys.executable), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    pybind11 = subprocess.run(
+        [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
+    )
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [CMAKE or "", "-G", "Ninja", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release"]
+    command += [f"-DPython_EXECUTABLE={python}", f"-Dpybind11_DIR={pybind11.stdout.strip()}", *options]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PATH": search, **environment}, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    done = configure(BUILD, "-DPREFIQS_CUDA=ON", *STRICT)
+    assert done.returncode == 0, done.stderr
+    command = [CMAKE or "", "--build", BUILD, "--target", "prefiqs_cuda"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return BUILD / "libprefiqs_cuda.so"
+
+
+def test_a_spilled_register_fails_the_build(tmp_path: Path) -> None:
+    source = tmp_path / "spill.cu"
+    source.write_text("""
+__global__ void __launch_bounds__(1024, 2) reverse(float* x) {
+  float a[128];
+#pragma unroll
+  for (int i = 0; i < 128; ++i) a[i] = x[i * 1024 + threadIdx.x];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 128; ++i) x[i * 1024 + threadIdx.x] = a[i] * a[127 - i];
+}
+""")
+    command = [NVCC or "", "-arch=sm_80", "-cubin", "-o", tmp_path / "spill.cubin", source]
+    assert subprocess.run(command, check=False).returncode == 0
+    done = subprocess.run([*command, NO_SPILLS], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Registers are spilled" in done.stdout + done.stderr
+
+
+def test_holds_code_for_every_gpu_it_names(library: Path) -> None:
+    wheel = importlib.metadata.files("nvidia-cuda-cuobjdump") or []
+    cuobjdump = next(Path(str(file.locate())) for file in wheel if file.name == "cuobjdump")
+    kinds = {"-lelf": {"sm_80.cubin", "sm_90a.cubin"}, "-lptx": {"sm_90.ptx"}}
+    sources = len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
+    for option, expected in kinds.items():
+        listing = subprocess.run([cuobjdump, option, library], capture_output=True, text=True, check=True).stdout
+        found = [line.split(".", 2)[-1] for line in listing.splitlines()]
+        assert set(found) == expected
+        assert len(found) == len(expected) * sources
+
+
+def test_needs_nothing_that_torch_2_10_lacks(library: Path) -> None:
+    assert_needs_torch_2_10(library)
+    dynamic = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    assert "[libtorch_cuda.so]" in dynamic
+    assert "cudart" not in dynamic
+    exported = subprocess.run(
+        ["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True
+    ).stdout
+    assert not [line for line in exported.splitlines() if line.split()[-1].startswith(("cuda", "__cuda"))]
+
+
+# What prefiqs_ext does beside a torch with CUDA, up to the first kernel.
+_USE = """
+import ctypes, os, pathlib, sys, torch
+ctypes.CDLL(sys.argv[1])
+torch.version.cuda = "13.0"
+import importlib.machinery, importlib.util
+loader = importlib.machinery.ExtensionFileLoader("prefiqs_ext._C", sys.argv[2])
+module = importlib.util.module_from_spec(importlib.util.spec_from_loader("prefiqs_ext._C", loader))
+module.__file__ = sys.argv[3]
+sys.modules["prefiqs_ext._C"] = module
+import prefiqs_ext
+prefiqs_ext._C = module
+from prefiqs_ext import ops
+assert ops.cuda_missing is None, ops.cuda_missing
+cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+for op in ("dual_conv2d", "dual_conv2d.out", "dual_linear", "embedding_distance"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"prefiqs_ext::{op}", "CUDA"), op
+torch.ops.prefiqs_ext.embedding_distance.default.redispatch(cuda, torch.randn(3, 2))
+"""
+
+
+def test_registers_beside_a_torch_with_cuda(library: Path) -> None:
+    stand_in = library.parent / "stand-in" / "libtorch_cuda.so"
+    arguments = [str(stand_in), _C.__file__, str(library)]
+    done = in_fresh_process(f"import sys; sys.argv = ['', *{arguments!r}]" + _USE)
+    # The last line reached the operator's own checks.
+    assert done.stderr.splitlines()[-1].endswith(
+        "prefiqs_ext::embedding_distance: expected an even number of rows in pair, got 3"
+    ), done.stderr
+
+
+def script(path: Path, body: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def python_with_torch(folder: Path, version: str, cuda: str) -> Path:
+    found = f'{{"root": "{Path(torch.__file__).parent}", "version": "{version}", "cuda": "{cuda}"}}'
+    return script(
+        folder / "python", f'case "$*" in *find_torch.py) echo \'{found}\';; *) exec {sys.executable} "$@";; esac'
+    )
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "option", "nvcc", "fails", "message"),
+    [
+        ("", "AUTO", "13.0", False, "CUDA kernels: not built (torch 2.13.0, which it was built beside, has no CUDA)"),
+        ("13.0", "AUTO", "13.0", False, "CUDA kernels: sm_80 sm_90a compute_90, by nvcc 13.0"),
+        ("13.0", "OFF", "13.0", False, "CUDA kernels: not built (PREFIQS_CUDA=OFF)"),
+        ("13.0", "AUTO", "", False, "CUDA kernels: not built (no working nvcc was found: install the CUDA toolkit"),
+        ("13.0", "ON", "", True, "PREFIQS_CUDA=ON, but no working nvcc was found: install the CUDA toolkit"),
+        ("12.8", "AUTO", "12.4", False, "CUDA kernels: not built (nvcc 12.4 ("),
+        ("", "ON", "12.4", True, "PREFIQS_CUDA=ON, but nvcc 12.4 ("),
+        ("12.8", "AUTO", "13.0", True, "expected an nvcc of CUDA 12, which torch 2.13.0 was built with, got 13.0 ("),
+        ("13.1", "AUTO", "13.0", False, "nvcc 13.0 compiles the CUDA kernels; torch 2.13.0 was built with CUDA 13.1"),
+        ("", "YES", "13.0", True, "expected PREFIQS_CUDA to be AUTO, ON or OFF, got 'YES'"),
+    ],
+)
+def test_configure(torch_cuda: str, option: str, nvcc: str, fails: bool, message: str, tmp_path: Path) -> None:
+    compiler = tmp_path / "nvcc"  # missing where nvcc is ""
+    if nvcc:
+        script(compiler, f'case "$*" in --version) echo "release {nvcc}, V{nvcc}";; *) exec {NVCC} "$@";; esac')
+    python = python_with_torch(tmp_path, "2.13.0", torch_cuda)
+    done = configure(tmp_path / "build", f"-DPREFIQS_CUDA={option}", python=python, CUDACXX=str(compiler))
+    said = " ".join((done.stdout + done.stderr).split())
+    assert (done.returncode != 0) == fails, said
+    assert message in said
