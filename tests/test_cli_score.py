@@ -138,7 +138,7 @@ def _error(result: Result, message: str, code: int = 1) -> None:
         (["--output", "t.xls"], "expected an output that ends in .csv, .jsonl or .txt, got t.xls", 1),
         (["--output", "none/t.csv"], "cannot write none/t.csv.part (No such file or directory)", 1),
         (["--embeddings", "e.bin"], "expected a .npy file for embeddings, got e.bin", 1),
-        (["--device", "cuda"], "expected device 'cpu'", 1),
+        (["--device", "cuda"], "cannot compute on 'cuda': ", 1),
         (["--dtype", "float16"], "expected dtype torch.float32", 1),
         (["--sparsity", "1"], "sparsity must be a number in [0, 1)", 1),
         (["--layers", "none*"], "none*", 1),
