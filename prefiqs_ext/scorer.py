@@ -28,7 +28,7 @@ _OVERSHOOT = 1e-3
 _CHUNK = {"cpu": 16, "cuda": 256}
 # Of an embedding in half precision, largest difference over largest size, in units of the type's rounding. Some fifty
 # to a hundred roundings add up like their square root; a wrong kernel is off by its own size.
-_ROUNDINGS = 64
+_ROUNDINGS = 32
 
 
 class Scorer(nn.Module):
@@ -100,9 +100,8 @@ class Scorer(nn.Module):
             expected = self._dual(example[:1])
         self._embedding_size = expected.shape[1]
         self._run: Callable[[Tensor], tuple[Tensor, ...]]
-        if self.device.type == "cpu":
-            in_place = InPlace(self._dual, example)
-            self._run = partial(_score_output, in_place)
+        if self.dtype == torch.float32:
+            self._run = partial(_score_output, InPlace(self._dual, example))
         else:
             to_half(self._dual, self.device, self.dtype)
             self._check_half(example[:1], expected)

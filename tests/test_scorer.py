@@ -322,7 +322,7 @@ BAD_SCORERS: dict[str, tuple[Callable[[nn.Module, Preset], Any], str]] = {
         lambda m, p: Scorer(m, preset=p, device="cuda", dtype=torch.float32),
         "expected dtype torch.float16 or torch.bfloat16 on CUDA",
     ),
-    "device": (lambda m, p: Scorer(m, preset=p, device="cuda"), "cannot compute on 'cuda': "),
+    "device": (lambda m, p: Scorer(m, preset=p, device="cuda:99"), "cannot compute on 'cuda:99': "),
     "dtype": (lambda m, p: Scorer(m, preset=p, dtype=torch.float16), "expected dtype torch.float32"),
     "device type": (lambda m, p: Scorer(m, preset=p, device="meta"), "expected device 'cpu' or 'cuda', got 'meta'"),
     "chunk": (lambda m, p: Scorer(m, preset=p, chunk=0), "expected chunk of 1 or more, got 0"),
