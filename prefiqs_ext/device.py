@@ -43,6 +43,11 @@ def resolve(
     return torch.device("cuda", index), dtype or torch.float16
 
 
+def automatic() -> str:
+    """ "cuda" where it can be used, else "cpu"."""
+    return "cpu" if why_no_cuda() else "cuda"
+
+
 def why_no_cuda(device: torch.device | str = "cuda") -> str | None:
     """Why this installation cannot compute on a CUDA device, and what to do; None where it can."""
     if torch.version.cuda is None:

@@ -67,7 +67,9 @@ class Emulation:
     def embedding_distance(self, pair: Tensor) -> EmbeddingDistance:
         return EmbeddingDistance(*oracle.expected_embedding_distance(pair.float()))
 
-    def _layer(self, expected: Any, src: Tensor, weight: Tensor, mask: Tensor | None, *more: Any, **named: Any) -> Tensor:
+    def _layer(
+        self, expected: Any, src: Tensor, weight: Tensor, mask: Tensor | None, *more: Any, **named: Any
+    ) -> Tensor:
         assert weight.dtype in HALF
         assert src.dtype in (torch.uint8, torch.float32, weight.dtype)
         assert all(t is None or t.dtype == torch.float32 for t in more[:3])

@@ -127,7 +127,9 @@ def test_levels_go_in_as_they_are(emulation: Emulation) -> None:
 
 def test_weights_in_half_the_rest_as_it_was(emulation: Emulation) -> None:
     graph = check(networks.calibrated("residual"), networks.network_input(networks.pictures(2, 32)), emulation)
-    kinds = {name.rpartition(".")[2]: buffer.dtype for name, buffer in graph.named_buffers() if buffer.is_floating_point()}
+    kinds = {
+        name.rpartition(".")[2]: buffer.dtype for name, buffer in graph.named_buffers() if buffer.is_floating_point()
+    }
     assert kinds == {
         "weight": torch.float16,
         "bias": torch.float32,
@@ -232,7 +234,9 @@ def test_overflow_of_an_image_names_the_remedy(in_half: Callable[..., Scorer]) -
 
 
 def test_a_wrong_kernel_is_found(
-    in_half: Callable[..., Scorer], emulation: Emulation, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    in_half: Callable[..., Scorer],
+    emulation: Emulation,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     def shifted(src: Tensor, weight: Tensor, *more: Any, **named: Any) -> Tensor:
         return emulation.dual_conv2d(src, weight, *more, **named).roll(int(weight.dtype == torch.float16), 1)
