@@ -236,7 +236,7 @@ def test_overflow_of_an_image_names_the_remedy(in_half: Callable[..., Scorer]) -
 def test_a_wrong_kernel_is_found(
     in_half: Callable[..., Scorer],
     emulation: Emulation,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def shifted(src: Tensor, weight: Tensor, *more: Any, **named: Any) -> Tensor:
         return emulation.dual_conv2d(src, weight, *more, **named).roll(int(weight.dtype == torch.float16), 1)

@@ -38,8 +38,8 @@ class CudaGraphs:
     last are kept. Calls come from any thread and on any stream: each waits, on the GPU, until the one before has left
     the recordings' memory. What is given may be freed, and what is returned kept, as with any operation.
 
-    Short of memory, all recordings are given up and the call is made once more as it is; torch.cuda.OutOfMemoryError
-    then means that the function itself needs more than there is.
+    Short of memory, all recordings are given up and the call is made once more as it is; an error that `out_of_memory`
+    knows then means that the function itself needs more than there is.
 
     Args:
         function: of a tensor [N, ...], gives tensors, and depends on nothing else. Picklable if this is to be.
@@ -148,9 +148,12 @@ def _key(batch: Tensor) -> tuple[object, ...]:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether the GPU had too little memory: the error says so, or one that it came from (a capture that broke)."""
+    """Whether the GPU had too little memory: the error says so, or one that it came from (a capture that broke).
+
+    Our operators, built on torch's stable ABI, know no class of torch's for it, and say so in words.
+    """
     while error is not None:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA out of memory" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
