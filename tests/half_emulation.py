@@ -20,6 +20,7 @@ from prefiqs_ext.ops import EmbeddingDistance
 from tests import oracle
 
 HALF = (torch.float16, torch.bfloat16)
+_native_conv2d, _native_linear, _unpack = ops.dual_conv2d, ops.dual_linear, oracle.unpack_mask
 
 
 class Emulation:
@@ -83,22 +84,15 @@ class Emulation:
     def _result_dtype(src: Tensor, weight: Tensor) -> torch.dtype:
         return src.dtype if src.is_floating_point() else weight.dtype
 
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        """From here on converted graphs run as on CUDA."""
+        for name in ("dual_conv2d", "dual_linear"):
+            patch.setattr(ops, name, getattr(self, name))
+        patch.setattr("prefiqs_ext.scorer.embedding_distance", self.embedding_distance)
+        patch.setattr(oracle, "unpack_mask", self.unpack_mask)
+
     def unpack_mask(self, packed: Tensor, weight_shape: Sequence[int]) -> Tensor:
         """The oracle's, which goes bit by bit, once for each mask."""
         if id(packed) not in self._kept:
             self._kept[id(packed)] = (packed, _unpack(packed, weight_shape))  # holding on to it: its id stays its own
         return self._kept[id(packed)][1]
-
-
-_native_conv2d, _native_linear, _unpack = ops.dual_conv2d, ops.dual_linear, oracle.unpack_mask
-
-
-@pytest.fixture
-def emulation(monkeypatch: pytest.MonkeyPatch) -> Emulation:
-    """From here on converted graphs run as on CUDA."""
-    emulated = Emulation()
-    for name in ("dual_conv2d", "dual_linear"):
-        monkeypatch.setattr(ops, name, getattr(emulated, name))
-    monkeypatch.setattr("prefiqs_ext.scorer.embedding_distance", emulated.embedding_distance)
-    monkeypatch.setattr(oracle, "unpack_mask", emulated.unpack_mask)
-    return emulated

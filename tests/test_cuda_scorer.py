@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import prefiqs_ext
-from prefiqs_ext import Scorer, ScoreOutput, models, reference
+from prefiqs_ext import ScoreOutput, Scorer, models, reference
 from prefiqs_ext.device import why_no_cuda
 from prefiqs_ext.models import weights
 from tests import conftest, networks

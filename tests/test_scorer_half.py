@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from prefiqs_ext import Preset, Pruning, Scorer, reference
 from prefiqs_ext.dual import dualize, to_half
 from tests import duals, networks
-from tests.half_emulation import HALF, Emulation, emulation  # noqa: F401 a fixture
+from tests.half_emulation import HALF, Emulation
 from tests.oracle import expected_pair
 
 # Of the largest value, in units of the type's rounding: some ten to fifty roundings, which add up like their square
@@ -28,6 +28,13 @@ ROUNDINGS = 16
 # What the project promises of D in float16 against float64.
 D_TOLERANCE, SPEARMAN = 3e-3, 0.999
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def emulation(monkeypatch: pytest.MonkeyPatch) -> Emulation:
+    emulated = Emulation()
+    emulated.install(monkeypatch)
+    return emulated
 
 
 def half_graph(model: nn.Module, example: Tensor, dtype: torch.dtype, *, fuse: bool = True) -> fx.GraphModule:
@@ -155,7 +162,7 @@ class Eager:
 
 
 @pytest.fixture
-def in_half(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scorer]:  # noqa: F811
+def in_half(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scorer]:
     """Makes Scorers that compute as on CUDA, but on the CPU."""
     monkeypatch.setattr("prefiqs_ext.dual.cuda_graphs.CudaRecording", Eager)
 

@@ -1,8 +1,8 @@
 """A converted graph in half precision on a GPU: what becomes float16 or bfloat16, and what stays float32.
 
-Weights and the values between layers are half precision; masks, biases, slopes and tap shifts stay as they are. The last
-layers, those whose results reach the output through no other layer, read a float32 source and so give a float32 result:
-the embedding is not rounded. What follows them, the tail, computes in float32.
+Weights and the values between layers are half precision; masks, biases, slopes and tap shifts stay as they are. The
+last layers, those whose results reach the output through no other layer, read a float32 source and so give a float32
+result: the embedding is not rounded. What follows them, the tail, computes in float32.
 """
 
 from __future__ import annotations
