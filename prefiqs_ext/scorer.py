@@ -44,7 +44,7 @@ class Scorer(nn.Module):
             True = keep.
         preset: what the network wants done to an image: a :class:`Preset`, its name ("arcface", "magface", ...), or
             None: a built-in model's own; any other network then gets the batch exactly as it is.
-        device: "cpu", "cuda", or a device of these; None: the GPU that the model is on, else the CPU. A batch comes from
+        device: "cpu", "cuda", or a device of these; None: the GPU that the model is on, else the CPU. Batches come from
             there, and results are there.
         dtype: what to compute in: float32 on the CPU; float16 on CUDA, or bfloat16 for a network whose activations
             overflow float16 (the error says so).
@@ -118,8 +118,8 @@ class Scorer(nn.Module):
         most = _ROUNDINGS * torch.finfo(self.dtype).eps
         if difference > most:
             raise RuntimeError(
-                f"the embedding in {self.dtype} on {self.device} differs from the CPU's by {difference:.2g} of its size, "
-                f"expected at most {most:.2g}{remedy}"
+                f"the embedding in {self.dtype} on {self.device} differs from the CPU's by {difference:.2g} of its "
+                f"size, expected at most {most:.2g}{remedy}"
             )
 
     @property

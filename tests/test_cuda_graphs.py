@@ -1,4 +1,4 @@
-"""CudaGraphs' bookkeeping, with recordings that only count: what is recorded when, and what goes when memory is short."""
+"""CudaGraphs' bookkeeping, with recordings that only count: what is recorded when, what goes when memory is short."""
 
 from __future__ import annotations
 
