@@ -1,4 +1,4 @@
-"""Scorer on a GPU: against the float64 reference and the CPU, and its promises under streams, threads and little memory.
+"""Scorer on a GPU: against the float64 reference and the CPU; its promises under streams, threads and little memory.
 
 Real faces come from the folder PREFIQS_CROPS (folders of aligned 112 x 112 JPEGs), by default where conftest.py looks.
 """
