@@ -28,6 +28,7 @@ from benchmarks.score import network as build_network
 from benchmarks.steps import record
 from benchmarks.timing import Spread, machine, ratios
 from prefiqs_ext import ops, reference
+from prefiqs_ext.device import why_no_cuda
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import pack_mask
 from prefiqs_ext.scorer import Scorer
@@ -37,6 +38,7 @@ OURS, ENGINE, EAGER, GRAPH = "prefiqs_ext", "prefiqs_ext, engine alone", "two mo
 COMPILED = "two models, torch.compile max-autotune"
 TWO_LAYERS = "two cuDNN layers"
 _D_TOLERANCE, _SPEARMAN = 3e-3, 0.999
+_SOURCES = {".h", ".cuh", ".cu", ".cpp", ".py"}
 _TIMED_SECONDS = 6.0  # of one contender
 _MOST_ROUNDS, _FEWEST_ROUNDS = 30, 5
 Calls = Mapping[str, Callable[[], object]]
@@ -50,6 +52,8 @@ class Bench:
         self.on_gpu = self.device.type == "cuda"
         self.dtype = torch.float16 if self.on_gpu else torch.float32
         torch.backends.cudnn.benchmark = True  # the fastest that cuDNN has, for the peers
+        if self.on_gpu and not torch.cuda.is_available():
+            raise SystemExit("expected a CUDA device, found none: --device cpu is for trying the code")
         self.card = torch.cuda.get_device_name() if self.on_gpu else "no GPU: for trying only"
 
     def milliseconds(self, call: Callable[[], object], repeats: int) -> float:
@@ -108,8 +112,8 @@ class Bench:
 
 def facts(bench: Bench, _: argparse.Namespace) -> None:
     """What ran, on what, and of which source."""
-    sources = sorted(file for folder in ("csrc", "prefiqs_ext") for file in Path(folder).rglob("*.[chp]*"))
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources if file.suffix != ".pyc")).hexdigest()
+    files = sorted(file for folder in ("csrc", "prefiqs_ext") for file in Path(folder).rglob("*"))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files if file.suffix in _SOURCES)).hexdigest()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     driver = ""
     if bench.on_gpu:
@@ -127,6 +131,9 @@ def facts(bench: Bench, _: argparse.Namespace) -> None:
         text=f"{bench.card}, torch {torch.__version__}, CUDA {torch.version.cuda}, commit {commit[:9] or 'unknown'}, "
         f"sources {digest[:12]}, {machine()['date']}",
     )
+    reason = why_no_cuda() if bench.on_gpu else None
+    if reason is not None:
+        raise SystemExit(f"expected prefiqs_ext to compute on CUDA, but {reason}")
 
 
 def ceilings(bench: Bench, _: argparse.Namespace) -> None:
@@ -137,7 +144,9 @@ def ceilings(bench: Bench, _: argparse.Namespace) -> None:
     a, b = (torch.randn(size, size, device=bench.device).to(bench.dtype) for _ in range(2))
     times = bench.rounds({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, seconds=3)
     copied, multiplied = 2 * count / 1e9, 2 * size**3 / 1e9
-    bandwidth, rate = (work / Spread.of(times[name]).median for name, work in (("copy", copied), ("product", multiplied)))
+    bandwidth, rate = (
+        work / Spread.of(times[name]).median for name, work in (("copy", copied), ("product", multiplied))
+    )
     text = f"ceilings: copies {bandwidth:.2f} TB/s, products of {size}x{size} {rate:.0f} TFLOP/s"
     record("ceilings", terabytes_a_second=bandwidth, teraflops=rate, milliseconds=times, text=text)
 
@@ -166,9 +175,11 @@ def network(bench: Bench, arguments: argparse.Namespace) -> None:
 
 def compiled(bench: Bench, arguments: argparse.Namespace) -> None:
     """max-autotune, which uses CUDA graphs, with batch norm folded (freezing): the fastest that torch has."""
+    from torch._inductor import config as inductor
+
     name, count = arguments.model, arguments.batch
     images = bench.images(name, count)
-    torch._inductor.config.freezing = True
+    inductor.freezing = True
     with torch.no_grad():
         run = torch.compile(bench.two_models(name), mode="max-autotune")
         channels_last = images.contiguous(memory_format=torch.channels_last)
@@ -300,9 +311,7 @@ def _faces(folder: Path) -> Tensor:
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
 
-MEASUREMENTS = {
-    function.__name__: function for function in (facts, ceilings, network, compiled, layers, accuracy)
-}
+MEASUREMENTS = {function.__name__: function for function in (facts, ceilings, network, compiled, layers, accuracy)}
 
 
 def main() -> None:

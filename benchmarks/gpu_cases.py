@@ -1,4 +1,4 @@
-"""Small cases of every operator, for compute-sanitizer: `compute-sanitizer --tool racecheck python -m benchmarks.gpu_cases`.
+"""Small cases of every operator: `compute-sanitizer --tool racecheck python -m benchmarks.gpu_cases`.
 
 Shapes of tests/test_ops.py, each with everything that the epilogue has, compared with the oracle. Under a sanitizer a
 case takes up to seconds: after --seconds no other is begun, and those left out are named.
@@ -16,14 +16,14 @@ from typing import Any
 # Before torch is imported: each tensor is an allocation of its own, with bounds that a sanitizer can see.
 os.environ.setdefault("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from torch import Tensor
 
-from benchmarks.steps import record  # noqa: E402
-from prefiqs_ext import ops  # noqa: E402
-from prefiqs_ext.pruning import pack_mask  # noqa: E402
-from tests import oracle  # noqa: E402
-from tests.test_ops import SHAPES  # noqa: E402
+from benchmarks.steps import LIMIT, record
+from prefiqs_ext import ops
+from prefiqs_ext.pruning import pack_mask
+from tests import oracle
+from tests.test_ops import SHAPES
 
 # Half-precision results of float32 sums, and their sums in another order: a few units of rounding of the largest.
 _TOLERANCE = 4 * torch.finfo(torch.float16).eps
@@ -32,12 +32,27 @@ _TOLERANCE = 4 * torch.finfo(torch.float16).eps
 def convolution(name: str, device: torch.device, dtype: torch.dtype) -> None:
     channels, filters, kernel, stride, padding, dilation, groups, size = SHAPES[name]
     first = channels == 3  # as the first layer of a network: levels, read by both branches
-    src = torch.randint(0, 256, (2, channels, *size), dtype=torch.uint8) if first else _values(dtype, 4, channels, *size)
+    src = (
+        torch.randint(0, 256, (2, channels, *size), dtype=torch.uint8) if first else _values(dtype, 4, channels, *size)
+    )
     weight = _values(dtype, filters, channels // groups, *kernel)
     mask = pack_mask(torch.rand(weight.shape) < 0.6)
-    given: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "paired": not first}
+    given: dict[str, Any] = {
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "paired": not first,
+    }
     shape = oracle.expected_dual_conv2d(src, weight.float(), mask, **given).shape
-    inputs: list[Tensor] = [src, weight, mask, torch.randn(filters), torch.randn(2, filters, *kernel), torch.rand(filters)]
+    inputs: list[Tensor] = [
+        src,
+        weight,
+        mask,
+        torch.randn(filters),
+        torch.randn(2, filters, *kernel),
+        torch.rand(filters),
+    ]
     inputs.append(_values(dtype, *shape))
     expected = oracle.expected_dual_conv2d(*(t.float() if t.dtype == dtype else t for t in inputs), **given)
     _check(ops.dual_conv2d(*(t.to(device) for t in inputs), **given), expected)
@@ -73,7 +88,9 @@ def _check(got: Tensor, expected: Tensor) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=90)
+    # A sanitizer reports at the end, and must come to it before its step is ended.
+    seconds = 0.6 * float(os.environ.get(LIMIT, 150))
+    parser.add_argument("--seconds", type=float, default=seconds, help="default: 0.6 of what the step has")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     arguments = parser.parse_args()
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ import argparse
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.gpu_environment import FOLDER, PYTHON, environment
@@ -26,7 +27,8 @@ def build(arguments: argparse.Namespace) -> list[Step]:
     wheels = ["--wheels", str(arguments.wheels)] if arguments.wheels else []
     return [
         Step("build", [sys.executable, "-m", "benchmarks.gpu_environment", *wheels], 360, needed=True),
-        _gpu("facts", 60),
+        # Where the kernels cannot run, the tests skip; that must not look like success. Peers can still be measured.
+        replace(_gpu("facts", 60), needed=arguments.stage == "check"),
     ]
 
 
@@ -34,7 +36,7 @@ def check_steps(folder: Path) -> list[Step]:
     marked = sorted(str(file) for file in Path("tests").glob("test_*.py") if "mark.cuda" in file.read_text())
     tests = [str(PYTHON), "-m", "pytest", "-m", "cuda", "-n", "4", f"--junitxml={folder / 'junit.xml'}", *marked]
     return [
-        Step("tests", tests, 240),
+        Step("tests", tests, 200),
         _gpu("accuracy sface", 120),
         _gpu("accuracy iresnet50", 120),
         _sanitized("memcheck"),
@@ -63,9 +65,8 @@ def _gpu(what: str, limit: float) -> Step:
 
 def _sanitized(tool: str) -> Step:
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    seconds = 90.0
-    cases = [str(PYTHON), "-m", "benchmarks.gpu_cases", "--seconds", str(seconds)]
-    return Step(tool, [sanitizer, "--tool", tool, "--error-exitcode", "9", *cases], seconds + 90)
+    cases = [str(PYTHON), "-m", "benchmarks.gpu_cases"]
+    return Step(tool, [sanitizer, "--tool", tool, "--error-exitcode", "9", *cases], 150)
 
 
 def prepared(arguments: argparse.Namespace) -> dict[str, str]:
@@ -102,9 +103,7 @@ def main() -> int:
         if old.name in (RESULTS, SUMMARY, "log.txt", "junit.xml"):
             old.unlink()
     steps = check_steps(arguments.outdir) if arguments.stage == "check" else bench_steps()
-    outcomes = run_steps(
-        [*build(arguments), *steps], arguments.outdir, arguments.budget, prepared(arguments)
-    )
+    outcomes = run_steps([*build(arguments), *steps], arguments.outdir, arguments.budget, prepared(arguments))
     print((arguments.outdir / SUMMARY).read_text(), end="")
     return 0 if all(outcome.state == "passed" for outcome in outcomes) else 1
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 LOG, RESULTS, SUMMARY = "log.txt", "results.jsonl", "summary.txt"
+LIMIT = "PREFIQS_STEP_SECONDS"  # in the environment of a step: its limit
 _LOG_BYTES = 1_000_000  # of one step: its beginning and its end
 _LEAST_SECONDS = 5  # a step with less left is not begun
 
@@ -79,7 +80,7 @@ def _run(step: Step, log: Path, limit: float, environment: Mapping[str, str]) ->
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=dict(environment),
+                env={**environment, LIMIT: str(limit)},
                 start_new_session=True,  # so that all that it starts can be ended with it
             )
         except OSError as error:
@@ -95,7 +96,9 @@ def _run(step: Step, log: Path, limit: float, environment: Mapping[str, str]) ->
     _shorten(log, begin)
     if code is None:
         return Outcome(step.name, "timed out", seconds, f"after {limit:.0f} s")
-    return Outcome(step.name, "passed" if code == 0 else "failed", seconds, "" if code == 0 else _last_line(log, code))
+    return Outcome(
+        step.name, "passed" if code == 0 else "failed", seconds, "" if code == 0 else _last_line(log, begin, code)
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -119,10 +122,10 @@ def _shorten(log: Path, begin: int) -> None:
         stream.write(b"\n... (cut) ...\n" + end)
 
 
-def _last_line(log: Path, code: int) -> str:
+def _last_line(log: Path, begin: int, code: int) -> str:
     with log.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - 2000))
+        stream.seek(max(begin, size - 2000))
         lines = stream.read().decode(errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f"exit code {code}: {last}"[:160]

@@ -31,7 +31,7 @@ def states(steps: Sequence[Step], folder: Path, budget: float = 60) -> dict[str,
 
 def test_a_step_that_fails_does_not_stop_the_rest(tmp_path: Path) -> None:
     steps = [
-        python("wrong", "print('one'); raise SystemExit('it broke')"),
+        python("wrong", "print('one', flush=True); raise SystemExit('it broke')"),
         Step("absent", ["/no/such/tool"], 60),
         python("killed", "import os; os.kill(os.getpid(), 9)"),
         python("right", "from benchmarks.steps import record; record('copy', speed=3, text='copies: 3 TB/s')"),
@@ -42,6 +42,7 @@ def test_a_step_that_fails_does_not_stop_the_rest(tmp_path: Path) -> None:
     assert summary.startswith("copies: 3 TB/s\n")
     assert "exit code 1: it broke" in summary
     assert "No such file or directory: '/no/such/tool'" in summary
+    assert "exit code -9:\n" in summary
     log = (tmp_path / LOG).read_text()
     assert "=== wrong: " in log
     assert "one\n" in log
@@ -50,7 +51,9 @@ def test_a_step_that_fails_does_not_stop_the_rest(tmp_path: Path) -> None:
 
 def test_a_step_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     child = tmp_path / "child"
-    code = f"import subprocess, time; p = subprocess.Popen(['sleep', '600']); open({str(child)!r}, 'w').write(str(p.pid))"
+    code = (
+        f"import subprocess, time; p = subprocess.Popen(['sleep', '600']); open({str(child)!r}, 'w').write(str(p.pid))"
+    )
     start = time.monotonic()
     found = states([python("hangs", code + "; time.sleep(600)", limit=3), python("next", "")], tmp_path / "out")
     assert found == {"hangs": "timed out", "next": "passed"}
@@ -79,6 +82,11 @@ def test_the_summary_is_whole_while_a_step_runs(tmp_path: Path) -> None:
     seen = (tmp_path / LOG).read_text()
     assert "passed    first" in seen
     assert seen.count("not begun") == 2
+
+
+def test_a_step_knows_its_limit(tmp_path: Path) -> None:
+    code = "import os; assert 0 < float(os.environ['PREFIQS_STEP_SECONDS']) <= 7"
+    assert states([python("one", code, limit=7)], tmp_path) == {"one": "passed"}
 
 
 def test_a_long_log_loses_its_middle(tmp_path: Path) -> None:
