@@ -1,6 +1,6 @@
 """An environment for the GPU machine, in build/gpu: `python -m benchmarks.gpu_environment --wheels DIR`.
 
-It sees all packages of the Python that makes it; of the wheels in DIR it installs those that are missing there, and then
+It sees all packages of the Python that makes it; of the wheels in DIR it installs those that are missing there, then
 prefiqs_ext with its CUDA kernels, editable. No index is asked. Only the standard library is needed.
 """
 

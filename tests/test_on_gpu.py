@@ -1,5 +1,7 @@
-"""What runs the checks and benchmarks on a GPU machine, with steps that stand in for the real ones; and, on the CPU, the
-measurements themselves."""
+"""What runs the checks and benchmarks on a GPU machine, with steps that stand in for the real ones.
+
+And the measurements themselves, on the CPU.
+"""
 
 from __future__ import annotations
 
