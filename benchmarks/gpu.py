@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -114,11 +115,8 @@ def facts(bench: Bench, _: argparse.Namespace) -> None:
     """What ran, on what, and of which source."""
     files = sorted(file for folder in ("csrc", "prefiqs_ext") for file in Path(folder).rglob("*"))
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files if file.suffix in _SOURCES)).hexdigest()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    driver = ""
-    if bench.on_gpu:
-        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    commit = _output("git", "rev-parse", "HEAD")
+    driver = _output("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
     record(
         "facts",
         **machine(),
@@ -134,6 +132,13 @@ def facts(bench: Bench, _: argparse.Namespace) -> None:
     reason = why_no_cuda() if bench.on_gpu else None
     if reason is not None:
         raise SystemExit(f"expected prefiqs_ext to compute on CUDA, but {reason}")
+
+
+def _output(*command: str) -> str:
+    """What a command prints; nothing where there is no such command, or no repository."""
+    if shutil.which(command[0]) is None:
+        return ""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def ceilings(bench: Bench, _: argparse.Namespace) -> None:
