@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import lru_cache, partial
 from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from prefiqs_ext import models
-from prefiqs_ext.dual import InPlace, dualize
+from prefiqs_ext.device import resolve
+from prefiqs_ext.dual import CudaGraphs, InPlace, dualize, out_of_memory, to_half
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.ops import embedding_distance
 from prefiqs_ext.output import ScoreOutput
@@ -21,6 +24,11 @@ from prefiqs_ext.pruning import Pruning
 
 # Floating images come from divisions by 255 and resampling, which overshoot a little.
 _OVERSHOOT = 1e-3
+# Images run together: what stays in a CPU's cache; what fills a GPU.
+_CHUNK = {"cpu": 16, "cuda": 256}
+# Of an embedding in half precision, largest difference over largest size, in units of the type's rounding. Some fifty
+# to a hundred roundings add up like their square root; a wrong kernel is off by its own size.
+_ROUNDINGS = 32
 
 
 class Scorer(nn.Module):
@@ -36,15 +44,19 @@ class Scorer(nn.Module):
             True = keep.
         preset: what the network wants done to an image: a :class:`Preset`, its name ("arcface", "magface", ...), or
             None: a built-in model's own; any other network then gets the batch exactly as it is.
-        device, dtype: where and in what to compute. This build computes on the CPU in float32.
+        device: "cpu", "cuda", or a device of these; None: the GPU that the model is on, else the CPU. Batches come from
+            there, and results are there.
+        dtype: what to compute in: float32 on the CPU; float16 on CUDA, or bfloat16 for a network whose activations
+            overflow float16 (the error says so).
         example: a batch like those to come, ``[N, ...]``; needed where there is no preset to tell the shape.
-        chunk: images run together; bounds memory, never changes a result.
+        chunk: images run together; bounds memory, never changes a result. None: 16 on the CPU, 256 on CUDA.
         fuse: fold batch norm, input normalisation, activations and residuals into the convolutions.
         on_bad: a row whose embedding has no direction (norm 0 or not finite): "raise", or "nan" for its distance and
             quality.
 
     Raises:
-        ValueError: naming what was expected and what came.
+        ValueError: naming what was expected and what came, or why CUDA cannot be used.
+        RuntimeError: when the converted network does not give what the network gives.
     """
 
     def __init__(
@@ -56,21 +68,21 @@ class Scorer(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         example: Tensor | None = None,
-        chunk: int = 16,
+        chunk: int | None = None,
         fuse: bool = True,
         on_bad: Literal["raise", "nan"] = "raise",
     ) -> None:
         super().__init__()
-        if torch.device(device or "cpu").type != "cpu":
-            raise ValueError(f"expected device 'cpu', the only one this build computes on; got {device!r}")
-        if dtype not in (None, torch.float32):
-            raise ValueError(f"expected dtype torch.float32, the only one this build computes in; got {dtype}")
-        if chunk < 1:
+        if chunk is not None and chunk < 1:
             raise ValueError(f"expected chunk of 1 or more, got {chunk}")
         if on_bad not in ("raise", "nan"):
             raise ValueError(f"expected on_bad 'raise' or 'nan', got {on_bad!r}")
-        network, own_preset = (model, None) if isinstance(model, nn.Module) else _load(model)
-        masks = pruning.masks(network) if isinstance(pruning, Pruning) else dict(pruning)
+        self.device, self.dtype = resolve(device, dtype, model)
+        network, own_preset = (_on_cpu(model), None) if isinstance(model, nn.Module) else _load(model)
+        if isinstance(pruning, Pruning):
+            masks = pruning.masks(network)
+        else:
+            masks = {name: mask.cpu() for name, mask in pruning.items()}
         self.preset = Preset.named(preset) if isinstance(preset, str) else preset or own_preset
         if self.preset is not None:
             # Masks come first: pruning knows layers by the names they have in the caller's model.
@@ -79,13 +91,36 @@ class Scorer(nn.Module):
             example = _example_images(self.preset)
         if example is None:
             raise ValueError("expected a preset, or an example batch that shows the network's input; got neither")
-        self.chunk = chunk
+        example = example.cpu()
+        self.chunk = chunk or _CHUNK[self.device.type]
         self.on_bad = on_bad
         self._input_rank = example.dim()
         self._dual = dualize(network, masks, example=example, fuse=fuse)
-        self._in_place = InPlace(self._dual, example, chunk=chunk)
         with torch.inference_mode():
-            self._embedding_size = self.forward(example).embedding.shape[1]
+            expected = self._dual(example[:1])
+        self._embedding_size = expected.shape[1]
+        self._run: Callable[[Tensor], tuple[Tensor, ...]]
+        if self.dtype == torch.float32:
+            self._run = partial(_score_output, InPlace(self._dual, example, chunk=self.chunk))
+        else:
+            to_half(self._dual, self.device, self.dtype)
+            self._check_half(example[:1], expected)
+            self._run = CudaGraphs(partial(_score_output, self._dual))
+
+    def _check_half(self, example: Tensor, expected: Tensor) -> None:
+        """The graph in half precision gives, on its device, about the pair that it gave in float32 on the CPU."""
+        with torch.inference_mode():
+            pair = self._dual(example.to(self.device)).float().cpu()
+        remedy = "" if self.dtype == torch.bfloat16 else "; try dtype=torch.bfloat16, which does not overflow"
+        if not bool(pair.isfinite().all()):
+            raise ValueError(f"the network gives NaN or infinity in {self.dtype} on {self.device}{remedy}")
+        difference = float((pair - expected).abs().max() / expected.abs().max())
+        most = _ROUNDINGS * torch.finfo(self.dtype).eps
+        if difference > most:
+            raise RuntimeError(
+                f"the embedding in {self.dtype} on {self.device} differs from the CPU's by {difference:.2g} of its "
+                f"size, expected at most {most:.2g}{remedy}"
+            )
 
     @property
     def resident_bytes(self) -> int:
@@ -94,7 +129,7 @@ class Scorer(nn.Module):
 
     def forward(self, batch: Tensor) -> ScoreOutput:
         """One pass, all rows together, nothing checked: what is traced and exported. Call the scorer itself instead."""
-        return _score_output(self._dual(batch))
+        return _score_output(self._dual, batch)
 
     def __call__(self, batch: Tensor) -> ScoreOutput:
         """Score a batch.
@@ -105,20 +140,32 @@ class Scorer(nn.Module):
 
         Raises:
             TypeError, ValueError: naming what was expected and what came.
+            MemoryError: on CUDA, naming a chunk to try.
         """
         self._check(batch)
         if not batch.shape[0]:
             return self._empty()
-        with torch.inference_mode():
-            # Read together with the result: one wait for the device, not two.
-            extremes = torch.stack(batch.aminmax()) if batch.is_floating_point() else None
-            chunks = torch.split(batch, self.chunk)
-            outputs = [_score_output(self._in_place(self._network_input(rows))) for rows in chunks]
-        if extremes is not None:
-            self._check_values(batch, *extremes.tolist())
+        on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with on_device, torch.inference_mode():
+            extremes = batch.aminmax() if batch.is_floating_point() else ()
+            outputs = [self._scored(self._network_input(rows)) for rows in torch.split(batch, self.chunk)]
         # Joined outside inference mode, so that the results are ordinary tensors.
         output = ScoreOutput(*(torch.cat(fields) for fields in zip(*outputs, strict=True)))
-        return self._check_rows(output)
+        bad = ~output.distance.isfinite() | ~output.embedding_norm.isfinite() | (output.embedding_norm == 0)
+        # Read together: one wait for the device.
+        any_bad, *extreme = torch.stack([bad.any(), *extremes]).tolist()
+        if extreme:
+            self._check_values(batch, *extreme)
+        return self._without(bad, output) if any_bad else output
+
+    def _scored(self, rows: Tensor) -> tuple[Tensor, ...]:
+        try:
+            return self._run(rows)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        half = max(1, len(rows) // 2)
+        raise MemoryError(f"{self.device} has too little memory for {len(rows)} images together: try chunk={half}")
 
     def _network_input(self, rows: Tensor) -> Tensor:
         if self.preset is None or rows.dtype == torch.uint8:
@@ -126,14 +173,15 @@ class Scorer(nn.Module):
         return rows.float().clamp(0, 1) * 255
 
     def _empty(self) -> ScoreOutput:
-        none, no_embedding = torch.empty(0), torch.empty(0, self._embedding_size)
+        none = torch.empty(0, device=self.device)
+        no_embedding = none.new_empty(0, self._embedding_size)
         return ScoreOutput(none, none.clone(), no_embedding, no_embedding.clone(), none.clone())
 
     def _check(self, batch: Tensor) -> None:
         if not isinstance(batch, Tensor):
             raise TypeError(f"expected a torch.Tensor, got {type(batch).__name__}")
-        if batch.device.type != "cpu":
-            raise ValueError(f"expected a batch on the scorer's device cpu, got {batch.device}")
+        if batch.device != self.device:
+            raise ValueError(f"expected a batch on the scorer's device {self.device}, got {batch.device}")
         if self.preset is None:
             if batch.dtype not in (torch.float32, torch.uint8):
                 raise TypeError(f"expected a float32 or uint8 batch, got {batch.dtype}")
@@ -159,19 +207,29 @@ class Scorer(nn.Module):
                 "divide levels of 0-255 by 255, or pass them as uint8"
             )
 
-    def _check_rows(self, output: ScoreOutput) -> ScoreOutput:
-        bad = ~output.distance.isfinite() | ~output.embedding_norm.isfinite() | (output.embedding_norm == 0)
-        if not bool(bad.any()):
-            return output
+    def _without(self, bad: Tensor, output: ScoreOutput) -> ScoreOutput:
+        """Rows without a direction raise, or lose their numbers."""
         if self.on_bad == "raise":
+            overflow = "dtype=torch.bfloat16 if they overflow, or " if self.dtype == torch.float16 else ""
             raise ValueError(
                 f"expected embeddings of finite norm above 0, got none for {_rows(bad)}; check these images and the "
-                "weights, or construct the Scorer with on_bad='nan'"
+                f"weights, or construct the Scorer with {overflow}on_bad='nan'"
             )
         nan = torch.full_like(output.distance, torch.nan)
         return output._replace(
             distance=torch.where(bad, nan, output.distance), quality=torch.where(bad, nan, output.quality)
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Scorer:
+        """What to(), cuda(), half() and the like call."""
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        moved = fn(like)
+        if (moved.device, moved.dtype) != (like.device, like.dtype):
+            raise ValueError(
+                f"a Scorer stays where it was made, on {self.device} in {self.dtype}: "
+                "construct another with Scorer(model, device=..., dtype=...)"
+            )
+        return self
 
 
 class _Normalized(nn.Module):
@@ -187,9 +245,9 @@ class _Normalized(nn.Module):
         return self.network(self.normalize(images))
 
 
-def _score_output(pair: Tensor) -> ScoreOutput:
-    """The pair of embeddings [2N, d] -> their scores."""
-    distance, embedding, pruned_embedding, norm = embedding_distance(pair)
+def _score_output(dual: fx.GraphModule | InPlace, batch: Tensor) -> ScoreOutput:
+    """The network's input -> scores of the pair of embeddings [2N, d]."""
+    distance, embedding, pruned_embedding, norm = embedding_distance(dual(batch))
     return ScoreOutput(distance, 1 - distance / 2, embedding, pruned_embedding, norm)
 
 
@@ -203,6 +261,18 @@ def _load(model: str | PathLike[str]) -> tuple[nn.Module, Preset | None]:
     raise ValueError(f"expected a built-in model ({built_in}), an .onnx file or a torch.nn.Module, got {str(model)!r}")
 
 
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """The model itself or, of one that is elsewhere, a copy made without a second one on its device."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return model
+    copies: dict[int, Any] = {}
+    for tensor in tensors:
+        own = tensor.detach().cpu()
+        copies[id(tensor)] = nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
+    return copy.deepcopy(model, copies)
+
+
 def _example_images(preset: Preset) -> Tensor:
     return torch.randint(0, 256, (1, 3, *preset.size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -213,16 +283,16 @@ def _rows(bad: Tensor, most: int = 8) -> str:
     return f"row{'s' * (len(rows) > 1)} " + ", ".join(map(str, rows[:most])) + (", ..." if len(rows) > most else "")
 
 
-@lru_cache(maxsize=1)
-def _default_scorer() -> Scorer:
-    return Scorer()
+@lru_cache(maxsize=4)
+def _default_scorer(device: torch.device) -> Scorer:
+    return Scorer(device=device)
 
 
 def score(batch: Tensor) -> ScoreOutput:
     """Score face crops with the built-in network (SFace, 112 x 112, 128-d), pruned as in the paper.
 
-    The first call fetches the weights (39 MB, announced on standard error) if they are not in the cache folder, and
-    prepares the network; later calls only run it.
+    Computes where the batch is: on the CPU in float32, on a GPU in float16. The first call fetches the weights (39 MB,
+    announced on standard error) if they are not in the cache folder, and prepares the network; later calls only run it.
 
     Args:
         batch: aligned RGB face crops, uint8 ``[N, 3, 112, 112]`` of 0-255 or floating of [0, 1].
@@ -234,4 +304,5 @@ def score(batch: Tensor) -> ScoreOutput:
         TypeError, ValueError: naming what was expected and what came.
         OSError: when the weights are neither in the cache nor to be had.
     """
-    return _default_scorer()(batch)
+    on_cuda = isinstance(batch, Tensor) and batch.is_cuda
+    return _default_scorer(batch.device if on_cuda else torch.device("cpu"))(batch)

@@ -129,6 +129,22 @@ def _error(result: Result, message: str, code: int = 1) -> None:
     assert "Traceback" not in result.err
 
 
+def test_devices(command: Command, network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "there is none"
+    monkeypatch.setattr("prefiqs_ext.device.why_no_cuda", lambda *_: why)
+    assert command(*_arguments(network, "--device", "auto")).out == command(*_arguments(network)).out
+    _error(command(*_arguments(network, "--device", "cuda")), "cannot compute on 'cuda': there is none", 1)
+    made: list[dict[str, object]] = []
+    monkeypatch.setattr("prefiqs_ext.device.why_no_cuda", lambda *_: None)
+    monkeypatch.setattr(
+        prefiqs_ext.cli.score,
+        "Scorer",
+        lambda *_, **given: made.append(given) or Scorer(network, preset="sface", on_bad="nan"),
+    )
+    assert command(*_arguments(network, "--device", "auto", "--dtype", "bfloat16")).code == 0
+    assert (made[0]["device"], made[0]["dtype"]) == ("cuda", torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     ("more", "message", "code"),
     [
@@ -138,7 +154,7 @@ def _error(result: Result, message: str, code: int = 1) -> None:
         (["--output", "t.xls"], "expected an output that ends in .csv, .jsonl or .txt, got t.xls", 1),
         (["--output", "none/t.csv"], "cannot write none/t.csv.part (No such file or directory)", 1),
         (["--embeddings", "e.bin"], "expected a .npy file for embeddings, got e.bin", 1),
-        (["--device", "cuda"], "expected device 'cpu'", 1),
+        (["--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'", 2),
         (["--dtype", "float16"], "expected dtype torch.float32", 1),
         (["--sparsity", "1"], "sparsity must be a number in [0, 1)", 1),
         (["--layers", "none*"], "none*", 1),

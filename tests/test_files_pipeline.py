@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,37 @@ def images(tmp_path: Path) -> list[str]:
 
 def _rows(paths: list[str], scorer: Scorer, **options: Any) -> list[Row]:
     return [row for scored in score_files(paths, scorer, aligned=True, **options) for row in scored.rows]
+
+
+def test_crops_go_to_the_device_one_batch_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In what order copies start, are waited for and are used; tests/test_cuda_scorer.py looks at the rows."""
+    events: list[str] = []
+
+    class Stream:
+        def __init__(self, _: object = None) -> None: ...
+
+        def record_event(self) -> str:
+            return events[-1]
+
+        def wait_event(self, event: str) -> None:
+            events.append(f"wait for {event}")
+
+    def pin(part: Tensor) -> Tensor:
+        events.append(f"copy {int(part[0, 0, 0, 0])}")
+        return part
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    monkeypatch.setattr(Tensor, "record_stream", lambda *_: None)
+    batches = [pipeline._batch([pipeline._Read("p", [np.full((2, 2, 3), i)], [None])], 1) for i in range(3)]
+    for batch in pipeline._uploaded(iter(batches), torch.device("cpu")):
+        assert batch.parts[0].shape == (1, 3, 2, 2)
+        events.append(f"use {int(batch.parts[0].flatten()[0])}")
+    expected = ["copy 0", "copy 1", "wait for copy 0", "use 0", "copy 2", "wait for copy 1", "use 1"]
+    assert events == [*expected, "wait for copy 2", "use 2"]
+    assert not list(pipeline._uploaded(iter([]), torch.device("cpu")))
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 1}, {"workers": 1, "batch_size": 7}, {"workers": 3}])

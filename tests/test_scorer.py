@@ -318,8 +318,13 @@ BAD_SCORERS: dict[str, tuple[Callable[[nn.Module, Preset], Any], str]] = {
     "unknown preset": (lambda m, p: Scorer(m, preset="arcfase"), "unknown preset 'arcfase'"),
     "unknown model": (lambda m, p: Scorer("sphaceface"), "expected a built-in model .* got 'sphaceface'"),
     "pickle": (lambda m, p: Scorer("model.pth"), "expected a built-in model .* got 'model.pth'"),
-    "device": (lambda m, p: Scorer(m, preset=p, device="cuda"), "expected device 'cpu'"),
+    "float32 on CUDA": (
+        lambda m, p: Scorer(m, preset=p, device="cuda", dtype=torch.float32),
+        "expected dtype torch.float16 or torch.bfloat16 on CUDA",
+    ),
+    "device": (lambda m, p: Scorer(m, preset=p, device="cuda:99"), "cannot compute on 'cuda:99': "),
     "dtype": (lambda m, p: Scorer(m, preset=p, dtype=torch.float16), "expected dtype torch.float32"),
+    "device type": (lambda m, p: Scorer(m, preset=p, device="meta"), "expected device 'cpu' or 'cuda', got 'meta'"),
     "chunk": (lambda m, p: Scorer(m, preset=p, chunk=0), "expected chunk of 1 or more, got 0"),
     "on_bad": (lambda m, p: Scorer(m, preset=p, on_bad="hide"), "expected on_bad 'raise' or 'nan', got 'hide'"),  # type: ignore[arg-type]
     "sparsity": (lambda m, p: Scorer(m, Pruning(sparsity=1.0), preset=p), r"sparsity must be a number in \[0, 1\)"),

@@ -27,7 +27,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise  # click ends quietly
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             raise click.ClickException(" ".join(str(error).split())) from error
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)

@@ -15,6 +15,7 @@ from ..files.whole import whole_file
 from ..models import weights
 from ..report import Selection, render
 from ..scorer import Scorer
+from .device import device_option
 
 
 @click.command()
@@ -28,7 +29,8 @@ from ..scorer import Scorer
     show_default=True,
     help="The page to write.",
 )
-def report(folder: str, aligned: bool, output: str) -> None:
+@device_option
+def report(folder: str, aligned: bool, output: str, device: str) -> None:
     """Score a folder and write it as one HTML page.
 
     Faces best to worst with their numbers, a histogram of quality, and what could not be scored.
@@ -45,7 +47,7 @@ def report(folder: str, aligned: bool, output: str) -> None:
     if not paths:
         raise click.ClickException(f"expected images in {shown(folder)}, found none")
     with whole_file(output) as file:
-        scorer = Scorer(on_bad="nan")
+        scorer = Scorer(device=device, on_bad="nan")
         selection = Selection()
         rows = score_files(paths, scorer, aligned=aligned, workers=_workers(len(paths)))
         with closing(rows):  # ends the workers when this is interrupted

@@ -19,8 +19,10 @@ from ..models import BUILT_IN
 from ..models.preset import PRESETS
 from ..pruning import Pruning
 from ..scorer import Scorer
+from .device import device_option
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_BATCH_SIZES = {"cpu": 32, "cuda": 256}
 _FILE = click.Path(path_type=Path)
 
 
@@ -55,9 +57,11 @@ _FILE = click.Path(path_type=Path)
     metavar="conv|conv+linear|PATTERN",
     help="What to prune; PATTERN is of layers' names and can be repeated.",
 )
-@click.option("--device", help="Where to compute. [default: cpu]")
-@click.option("--dtype", type=click.Choice(list(_DTYPES)), help="What to compute in. [default: float32]")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Crops scored together.")
+@device_option
+@click.option(
+    "--dtype", type=click.Choice(list(_DTYPES)), help="What to compute in. [default: float32; on a GPU float16]"
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Crops scored together. [default: 32; on a GPU 256]")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads that score. [default: all cores]")
 @click.option("--workers", type=click.IntRange(min=0), help="Processes that read files. [default: by cores]")
 def score(paths: tuple[str, ...], **options: Any) -> None:
@@ -125,7 +129,8 @@ def _score_rest(files: list[str], results: Results, options: dict[str, Any]) -> 
     )
     workers = options["workers"] if options["workers"] is not None else _default_workers()
     rest: Iterator[str] = (files[index] for index in range(done, len(files)))
-    scored = score_files(rest, scorer, aligned=options["aligned"], batch_size=options["batch_size"], workers=workers)
+    batch_size = options["batch_size"] or _BATCH_SIZES[options["device"]]
+    scored = score_files(rest, scorer, aligned=options["aligned"], batch_size=batch_size, workers=workers)
     # disable=None: only on a terminal
     with closing(scored), tqdm(total=len(files), initial=done, unit="file", disable=None, leave=False) as bar:
         for one in scored:
@@ -143,7 +148,7 @@ def _default_workers() -> int:
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """What a row's numbers depend on."""
-    names = ("aligned", "model", "preset", "sparsity", "scope", "layers", "dtype")
+    names = ("aligned", "model", "preset", "sparsity", "scope", "layers", "device", "dtype")
     settings = {name: options[name] for name in names} | {"layers": list(options["layers"])}
     if options["model"] not in BUILT_IN:
         status = os.stat(options["model"])

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from .convert import dualize
+from .cuda_graphs import CudaGraphs, out_of_memory
+from .half import to_half
 from .memory import InPlace
 from .modules import DualConv1d, DualConv2d, DualLinear, duplicate
 
-__all__ = ["DualConv1d", "DualConv2d", "DualLinear", "InPlace", "dualize", "duplicate"]
+__all__ = [
+    "CudaGraphs",
+    "DualConv1d",
+    "DualConv2d",
+    "DualLinear",
+    "InPlace",
+    "dualize",
+    "duplicate",
+    "out_of_memory",
+    "to_half",
+]

@@ -29,7 +29,8 @@ class DualConv2d(nn.Module):
 
     dst = act(conv(src) + bias + sum over the taps inside the image of tap_shift + residual), see ops.dual_conv2d.
 
-    weight: [Co, C/g, kh, kw], not masked; kept as a float32 copy in channels_last storage. mask: bool of the weight's
+    weight: [Co, C/g, kh, kw], not masked; kept as a float32 copy in channels_last storage (`to_half` makes it half
+    precision, on a GPU). mask: bool of the weight's
     shape, True = keep, kept packed; None runs both branches, or the one, on the dense weights. bias [Co]; tap_shift
     [2, Co, kh, kw] with a mask, else [1, Co, kh, kw]; slope [1] or [Co], 0 for ReLU; all kept as float32 copies.
     stride, padding, dilation, groups: as in torch.nn.Conv2d. pad, pad_mode: arguments of torch.nn.functional.pad,
@@ -76,7 +77,8 @@ class DualConv2d(nn.Module):
         where to write the result, as ops.dual_conv2d takes it.
         """
         if self.pad is not None:
-            src = F.pad(src.to(self.weight.dtype), self.pad, self.pad_mode)
+            src = src if src.is_floating_point() else src.to(self.weight.dtype)
+            src = F.pad(src, self.pad, self.pad_mode)
         return ops.dual_conv2d(
             src,
             self.weight,

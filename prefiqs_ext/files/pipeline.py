@@ -75,7 +75,19 @@ def score_files(
 
 
 def _score(reads: Iterator[_Read], scorer: Scorer, batch_size: int) -> Generator[Scored, None, None]:
-    nothing = scorer(torch.empty(0, 3, *_size(scorer), dtype=torch.uint8)).embedding
+    nothing = scorer(torch.empty(0, 3, *_size(scorer), dtype=torch.uint8, device=scorer.device)).embedding.cpu()
+    batches = _batches(reads, batch_size)
+    for batch in batches if scorer.device.type == "cpu" else _uploaded(batches, scorer.device):
+        yield from _score_batch(batch, scorer, nothing)
+
+
+class _Batch(NamedTuple):
+    reads: list[_Read]
+    parts: list[Tensor]
+    """The reads' crops, in order, in tensors [N, 3, H, W] of at most the batch size."""
+
+
+def _batches(reads: Iterator[_Read], batch_size: int) -> Iterator[_Batch]:
     waiting: list[_Read] = []
     crops = 0
     for read in reads:
@@ -83,15 +95,46 @@ def _score(reads: Iterator[_Read], scorer: Scorer, batch_size: int) -> Generator
         crops += len(read.crops)
         # Files without a face wait as well, in order; they too are bounded.
         if crops >= batch_size or len(waiting) >= 4 * batch_size:
-            yield from _score_batch(waiting, scorer, batch_size, nothing)
+            yield _batch(waiting, batch_size)
             waiting, crops = [], 0
-    yield from _score_batch(waiting, scorer, batch_size, nothing)
+    yield _batch(waiting, batch_size)
 
 
-def _score_batch(reads: list[_Read], scorer: Scorer, batch_size: int, nothing: Tensor) -> Iterator[Scored]:
+def _batch(reads: list[_Read], batch_size: int) -> _Batch:
     crops = [torch.as_tensor(crop) for read in reads for crop in read.crops]
     parts = [torch.stack(crops[i : i + batch_size]) for i in range(0, len(crops), batch_size)]
-    outputs = [scorer(part.permute(0, 3, 1, 2)) for part in parts]
+    return _Batch(reads, [part.permute(0, 3, 1, 2) for part in parts])
+
+
+def _uploaded(batches: Iterator[_Batch], device: torch.device) -> Iterator[_Batch]:
+    """The batches on a CUDA device, a batch later: one is copied there while the one before is computed."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def started(batch: _Batch) -> _Batch:
+        with torch.cuda.stream(stream):
+            # From pinned memory, which torch keeps until the copy has ended, and then uses again.
+            return batch._replace(parts=[part.pin_memory().to(device, non_blocking=True) for part in batch.parts])
+
+    def ended(batch: _Batch, copied: torch.cuda.Event) -> _Batch:
+        current = torch.cuda.current_stream(device)
+        current.wait_event(copied)
+        for part in batch.parts:
+            part.record_stream(current)
+        return batch
+
+    before: tuple[_Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        following = started(batch), stream.record_event()
+        if before is not None:
+            yield ended(*before)
+        before = following
+    if before is not None:
+        yield ended(*before)
+
+
+def _score_batch(batch: _Batch, scorer: Scorer, nothing: Tensor) -> Iterator[Scored]:
+    reads = batch.reads
+    outputs = [scorer(part) for part in batch.parts]
     numbers = iter(
         [
             values
@@ -100,7 +143,7 @@ def _score_batch(reads: list[_Read], scorer: Scorer, batch_size: int, nothing: T
                 output.quality.tolist(),
                 output.distance.tolist(),
                 output.embedding_norm.tolist(),
-                output.embedding,
+                output.embedding.cpu(),
                 strict=True,
             )
         ]

@@ -1,0 +1,6 @@
+#!/bin/sh
+# Checks and measures the CUDA engine on a machine with a GPU: benchmarks/on_gpu.sh check|bench OUTDIR [options].
+# All else is said by benchmarks/on_gpu.py, which needs a Python with torch and no package beside.
+set -eu
+cd "$(dirname "$0")/.."
+exec "${PYTHON:-python3}" -m benchmarks.on_gpu "$@"
