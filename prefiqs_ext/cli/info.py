@@ -12,7 +12,7 @@ import PIL
 import torch
 
 from .. import __version__
-from .. import ops as _ops
+from ..device import why_no_cuda
 from ..models import weights as _weights
 from ..ops import _C
 from .weights import lines
@@ -62,18 +62,11 @@ def _cores() -> int:
 
 
 def _cuda() -> str:
-    if _ops.cuda_missing is not None:
-        return f"not used: {_ops.cuda_missing}"
-    devices = range(torch.cuda.device_count())
-    if not devices:
-        return f"not used: torch knows CUDA {torch.version.cuda} and finds no device"
-    capabilities = {i: torch.cuda.get_device_capability(i) for i in devices}
-    usable = [i for i in devices if capabilities[i] >= (8, 0)]
-    names = ", ".join(
-        f"{torch.cuda.get_device_name(i)} (compute capability {'.'.join(map(str, capabilities[i]))})"
-        for i in usable or devices
-    )
-    return f"in use: {names}" if usable else f"not used: expected compute capability 8.0 or newer, found {names}"
+    reason = why_no_cuda()
+    if reason is not None:
+        return f"not used: {reason}"
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    return f"in use: {torch.cuda.get_device_name()} (compute capability {capability})"
 
 
 def _cuda_kernels() -> str:
