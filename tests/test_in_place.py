@@ -101,7 +101,7 @@ def test_sface_is_cut_where_its_maps_are_small(sface: nn.Module) -> None:
 
 
 def test_values_that_are_read_across_a_place_forbid_to_cut_there() -> None:
-    graph, batch = dual("crossing")
+    graph, _ = dual("crossing")
     names = [node.name for node in stages._crossings(graph, list(graph.graph.nodes))]
     assert names == ["model_first"]
 

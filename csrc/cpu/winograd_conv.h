@@ -5,8 +5,8 @@
 // [point][tile][panel]; and of one panel of filters: the weights P [9][c][panel], packed once, and their transform U
 // [point][c][panel]. Tile loop: for each block of tiles: V = Bt d B; for each panel: pack P; U = G g Gt; a product M =
 // V U a point for the dense tiles; dst = At M A; then the mask is applied to P where it lies, and U, M and dst follow
-// for the pruned tiles. No transformed filter outlives its panel. A sum over c is one chain in order: no block or thread
-// changes a bit.
+// for the pruned tiles. No transformed filter outlives its panel. A sum over c is one chain in order: no block or
+// thread changes a bit.
 #pragma once
 #include "cpu/epilogue.h"
 #include "cpu/kernels.h"
@@ -238,13 +238,15 @@ void finish_block(const ConvParams& p,
 
 // Panels [panel_begin, panel_end) for one block of tiles, both branches.
 template <class T>
-void run_tiles(const ConvParams& p, const WinogradPlan<T>& plan, int64_t block, int64_t panel_begin, int64_t panel_end) {
+void run_tiles(
+    const ConvParams& p, const WinogradPlan<T>& plan, int64_t block, int64_t panel_begin, int64_t panel_end) {
   const int64_t begin = block * plan.block_tiles, end = min_of(begin + plan.block_tiles, plan.tiles);
   const int64_t sources = p.src_shared ? 1 : p.branches;
   const int64_t pixel_floats = plan.points * plan.pixel_stride;
   const int64_t panel_floats = p.in_c * panel_width, zero_floats = ceil_div(p.in_c, 16) * 16;
-  float* pixels = thread_workspace(static_cast<size_t>(
-      sources * pixel_floats + 9 * panel_floats + plan.points * (plan.filter_stride + plan.product_stride) + zero_floats));
+  float* pixels =
+      thread_workspace(static_cast<size_t>(sources * pixel_floats + 9 * panel_floats +
+                                           plan.points * (plan.filter_stride + plan.product_stride) + zero_floats));
   float* panel = pixels + sources * pixel_floats;
   float* filters = panel + 9 * panel_floats;
   float* products = filters + plan.points * plan.filter_stride;
@@ -270,8 +272,8 @@ void run_tiles(const ConvParams& p, const WinogradPlan<T>& plan, int64_t block, 
   }
 }
 
-// Worth it where the tiles are well filled, better where the stride saves less, and there are channels enough to pay for
-// the transforms.
+// Worth it where the tiles are well filled, better where the stride saves less, and there are channels enough to pay
+// for the transforms.
 bool winograd_fits(const ConvParams& p) {
   const bool stride = p.stride_h == p.stride_w && (p.stride_h == 1 || p.stride_h == 2);
   const bool shape = p.kernel_h == 3 && p.kernel_w == 3 && p.dilation_h == 1 && p.dilation_w == 1 && p.groups == 1;

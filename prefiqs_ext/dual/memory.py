@@ -81,10 +81,10 @@ class InPlace:
         if count <= images:
             return stage.run(batch, buffers)  # type: ignore[no-any-return]
         (joined,) = memory.joined.results(count)
-        branches = joined.unflatten(0, (-1, count))
+        branches = _by_branch(joined, count)
         for begin in range(0, count, images):
-            part = stage.run(batch[begin : begin + images], buffers)
-            branches[:, begin : begin + images].copy_(part.unflatten(0, (branches.shape[0], -1)))
+            rows = batch[begin : begin + images]
+            branches[:, begin : begin + images].copy_(_by_branch(stage.run(rows, buffers), rows.shape[0]))
         return joined
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,6 +146,11 @@ class _Buffers:
         rows *= images
         flat = self._buffers[place.buffer][: rows * prod(place.shape[1:])]
         return flat.view(rows, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _by_branch(rows: Tensor, images: int) -> Tensor:
+    """[branches * images, ...] -> [branches, images, ...]."""
+    return rows.view(-1, images, *rows.shape[1:])
 
 
 def _plan(

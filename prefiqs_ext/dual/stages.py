@@ -116,9 +116,7 @@ def _copy_nodes(nodes: Sequence[fx.Node], graph: fx.Graph, copies: dict[fx.Node,
     return copies
 
 
-def _layer(
-    graph_module: fx.GraphModule, node: fx.Node, index: int, shapes: dict[fx.Node, tuple[int, ...]]
-) -> _Layer:
+def _layer(graph_module: fx.GraphModule, node: fx.Node, index: int, shapes: dict[fx.Node, tuple[int, ...]]) -> _Layer:
     values = sum(prod(shapes.get(value, (0,))) for value in (node, *node.all_input_nodes))
     weight = _module(graph_module, node).weight
     return _Layer(index, _FLOAT * values, _FLOAT * weight.numel(), prod(shapes[node]) * weight[0].numel())
