@@ -92,7 +92,9 @@ def test_layers_of_a_small_run(tmp_path: Path) -> None:
     for layer in layers:
         chosen, *_, torch_layers = layer["times"]
         assert torch_layers == "two torch layers"
-        winograd = layer["kernel"] == [3, 3] and layer["stride"] == [1, 1] and layer["channels"] > 3
+        # At stride 2 only where tiles of 4 x 4 fill the result: 56 x 56 and 28 x 28.
+        filled = layer["stride"] == [1, 1] or layer["size"][0] >= 56
+        winograd = layer["kernel"] == [3, 3] and layer["channels"] > 3 and filled
         assert (chosen == "winograd") == winograd
     # 2.6 G multiply-adds of IResNet-18's convolutions at 112 x 112, and 12.8 M of its linear layer.
     operations = sum(layer["count"] * layer["operations"] for layer in layers)
