@@ -100,6 +100,15 @@ def test_sface_is_cut_where_its_maps_are_small(sface: nn.Module) -> None:
     assert stages.find_cut(graph, stages.observe_shapes(graph, images), 1) is None  # nothing to divide
 
 
+def test_an_image_of_several_rows_is_not_cut() -> None:
+    images = pictures(1, (112, 112), seed=0).float()
+    graph = dualize(calibrated("iresnet18"), Pruning(), example=images)
+    shapes = stages.observe_shapes(graph, images)
+    assert stages.find_cut(graph, shapes, 16) is not None
+    frames = {node: (3 * rows, *rest) for node, (rows, *rest) in shapes.items()}
+    assert stages.find_cut(graph, frames, 16) is None
+
+
 def test_values_that_are_read_across_a_place_forbid_to_cut_there() -> None:
     graph, _ = dual("crossing")
     names = [node.name for node in stages._crossings(graph, list(graph.graph.nodes))]

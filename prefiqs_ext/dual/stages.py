@@ -63,6 +63,8 @@ def find_cut(graph_module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]
     ]
     best, least = None, _bytes_moved(layers, chunk, chunk)
     for node in _crossings(graph_module, nodes):
+        if shapes[node][0] != _branches(graph_module, node):
+            continue  # an image has several rows, whose order is the network's own
         early = [layer for layer in layers if layer.index <= nodes.index(node)]
         images = max(1, _CACHE // max(layer.values for layer in early))
         if images >= chunk:
@@ -120,6 +122,10 @@ def _layer(graph_module: fx.GraphModule, node: fx.Node, index: int, shapes: dict
     values = sum(prod(shapes.get(value, (0,))) for value in (node, *node.all_input_nodes))
     weight = _module(graph_module, node).weight
     return _Layer(index, _FLOAT * values, _FLOAT * weight.numel(), prod(shapes[node]) * weight[0].numel())
+
+
+def _branches(graph_module: fx.GraphModule, node: fx.Node) -> int:
+    return 2 if node.kwargs.get("paired") or _module(graph_module, node).mask is not None else 1
 
 
 def _is_layer(graph_module: fx.GraphModule, node: fx.Node) -> bool:
