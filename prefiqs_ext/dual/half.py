@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .modules import DualConv2d, DualLinear
+from .modules import DualConv2d, DualLinear, is_layer
 
 
 def to_half(graph_module: fx.GraphModule, device: torch.device, dtype: torch.dtype) -> None:
@@ -25,7 +25,7 @@ def to_half(graph_module: fx.GraphModule, device: torch.device, dtype: torch.dty
     """
     graph = graph_module.graph
     tail = _tail(graph_module)
-    layers = {node for node in graph.nodes if _is_layer(graph_module, node)}
+    layers = {node for node in graph.nodes if is_layer(graph_module, node)}
     last = {node for node in layers if all(user in tail for user in node.users)}
     for node in graph.nodes:
         in_half = node not in tail
@@ -43,12 +43,6 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _is_layer(graph_module: nn.Module, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(
-        graph_module.get_submodule(str(node.target)), (DualConv2d, DualLinear)
-    )
-
-
 def _tail(graph_module: fx.GraphModule) -> set[fx.Node]:
     """The nodes after which there is no layer any more. Of tensors and modules that are used before as well there is
     one, in half precision: their users are no tail, nor is what comes before these."""
@@ -57,7 +51,7 @@ def _tail(graph_module: fx.GraphModule) -> set[fx.Node]:
     while True:
         tail: set[fx.Node] = set()
         for node in nodes:
-            free = node.op != "placeholder" and not _is_layer(graph_module, node) and str(node.target) not in in_half
+            free = node.op != "placeholder" and not is_layer(graph_module, node) and str(node.target) not in in_half
             if free and all(user in tail for user in node.users):
                 tail.add(node)
         before = {str(node.target) for node in nodes if node not in tail and _has_numbers(graph_module, node)}

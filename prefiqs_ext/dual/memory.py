@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .modules import DualConv2d, DualLinear
+from .modules import DualConv2d, is_layer, module_of
 from .stages import Cut, find_cut, observe_shapes, split
 
 
@@ -164,7 +164,7 @@ def _plan(
     busy_until: list[int] = []
     for index, node in enumerate(nodes):
         seen_after = last_use[node] >= len(nodes) - 1
-        if type(_module(graph_module, node)) is not DualConv2d or (seen_after and not keep_result):
+        if type(module_of(graph_module, node)) is not DualConv2d or (seen_after and not keep_result):
             continue
         size = prod(shapes[node])
         free = [buffer for buffer, until in enumerate(busy_until) if until < index]
@@ -187,13 +187,9 @@ def _last_uses(graph_module: fx.GraphModule, nodes: list[fx.Node]) -> dict[fx.No
     for index, node in reversed(list(enumerate(nodes))):
         last_use[node] = index
         for user in node.users:
-            fresh = isinstance(_module(graph_module, user), (DualConv2d, DualLinear))  # its result is no view
+            fresh = is_layer(graph_module, user)  # its result is no view
             last_use[node] = max(last_use[node], nodes.index(user) if fresh else last_use[user])
     return last_use
-
-
-def _module(graph_module: torch.nn.Module, node: fx.Node) -> object:
-    return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _with_results_given(graph_module: fx.GraphModule, nodes: list[fx.Node]) -> fx.GraphModule:

@@ -6,9 +6,11 @@ A pair is a batch of 2N rows, dense rows first. A layer owns one weight tensor, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .. import ops
 from ..pruning import pack_mask
@@ -140,6 +142,16 @@ class DualLinear(nn.Module):
     def extra_repr(self) -> str:
         out, inside = self.weight.shape
         return f"{inside} -> {out}, {'dense' if self.mask is None else 'with mask'}"
+
+
+def module_of(graph_module: nn.Module, node: fx.Node) -> Any:
+    """The module that a node of a graph calls; None where it calls none."""
+    return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def is_layer(graph_module: nn.Module, node: fx.Node) -> bool:
+    """Whether a node of a dual graph is one of these layers."""
+    return isinstance(module_of(graph_module, node), (DualConv2d, DualLinear))
 
 
 def _own(tensor: Tensor | None, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor | None:

@@ -14,9 +14,9 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from .modules import DualConv2d, DualLinear
+from .modules import DualConv2d, is_layer, module_of
 
 _CACHE = 24 * 2**20  # bytes that stay in a third-level cache of the usual 32 MB
 _PACKING = 16  # packing, masking and transforming a weight takes about as long as moving so many floats
@@ -59,7 +59,7 @@ def find_cut(graph_module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]
     """The cut that moves the fewest bytes to and from slow memory for a chunk of images; None to run it whole."""
     nodes = list(graph_module.graph.nodes)
     layers = [
-        _layer(graph_module, node, index, shapes) for index, node in enumerate(nodes) if _is_layer(graph_module, node)
+        _layer(graph_module, node, index, shapes) for index, node in enumerate(nodes) if is_layer(graph_module, node)
     ]
     best, least = None, _bytes_moved(layers, chunk, chunk)
     for node in _crossings(graph_module, nodes):
@@ -96,11 +96,11 @@ def _bytes_moved(layers: Sequence[_Layer], images: int, chunk: int) -> float:
 def _crossings(graph_module: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[fx.Node]:
     """The convolutions whose result is all that later nodes read of what came before; a layer among them."""
     found = []
-    last_layer = max((index for index, node in enumerate(nodes) if _is_layer(graph_module, node)), default=-1)
+    last_layer = max((index for index, node in enumerate(nodes) if is_layer(graph_module, node)), default=-1)
     read_until = [max((nodes.index(user) for user in node.users), default=-1) for node in nodes]
     farthest = -1  # node that reads a value from before the present one
     for index, node in enumerate(nodes):
-        if type(_module(graph_module, node)) is DualConv2d and farthest <= index < last_layer:
+        if type(module_of(graph_module, node)) is DualConv2d and farthest <= index < last_layer:
             found.append(node)
         if node.op != "get_attr":  # a constant can be read in both parts
             farthest = max(farthest, read_until[index])
@@ -120,20 +120,12 @@ def _copy_nodes(nodes: Sequence[fx.Node], graph: fx.Graph, copies: dict[fx.Node,
 
 def _layer(graph_module: fx.GraphModule, node: fx.Node, index: int, shapes: dict[fx.Node, tuple[int, ...]]) -> _Layer:
     values = sum(prod(shapes.get(value, (0,))) for value in (node, *node.all_input_nodes))
-    weight = _module(graph_module, node).weight
+    weight = module_of(graph_module, node).weight
     return _Layer(index, _FLOAT * values, _FLOAT * weight.numel(), prod(shapes[node]) * weight[0].numel())
 
 
 def _branches(graph_module: fx.GraphModule, node: fx.Node) -> int:
-    return 2 if node.kwargs.get("paired") or _module(graph_module, node).mask is not None else 1
-
-
-def _is_layer(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    return isinstance(_module(graph_module, node), (DualConv2d, DualLinear))
-
-
-def _module(graph_module: nn.Module, node: fx.Node) -> Any:
-    return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return 2 if node.kwargs.get("paired") or module_of(graph_module, node).mask is not None else 1
 
 
 class _Shapes(fx.Interpreter):
