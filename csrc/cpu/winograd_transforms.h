@@ -12,29 +12,29 @@ constexpr int out_tile = 4;
 struct WinogradStride1 {
   static constexpr int stride = 1, in_tile = 6;
 
-  static void pixels(const Vec* d, int stride, Vec* t) {
+  static void pixels(const Vec* d, int step, Vec* t) {
     const Vec two = Vec::broadcast(2), four = Vec::broadcast(4), five = Vec::broadcast(5);
-    const Vec d0 = d[0], d1 = d[stride], d2 = d[2 * stride], d3 = d[3 * stride], d4 = d[4 * stride], d5 = d[5 * stride];
+    const Vec d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
     const Vec even = Vec::fnma(four, d2, d4), odd = Vec::fnma(four, d1, d3), narrow = d4 - d2, wide = d3 - d1;
     t[0] = Vec::fma(four, d0, Vec::fnma(five, d2, d4));
-    t[1 * stride] = even + odd;
-    t[2 * stride] = even - odd;
-    t[3 * stride] = Vec::fma(two, wide, narrow);
-    t[4 * stride] = Vec::fnma(two, wide, narrow);
-    t[5 * stride] = Vec::fma(four, d1, Vec::fnma(five, d3, d5));
+    t[1 * step] = even + odd;
+    t[2 * step] = even - odd;
+    t[3 * step] = Vec::fma(two, wide, narrow);
+    t[4 * step] = Vec::fnma(two, wide, narrow);
+    t[5 * step] = Vec::fma(four, d1, Vec::fnma(five, d3, d5));
   }
 
   // Three weights to six.
-  static void filter(Vec a, Vec b, Vec c, Vec* t, int stride) {
+  static void filter(Vec a, Vec b, Vec c, Vec* t, int step) {
     const Vec sixth = Vec::broadcast(1.0f / 6), twelfth = Vec::broadcast(1.0f / 12);
     const Vec ends = sixth * (a + c), middle = sixth * b;
     const Vec far_ends = Vec::fma(Vec::broadcast(1.0f / 24), a, sixth * c), far_middle = twelfth * b;
     t[0] = Vec::broadcast(0.25f) * a;
-    t[1 * stride] = Vec::zero() - ends - middle;
-    t[2 * stride] = middle - ends;
-    t[3 * stride] = far_ends + far_middle;
-    t[4 * stride] = far_ends - far_middle;
-    t[5 * stride] = c;
+    t[1 * step] = Vec::zero() - ends - middle;
+    t[2 * step] = middle - ends;
+    t[3 * step] = far_ends + far_middle;
+    t[4 * step] = far_ends - far_middle;
+    t[5 * step] = c;
   }
 
   // Six sums to four.
@@ -54,26 +54,26 @@ struct WinogradStride1 {
 struct WinogradStride2 {
   static constexpr int stride = 2, in_tile = 9;
 
-  static void pixels(const Vec* d, int stride, Vec* t) {
+  static void pixels(const Vec* d, int step, Vec* t) {
     const Vec two = Vec::broadcast(2), three = Vec::broadcast(3);
-    const Vec d0 = d[0], d1 = d[2 * stride], d2 = d[4 * stride], d3 = d[6 * stride], d4 = d[8 * stride];
+    const Vec d0 = d[0], d1 = d[2 * step], d2 = d[4 * step], d3 = d[6 * step], d4 = d[8 * step];
     t[0] = Vec::fma(two, d0 - d2, d3 - d1);
-    t[1 * stride] = Vec::fnma(two, d1, d3 - d2);
-    t[2 * stride] = Vec::fma(two, d1, Vec::fnma(three, d2, d3));
-    t[3 * stride] = d3 - d1;
-    t[4 * stride] = Vec::fma(two, d1 - d3, d4 - d2);
-    for (int i = 0; i < 4; ++i) t[(5 + i) * stride] = d[(2 * i + 1) * stride];
+    t[1 * step] = Vec::fnma(two, d1, d3 - d2);
+    t[2 * step] = Vec::fma(two, d1, Vec::fnma(three, d2, d3));
+    t[3 * step] = d3 - d1;
+    t[4 * step] = Vec::fma(two, d1 - d3, d4 - d2);
+    for (int i = 0; i < 4; ++i) t[(5 + i) * step] = d[(2 * i + 1) * step];
   }
 
   // Three weights to nine, of which the last four are equal.
-  static void filter(Vec a, Vec b, Vec c, Vec* t, int stride) {
+  static void filter(Vec a, Vec b, Vec c, Vec* t, int step) {
     const Vec sixth = Vec::broadcast(1.0f / 6), half = Vec::broadcast(0.5f);
     t[0] = half * a;
-    t[1 * stride] = Vec::zero() - half * (a + c);
-    t[2 * stride] = sixth * (c - a);
-    t[3 * stride] = sixth * Vec::fma(Vec::broadcast(2), c, a);
-    t[4 * stride] = c;
-    for (int i = 0; i < 4; ++i) t[(5 + i) * stride] = b;
+    t[1 * step] = Vec::zero() - half * (a + c);
+    t[2 * step] = sixth * (c - a);
+    t[3 * step] = sixth * Vec::fma(Vec::broadcast(2), c, a);
+    t[4 * step] = c;
+    for (int i = 0; i < 4; ++i) t[(5 + i) * step] = b;
   }
 
   // Nine sums to four.
