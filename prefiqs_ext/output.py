@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.utils import _pytree
 
 
 class ScoreOutput(NamedTuple):
@@ -20,3 +21,7 @@ class ScoreOutput(NamedTuple):
     """[N, d] L2-normalised embedding of the pruned network."""
     embedding_norm: Tensor
     """[N] norm of the dense embedding before normalisation; on some networks a strong quality signal of its own."""
+
+
+# So that an exported Scorer can be saved: torch knows no public way for named tuples.
+_pytree._register_namedtuple(ScoreOutput, serialized_type_name="prefiqs_ext.ScoreOutput")

@@ -49,6 +49,8 @@ class Scorer(nn.Module):
         dtype: what to compute in: float32 on the CPU; float16 on CUDA, or bfloat16 for a network whose activations
             overflow float16 (the error says so).
         example: a batch like those to come, ``[N, ...]``; needed where there is no preset to tell the shape.
+        output: which of a network's several outputs is the embedding, by index or key; None: the first floating
+            ``[N, d]``.
         chunk: images run together; bounds memory, never changes a result. None: 16 on the CPU, 256 on CUDA.
         fuse: fold batch norm, input normalisation, activations and residuals into the convolutions.
         on_bad: a row whose embedding has no direction (norm 0 or not finite): "raise", or "nan" for its distance and
@@ -68,6 +70,7 @@ class Scorer(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         example: Tensor | None = None,
+        output: int | str | None = None,
         chunk: int | None = None,
         fuse: bool = True,
         on_bad: Literal["raise", "nan"] = "raise",
@@ -95,7 +98,7 @@ class Scorer(nn.Module):
         self.chunk = chunk or _CHUNK[self.device.type]
         self.on_bad = on_bad
         self._input_rank = example.dim()
-        self._dual = dualize(network, masks, example=example, fuse=fuse)
+        self._dual = dualize(network, masks, example=example, output=output, fuse=fuse)
         with torch.inference_mode():
             expected = self._dual(example[:1])
         self._embedding_size = expected.shape[1]
@@ -128,8 +131,8 @@ class Scorer(nn.Module):
         return sum(t.numel() * t.element_size() for t in (*self.parameters(), *self.buffers()))
 
     def forward(self, batch: Tensor) -> ScoreOutput:
-        """One pass, all rows together, nothing checked: what is traced and exported. Call the scorer itself instead."""
-        return _score_output(self._dual, batch)
+        """One pass, all rows together, nothing checked: what torch.compile and torch.export get of the scorer."""
+        return _score_output(self._dual, self._network_input(batch))
 
     def __call__(self, batch: Tensor) -> ScoreOutput:
         """Score a batch.
@@ -142,6 +145,9 @@ class Scorer(nn.Module):
             TypeError, ValueError: naming what was expected and what came.
             MemoryError: on CUDA, naming a chunk to try.
         """
+        if torch.compiler.is_compiling():
+            output: ScoreOutput = super().__call__(batch)
+            return output
         self._check(batch)
         if not batch.shape[0]:
             return self._empty()

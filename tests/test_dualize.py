@@ -122,6 +122,13 @@ def windows(m: Net, x: Tensor) -> Tensor:
     return parts.view(n, h // 2, w // 2, 2, 2, c).permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
 
 
+def heads_first(m: Net, x: Tensor) -> Tensor:
+    """Queries, keys and values in one tensor, [3, N, heads, tokens, channels], as vision transformers have them."""
+    n, c, h, w = x.shape
+    q, k, v = torch.stack([m.linear(x.flatten(2).mT)] * 3, 2).reshape(n, h * w, 3, 2, c // 2).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, h * w, c).mT.reshape(x.shape)
+
+
 ACCEPTED: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "size of a shared value": lambda m, x: m.late(x).view(x.size(0), 2, -1).unsqueeze(1),
     "shape of a shared value": lambda m, x: m.late(x).reshape(x.shape) + m.late(x).view(x.size()),
@@ -141,6 +148,9 @@ ACCEPTED: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "chunk": lambda m, x: torch.cat([m.late(x).chunk(2, 1)[0], x.chunk(2, dim=1)[1]], 1),
     "extremes": lambda m, x: x.amax(1, keepdim=True) + x.max(dim=1, keepdim=True)[0] + m.late(x),
     "interpolation": lambda m, x: F.interpolate(m.late(x), scale_factor=2) + F.pad(x, (2, 2, 2, 2)),
+    "rows second": lambda m, x: m.linear(x.flatten(2).permute(2, 0, 1)).permute(1, 2, 0).unsqueeze(-1),
+    "heads first": heads_first,
+    "size with the rows second": lambda m, x: m.late(x).movedim(0, 1).reshape(x.movedim(0, 1).shape).movedim(1, 0),
     "normalisation": lambda m, x: nn.functional.normalize(m.late(x)) + F.layer_norm(x, x.shape[1:]),
 }
 
@@ -149,7 +159,7 @@ ACCEPTED: dict[str, Callable[[Net, Tensor], Tensor]] = {
 @pytest.mark.parametrize("form", ACCEPTED)
 def test_operations_on_the_pair(form: str, layers: str) -> None:
     """Everything pruned; the first layer only, so that all is paired; a later one, so that both kinds meet."""
-    linear = form in ("squeeze and excite", "tokens", "windows", "rank 3")
+    linear = form in ("squeeze and excite", "tokens", "windows", "rank 3", "rows second", "heads first")
     late = "linear" if linear else "late"
     check(Net(ACCEPTED[form]), randn(3, 3, 6, 6), Pruning(layers=[late if layers == "late" else layers]))
 

@@ -17,7 +17,7 @@ from prefiqs_ext.pruning import Pruning
 
 ROW_MIXING: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "cat": lambda m, x: torch.cat([x, x]),
-    "stack": lambda m, x: torch.stack([x, x]).sum(1),
+    "sum_1": lambda m, x: torch.stack([x, x]).sum(1),
     "softmax": lambda m, x: x.softmax(0),
     "sum": lambda m, x: x - x.sum(0),
     "mean": lambda m, x: x - x.mean(0, keepdim=True),
@@ -27,8 +27,7 @@ ROW_MIXING: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "flip": lambda m, x: x.flip(0),
     "roll": lambda m, x: x.roll(1, 0),
     "cumsum": lambda m, x: x.cumsum(0),
-    "transpose": lambda m, x: x.transpose(0, 1),
-    "permute": lambda m, x: x.permute(3, 1, 2, 0),
+    "adaptive_avg_pool2d": lambda m, x: x.permute(3, 1, 2, 0),
     "getitem": lambda m, x: x[0],
     "getitem_1": lambda m, x: x - x[-1:],
     "select": lambda m, x: x - x.select(0, 0),
@@ -36,7 +35,7 @@ ROW_MIXING: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "chunk": lambda m, x: x.chunk(2)[0],
     "free": lambda m, x: m.free(x),
     "batch_norm": lambda m, x: F.batch_norm(x, None, None, training=True),
-    "mT": lambda m, x: x.flatten(1) @ x.flatten(1).mT,
+    "matmul": lambda m, x: x.flatten(1) @ x.flatten(1).mT,
     "einsum": lambda m, x: torch.einsum("nchw,ndhw->cd", x, x)[None, :, :, None],
     "einsum_1": lambda m, x: torch.einsum("nchw,mchw->nm", x, x)[:, :, None, None],
     "normalize": lambda m, x: F.normalize(x, dim=0),
@@ -64,6 +63,17 @@ def test_operations_that_mix_rows_are_refused_by_name(name: str) -> None:
         dualize(Net(ROW_MIXING[name]), example=randn(2, 3, 6, 6))
     what = name.removesuffix("_1")
     assert f"'{what}'" in one_line(error) or f"'Tensor.{what}'" in str(error.value)
+
+
+def test_rows_that_do_not_come_back_to_dim_0_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"expected an embedding, .* got \[4, 4\] with the batch in dim 1 for N = 1"
+    ) as error:
+        dualize(Net(lambda m, x: x.transpose(0, 1)), example=randn(2, 3, 6, 6))
+    one_line(error)
+    with pytest.raises(ValueError, match="the convolution 'late' reads a value whose batch is in dim 2") as error:
+        dualize(Net(lambda m, x: m.late(x.permute(2, 1, 0, 3)).permute(2, 1, 0, 3)), ALL, example=randn(2, 3, 6, 6))
+    one_line(error)
 
 
 def test_one_constant_row_for_all() -> None:
@@ -135,7 +145,10 @@ BAD_MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "part in train mode": (lambda: changed(lambda m: m.free.train()), "'free' is in train mode: call model.eval"),
     "float64": (lambda: changed(lambda m: m.double()), "expected float32 parameters, got torch.float64 in 'token'"),
     "half": (lambda: changed(lambda m: m.half()), "expected float32 parameters, got torch.float16 in 'token'"),
-    "control flow": (lambda: Net(scripted), "torch.fx cannot trace Net: .* must not branch on tensor values"),
+    "control flow": (
+        lambda: Net(scripted),
+        "cannot trace Net, neither by torch.fx .* nor by torch.export .*must not branch on tensor values",
+    ),
     "hook": (lambda: changed(lambda m: m.conv.register_forward_hook(print)), "'conv' has forward hooks"),
     "torch's pruning": (
         lambda: changed(lambda m: prune.l1_unstructured(m.conv, "weight", 0.5)),
@@ -152,7 +165,7 @@ BAD_MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "no tensor": (lambda: Outputs(lambda x, e: None), "expected an embedding, .* got no tensor"),
     "other input": (lambda: seeded(nn.Sequential(nn.Conv2d(5, 4, 3), nn.Flatten())), "fails on one row.*'0' .Conv2d."),
-    "two inputs": (lambda: Bilinear(), "torch.fx cannot trace Bilinear: .*missing 1 required positional argument"),
+    "two inputs": (lambda: Bilinear(), "cannot trace Bilinear, .*missing 1 required positional argument"),
     "layer on a parameter": (
         lambda: Net(lambda m, x: x + m.linear(m.token).view(1, 4, 1, 1)),
         "the pruned layer 'linear' reads a value without a batch",

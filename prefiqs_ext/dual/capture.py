@@ -1,19 +1,23 @@
 """From a module to a graph: what the model computes, as a list of operations.
 
-The one place that knows how a graph is had. Today: torch.fx symbolic tracing. A second way (torch.export, for a forward
-that branches on tensors) would return the same `Captured` and change nothing after it.
+The one place that knows how a graph is had: by torch.fx, which runs the forward on stand-ins for tensors; where that
+fails, because the forward looks at a tensor's type or shape, by torch.export (exported.py). What follows sees no
+difference.
 """
 
 from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+
+from .exported import export
 
 PREFIX = "model."
 """What names of the caller's model begin with in a captured graph; anything else is a constant found while tracing."""
@@ -35,8 +39,9 @@ _OUT_OF_PLACE = {
 
 @dataclass(frozen=True)
 class Captured:
-    """graph: one placeholder, no operation that writes to its input. root: what the graph's targets are found in.
-    model: `root.model`, the caller's model with its structure and buffers copied and its parameters shared."""
+    """graph: one placeholder, no operation that writes to its input. root: what the graph's targets are found in; it
+    computes what the graph computes. model: `root.model`, the caller's model with its structure and buffers copied and
+    its parameters shared."""
 
     graph: fx.Graph
     root: nn.Module
@@ -52,10 +57,12 @@ def is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
-def capture(model: nn.Module) -> Captured:
-    """Traces a copy of the model's structure; the model itself is only read.
+def capture(model: nn.Module, x: Tensor, output: int | str | None = None) -> Captured:
+    """The graph of a copy of the model's structure; the model itself is only read.
 
-    Raises ValueError for what a graph would lose (hooks, parametrizations) and for a forward that cannot be traced.
+    x: an input of two rows or more. output: which of the model's outputs the graph gives; None for all of them.
+    Raises ValueError for what a graph would lose (hooks, parametrizations), for a forward that cannot be traced, and
+    for an output that is not there.
     """
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
@@ -69,32 +76,70 @@ def capture(model: nn.Module) -> Captured:
                 "call torch.nn.utils.parametrize.remove_parametrizations first"
             )
     parameters = {id(parameter): parameter for parameter in model.parameters()}
-    try:
-        root = _OneInput(copy.deepcopy(model, parameters))
-        graph = _Tracer().trace(root)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"dualize: torch.fx cannot trace {type(model).__name__}: {reason}; its forward must take one tensor and "
-            "must not branch on tensor values"
-        ) from error
+    root = _OneInput(copy.deepcopy(model, parameters), output)
+    graph = _graph(root, x)
     _without_mutation(graph, root)
     for node in graph.nodes:
         # A convolution's result is channels_last here, where view() would refuse what it did before.
         if node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
             node.target = "reshape"
+        elif node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
     return Captured(graph, root, root.model)
+
+
+def erase_unused(graph: fx.Graph) -> None:
+    """Removes what does not lead to the output."""
+    for node in reversed(graph.nodes):
+        if not node.users and node.op not in ("output", "placeholder"):
+            graph.erase_node(node)
+
+
+def _graph(root: _OneInput, x: Tensor) -> fx.Graph:
+    try:
+        return _Tracer().trace(root)
+    except NoOutputError:
+        raise
+    except Exception as error:
+        reason = _reason(error)
+    try:
+        return export(root, x)
+    except NoOutputError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"dualize: cannot trace {type(root.model).__name__}, neither by torch.fx ({reason}) nor by torch.export "
+            f"({_reason(error)}); its forward must take one tensor and must not branch on tensor values"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+class NoOutputError(ValueError):
+    """The model has no such output as was asked for."""
 
 
 class _OneInput(nn.Module):
     """Optional arguments of the model's forward keep their defaults, and tracing sees them as plain Python values."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, output: int | str | None) -> None:
         super().__init__()
         self.model = model
+        self.output = output
 
     def forward(self, x: Tensor) -> object:
-        return self.model(x)
+        outputs = self.model(x)
+        if self.output is None:
+            return outputs
+        try:
+            return outputs[self.output]
+        except (LookupError, TypeError):
+            keys = list(outputs) if isinstance(outputs, Mapping) else list(range(len(outputs)))
+            raise NoOutputError(
+                f"dualize: the model has no output {self.output!r}: expected one of {', '.join(map(repr, keys))}"
+            ) from None
 
 
 class _Tracer(fx.Tracer):
@@ -131,6 +176,8 @@ def _make_out_of_place(node: fx.Node, root: nn.Module) -> bool:
         if node.target in _OUT_OF_PLACE:
             node.target = _OUT_OF_PLACE[node.target]
             return True
+        if isinstance(node.target, torch._ops.OpOverload):
+            return _make_overload_out_of_place(node)
         name = getattr(node.target, "__name__", "")
         if name.endswith("_") and hasattr(F, name[:-1]):  # torch.relu_
             node.target = getattr(F, name[:-1])
@@ -139,3 +186,13 @@ def _make_out_of_place(node: fx.Node, root: nn.Module) -> bool:
             node.kwargs = {**node.kwargs, "inplace": False}
             return True
     return False
+
+
+def _make_overload_out_of_place(node: fx.Node) -> bool:
+    """aten.add_.Tensor becomes aten.add.Tensor."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    packet, overload = node.target.overloadpacket.__name__, node.target._overloadname
+    if not packet.endswith("_") or packet.endswith("__"):
+        return False
+    node.target = getattr(getattr(torch.ops.aten, packet[:-1]), overload)
+    return True

@@ -23,9 +23,9 @@ def self_check(pair: fx.GraphModule, captured: Captured, masks: dict[str, Tensor
     """
     x = images(example, 3)
     with torch.no_grad():
-        expected = {"the dense half and the model": _row_by_row(captured.model, x)}
+        expected = {"the dense half and the model": _row_by_row(captured.root, x)}
         _mask(captured.model, masks)
-        expected["the pruned half and the model with masked weights"] = _row_by_row(captured.model, x)
+        expected["the pruned half and the model with masked weights"] = _row_by_row(captured.root, x)
         differences: list[tuple[float, str]] = []
         for count in (1, 3):  # the last row is the example's own
             result = pair(x[-count:])

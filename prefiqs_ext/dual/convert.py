@@ -16,7 +16,7 @@ from .check import self_check
 from .fuse import fuse as fold
 from .layers import LAYERS, Layer, find_layers, refuse_hidden_weights
 from .pairing import pair
-from .rows import Value, leaves, observe
+from .rows import Value, images, leaves, observe
 
 
 def dualize(
@@ -24,16 +24,18 @@ def dualize(
     pruning: Pruning | Mapping[str, Tensor] = Pruning(),  # noqa: B008, frozen
     *,
     example: Tensor,
+    output: int | str | None = None,
     fuse: bool = True,
 ) -> fx.GraphModule:
     """A graph module: images [N, ...] -> the pair of embeddings [2N, d], dense rows first, not normalised.
 
-    model: any module in eval mode with float32 parameters whose forward takes one tensor; the first 2-d floating tensor
-        among its outputs is the embedding. It is only read: the result holds copies and no reference to it.
+    model: any module in eval mode with float32 parameters whose forward takes one tensor. It is only read: the result
+        holds copies and no reference to it.
     pruning: which weights the pruned branch loses; or masks, module name -> bool tensor of its weight's shape, True =
         keep. All before the first layer that loses a weight is computed once for both branches.
     example: one or more inputs, float or uint8 [N, ...], on the model's device. The first row, and seeded variations of
         it, show which values carry the batch and serve the self-check.
+    output: which of several outputs is the embedding, by index or key; None: the first 2-d floating tensor.
     fuse: fold batch norm, input normalisation, activations and residuals into the layers. The results are equal but for
         rounding.
 
@@ -44,7 +46,7 @@ def dualize(
     """
     _check_arguments(model, example)
     masks = pruning.masks(model) if isinstance(pruning, Pruning) else _checked(pruning, model)
-    captured = capture(model)
+    captured = capture(model, images(example, 2), output)
     refuse_hidden_weights(captured)
     values = observe(captured, example)
     _keep_embedding(captured.graph, values)
@@ -99,13 +101,17 @@ def _keep_embedding(graph: fx.Graph, values: dict[fx.Node, Value]) -> None:
     for tensor in tensors:
         value = values[tensor]
         floating = value.dtype is not None and value.dtype.is_floating_point
-        if value.batch and floating and len(value.shape) == 2 and value.shape[0] == 1:
+        if value.batch and value.dim == 0 and floating and len(value.shape) == 2 and value.shape[0] == 1:
             output.args = (tensor,)
             return
-    shapes = ", ".join(str(list(values[tensor].shape)) for tensor in tensors) or "no tensor"
+    shapes = ", ".join(_shape(values[tensor]) for tensor in tensors) or "no tensor"
     raise ValueError(
         f"dualize: expected an embedding, a floating tensor [N, d], among the outputs; got {shapes} for N = 1"
     )
+
+
+def _shape(value: Value) -> str:
+    return f"{list(value.shape)}{f' with the batch in dim {value.dim}' if value.batch and value.dim else ''}"
 
 
 def _build(captured: Captured, layers: dict[str, Layer], name: str) -> fx.GraphModule:

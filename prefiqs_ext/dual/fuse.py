@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from .capture import Captured
-from .layers import Layer, erase_unused
+from .capture import Captured, erase_unused
+from .layers import Layer
 from .rows import Value, operation
 
 _REMOVED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -125,7 +125,8 @@ class _Folding:
         if len(operands) != 1:
             return None
         ours, theirs = self.values[node], self.values[operands[0]]
-        return operands[0] if theirs.batch and (theirs.shape, theirs.dtype) == (ours.shape, ours.dtype) else None
+        alike = theirs.batch and (theirs.shape, theirs.dtype, theirs.dim) == (ours.shape, ours.dtype, ours.dim)
+        return operands[0] if alike else None
 
     def _slope(self, node: fx.Node, layer: Layer) -> Tensor | None:
         """[1] or [Co] if the node is an activation of the form: x above 0, slope * x below."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .capture import PREFIX, Captured, is_layer
+from .capture import PREFIX, Captured, erase_unused, is_layer
 from .modules import DualConv1d, DualConv2d, DualLinear
 from .rows import Value, describe, operation
 
@@ -171,7 +171,8 @@ def find_layers(captured: Captured, values: dict[fx.Node, Value], masks: dict[st
         if node.op == "call_module" and target in layers:
             used[target] = layers[target]
             if used[target].mask is not None and not values[node].batch:
-                raise ValueError(f"dualize: the pruned layer {name!r} reads a value without a batch in dim 0")
+                raise ValueError(f"dualize: the pruned layer {name!r} reads a value without a batch")
+            _put_rows_first(node, used[target], values)
         elif node.op == "get_attr" and target.endswith(".weight") and name in removing:
             user = describe(next(iter(node.users)), captured.root)
             raise ValueError(
@@ -180,11 +181,26 @@ def find_layers(captured: Captured, values: dict[fx.Node, Value], masks: dict[st
     return used
 
 
-def erase_unused(graph: fx.Graph) -> None:
-    """Removes what does not lead to the output."""
-    for node in reversed(graph.nodes):
-        if not node.users and node.op not in ("output", "placeholder"):
-            graph.erase_node(node)
+def _put_rows_first(node: fx.Node, layer: Layer, values: dict[fx.Node, Value]) -> None:
+    """A linear layer may read a value whose batch is not in dim 0: moved there for the layer, and back after it."""
+    value, source = values[node], node.args[0]
+    if not value.batch or value.dim == 0:
+        return
+    if layer.dims:
+        name = _source_name(str(node.target))
+        raise ValueError(f"dualize: the convolution {name!r} reads a value whose batch is in dim {value.dim}")
+    assert isinstance(source, fx.Node)
+    graph, dim = node.graph, value.dim
+    with graph.inserting_before(node):
+        first = graph.call_function(torch.movedim, (source, dim, 0))
+    with graph.inserting_after(node):
+        back = graph.call_function(torch.movedim, (node, 0, dim))
+    node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
+    node.args = (first,)
+    for moved, like in ((first, values[source]), (node, value)):
+        shape = (like.shape[dim], *like.shape[:dim], *like.shape[dim + 1 :])
+        values[moved] = Value(True, "tensor", shape, like.dtype)
+    values[back] = value
 
 
 def _source_name(target: str) -> str:

@@ -16,14 +16,14 @@ from .. import ops
 from ..pruning import pack_mask
 
 
-def duplicate(x: Tensor) -> Tensor:
-    """A shared value [N, ...] -> the pair [2N, ...] of two equal halves, in x's memory format."""
-    return torch.cat([x, x])
+def duplicate(x: Tensor, dim: int = 0) -> Tensor:
+    """A shared value [N, ...] -> the pair [2N, ...] of two equal halves, in x's memory format. dim: where N is."""
+    return torch.cat([x, x], dim)
 
 
-def paired_size(size: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape (N, ...) of a shared value -> (2N, ...)."""
-    return (2 * size[0], *size[1:])
+def paired_size(size: tuple[int, ...], dim: int = 0) -> tuple[int, ...]:
+    """The shape (N, ...) of a shared value -> (2N, ...). dim: where N is."""
+    return (*size[:dim], 2 * size[dim], *size[dim + 1 :])
 
 
 class DualConv2d(nn.Module):

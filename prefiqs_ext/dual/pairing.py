@@ -15,9 +15,9 @@ def pair(graph: fx.Graph, values: dict[fx.Node, Value], layers: dict[str, Layer]
     """Rewrites the graph, whose output is the embedding [N, d], to give the pair [2N, d].
 
     Every value is shared ([N], computed once) until a layer whose mask removes something gives a paired one ([2N],
-    dense rows first). An operation that reads a paired value gives a paired value: the shared tensors it reads are
-    duplicated, never broadcast (for N = 1 that would hide a mistake), and sizes read from shared values are doubled. A
-    dual_conv2d takes a shared residual as it is.
+    dense rows first, along the dimension that grows with the batch). An operation that reads a paired value gives a
+    paired value: the shared tensors it reads are duplicated, never broadcast (for N = 1 that would hide a mistake), and
+    sizes read from shared values are doubled. A dual_conv2d takes a shared residual as it is.
 
     Raises ValueError where a tuple of shared tensors is used whole beside a paired one.
     """
@@ -59,9 +59,9 @@ def pair(graph: fx.Graph, values: dict[fx.Node, Value], layers: dict[str, Layer]
 
 def _twin(graph: fx.Graph, node: fx.Node, value: Value) -> fx.Node:
     if value.kind == "tensor":
-        return graph.call_function(duplicate, (node,))
+        return graph.call_function(duplicate, (node, value.dim) if value.dim else (node,))
     if value.kind == "number":
         return graph.call_function(operator.mul, (node, 2))
     if value.kind == "size":
-        return graph.call_function(paired_size, (node,))
+        return graph.call_function(paired_size, (node, value.dim) if value.dim else (node,))
     raise ValueError(f"dualize: {node.name!r}, several values computed before the pair starts, is used whole after it")

@@ -1,7 +1,8 @@
 """Which values of a graph carry the batch, found by running it on one image and on three.
 
-A pair can be carried through an operation only if every row is computed on its own. That is observed, not looked up in
-a table: an operation mixes rows when the last image among three does not get what it gets alone, whatever its name.
+A pair can be carried through an operation only if every row is computed on its own, along one dimension: dim 0 but
+where an attention puts another before it. That is observed, not looked up in a table: an operation mixes rows when the
+last image among three does not get what it gets alone, whatever its name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 from .capture import PREFIX, Captured
 
 _COUNT = 3
-_NEED = "a pair needs every row in dim 0 and computed on its own"
+_NEED = "a pair needs one dimension that grows with the batch, and every row computed on its own"
 # Mean difference over mean size. Rounding is some 1e-6 here; images mixed with one another differ by 1e-1.
 _TOLERANCE = 1e-3
 # Operations that take a tensor for its dtype, device or shape and none of its numbers.
@@ -27,8 +28,8 @@ _READ_NO_NUMBERS = {"new_zeros", "new_ones", "new_full", "new_empty", "new_tenso
 class Value:
     """What a node computes.
 
-    batch: it grows with the number of images; a tensor then holds one block of rows per image, in dim 0.
-    kind: "size" is a tuple of numbers of which the first alone grows.
+    batch: it grows with the number of images; a tensor then holds one block of rows per image, along `dim`.
+    kind: "size" is a tuple of numbers of which one alone grows, number `dim`.
     shape, dtype: of a tensor, for one image. constant: the value itself where it is the same for every input.
     """
 
@@ -37,6 +38,7 @@ class Value:
     shape: tuple[int, ...] = ()
     dtype: torch.dtype | None = None
     constant: object = None
+    dim: int = 0
 
 
 def images(example: Tensor, count: int) -> Tensor:
@@ -65,7 +67,9 @@ def describe(node: fx.Node, root: nn.Module) -> str:
 
 
 def operation(node: fx.Node) -> str:
-    """The bare name of what a node calls: "add" for torch.add, operator.add and Tensor.add."""
+    """The bare name of what a node calls: "add" for torch.add, operator.add, Tensor.add and aten.add.Tensor."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.overloadpacket.__name__)
     return str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
@@ -73,7 +77,7 @@ def operation(node: fx.Node) -> str:
 def observe(captured: Captured, example: Tensor) -> dict[fx.Node, Value]:
     """The Value of every node but the output. Constant batch sizes in reshape and expand are freed on the way.
 
-    Raises ValueError naming the first operation that moves the batch out of dim 0, loses it, or mixes its rows.
+    Raises ValueError naming the first operation that spreads the batch over dimensions, loses it, or mixes its rows.
     """
     one, three = (_Stepper(captured, images(example, count)) for count in (1, _COUNT))
     values: dict[fx.Node, Value] = {}
@@ -125,7 +129,7 @@ def _free_constant_batch(node: fx.Node, result: object, values: dict[fx.Node, Va
     as_tuple = isinstance(sizes[0], (tuple, list))
     sizes = list(sizes[0]) if as_tuple else sizes  # type: ignore[arg-type]
     one_row = isinstance(result, Tensor) and result.shape[:1] == values[source].shape[:1] == (1,)
-    if not values[source].batch or not one_row or sizes[:1] != [1]:
+    if not values[source].batch or values[source].dim != 0 or not one_row or sizes[:1] != [1]:
         return None
     with node.graph.inserting_before(node):
         size = node.graph.call_method("size", (source, 0))
@@ -145,8 +149,9 @@ def _value(one: object, three: object, what: str, reads_rows: bool) -> Value:
         elements = [_value(a, b, what, reads_rows) for a, b in zip(one, three, strict=True)]
         if not any(element.batch for element in elements):
             return Value(False, "other", constant=one)
-        size = elements[0] == Value(True, "number") and not any(element.batch for element in elements[1:])
-        return Value(True, "size" if size else "other")
+        grown = [index for index, element in enumerate(elements) if element.batch]
+        is_size = len(grown) == 1 and elements[grown[0]].kind == "number"
+        return Value(True, "size", dim=grown[0]) if is_size else Value(True, "other")
     if isinstance(one, (int, float)) and isinstance(three, (int, float)) and one != three:
         if three != _COUNT * one:
             raise ValueError(f"dualize: {what} gives {one} for a batch of 1, {three} for {_COUNT}: expected a multiple")
@@ -160,18 +165,20 @@ def _tensor_value(one: Tensor, three: Tensor, what: str, reads_rows: bool) -> Va
         if reads_rows:
             raise ValueError(f"dualize: {what} mixes the rows of the batch: its result {list(shape)} has none: {_NEED}")
         return Value(False, "tensor", shape, one.dtype, one)
-    if not shape or tuple(three.shape) != (_COUNT * shape[0], *shape[1:]):
+    grown = [dim for dim, (few, many) in enumerate(zip(shape, three.shape, strict=False)) if few != many]
+    if len(shape) != three.dim() or len(grown) != 1 or three.shape[grown[0]] != _COUNT * shape[grown[0]]:
         raise ValueError(
-            f"dualize: {what} moves the batch out of dim 0: its result is {list(shape)} for a batch of 1, "
-            f"{list(three.shape)} for {_COUNT}: {_NEED}"
+            f"dualize: {what} spreads the batch: its result is {list(shape)} for a batch of 1, {list(three.shape)} for "
+            f"{_COUNT}: {_NEED}"
         )
-    difference = _difference(one, three[-shape[0] :])
+    dim = grown[0]
+    difference = _difference(one, three.narrow(dim, three.shape[dim] - shape[dim], shape[dim]))
     if difference > _TOLERANCE:
         raise ValueError(
             f"dualize: {what} mixes the rows of the batch: a row alone and the same row among {_COUNT} differ by "
             f"{difference:.1g} of their size: {_NEED}"
         )
-    return Value(True, "tensor", shape, one.dtype)
+    return Value(True, "tensor", shape, one.dtype, dim=dim)
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
