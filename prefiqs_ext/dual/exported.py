@@ -32,7 +32,7 @@ def export(root: nn.Module, x: Tensor) -> fx.Graph:
         copies[node] = graph.node_copy(node, copies.__getitem__)
         # By the path of a module, as torch.fx has them.
         stack = node.meta.get("nn_module_stack", {}).values()
-        copies[node].meta = {"nn_module_stack": {path: kind for path, kind in stack}}
+        copies[node].meta = {"nn_module_stack": dict(stack)}
         if node.op == "get_attr" and not _has(root, str(node.target)):
             constant: Any = reduce(getattr, str(node.target).split("."), module)
             root.register_buffer(str(node.target), constant)
