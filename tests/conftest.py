@@ -23,13 +23,32 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no CUDA device")
 
 
-@pytest.fixture(scope="session")
-def sface_file() -> Path:
-    """SFace's verified ONNX file in the user's cache folder."""
+def _weights(name: str) -> Path:
+    """A verified file in the user's cache folder."""
     try:
-        return weights.path("sface")
+        return weights.path(name)
     except weights.WeightsError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def sface_file() -> Path:
+    return _weights("sface")
+
+
+@pytest.fixture(scope="session")
+def facexzoo_file() -> Path:
+    return _weights("facexzoo")
+
+
+@pytest.fixture(scope="session")
+def dlib_file() -> Path:
+    return _weights("dlib")
+
+
+@pytest.fixture(scope="session")
+def w600k_mbf_file() -> Path:
+    return _weights("w600k_mbf")
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +59,18 @@ def sface(sface_file: Path) -> nn.Module:
 @pytest.fixture(scope="session")
 def crops() -> Tensor:
     """Forty aligned faces of twenty people or more, uint8 [40, 3, 112, 112] RGB."""
+    return _read(sorted(CROPS.glob("*/*.jpg"))[::57][:40])
+
+
+@pytest.fixture(scope="session")
+def faces() -> tuple[Tensor, list[str]]:
+    """Forty aligned faces in order of their people, uint8 [40, 3, 112, 112] RGB, and whose they are."""
+    files = sorted(CROPS.glob("*/*.jpg"))[:40]
+    return _read(files), [file.parent.name for file in files]
+
+
+def _read(files: list[Path]) -> Tensor:
     cv2 = pytest.importorskip("cv2")
-    files = sorted(CROPS.glob("*/*.jpg"))[::57][:40]
     if not files:
         pytest.skip(f"no face crops in {CROPS}")
     images = [torch.from_numpy(cv2.imread(str(file))[..., ::-1].copy()) for file in files]

@@ -134,7 +134,7 @@ def test_wrong_usage(arguments: list[str], command: Command) -> None:
 
 
 def test_interrupted(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(name: str, source: str | None) -> Path:
+    def interrupt(name: str, source: str | None, *, accept_licence: bool) -> Path:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(weights, "fetch", interrupt)

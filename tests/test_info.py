@@ -72,6 +72,9 @@ def test_weights_with_licence_and_state(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert [line.split()[:5] for line in info.partition("weights\n")[2].splitlines()] == [
         ["sface", "recogniser", "38,696,353", "Apache-2.0", "missing"],
         ["yunet", "detector", "232,589", "MIT", "damaged"],
+        ["facexzoo", "recogniser", "4,990,751", "Apache-2.0", "missing"],
+        ["dlib", "recogniser", "22,466,066", "CC0-1.0", "missing"],
+        ["w600k_mbf", "recogniser", "13,616,099", "non-commercial", "missing"],
     ]
     assert [line.strip() for line in info.partition("weights\n")[2].splitlines()] == listed.splitlines()
 

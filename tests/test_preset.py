@@ -55,7 +55,7 @@ def test_buffers_are_in_the_state_and_not_trained() -> None:
 
 def test_named() -> None:
     assert Preset.named("sface") is PRESETS["sface"]
-    with pytest.raises(ValueError, match=r"^unknown preset 'Arcface': expected one of arcface, .*sface, or a Preset$"):
+    with pytest.raises(ValueError, match=r"^unknown preset 'Arcface': expected one of arcface, .*, dlib, or a Preset$"):
         Preset.named("Arcface")
 
 

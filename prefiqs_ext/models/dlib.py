@@ -1,0 +1,315 @@
+"""dlib's face recognition network from its own file, as ordinary modules.
+
+Source: the network of dlib's dnn_face_recognition_ex.cpp, ResNet-29 for chips of 150 x 150 pixels, and dlib's
+serialisation (serialize.h, float_details.h, dnn/core.h, dnn/layers.h). A file holds the layers nested, the outermost
+begun first: versions from the loss inwards, then each layer's data from the image outwards.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SIZE = 150
+"""Height and width of the image."""
+
+_MAX_BYTES = 256 << 20
+_STEM = 32
+_EMBEDDING = 128
+# From the image on: filters, and whether the block halves the map.
+_BLOCKS = (
+    *((32, False),) * 3,
+    *((64, True), *((64, False),) * 3),
+    *((128, True), *((128, False),) * 2),
+    *((256, True), *((256, False),) * 2),
+    (256, True),
+)
+
+
+class Affine(nn.Module):
+    """What is left of a batch norm: a scale and a shift per channel."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+
+
+class Block(nn.Module):
+    """relu(residual + shortcut); of maps and channels that differ, the smaller is filled up with zeros at its end."""
+
+    def __init__(self, in_channels: int, out_channels: int, size: int, *, down: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, 2 if down else 1, 0 if down else 1)
+        self.affine1 = Affine(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.affine2 = Affine(out_channels)
+        self.down = down
+        self.size = size // 2 if down else size
+        self.missing = self.size - (size - 1) // 2 if down else 0  # rows and columns of the residual
+        self.missing_channels = out_channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.affine2(self.conv2(F.relu(self.affine1(self.conv1(x)))))
+        shortcut = F.avg_pool2d(x, 2) if self.down else x
+        if self.missing:
+            residual = F.pad(residual, (0, self.missing, 0, self.missing))
+        if self.missing_channels:
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.missing_channels))
+        return F.relu(residual + shortcut)
+
+
+class DlibResNet(nn.Module):
+    """float [N, 3, 150, 150], RGB levels 0-255 -> embedding [N, 128], not normalised, as dlib gives it."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.conv = nn.Conv2d(3, _STEM, 7, 2)
+        self.affine = Affine(_STEM)
+        size = ((SIZE - 7) // 2 + 1 - 3) // 2 + 1
+        blocks, channels = [], _STEM
+        for filters, down in _BLOCKS:
+            blocks.append(Block(channels, filters, size, down=down))
+            channels, size = filters, blocks[-1].size
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Linear(channels, _EMBEDDING, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean.view(1, 3, 1, 1)) / 256
+        x = F.max_pool2d(F.relu(self.affine(self.conv(x))), 3, 2)
+        embedding: Tensor = self.fc(self.blocks(x).mean((2, 3)))
+        return embedding
+
+
+def load_dlib(path: str | os.PathLike[str]) -> DlibResNet:
+    """The network in dlib_face_recognition_resnet_model_v1.dat or a file of the same network, in eval mode.
+
+    FileNotFoundError; ValueError, in one line, for a file that is damaged, hostile or of another network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"expected at most {_MAX_BYTES} bytes, got {path.stat().st_size}")
+        return _read(_Reader(path.read_bytes()))
+    except ValueError as error:
+        raise ValueError(f"cannot load {path}: {error}") from error
+
+
+def _read(file: _Reader) -> DlibResNet:
+    network = DlibResNet().eval()
+    # How each layer's data are read, from the image outwards; and the versions that the file begins with, as it ends.
+    steps: list[Callable[[], None]] = [
+        lambda: _conv(file, network.conv, 0),
+        lambda: _affine(file, network.affine),
+        lambda: _relu(file),
+        lambda: _pool(file, "max_pool_2", 3, 2),
+    ]
+    versions: list[tuple[int, ...]] = [_INPUT, *[_LAYER] * 3]
+    for block in network.blocks:
+        assert isinstance(block, Block)
+        steps += _block_steps(file, block)
+        versions += [_TAG, *[_LAYER] * 5, *([_TAG, _TAG, _LAYER] if block.down else []), *[_LAYER] * 2]
+    steps += [lambda: _pool(file, "avg_pool_2", 0, 1), lambda: _linear(file, network.fc)]
+    versions += [_LAYER, _LAYER]
+    file.expect_version("the loss", (1,))
+    file.expect_string(("loss_metric_", "loss_metric_2"), then={"loss_metric_2": (file.number, file.number)})
+    found = [file.expect_version("a layer", allowed) for allowed in reversed(versions)][::-1]
+    file.expect_string(("input_rgb_image_sized",))
+    with torch.no_grad():
+        network.mean.copy_(torch.tensor([file.number() for _ in range(3)]))
+        for size in (file.integer(), file.integer()):
+            if size != SIZE:
+                raise ValueError(f"expected a network for {SIZE} x {SIZE} pixels, got {size}")
+        layers = [version for version, allowed in zip(found, versions, strict=True) if allowed != _TAG]
+        for index, (step, version) in enumerate(zip(steps, layers, strict=True)):
+            step()
+            _state(file, version, innermost=index == 0)
+    file.expect_end()
+    for name, tensor in network.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} has NaN or infinite values")
+    return network
+
+
+# Versions of add_layer on an input, of add_layer, and of add_tag_layer and add_skip_layer.
+_INPUT, _LAYER, _TAG = (2, 3), (1, 2), (1,)
+
+
+def _block_steps(file: _Reader, block: Block) -> list[Callable[[], None]]:
+    steps: list[Callable[[], None]] = [
+        lambda: _conv(file, block.conv1, 0 if block.down else 1),
+        lambda: _affine(file, block.affine1),
+        lambda: _relu(file),
+        lambda: _conv(file, block.conv2, 1),
+        lambda: _affine(file, block.affine2),
+    ]
+    if block.down:
+        steps.append(lambda: _pool(file, "avg_pool_2", 2, 2))
+    return [*steps, lambda: _sum(file), lambda: _relu(file)]
+
+
+def _conv(file: _Reader, conv: nn.Conv2d, padding: int) -> None:
+    version = file.expect_string(("con_4", "con_5", "con_6"))
+    values = file.tensor()
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    file.expect_integers("a convolution", (conv.out_channels, kernel, kernel, stride, stride, padding, padding))
+    weights, biases = file.alias(), file.alias()
+    for _ in range(4):
+        file.number()  # what the learning rates were multiplied by
+    for _ in range(("con_4", "con_5", "con_6").index(version)):
+        file.boolean()
+    shape = tuple(conv.weight.shape)
+    if weights != shape or math.prod(biases) != conv.out_channels or values.size != math.prod(shape) + math.prod(biases):
+        raise ValueError(f"expected filters {list(shape)} with a bias, got {list(weights)} and {list(biases)}")
+    assert conv.bias is not None
+    conv.weight.copy_(torch.from_numpy(values[: math.prod(shape)].reshape(shape)))
+    conv.bias.copy_(torch.from_numpy(values[math.prod(shape) :]))
+
+
+def _affine(file: _Reader, affine: Affine) -> None:
+    version = file.expect_string(("affine_", "affine_2"))
+    values = file.tensor()
+    shapes = file.alias(), file.alias()
+    file.integer()  # convolutional or not: the shapes tell
+    if version == "affine_2":
+        file.boolean()
+    channels = len(affine.weight)
+    if any(math.prod(shape) != channels for shape in shapes) or values.size != 2 * channels:
+        raise ValueError(f"expected {channels} scales and shifts, got {[list(shape) for shape in shapes]}")
+    affine.weight.copy_(torch.from_numpy(values[:channels]))
+    affine.bias.copy_(torch.from_numpy(values[channels:]))
+
+
+def _relu(file: _Reader) -> None:
+    if file.expect_string(("relu_", "relu_2")) == "relu_2":
+        file.boolean()
+
+
+def _sum(file: _Reader) -> None:
+    file.expect_string(("add_prev_",))
+
+
+def _pool(file: _Reader, name: str, size: int, stride: int) -> None:
+    file.expect_string((name,))
+    file.expect_integers("a pooling", (size, size, stride, stride, 0, 0))
+
+
+def _linear(file: _Reader, linear: nn.Linear) -> None:
+    version = file.expect_string(("fc_2", "fc_3"))
+    file.expect_integers("the linear layer", (linear.out_features, linear.in_features))
+    values = file.tensor()
+    file.alias()
+    file.alias()
+    file.expect_integers("the linear layer", (1,))  # without a bias
+    for _ in range(4):
+        file.number()
+    if version == "fc_3":
+        file.boolean()
+    if values.size != linear.weight.numel():
+        raise ValueError(f"expected {linear.weight.numel()} weights of the linear layer, got {values.size}")
+    linear.weight.copy_(torch.from_numpy(values.reshape(linear.in_features, linear.out_features)).T)
+
+
+def _state(file: _Reader, version: int, *, innermost: bool) -> None:
+    """What a layer keeps from training."""
+    for _ in range(3):
+        file.boolean()
+    for _ in range(2 + (innermost or version == 2)):
+        file.tensor()
+    if innermost and version == 3:
+        file.integer()
+
+
+class _Reader:
+    """dlib's numbers, strings and tensors, never beyond the end of the data. ValueError for anything else."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def integer(self) -> int:
+        head = self._take(1)[0]
+        size = head & 0x0F
+        if head & 0x70 or not 1 <= size <= 8:
+            raise ValueError(f"expected an integer at byte {self._at - 1}, got {head:#04x}")
+        value = int.from_bytes(self._take(size), "little")
+        return -value if head & 0x80 else value
+
+    def number(self) -> float:
+        mantissa, exponent = self.integer(), self.integer()
+        if abs(exponent) > 2000:  # 32000 and up are infinities and NaN
+            raise ValueError(f"expected a finite number before byte {self._at}")
+        return math.ldexp(mantissa, exponent)
+
+    def boolean(self) -> bool:
+        value = self._take(1)
+        if value not in (b"0", b"1"):
+            raise ValueError(f"expected 0 or 1 at byte {self._at - 1}, got {value!r}")
+        return value == b"1"
+
+    def tensor(self) -> np.ndarray:
+        """float32, flat."""
+        self.expect_version("a tensor", (2,))
+        count = math.prod(self._size() for _ in range(4))
+        return np.frombuffer(self._take(4 * count), "<f4").copy()
+
+    def alias(self) -> tuple[int, ...]:
+        """The shape of a part of a tensor."""
+        self.expect_version("a tensor's shape", (1,))
+        return tuple(self._size() for _ in range(4))
+
+    def expect_version(self, what: str, allowed: tuple[int, ...]) -> int:
+        version = self.integer()
+        if version not in allowed:
+            raise ValueError(f"expected {what} of version {' or '.join(map(str, allowed))}, got {version}")
+        return version
+
+    def expect_string(
+        self, allowed: tuple[str, ...], then: dict[str, tuple[Callable[[], object], ...]] | None = None
+    ) -> str:
+        size = self._size()
+        found = self._take(min(size, 64)).decode("latin-1")
+        if found not in allowed:
+            raise ValueError(f"expected a layer {' or '.join(allowed)} of dlib's face recognition network, got {found!r}")
+        for read in (then or {}).get(found, ()):
+            read()
+        return found
+
+    def expect_integers(self, what: str, expected: tuple[int, ...]) -> None:
+        found = tuple(self.integer() for _ in expected)
+        if found != expected:
+            raise ValueError(f"expected {what} of {expected}, got {found}")
+
+    def expect_end(self) -> None:
+        if self._at != len(self._data):
+            raise ValueError(f"{len(self._data) - self._at} bytes follow the network")
+
+    def _size(self) -> int:
+        size = self.integer()
+        if not 0 <= size <= len(self._data):
+            raise ValueError(f"expected a size before byte {self._at}, got {size}")
+        return size
+
+    def _take(self, count: int) -> bytes:
+        taken = self._data[self._at : self._at + count]
+        if len(taken) != count:
+            raise ValueError(f"truncated: {count} bytes expected at byte {self._at}, {len(taken)} are left")
+        self._at += count
+        return taken

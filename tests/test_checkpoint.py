@@ -1,0 +1,375 @@
+"""load_model: every layout against functions of torch alone; what is refused, by name; what is never executed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import layouts
+import pytest
+import torch
+from duals import check
+from layouts import State
+from networks import network_input, pictures
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from prefiqs_ext import Pruning, Scorer, models, reference
+from prefiqs_ext.models import load_model
+from prefiqs_ext.models.mobilefacenet import MobileFaceNet
+
+# float32 against float64, of the largest value; a wrong stride, eps or name is above 1e-3.
+TOLERANCE = 1e-5
+_CHANNELS = (64, 64, 128, 256, 256, 512)
+
+
+class Layout(NamedTuple):
+    state: Callable[[], State]
+    forward: Callable[[State, Tensor], Tensor]
+    preset: str
+    size: int = 112
+
+
+LAYOUTS = {
+    "iresnet": Layout(partial(layouts.iresnet_state, (1, 2, 1, 1)), layouts.iresnet, "arcface"),
+    "iresnet, 64 pixels": Layout(
+        partial(layouts.iresnet_state, (1, 1, 1, 1), last=4, features=30), layouts.iresnet, "arcface", 64
+    ),
+    "curricularface": Layout(
+        partial(layouts.ir_state, _CHANNELS, adaface=False, affine=False), layouts.ir, "curricularface"
+    ),
+    "face.evoLVe, IR-SE": Layout(
+        partial(layouts.ir_state, _CHANNELS, adaface=False, excite="5"), layouts.ir, "curricularface"
+    ),
+    "adaface": Layout(partial(layouts.ir_state, _CHANNELS, adaface=True, affine=False), layouts.ir, "adaface"),
+    "adaface, IR-SE": Layout(
+        partial(layouts.ir_state, _CHANNELS, adaface=True, affine=False, excite="se_block", last=3),
+        layouts.ir,
+        "adaface",
+        48,
+    ),
+    "facexzoo": Layout(layouts.mobilefacenet_state, layouts.mobilefacenet, "facexzoo"),
+}
+
+
+def loaded(path: Path) -> nn.Module:
+    """The network of a file whose preset is a guess."""
+    with pytest.warns(UserWarning, match="a guess by its layout: pass preset= to be sure"):
+        return load_model(path)[0]
+
+
+def difference(model: nn.Module, layout: Layout, state: State) -> float:
+    x = network_input(pictures(2, layout.size, seed=3))
+    expected = layout.forward({name: tensor.double() for name, tensor in state.items()}, x.double())
+    with torch.no_grad():
+        return float((model(x) - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout(name: str, tmp_path: Path) -> None:
+    layout = LAYOUTS[name]
+    state = layout.state()
+    torch.save(state, tmp_path / "backbone.pth")
+    with pytest.warns(UserWarning, match=rf"backbone.pth: taken for input of preset '{layout.preset}' \("):
+        model, preset = load_model(tmp_path / "backbone.pth")
+    assert preset is models.PRESETS[layout.preset]
+    assert not model.training
+    assert difference(model, layout, state) < TOLERANCE
+    check(model, network_input(pictures(2, layout.size)), Pruning())
+
+
+@pytest.mark.parametrize("name", ["iresnet, 64 pixels", "curricularface", "adaface, IR-SE", "facexzoo"])
+def test_scores_of_a_file_are_those_of_two_models(name: str, tmp_path: Path) -> None:
+    layout = LAYOUTS[name]
+    torch.save(layout.state(), tmp_path / "backbone.pth")
+    preset = models.Preset("own", (layout.size, layout.size), "bgr", (127.5,) * 3, (127.5,) * 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is guessed where the preset is given
+        scorer = Scorer(tmp_path / "backbone.pth", preset=preset)
+        network, _ = load_model(tmp_path / "backbone.pth", preset)
+    images = pictures(3, layout.size, seed=4)
+    expected = reference.score(network, images, preset=preset)
+    assert float((scorer(images).distance - expected.distance).abs().max()) < TOLERANCE
+
+
+def wrapped(prefix: str, state: State) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def magface(state: State) -> object:
+    head = {"module.fc.weight": torch.zeros(30, 100)}
+    return {"epoch": 25, "arch": "iresnet100", "state_dict": {**wrapped("features.module.", state), **head}}
+
+
+WRAPPERS: dict[str, tuple[Callable[[State], object], str | None]] = {
+    "module": (lambda state: wrapped("module.", state), None),
+    "state_dict_backbone": (
+        lambda state: {"state_dict_backbone": state, "state_dict_softmax_fc": {"weight": torch.zeros(9, 30)}},
+        None,
+    ),
+    "training": (
+        lambda state: {"model": wrapped("module.backbone.", state), "optimizer": {"lr": 0.1}, "epoch": 3},
+        None,
+    ),
+    "head beside": (
+        lambda state: {"state_dict": {**wrapped("backbone.", state), "head.kernel": torch.zeros(30, 100)}},
+        "a classification head: head.kernel",
+    ),
+    "head's statistics": (
+        lambda state: {
+            "state_dict": {
+                **wrapped("model.", state),
+                "head.kernel": torch.zeros(30, 100),
+                "head.t": torch.zeros(1),
+                "head.batch_mean": torch.zeros(1),
+            }
+        },
+        "a classification head: head.kernel, head.t, head.batch_mean",
+    ),
+    "CR-FIQA": (
+        lambda state: {**state, "qs.weight": torch.zeros(1, 30), "qs.bias": torch.zeros(1)},
+        None,
+    ),
+    "without num_batches_tracked": (
+        lambda state: {name: tensor for name, tensor in state.items() if "num_batches" not in name},
+        None,
+    ),
+    "half precision": (lambda state: {name: tensor.half() for name, tensor in state.items()}, None),
+}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers(wrapper: str, old: bool, tmp_path: Path) -> None:
+    wrap, warning = WRAPPERS[wrapper]
+    layout = LAYOUTS["iresnet, 64 pixels"]
+    state = layout.state()
+    torch.save(wrap(state), tmp_path / "checkpoint.pt", _use_new_zipfile_serialization=not old)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model, _ = load_model(tmp_path / "checkpoint.pt", "arcface")
+    assert [str(each.message).removeprefix("left out, ") for each in caught] == ([warning] if warning else [])
+    if wrapper == "half precision":
+        state = {name: tensor.half().float() for name, tensor in state.items()}
+    assert difference(model, layout, state) < TOLERANCE
+    assert all(tensor.dtype == torch.float32 for tensor in model.parameters())
+
+
+@pytest.mark.parametrize("preset", [None, "magface"])
+def test_magface(preset: str | None, tmp_path: Path) -> None:
+    """Another eps; told by the prefix, or by the preset."""
+    layout = LAYOUTS["iresnet, 64 pixels"]
+    state = {name: tensor * (1e-3 if "var" in name else 1) for name, tensor in layout.state().items()}
+    torch.save(magface(state) if preset is None else state, tmp_path / "magface.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, found = load_model(tmp_path / "magface.pth", preset)
+    assert found is models.PRESETS["magface"]
+    assert difference(model, layout._replace(forward=partial(layouts.iresnet, eps=2e-5)), state) < TOLERANCE
+    assert difference(model, layout, state) > 100 * TOLERANCE
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    layout = LAYOUTS["facexzoo"]
+    save_file(layout.state(), tmp_path / "backbone.safetensors")
+    assert difference(loaded(tmp_path / "backbone.safetensors"), layout, layout.state()) < TOLERANCE
+
+
+def without(name: str) -> Callable[[State], object]:
+    return lambda state: {key: tensor for key, tensor in state.items() if key != name}
+
+
+def nan(state: State) -> object:
+    state["layer2.0.conv1.weight"][0, 0] = torch.nan
+    return state
+
+
+REFUSED: dict[str, tuple[Callable[[State], object], str]] = {
+    "missing": (without("layer3.0.bn2.bias"), r"expected IResNet, whose layer3\.0\.bn2\.bias the file lacks"),
+    "no linear layer": (without("fc.weight"), r"expected fc\.weight, the file lacks it"),
+    "left over": (
+        lambda state: {**state, "attention.weight": torch.zeros(3, 5), "layer1.0.extra": torch.zeros(2)},
+        r"also has (layer1.0.extra|attention.weight), (layer1.0.extra|attention.weight)",
+    ),
+    "left over beside": (
+        lambda state: {**wrapped("backbone.", state), "decoder.conv.weight": torch.zeros(3, 5, 1, 1)},
+        "also has decoder.conv.weight",
+    ),
+    "two networks": (
+        lambda state: {**wrapped("teacher.", state), **wrapped("student.", state)},
+        "one network, the file has several: below 'teacher.', 'student.'",
+    ),
+    "shape": (
+        lambda state: {**state, "layer2.0.conv2.weight": torch.zeros(128, 64, 3, 3)},
+        r"layer2\.0\.conv2\.weight of shape \[128, 128, 3, 3\], got \[128, 64, 3, 3\]",
+    ),
+    "a block skipped": (
+        lambda state: {name.replace("layer2.0", "layer2.1"): tensor for name, tensor in state.items()},
+        r"also has|lacks",
+    ),
+    "nan": (nan, r"layer2\.0\.conv1\.weight has NaN or infinite values"),
+    "another network": (lambda state: {"encoder.0.weight": torch.zeros(3)}, "the file has encoder.0.weight"),
+    "no tensors": (lambda state: {"epoch": 3, "name": "r50"}, "expected a state dict, the file holds 'epoch', 'name'"),
+    "a list": (lambda state: [1, 2], "expected a state dict, the file holds a list"),
+    "expanded": (
+        lambda state: {**state, "huge": torch.zeros(1).expand(1 << 40)},
+        "expected tensors of at most .* bytes together, the file declares more",
+    ),
+    "expanded fc": (
+        lambda state: {**state, "fc.weight": torch.zeros(1).expand(30, 1 << 34)},
+        "expected tensors of at most",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refusals(what: str, tmp_path: Path) -> None:
+    change, message = REFUSED[what]
+    path = tmp_path / "checkpoint.pth"
+    torch.save(change(LAYOUTS["iresnet, 64 pixels"].state()), path)
+    with pytest.raises(ValueError, match=message) as error:
+        load_model(path, "arcface")
+    assert str(error.value).startswith(f"cannot load {path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_deep_ir_is_refused_by_name(tmp_path: Path) -> None:
+    """Depths above 100 have blocks of three convolutions."""
+    state = LAYOUTS["adaface"].state()
+    state |= {name.replace(".res_layer.5.", ".res_layer.8."): tensor for name, tensor in state.items() if ".res_layer.5." in name}
+    torch.save(state, tmp_path / "ir152.ckpt")
+    with pytest.raises(ValueError, match="IR of basic blocks, got bottleneck blocks"):
+        load_model(tmp_path / "ir152.ckpt", "adaface")
+
+
+class Payload:
+    """Runs a command when unpickled by a careless reader."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+class _Numbers(NamedTuple):
+    magic: int = 0x1950A86A20F9469CFC6C
+    protocol: int = 1001
+
+
+def write_pickles(path: Path, *objects: object) -> None:
+    with path.open("wb") as file:
+        for each in objects:
+            pickle.dump(each, file, protocol=2)
+
+
+@pytest.mark.parametrize("form", ["zip", "old", "pickle", "old, by hand", "keys, by hand", "nested"])
+def test_a_malicious_pickle_is_refused_and_not_run(form: str, tmp_path: Path) -> None:
+    mark, path = tmp_path / "executed", tmp_path / "evil.pth"
+    payload = Payload(mark)
+    if form in ("zip", "old"):
+        torch.save({"state_dict": payload}, path, _use_new_zipfile_serialization=form == "zip")
+    elif form == "nested":
+        torch.save({"layer1.0.conv1.weight": torch.zeros(3), "x": [payload]}, path)
+    elif form == "pickle":
+        write_pickles(path, payload)
+    elif form == "old, by hand":
+        write_pickles(path, *_Numbers(), {}, payload, [])
+    else:
+        write_pickles(path, *_Numbers(), {}, {"layer1.0.conv1.weight": 1}, payload)
+    with pytest.raises(ValueError, match="for safety|damaged") as error:
+        load_model(path, "arcface")
+    assert "\n" not in str(error.value)
+    assert not mark.exists()
+    careless = path.read_bytes() if form == "pickle" else None
+    if careless is not None:  # the payload is one: the test can fail
+        pickle.loads(careless)
+        assert mark.exists()
+
+
+GARBAGE: dict[str, bytes] = {
+    "empty": b"",
+    "html": b"<!DOCTYPE html><html><body>404</body></html>",
+    "git lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 174000000\n",
+    "zeros": bytes(1000),
+    "zip": b"PK\x03\x04" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".dat"])
+@pytest.mark.parametrize("what", GARBAGE)
+def test_garbage(what: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(GARBAGE[what])
+    with pytest.raises(ValueError, match=f"cannot load {path}: ") as error:
+        load_model(path, "arcface")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["pth", "old", "safetensors"])
+def test_truncated(kind: str, tmp_path: Path) -> None:
+    state = LAYOUTS["facexzoo"].state()
+    path = tmp_path / f"model.{kind}"
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "pth")
+    data = path.read_bytes()
+    for size in range(1, len(data), len(data) // 11):
+        path.write_bytes(data[:size])
+        with pytest.raises(ValueError, match="cannot load") as error:
+            load_model(path, "facexzoo")
+        assert "\n" not in str(error.value)
+
+
+def test_a_zip_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2_000_000))
+    monkeypatch.setattr("prefiqs_ext.models.state_dict.MAX_BYTES", 1_000_000)
+    with pytest.raises(ValueError, match="expected at most 1000000 bytes, the file unpacks to 2000000"):
+        load_model(path, "arcface")
+
+
+def test_a_file_too_large_or_missing_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefiqs_ext.models.state_dict.MAX_BYTES", 10)
+    (tmp_path / "model.pth").write_bytes(bytes(11))
+    with pytest.raises(ValueError, match="expected at most 10 bytes, the file has 11"):
+        load_model(tmp_path / "model.pth", "arcface")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_model(tmp_path / "none.pth")
+    with pytest.raises(ValueError, match="expected a regular file"):
+        load_model(tmp_path, "arcface")
+    with pytest.raises(ValueError, match="expected a built-in model .* a file or a torch.nn.Module, got 'r50'"):
+        Scorer("r50")
+
+
+def test_facexzoo_was_pickled_whole(facexzoo_file: Path) -> None:
+    """The real file: its faces are told apart, and every weight is the one in the file."""
+    model, preset = load_model(facexzoo_file, "facexzoo")
+    assert preset is models.PRESETS["facexzoo"]
+    assert isinstance(model, MobileFaceNet)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_200_512
+    state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    data = facexzoo_file.read_bytes()
+    for name in ("conv1.conv.weight", "conv_5.model.1.project.bn.running_var", "linear.weight", "bn.bias"):
+        assert state[name].numpy().tobytes() in data, name
+
+
+def test_facexzoo_on_faces(facexzoo_file: Path, faces: tuple[Tensor, list[str]]) -> None:
+    images, identities = faces
+    out = Scorer("facexzoo")(images)
+    same = torch.tensor([[a == b for b in identities] for a in identities])
+    cosines = out.embedding @ out.embedding.T
+    mated = cosines[same & ~torch.eye(len(images), dtype=torch.bool)]
+    assert mated.median() > 0.4
+    assert cosines[~same].median() < 0.1
+    network, preset = models.load("facexzoo")
+    expected = reference.score(network, images[:8], preset=preset)
+    assert float((out.distance[:8] - expected.distance).abs().max()) < TOLERANCE
