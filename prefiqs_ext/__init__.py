@@ -6,12 +6,25 @@
 """
 
 from prefiqs_ext import models, reference
+from prefiqs_ext.calibration import Calibration
 from prefiqs_ext.dual import dualize
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer, score
+from prefiqs_ext.settings import Settings
 
 __version__ = "0.1.0"
 
-__all__ = ["Preset", "Pruning", "ScoreOutput", "Scorer", "dualize", "models", "reference", "score"]
+__all__ = [
+    "Calibration",
+    "Preset",
+    "Pruning",
+    "ScoreOutput",
+    "Scorer",
+    "Settings",
+    "dualize",
+    "models",
+    "reference",
+    "score",
+]

@@ -1,12 +1,14 @@
 """What is pruned: masks over a network's raw weights, and their packing to one bit per weight.
 
-PreFIQs (arXiv 2605.13396) prunes without structure, by magnitude, 40 % of the weights. A mask depends on the weights
+PreFIQs (arXiv 2605.13396) prunes without structure, by magnitude, 40 % of the weights; beside it, it studies random
+weights and whole filters. A mask depends on the weights
 alone: no image, no label, no gradient. It must be taken from the RAW weights: folding batch norm into them first would
 rescale |w| and choose other weights.
 """
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_METHODS = ("magnitude", "random")
+METHODS = ("magnitude", "random", "structured")
+"""The names of pruning methods; beside them "n:m" in numbers, such as "2:4"."""
+
+_DEFAULT_SPARSITY = 0.4
 _SCOPES = ("layer", "global")
+_LARGEST_M = 64
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,16 @@ class Pruning:
 
     method: "magnitude" ranks weights by |w|; "random" by a uniform number drawn per weight, from one CPU generator per
         layer seeded by `seed` and the layer's name, so a layer's mask does not depend on which other layers are pruned.
+        "structured" removes whole filters, ranked by the L1 norm of their weights (torch.nn.utils.prune.ln_structured,
+        n=1, dim=0); shapes, biases and following layers stay as they are, and so does the last linear layer, whose
+        filters are the embedding's coordinates, unless a pattern names it. "2:4", or any n:m of 1 <= n < m <= 64, keeps
+        of every m weights along the input channels the n largest; a layer whose input channels (per group) m does not
+        divide stays dense: `kept_dense` lists those.
     sparsity: the fraction removed, in [0, 1). Exactly Python's round(sparsity * n) of n weights go, the lowest ranked;
         among equals the lowest flat index of the weight as torch stores its shape (OIHW for a convolution) goes first.
+        Of filters likewise. With "n:m" it is 1 - n/m.
     scope: "layer" ranks each layer by itself; "global" ranks all chosen layers together, equal weights going in the
-        order of `model.named_modules()`.
+        order of `model.named_modules()`; only for "magnitude" and "random".
     layers: "conv" (every Conv1d and Conv2d: depthwise, shortcut and stem included), "conv+linear" (those and every
         Linear), or one or more fnmatch patterns over the names of such modules, case-sensitive.
     seed: read by "random" only.
@@ -39,19 +51,28 @@ class Pruning:
     Raises ValueError for a value outside these.
     """
 
-    method: Literal["magnitude", "random"] = "magnitude"
-    sparsity: float = 0.4
+    method: Literal["magnitude", "random", "structured"] | str = "magnitude"
+    sparsity: float = _DEFAULT_SPARSITY
     scope: Literal["layer", "global"] = "layer"
     layers: str | Sequence[str] = "conv"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in _METHODS:
-            raise ValueError(f"pruning method must be one of {', '.join(_METHODS)}, got {self.method!r}")
+        if self.method not in METHODS and self._n_of_m is None:
+            raise ValueError(
+                f"pruning method must be one of {', '.join(METHODS)}, or n:m such as '2:4', got {self.method!r}"
+            )
         if self.scope not in _SCOPES:
             raise ValueError(f"pruning scope must be one of {', '.join(_SCOPES)}, got {self.scope!r}")
+        if self.scope == "global" and self.method not in ("magnitude", "random"):
+            raise ValueError(f"pruning method {self.method!r} ranks each layer by itself: use scope='layer'")
         if not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity must be a number in [0, 1), got {self.sparsity!r}")
+        if self._n_of_m is not None:
+            n, m = self._n_of_m
+            if self.sparsity not in (_DEFAULT_SPARSITY, 1 - n / m):
+                raise ValueError(f"pruning method {self.method!r} has sparsity {1 - n / m:g}, got {self.sparsity!r}")
+            object.__setattr__(self, "sparsity", 1 - n / m)
         if not isinstance(self.seed, int):
             raise ValueError(f"pruning seed must be an integer, got {self.seed!r}")
         if not isinstance(self.layers, str):
@@ -66,15 +87,41 @@ class Pruning:
         The model is only read. Beside the masks (one byte per weight) this needs, at its peak, 8 bytes per weight of
         the largest layer (scope "layer") or of all chosen layers (scope "global"); 16 for float64 weights.
 
-        Raises ValueError when no layer is chosen, a pattern matches none, or a chosen weight is NaN or infinite.
+        Raises ValueError when no layer is chosen or can be pruned, a pattern matches none, or a chosen weight is NaN or
+        infinite.
         """
-        weights = self._weights(model)
+        dense = self.kept_dense(model)
+        weights = {name: weight for name, weight in self._weights(model).items() if name not in dense}
+        if not weights:
+            raise ValueError(f"pruning method {self.method!r} can prune none of the chosen layers: {', '.join(dense)}")
+        if self._n_of_m is not None:
+            return {name: _keep_n_of_m(self._importance(name, w), *self._n_of_m) for name, w in weights.items()}
+        if self.method == "structured":
+            return {name: _keep_filters(self._importance(name, w), self.sparsity) for name, w in weights.items()}
         groups = [[name] for name in weights] if self.scope == "layer" else [list(weights)]
         masks: dict[str, Tensor] = {}
         for names in groups:
             importances = [self._importance(name, weights[name]) for name in names]
             masks.update(zip(names, _keep(importances, self.sparsity), strict=True))
         return masks
+
+    def kept_dense(self, model: nn.Module) -> list[str]:
+        """The chosen layers that the method leaves as they are: of "n:m", those it does not divide; of "structured",
+        the last linear layer."""
+        weights = self._weights(model)
+        if self._n_of_m is not None:
+            return [name for name, weight in weights.items() if weight.shape[1] % self._n_of_m[1]]
+        if self.method == "structured" and self.layers == "conv+linear":
+            return [name for name, weight in weights.items() if weight.dim() == 2][-1:]
+        return []
+
+    @property
+    def _n_of_m(self) -> tuple[int, int] | None:
+        match = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", self.method) if isinstance(self.method, str) else None
+        if match is None:
+            return None
+        n, m = int(match[1]), int(match[2])
+        return (n, m) if n < m <= _LARGEST_M else None
 
     def _weights(self, model: nn.Module) -> dict[str, Tensor]:
         convolutions: dict[str, Tensor] = {}
@@ -129,6 +176,23 @@ def _keep(importances: Sequence[Tensor], sparsity: float) -> list[Tensor]:
         equals -= len(removed)
         masks.append(mask)
     return masks
+
+
+def _keep_filters(importance: Tensor, sparsity: float) -> Tensor:
+    """True in all but the round(sparsity * filters) filters of least sum."""
+    sums = importance.flatten(1).double().sum(1)
+    mask = torch.ones_like(importance, dtype=torch.bool)
+    mask[torch.argsort(sums, stable=True)[: round(sparsity * len(sums))]] = False
+    return mask
+
+
+def _keep_n_of_m(importance: Tensor, n: int, m: int) -> Tensor:
+    """True for the n largest of every m neighbours along dim 1."""
+    last = importance.movedim(1, -1)
+    rows = last.reshape(*last.shape[:-1], -1, m)
+    removed = torch.argsort(rows, dim=-1, stable=True)[..., : m - n]
+    mask = torch.ones_like(rows, dtype=torch.bool).scatter_(-1, removed, False)
+    return mask.flatten(-2).movedim(-1, 1).contiguous()
 
 
 def pack_mask(mask: Tensor) -> Tensor:

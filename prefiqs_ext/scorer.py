@@ -21,6 +21,7 @@ from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.ops import embedding_distance
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.settings import Settings, hash_weights
 
 # Floating images come from divisions by 255 and resampling, which overshoot a little.
 _OVERSHOOT = 1e-3
@@ -83,11 +84,16 @@ class Scorer(nn.Module):
             raise ValueError(f"expected on_bad 'raise' or 'nan', got {on_bad!r}")
         self.device, self.dtype = resolve(device, dtype, model)
         network, own_preset = (_on_cpu(model), None) if isinstance(model, nn.Module) else _load(model, preset)
+        weights_hash = hash_weights(network)
         if isinstance(pruning, Pruning):
             masks = pruning.masks(network)
         else:
             masks = {name: mask.cpu() for name, mask in pruning.items()}
         self.preset = Preset.named(preset) if isinstance(preset, str) else preset or own_preset
+        self._settings = None
+        if isinstance(pruning, Pruning):
+            name = None if isinstance(model, nn.Module) else str(model)
+            self._settings = Settings(name, weights_hash, self.preset, pruning, output)
         if self.preset is not None:
             # Masks come first: pruning knows layers by the names they have in the caller's model.
             network = _Normalized(self.preset, network)
@@ -125,6 +131,40 @@ class Scorer(nn.Module):
                 f"the embedding in {self.dtype} on {self.device} differs from the CPU's by {difference:.2g} of its "
                 f"size, expected at most {most:.2g}{remedy}"
             )
+
+    @classmethod
+    def from_settings(
+        cls,
+        settings: Settings | str | PathLike[str],
+        model: str | PathLike[str] | nn.Module | None = None,
+        **options: Any,
+    ) -> Scorer:
+        """The scorer that gave these settings, or one like it; its `settings` have their calibration.
+
+        settings: or a file of them. model: None for the one that the settings name. options: device, dtype, example,
+        chunk, fuse, on_bad. ValueError where the model has not the weights that the settings were made with.
+        """
+        if not isinstance(settings, Settings):
+            settings = Settings.load(settings)
+        source = settings.model if model is None else model
+        if source is None:
+            raise ValueError("expected the model that these settings were made with: they name none, it was a module")
+        scorer = cls(source, settings.pruning, preset=settings.preset, output=settings.output, **options)
+        found = scorer.settings.model_sha256
+        if found != settings.model_sha256:
+            raise ValueError(
+                f"expected the model that these settings were made with, whose weights have SHA-256 "
+                f"{settings.model_sha256[:12]}..., got {found[:12]}..."
+            )
+        scorer._settings = settings
+        return scorer
+
+    @property
+    def settings(self) -> Settings:
+        """What the numbers depend on: to save, and to make the same scorer from. ValueError with masks of your own."""
+        if self._settings is None:
+            raise ValueError("masks of your own are not kept in settings: construct the Scorer with a Pruning")
+        return self._settings
 
     @property
     def resident_bytes(self) -> int:

@@ -242,7 +242,11 @@ def test_refusals(what: str, tmp_path: Path) -> None:
 def test_deep_ir_is_refused_by_name(tmp_path: Path) -> None:
     """Depths above 100 have blocks of three convolutions."""
     state = LAYOUTS["adaface"].state()
-    state |= {name.replace(".res_layer.5.", ".res_layer.8."): tensor for name, tensor in state.items() if ".res_layer.5." in name}
+    state |= {
+        name.replace(".res_layer.5.", ".res_layer.8."): tensor
+        for name, tensor in state.items()
+        if ".res_layer.5." in name
+    }
     torch.save(state, tmp_path / "ir152.ckpt")
     with pytest.raises(ValueError, match="IR of basic blocks, got bottleneck blocks"):
         load_model(tmp_path / "ir152.ckpt", "adaface")
@@ -283,7 +287,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(form: str, tmp_path: Path) ->
         write_pickles(path, *_Numbers(), {}, payload, [])
     else:
         write_pickles(path, *_Numbers(), {}, {"layer1.0.conv1.weight": 1}, payload)
-    with pytest.raises(ValueError, match="for safety|damaged") as error:
+    with pytest.raises(ValueError, match=r"for safety|damaged") as error:
         load_model(path, "arcface")
     assert "\n" not in str(error.value)
     assert not mark.exists()
@@ -346,7 +350,7 @@ def test_a_file_too_large_or_missing_or_none(tmp_path: Path, monkeypatch: pytest
         load_model(tmp_path / "none.pth")
     with pytest.raises(ValueError, match="expected a regular file"):
         load_model(tmp_path, "arcface")
-    with pytest.raises(ValueError, match="expected a built-in model .* a file or a torch.nn.Module, got 'r50'"):
+    with pytest.raises(ValueError, match=r"expected a built-in model .* a file or a torch.nn.Module, got 'r50'"):
         Scorer("r50")
 
 

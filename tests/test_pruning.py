@@ -222,7 +222,7 @@ def test_pruning_is_a_value() -> None:
         ({"sparsity": -0.1}, "sparsity must be a number"),
         ({"sparsity": math.nan}, "got nan"),
         ({"sparsity": "0.4"}, "got '0.4'"),
-        ({"method": "l1"}, "must be one of magnitude, random, got 'l1'"),
+        ({"method": "l1"}, "must be one of magnitude, random, structured, or n:m .*got 'l1'"),
         ({"scope": "model"}, "must be one of layer, global, got 'model'"),
         ({"layers": []}, r"name patterns, got \[\]"),
         ({"layers": [3]}, r"name patterns, got \[3\]"),

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -380,24 +380,3 @@ def test_killed_fetch_leaves_no_half_file_and_is_cleaned_up_later(
     (cache / "tiny.onnx").unlink()
     weights.fetch("tiny", "official")
     assert [file.name for file in cache.iterdir()] == ["tiny.onnx"]
-
-
-# --- the table ----------------------------------------------------------------------------------------------------
-
-
-def test_table() -> None:
-    assert list(weights.KNOWN) == ["sface", "yunet", "facexzoo", "dlib", "w600k_mbf"]
-    for entry in weights.KNOWN.values():
-        if entry.url is not None:
-            assert entry.url.startswith("https://")
-            assert entry.url.endswith(entry.file)
-        assert len(entry.sha256) == 64
-        # What restricts use is asked about; what is large or seldom needed is fetched by name only.
-        assert entry.accept == (entry.licence not in ("Apache-2.0", "MIT", "CC0-1.0"))
-        assert entry.optional == (entry.name not in ("sface", "yunet"))
-
-
-@pytest.mark.parametrize("function", [weights.fetch, weights.path, weights.known, weights.fault])
-def test_unknown_name(function: Callable[[str], object]) -> None:
-    with pytest.raises(ValueError, match=r"^unknown weights 'arcface': expected one of sface, yunet, facexzoo, "):
-        function("arcface")

@@ -1,4 +1,4 @@
-"""Weights whose licence must be accepted, and those that only a source archive carries."""
+"""The table of known weights; those whose licence must be accepted, and those that only a source archive carries."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,21 @@ def test_one_file_of_a_source_archive(
     else:
         with pytest.raises(WeightsError, match=message):
             read()
+
+
+def test_table() -> None:
+    assert list(weights.KNOWN) == ["sface", "yunet", "facexzoo", "dlib", "w600k_mbf"]
+    for entry in weights.KNOWN.values():
+        if entry.url is not None:
+            assert entry.url.startswith("https://")
+            assert entry.url.endswith(entry.file)
+        assert len(entry.sha256) == 64
+        # What restricts use is asked about; what is large or seldom needed is fetched by name only.
+        assert entry.accept == (entry.licence not in ("Apache-2.0", "MIT", "CC0-1.0"))
+        assert entry.optional == (entry.name not in ("sface", "yunet"))
+
+
+@pytest.mark.parametrize("function", [weights.fetch, weights.path, weights.known, weights.fault])
+def test_unknown_name(function: Callable[[str], object]) -> None:
+    with pytest.raises(ValueError, match=r"^unknown weights 'arcface': expected one of sface, yunet, facexzoo, "):
+        function("arcface")

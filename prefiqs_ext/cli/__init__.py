@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .. import __version__
+from . import calibrate as _calibrate
 from . import demo as _demo
 from . import info as _info
 from . import report as _report
@@ -56,6 +57,7 @@ def main() -> None:
     """
 
 
+main.add_command(_calibrate.calibrate)
 main.add_command(_demo.demo)
 main.add_command(_info.info)
 main.add_command(_report.report)

@@ -15,13 +15,9 @@ from tqdm import tqdm
 
 from ..files import Pick, Results, find_paths, score_files
 from ..files.paths import shown
-from ..models import BUILT_IN
-from ..models.preset import PRESETS
-from ..pruning import Pruning
-from ..scorer import Scorer
-from .device import device_option
+from ..settings import Settings
+from .scoring import check_scoring, make_scorer, record, scoring_options
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _BATCH_SIZES = {"cpu": 32, "cuda": 256}
 _FILE = click.Path(path_type=Path)
 
@@ -39,27 +35,12 @@ _FILE = click.Path(path_type=Path)
 @click.option("--top", type=click.IntRange(min=1), metavar="K", help="Keep the K rows of highest quality, best first.")
 @click.option("--below", type=float, metavar="Q", help="Keep the rows of quality below Q.")
 @click.option("--resume", is_flag=True, help="Go on with the output's FILE.part of an interrupted run.")
-@click.option("--model", default="sface", show_default=True, metavar="NAME|FILE.onnx", help="The recognition network.")
-@click.option("--preset", type=click.Choice(sorted(PRESETS)), help="The input it wants. [default: a built-in's own]")
-@click.option("--sparsity", type=float, default=0.4, show_default=True, help="Fraction of weights to prune, in [0, 1).")
+@scoring_options
 @click.option(
-    "--scope",
-    type=click.Choice(["layer", "global"]),
-    default="layer",
-    show_default=True,
-    help="Rank weights by layer or all together.",
-)
-@click.option(
-    "--layers",
-    multiple=True,
-    default=["conv"],
-    show_default=True,
-    metavar="conv|conv+linear|PATTERN",
-    help="What to prune; PATTERN is of layers' names and can be repeated.",
-)
-@device_option
-@click.option(
-    "--dtype", type=click.Choice(list(_DTYPES)), help="What to compute in. [default: float32; on a GPU float16]"
+    "--settings",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="What `prefiqs calibrate` wrote: model, preset and pruning, and the scale of a column `score`.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help="Crops scored together. [default: 32; on a GPU 256]")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads that score. [default: all cores]")
@@ -81,27 +62,29 @@ def score(paths: tuple[str, ...], **options: Any) -> None:
       prefiqs score @list.txt --output qualities.txt --resume
       prefiqs score crops/ --aligned --output qualities.jsonl --embeddings embeddings.npy
       prefiqs score photos/ --top 10
+      prefiqs score crops/ --aligned --model backbone.pth --preset arcface
     """
     output, embeddings = options["output"], options["embeddings"]
     if options["resume"] and output is None:
         raise click.UsageError("--resume needs --output FILE, whose FILE.part it goes on with")
     if options["top"] is not None and options["below"] is not None:
         raise click.UsageError("--top and --below are two different picks: give one")
-    if options["model"] not in BUILT_IN and options["preset"] is None:
-        raise click.UsageError("--model FILE.onnx needs --preset: the file cannot tell the input its network wants")
+    check_scoring(options)
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     files = find_paths(paths, _report)
     if not files:
         raise ValueError(f"expected images, found none in {', '.join(map(shown, paths))}")
+    calibration = Settings.load(options["settings"]).calibration if options["settings"] else None
     pick = Pick(options["top"], options["below"])
     results = Results(
         output,
         embeddings,
-        settings=_settings(options),
+        settings={"aligned": options["aligned"], **record(options)},
         paths=files,
         resume=options["resume"],
         pick=pick if any(value is not None for value in pick) else None,
+        calibration=calibration,
     )
     with results:
         _score_rest(files, results, options)
@@ -118,15 +101,7 @@ def _score_rest(files: list[str], results: Results, options: dict[str, Any]) -> 
     done = results.done.paths
     if done == len(files):
         return
-    layers = options["layers"]
-    scorer = Scorer(
-        options["model"],
-        Pruning(sparsity=options["sparsity"], scope=options["scope"], layers=layers if len(layers) > 1 else layers[0]),
-        preset=options["preset"],
-        device=options["device"],
-        dtype=_DTYPES.get(options["dtype"]),
-        on_bad="nan",
-    )
+    scorer = make_scorer(options)
     workers = options["workers"] if options["workers"] is not None else _default_workers()
     rest: Iterator[str] = (files[index] for index in range(done, len(files)))
     batch_size = options["batch_size"] or _BATCH_SIZES[options["device"]]
@@ -144,16 +119,6 @@ def _score_rest(files: list[str], results: Results, options: dict[str, Any]) -> 
 def _default_workers() -> int:
     """Half the cores this process may use: finding faces costs about as much as scoring them."""
     return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
-
-
-def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    """What a row's numbers depend on."""
-    names = ("aligned", "model", "preset", "sparsity", "scope", "layers", "device", "dtype")
-    settings = {name: options[name] for name in names} | {"layers": list(options["layers"])}
-    if options["model"] not in BUILT_IN:
-        status = os.stat(options["model"])
-        settings["model file"] = [status.st_size, status.st_mtime_ns]
-    return settings
 
 
 def _report(line: str) -> None:

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Literal, NamedTuple
 
 import numpy as np
+import torch
+
+from prefiqs_ext.calibration import Calibration
 
 Status = Literal["ok", "no_face", "unreadable", "not_assessable"]
 Format = Literal["csv", "jsonl", "txt"]
@@ -44,6 +47,8 @@ class Row(NamedTuple):
 
 
 COLUMNS = Row._fields[:-1]
+SCORE = "score"
+"""A last column with a calibration: an integer of 0 to 100, HIGHER is better, -1 for a row without a quality."""
 
 
 class Written(NamedTuple):
@@ -54,8 +59,9 @@ class Written(NamedTuple):
     text: str
 
 
-def header(form: Format) -> str:
-    return _csv(COLUMNS) if form == "csv" else ""
+def header(form: Format, calibration: Calibration | None = None) -> str:
+    columns = COLUMNS if calibration is None else (*COLUMNS, SCORE)
+    return _csv(columns) if form == "csv" else ""
 
 
 def listed(form: Format, rows: Iterable[Row]) -> list[Row]:
@@ -65,14 +71,16 @@ def listed(form: Format, rows: Iterable[Row]) -> list[Row]:
     return list(rows)
 
 
-def written(form: Format, row: Row) -> str:
-    """The row as text, line end included; numbers are the shortest that give the same float32 back."""
+def written(form: Format, row: Row, calibration: Calibration | None = None) -> str:
+    """The row as text, line end included; numbers are the shortest that give the same float32 back. calibration: the
+    scale of the column `score`, which csv and jsonl then have."""
     if form == "txt":
         return f"{one_line(row.path)} {_short(row.quality)}\n"
+    scores = {} if calibration is None else {SCORE: _score(row, calibration)}
     if form == "csv":
-        return _csv([_short(value) if isinstance(value, float) else value for value in row[:-1]])
+        return _csv([*(_short(value) if isinstance(value, float) else value for value in row[:-1]), *scores.values()])
     values = (float(_short(value)) if isinstance(value, float) else value for value in row[:-1])
-    return json.dumps(dict(zip(COLUMNS, values, strict=True))) + "\n"
+    return json.dumps(dict(zip(COLUMNS, values, strict=True)) | scores) + "\n"
 
 
 def read_back(form: Format, file: IO[str]) -> Iterator[Written]:
@@ -95,6 +103,11 @@ def read_back(form: Format, file: IO[str]) -> Iterator[Written]:
 def one_line(path: str) -> str:
     r"""A path for a file with one path a line: line ends, which a name may have, become \n and \r."""
     return path.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _score(row: Row, calibration: Calibration) -> int:
+    quality = torch.tensor([torch.nan if row.quality is None else row.quality])
+    return int(calibration(quality)[0])
 
 
 def _short(value: float | None) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from prefiqs_ext.calibration import Calibration
 from prefiqs_ext.files import rows as _rows
 from prefiqs_ext.files.parts import NPY_HEADER_BYTES, Part, StandardOutput, beside, npy_header
 from prefiqs_ext.files.paths import shown
@@ -59,6 +60,7 @@ class Results:
         paths: all paths of the run, in order; a run that goes on must begin with the same.
         resume: go on where FILE.part ends. Where there is none, begin.
         pick: the rows to keep, None: all. FILE.part has all rows.
+        calibration: the scale of a column `score`; None: there is no such column.
 
     Raises:
         ValueError: a suffix that is none of these; a FILE.part that is in use, not to be resumed, or of another run.
@@ -74,12 +76,14 @@ class Results:
         paths: Sequence[str],
         resume: bool = False,
         pick: Pick | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self._form = form_of(table)
         if embeddings is not None and embeddings.suffix.lower() != ".npy":
             raise ValueError(f"expected a .npy file for embeddings, got {shown(str(embeddings))}")
         self._settings = {**settings, "format": self._form, "embeddings": embeddings is not None}
         self._pick = pick
+        self._calibration = calibration
         self._state = None if table is None else beside(table, ".part.state")
         self._saved = time.monotonic()
         self._finished = False
@@ -137,7 +141,12 @@ class Results:
         columns = scored.embeddings.shape[1]
         begin = not self.done.paths
         data = {
-            "table": (_rows.header(self._form) if begin else "") + "".join(_rows.written(self._form, r) for r in kept),
+            "table": "".join(
+                [
+                    _rows.header(self._form, self._calibration) if begin else "",
+                    *(_rows.written(self._form, row, self._calibration) for row in kept),
+                ]
+            ),
             "paths": (_rows.one_line(scored.path) + "\n") * len(kept),
         }
         new = {kind: text.encode(_rows.ENCODING, _rows.ERRORS) for kind, text in data.items()}
@@ -192,7 +201,7 @@ class Results:
         outs = {kind: Part(file, ".pick") if file else StandardOutput() for kind, file in files.items()}
         for out in outs.values():
             out.cut(0)
-        outs["table"].write(_rows.header(self._form).encode())
+        outs["table"].write(_rows.header(self._form, self._calibration).encode())
         if "embeddings" in outs:
             outs["embeddings"].write(npy_header(0, self.done.columns))
         count = 0

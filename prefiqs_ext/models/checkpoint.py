@@ -186,7 +186,7 @@ def _ir(shapes: Shapes, preset: str) -> nn.Module:
     count = _count(shapes, r"body\.(\d+)\.")
     norm_between = "body.0.res_layer.5.running_mean" in shapes
     last = 4 + norm_between
-    if any(re.match(rf"body\.\d+\.res_layer\.([6-9]|\d\d)\.(weight|running_mean)", name) for name in shapes):
+    if any(re.match(r"body\.\d+\.res_layer\.([6-9]|\d\d)\.(weight|running_mean)", name) for name in shapes):
         raise ValueError("expected IR of basic blocks, got bottleneck blocks, as depths above 100 have")
     channels = [_shape(shapes, f"body.{index}.res_layer.1.weight", 4)[0] for index in range(count)]
     excite = None

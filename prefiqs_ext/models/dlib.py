@@ -176,12 +176,12 @@ def _conv(file: _Reader, conv: nn.Conv2d, padding: int) -> None:
         file.number()  # what the learning rates were multiplied by
     for _ in range(("con_4", "con_5", "con_6").index(version)):
         file.boolean()
-    shape = tuple(conv.weight.shape)
-    if weights != shape or math.prod(biases) != conv.out_channels or values.size != math.prod(shape) + math.prod(biases):
+    shape, count = tuple(conv.weight.shape), conv.weight.numel()
+    if weights != shape or math.prod(biases) != conv.out_channels or values.size != count + conv.out_channels:
         raise ValueError(f"expected filters {list(shape)} with a bias, got {list(weights)} and {list(biases)}")
     assert conv.bias is not None
-    conv.weight.copy_(torch.from_numpy(values[: math.prod(shape)].reshape(shape)))
-    conv.bias.copy_(torch.from_numpy(values[math.prod(shape) :]))
+    conv.weight.copy_(torch.from_numpy(values[:count].reshape(shape)))
+    conv.bias.copy_(torch.from_numpy(values[count:]))
 
 
 def _affine(file: _Reader, affine: Affine) -> None:
@@ -287,7 +287,9 @@ class _Reader:
         size = self._size()
         found = self._take(min(size, 64)).decode("latin-1")
         if found not in allowed:
-            raise ValueError(f"expected a layer {' or '.join(allowed)} of dlib's face recognition network, got {found!r}")
+            raise ValueError(
+                f"expected a layer {' or '.join(allowed)} of dlib's face recognition network, got {found!r}"
+            )
         for read in (then or {}).get(found, ()):
             read()
         return found

@@ -1,7 +1,7 @@
 """MobileFaceNet (arXiv 1804.07573) with the state-dict names of FaceX-Zoo, which follow InsightFace_Pytorch's.
 
-A bottleneck is a 1x1 convolution, a depthwise 3x3 with the stride and a linear 1x1; the last map goes through a depthwise
-convolution of its own size. The embedding is not normalised.
+A bottleneck is a 1x1 convolution, a depthwise 3x3 with the stride and a linear 1x1; the last map goes through a
+depthwise convolution of its own size. The embedding is not normalised.
 """
 
 from __future__ import annotations

@@ -91,7 +91,9 @@ def _unwrapped(content: object) -> dict[str, Tensor]:
             return _unwrapped(inside)
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f"expected a state dict, the file holds {', '.join(map(repr, list(content)[:5])) or 'nothing'}")
+        raise ValueError(
+            f"expected a state dict, the file holds {', '.join(map(repr, list(content)[:5])) or 'nothing'}"
+        )
     return tensors
 
 

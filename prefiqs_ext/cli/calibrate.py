@@ -1,0 +1,62 @@
+"""`prefiqs calibrate`: a scale of 0 to 100 from a folder of faces, kept with what it is for."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tqdm import tqdm
+
+from ..calibration import Calibration
+from ..files.paths import find_paths, shown
+from ..files.pipeline import score_files
+from .scoring import check_scoring, make_scorer, scoring_options
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--aligned", is_flag=True, help="PATHs are ready crops of exactly the preset's size.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="settings.json",
+    show_default=True,
+    help="The settings to write.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["percentile", "logistic"]),
+    default="percentile",
+    show_default=True,
+    help="The percentage of these faces that is worse; or an S-curve through their quartiles.",
+)
+@scoring_options
+def calibrate(paths: tuple[str, ...], aligned: bool, output: Path, kind: Any, **options: Any) -> None:
+    """Fit a scale of 0 to 100 on faces of your own.
+
+    Scores the faces in PATHs and writes model, preset, pruning and the scale to one file. `prefiqs score --settings
+    FILE` then scores just so, and adds a column `score`: an integer of 0 to 100, -1 where a face is not assessable.
+
+    \b
+    Example:
+      prefiqs calibrate photos/ --output settings.json
+      prefiqs score more/ --settings settings.json --output qualities.csv
+    """
+    check_scoring(options)
+    files = find_paths(paths, lambda line: click.echo(f"prefiqs: {line}", err=True))
+    if not files:
+        raise ValueError(f"expected images, found none in {', '.join(map(shown, paths))}")
+    scorer = make_scorer(options)
+    qualities: list[float] = []
+    workers = min(2, os.cpu_count() or 1) if len(files) > 100 else 0
+    with closing(score_files(files, scorer, aligned=aligned, workers=workers)) as rows:
+        for scored in tqdm(rows, total=len(files), unit="file", disable=None, leave=False):
+            qualities += [row.quality for row in scored.rows if row.quality is not None]
+    calibration = Calibration.fit(torch.tensor(qualities), kind)
+    scorer.settings.calibrated(calibration).save(output)
+    click.echo(f"{output}: {kind} scale of {len(qualities)} faces")

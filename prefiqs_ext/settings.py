@@ -1,0 +1,113 @@
+"""What a Scorer's numbers depend on, in a file: model, preset, pruning, calibration. JSON, so that it can be read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prefiqs_ext.calibration import Calibration
+from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.pruning import Pruning
+
+_VERSION = 1
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """model: a built-in name or the file that was loaded, None for a module. model_sha256: of the network's weights,
+    see `hash_weights`. output: which of a network's outputs is the embedding. The rest as in Scorer."""
+
+    model: str | None
+    model_sha256: str
+    preset: Preset | None
+    pruning: Pruning
+    output: int | str | None = None
+    calibration: Calibration | None = None
+
+    def calibrated(self, calibration: Calibration) -> Settings:
+        """The same with a scale, fitted on qualities that this model and pruning gave."""
+        return replace(self, calibration=calibration)
+
+    def to_json(self) -> str:
+        return json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file whole or not at all. OSError where it cannot be written."""
+        path = Path(path)
+        part = path.with_name(f"{path.name}.part")
+        try:
+            part.write_text(self.to_json())
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Settings:
+        """FileNotFoundError; ValueError, in one line, for a file that is no such settings."""
+        path = Path(path)
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        try:
+            if len(data) > _MAX_BYTES:
+                raise ValueError(f"expected at most {_MAX_BYTES} bytes")
+            return cls._from(json.loads(data, parse_constant=_refuse))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"expected a Scorer's settings in {path}: {' '.join(str(error).split())[:200]}") from error
+
+    @classmethod
+    def _from(cls, values: Any) -> Settings:
+        named = _fields(values, ("version", *(field.name for field in fields(cls))), "settings")
+        if named.pop("version") != _VERSION:
+            raise ValueError(f"version {_VERSION} is what this program reads, got {values['version']!r}")
+        for name, kinds in (("model", (str, type(None))), ("model_sha256", str), ("output", (int, str, type(None)))):
+            if not isinstance(named[name], kinds):
+                raise ValueError(f"{name} is {named[name]!r}")
+        pruning = _made(Pruning, named["pruning"])
+        if pruning is None:
+            raise ValueError("pruning is missing")
+        return cls(
+            **{
+                **named,
+                "preset": _made(Preset, named["preset"]),
+                "pruning": pruning,
+                "calibration": _made(Calibration, named["calibration"]),
+            }
+        )
+
+
+def hash_weights(network: nn.Module) -> str:
+    """SHA-256 over the names, shapes, types and bytes of a network's parameters and buffers, in the order of names: the
+    same for the same weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
+        digest.update(values.reshape(-1).numpy().data)
+    return digest.hexdigest()
+
+
+def _made(kind: type[Any], values: Any) -> Any:
+    if values is None:
+        return None
+    named = _fields(values, tuple(field.name for field in fields(kind)), kind.__name__.lower())
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in named.items()})
+
+
+def _fields(values: Any, names: tuple[str, ...], what: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping) or set(values) != set(names):
+        got = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+        raise ValueError(f"{what} with {', '.join(names)}, got {got}")
+    return dict(values)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"got {constant}")

@@ -1,0 +1,274 @@
+"""A Scorer's settings in a file, and the scale of 0 to 100 that they may hold."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from networks import calibrated, network_input, pictures
+from torch import Tensor, nn
+
+from prefiqs_ext import Calibration, Preset, Pruning, Scorer, Settings
+from prefiqs_ext.cli import main
+from prefiqs_ext.settings import hash_weights
+
+PRESET = Preset("small", (32, 32), "bgr", (127.5, 120, 110), (127.5,) * 3)
+PRUNING = Pruning(sparsity=0.3, scope="global", layers=["stem.*", "conv?"])
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return calibrated("residual")
+
+
+@pytest.fixture(scope="module")
+def scorer(network: nn.Module) -> Scorer:
+    return Scorer(network, PRUNING, preset=PRESET, on_bad="nan")
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return pictures(40, 32, seed=2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(None, "0" * 64, None, Pruning()),
+        Settings("sface", "1" * 64, PRESET, PRUNING, output=1, calibration=Calibration("logistic", (0.7, 0.05))),
+        Settings("a b.pth", "2" * 64, PRESET, Pruning("2:4"), "emb", Calibration("percentile", tuple(range(101)))),
+        Settings(None, "3" * 64, None, Pruning("structured", 0.1, seed=-3, layers="conv+linear")),
+    ],
+)
+def test_saved_and_loaded(settings: Settings, tmp_path: Path) -> None:
+    settings.save(tmp_path / "settings.json")
+    assert Settings.load(tmp_path / "settings.json") == settings
+    assert [file.name for file in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_the_same_scorer(network: nn.Module, scorer: Scorer, images: Tensor, tmp_path: Path) -> None:
+    out = scorer(images)
+    calibration = Calibration.fit(out.quality)
+    scorer.settings.calibrated(calibration).save(tmp_path / "settings.json")
+    again = Scorer.from_settings(tmp_path / "settings.json", copy.deepcopy(network), chunk=7)
+    assert again.settings.calibration == calibration
+    for ours, theirs in zip(again(images), out, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_another_model_is_refused(network: nn.Module, scorer: Scorer) -> None:
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        other.get_parameter("stem.1.bias")[3] += 1e-6
+    with pytest.raises(
+        ValueError, match=r"expected the model that these settings were made with, whose .*, got "
+    ) as error:
+        Scorer.from_settings(scorer.settings, other)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="they name none, it was a module"):
+        Scorer.from_settings(scorer.settings)
+    masks = PRUNING.masks(network)
+    with pytest.raises(ValueError, match="masks of your own are not kept in settings"):
+        _ = Scorer(network, masks, preset=PRESET).settings
+
+
+def test_hash_is_of_the_weights(network: nn.Module) -> None:
+    digest = hash_weights(network)
+    assert hash_weights(copy.deepcopy(network).to(memory_format=torch.channels_last)) == digest
+    assert hash_weights(copy.deepcopy(network).half()) != digest
+    renamed = nn.Sequential(network)
+    assert hash_weights(renamed) != digest
+
+
+BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "not an object": (lambda s: [s], "settings with version, .* got list"),
+    "a field more": (lambda s: {**s, "extra": 1}, "got .*extra"),
+    "a field less": (lambda s: {k: v for k, v in s.items() if k != "pruning"}, "settings with"),
+    "version": (lambda s: {**s, "version": 2}, "version 1 is what this program reads, got 2"),
+    "method": (lambda s: {**s, "pruning": {**s["pruning"], "method": "l1"}}, "pruning method must be one of"),
+    "sparsity": (lambda s: {**s, "pruning": {**s["pruning"], "sparsity": "x"}}, "sparsity must be a number"),
+    "no pruning": (lambda s: {**s, "pruning": None}, "pruning is missing"),
+    "hash": (lambda s: {**s, "model_sha256": 3}, "model_sha256 is 3"),
+    "preset": (lambda s: {**s, "preset": {**s["preset"], "std": [0, 1, 1]}}, "expected std above 0"),
+    "calibration": (lambda s: {**s, "calibration": {"kind": "logistic", "numbers": [1]}}, "expected 2 finite numbers"),
+    "width": (lambda s: {**s, "calibration": {"kind": "logistic", "numbers": [1, 0]}}, "expected a width above 0"),
+    "kind": (lambda s: {**s, "calibration": {"kind": "linear", "numbers": [1, 2]}}, "of kind percentile or logistic"),
+    "order": (
+        lambda s: {**s, "calibration": {"kind": "percentile", "numbers": [1] * 100 + [0]}},
+        "expected quantiles in ascending order",
+    ),
+    "nan": (lambda s: {**s, "calibration": {"kind": "logistic", "numbers": [math.nan, 1]}}, "got NaN"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_files(what: str, scorer: Scorer, tmp_path: Path) -> None:
+    change, message = BAD[what]
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(change(json.loads(scorer.settings.to_json()))))
+    with pytest.raises(ValueError, match=rf"expected a Scorer's settings in {path}: .*{message}") as error:
+        Settings.load(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b" " * (1 << 21)])
+def test_files_of_something_else(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="expected a Scorer's settings in") as error:
+        Settings.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_percentiles() -> None:
+    """Of a thousand qualities, spread evenly: the percentage of them that is lower."""
+    quality = torch.linspace(0.4, 0.9, 1001, dtype=torch.float64)
+    calibration = Calibration.fit(quality[torch.randperm(1001, generator=torch.Generator().manual_seed(0))])
+    asked = torch.tensor([0.0, 0.4, 0.45, 0.65, 0.8974, 0.9, 1.0, torch.nan], dtype=torch.float64)
+    assert calibration(asked).tolist() == [0, 0, 10, 50, 99, 100, 100, -1]
+    assert calibration(asked).dtype == torch.int64
+    # Half of all are equal: the middle of their places.
+    ties = Calibration.fit(torch.cat([torch.full((50,), 0.5), torch.linspace(0.6, 0.7, 51)]))
+    assert ties(torch.tensor([0.49, 0.5, 0.7])).tolist() == [25, 25, 100]
+
+
+def test_logistic_is_ofiqs() -> None:
+    calibration = Calibration("logistic", (0.7, 0.05))
+    quality = torch.linspace(0, 1, 101, dtype=torch.float64)
+    expected = [math.floor(100 / (1 + math.exp((0.7 - x) / 0.05)) + 0.5) for x in quality.tolist()]
+    assert calibration(quality).tolist() == expected
+    extremes = Calibration("logistic", (0.0, 1e-9))(torch.tensor([-1.0, 1.0]))
+    assert extremes.tolist() == [0, 100]
+
+
+def test_logistic_fit() -> None:
+    quality = torch.from_numpy(np.random.default_rng(0).normal(0.7, 0.03, 5000))
+    calibration = Calibration.fit(quality, "logistic")
+    quartiles = torch.quantile(quality, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    scores = calibration(quartiles).tolist()
+    assert scores[1] == 50
+    assert scores[2] - scores[0] == pytest.approx(50, abs=2)
+
+
+@pytest.mark.parametrize("kind", ["percentile", "logistic"])
+def test_scales_are_monotone(kind: Any, scorer: Scorer, images: Tensor) -> None:
+    quality = scorer(images).quality
+    scores = Calibration.fit(quality, kind)(quality.sort().values)
+    assert bool((scores.diff() >= 0).all())
+    assert scores.min() >= 0
+    assert scores.max() <= 100
+
+
+@pytest.mark.parametrize(
+    ("quality", "kind", "message"),
+    [
+        (torch.rand(19), "percentile", "expected 20 or more qualities .* got 19"),
+        (torch.full((50,), torch.nan), "logistic", "expected 20 or more qualities .* got 0"),
+        (torch.ones(50), "logistic", "expected qualities that differ"),
+        (torch.rand(50), "linear", "of kind percentile or logistic, got 'linear'"),
+    ],
+)
+def test_fits_that_cannot_be(quality: Tensor, kind: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Calibration.fit(quality, kind)
+
+
+def test_copied_and_pickled(scorer: Scorer, images: Tensor) -> None:
+    expected = scorer(images)
+    for copied in (copy.deepcopy(scorer), pickle.loads(pickle.dumps(scorer))):
+        assert copied.settings == scorer.settings
+        for ours, theirs in zip(copied(images), expected, strict=True):
+            assert torch.equal(ours, theirs)
+    assert len(pickle.dumps(scorer)) < 3 * scorer.resident_bytes
+
+
+def test_threads(scorer: Scorer) -> None:
+    batches = [pictures(count, 32, seed=count) for count in (1, 5, 17, 2, 33, 8)]
+    expected = [scorer(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for output, wanted in zip(pool.map(scorer, batches), expected, strict=True):
+                for ours, theirs in zip(output, wanted, strict=True):
+                    assert torch.equal(ours, theirs)
+
+
+def test_a_scorer_in_a_process_of_its_own(scorer: Scorer, images: Tensor) -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        (output,) = pool.map(scorer, [images])
+    for ours, theirs in zip(output, scorer(images), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_scorer_stays_where_it_is(scorer: Scorer) -> None:
+    assert scorer.to("cpu") is scorer
+    assert scorer.to(torch.float32) is scorer
+    for move in (lambda: scorer.to(torch.float64), lambda: scorer.half(), lambda: scorer.to("meta")):
+        with pytest.raises(ValueError, match="a Scorer stays where it was made"):
+            move()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, faces: tuple[Tensor, list[str]]) -> Path:
+    cv2 = pytest.importorskip("cv2")
+    folder = tmp_path_factory.mktemp("faces")
+    for index, image in enumerate(faces[0][:24]):
+        cv2.imwrite(str(folder / f"{index:02}.png"), image.permute(1, 2, 0).numpy()[..., ::-1])
+    return folder
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_commands(folder: Path, sface_file: Path, tmp_path: Path) -> None:
+    settings, table = tmp_path / "settings.json", tmp_path / "table.csv"
+    said = run("calibrate", folder, "--aligned", "--output", settings, "--sparsity", 0.5)
+    assert "percentile scale of 24 faces" in said
+    (folder / "grey.jpg").write_bytes(b"no image")
+    try:
+        run("score", folder, "--aligned", "--settings", settings, "--output", table)
+    finally:
+        (folder / "grey.jpg").unlink()
+    with table.open() as file:
+        records = list(csv.DictReader(file))
+    assert list(records[0])[-1] == "score"
+    ranked = sorted((record for record in records if record["quality"]), key=lambda record: float(record["quality"]))
+    scores = [int(record["score"]) for record in ranked]
+    assert scores == sorted(scores)
+    assert (scores[0], scores[-1], len(scores)) == (0, 100, 24)
+    assert [record["score"] for record in records if not record["quality"]] == ["-1"]
+    plain = run("score", folder, "--aligned", "--sparsity", 0.5).splitlines()
+    assert [row.rpartition(",")[0] for row in table.read_text().splitlines() if "grey" not in row] == plain
+
+
+@pytest.mark.parametrize("option", [("--sparsity", "0.4"), ("--preset", "arcface"), ("--scope", "layer")])
+def test_settings_say_it_already(option: tuple[str, str], folder: Path, sface_file: Path, tmp_path: Path) -> None:
+    Settings("sface", "0" * 64, Preset.named("sface"), Pruning()).save(tmp_path / "settings.json")
+    command = ["score", str(folder), "--aligned", "--settings", str(tmp_path / "settings.json")]
+    result = CliRunner().invoke(main, [*command, *option])
+    assert result.exit_code == 2
+    assert f"--settings says {option[0][2:]} already" in result.stderr
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1
+    assert "expected the model that these settings were made with" in result.stderr
+
+
+def test_a_network_without_preset(network: nn.Module) -> None:
+    x = network_input(pictures(3, 32))
+    scorer = Scorer(network, example=x)
+    again = Scorer.from_settings(scorer.settings, network, example=x)
+    assert torch.equal(again(x).distance, scorer(x).distance)
