@@ -95,18 +95,23 @@ MUTANTS = {
     "sm90: the first columns for ever": Mutant(IM2COL, "static_cast<uint32_t>(k16) * 32", "0"),
     "sm90: lower corner": Mutant(IM2COL, "map.lower[0] = -p.pad_w;", "map.lower[0] = 0;"),
     "sm90: upper corner": Mutant(IM2COL, "map.upper[0] = p.pad_w -", "map.upper[0] ="),
-    "sm90: steps exchanged": Mutant(IM2COL, "map.traversal[1] = static_cast<uint32_t>(p.stride_w", "map.traversal[1] = static_cast<uint32_t>(p.stride_h"),
-    "sm90: taps exchanged": Mutant(SM90, "const int s = step.s * p.dilation_w, r = step.r", "const int s = step.r * p.dilation_w, r = step.s"),
+    "sm90: steps exchanged": Mutant(
+        IM2COL,
+        "map.traversal[1] = static_cast<uint32_t>(p.stride_w",
+        "map.traversal[1] = static_cast<uint32_t>(p.stride_h",
+    ),
+    "sm90: taps exchanged": Mutant(
+        SM90, "const int s = step.s * p.dilation_w, r = step.r", "const int s = step.r * p.dilation_w, r = step.s"
+    ),
     "sm90: the dense pixels twice": Mutant(SM90, "second.image += p.images;", ""),
     "sm90: mask from its word's beginning": Mutant(SM90, "CopyStep(p, i).k(p) % 32", "0"),
     "sm90: masks past the last filter": Mutant(SM90, "filter < p.out_c && place < p.mask_words", "true"),
     "sm90: the dense weights twice": Mutant(SM90, "sums[1], a[masked][k16]", "sums[1], a[0][k16]"),
-    "sm90: no barrier before the staging": Mutant(SM90, "    named_barrier(1 + group, group_threads);\n#pragma", "#pragma"),
+    "sm90: no barrier before the staging": Mutant(
+        SM90, "    named_barrier(1 + group, group_threads);\n#pragma", "#pragma"
+    ),
     "sm90: no barrier after the staging": Mutant(
         SM90, "    named_barrier(1 + group, group_threads);\n    const int", "    const int"
-    ),
-    "sm90: one barrier for both groups": Mutant(
-        SM90, "named_barrier(1 + group, group_threads);\n#pragma", "named_barrier(group, group_threads);\n#pragma"
     ),
     # The other kernels
     "depthwise: no barrier after fetching": Mutant("depthwise_conv.cu", "weights);\n    __syncthreads();", "weights);"),
@@ -120,7 +125,10 @@ MUTANTS = {
 
 
 # The sources of the library the mutants are in, and which of them a header changes.
-KERNELS = [ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("dispatch", "sum_segments", "depthwise_conv", "distance", "dual_conv_sm90_float16")]
+KERNELS = [
+    ROOT / "csrc" / "cuda" / f"{name}.cu"
+    for name in ("dispatch", "sum_segments", "depthwise_conv", "distance", "dual_conv_sm90_float16")
+]
 SOURCES = [EMULATION / "narrow_only.cpp", *EMULATOR, *KERNELS]
 READERS = {
     GEMM: ["narrow_only.cpp"],

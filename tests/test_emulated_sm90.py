@@ -15,7 +15,7 @@ from tests.test_emulated_conv import MODES, assert_close, conv_inputs, epilogue_
 SHAPES = {
     "even": (64, 128, (3, 3), (1, 1), (1, 1), (1, 1), 1, (16, 16)),
     "uneven": (72, 136, (3, 3), (1, 1), (1, 1), (1, 1), 1, (13, 15)),
-    "stride": (136, 72, (3, 3), (2, 2), (1, 1), (1, 1), 1, (33, 28)),
+    "stride": (136, 136, (3, 3), (2, 2), (1, 1), (1, 1), 1, (33, 28)),
     "unequal": (40, 21, (3, 3), (2, 1), (0, 3), (2, 3), 1, (17, 17)),
     "1x1": (200, 130, (1, 1), (1, 1), (0, 0), (1, 1), 1, (11, 13)),
     "1x1-stride": (24, 65, (1, 1), (2, 2), (0, 0), (1, 1), 1, (28, 29)),
@@ -46,9 +46,7 @@ def test_conv2d(kernels: Kernels, shape: str, mode: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_results_of_16_bits(kernels: Kernels, dtype: torch.dtype) -> None:
-    inputs = epilogue_inputs(
-        conv_inputs("uneven", "paired", dtype=dtype, shapes=SHAPES), dtype, shared_residual=False
-    )
+    inputs = epilogue_inputs(conv_inputs("uneven", "paired", dtype=dtype, shapes=SHAPES), dtype, shared_residual=False)
     assert_close(kernels.conv2d(**inputs, dst_dtype=dtype, **SM90), expected_conv(inputs), dtype)
 
 

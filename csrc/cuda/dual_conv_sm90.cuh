@@ -2,11 +2,11 @@
 // im2col(src)[pixel, k], as in dual_conv_sm80.cuh, for tiles of 128 filters by 128 pixels of each of two halves.
 //
 // In shared memory: a ring of `stages` steps of 64 channels of one tap (filters, one or two halves of pixels, 128 bytes
-// a row, swizzled; three mask words a filter), full and empty barriers, and room to stage 32 pixels of sums a warpgroup.
-// One warp fills the ring by the copy engine; two warpgroups, 64 filters each, keep the sums of both halves in registers.
-// Persistent blocks: for each tile, for each step: wait until full; ldmatrix the filters, AND a copy with the mask,
-// multiply them by the first and the second half's pixels; free the stage. Then the sums, 32 pixels at a time, through
-// shared memory into the epilogue, while the ring fills for the next tile.
+// a row, swizzled; three mask words a filter), full and empty barriers, and room to stage 32 pixels of sums a
+// warpgroup. One warp fills the ring by the copy engine; two warpgroups, 64 filters each, keep the sums of both halves
+// in registers. Persistent blocks: for each tile, for each step: wait until full; ldmatrix the filters, AND a copy with
+// the mask, multiply them by the first and the second half's pixels; free the stage. Then the sums, 32 pixels at a
+// time, through shared memory into the epilogue, while the ring fills for the next tile.
 #pragma once
 #include "cuda/dual_conv_sm90.h"
 #include "cuda/epilogue.cuh"
@@ -120,8 +120,7 @@ __device__ inline void filter_bits(uint32_t (&bits)[2], const uint32_t* words, i
 
 // One step of K: this warpgroup's filters by both halves of pixels. Done when it returns.
 template <class T, Mode mode>
-__device__ void multiply(
-    float (&sums)[2][64], uint32_t filters, uint32_t pixels, const uint32_t* words, int shift) {
+__device__ void multiply(float (&sums)[2][64], uint32_t filters, uint32_t pixels, const uint32_t* words, int shift) {
   const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 % 4 * 16;
   uint32_t a[2][4][4];
 #pragma unroll
@@ -194,9 +193,8 @@ __device__ void consume(const Conv& p, const Tiles& tiles, unsigned char* shared
     float sums[2][64] = {};
     for (int i = 0; i < steps; ++i, turn.next()) {
       const uint32_t stage = base + turn.stage * Place::copied;
-      const auto* words =
-          reinterpret_cast<const uint32_t*>(shared + Place::masks + turn.stage * Place::stage_masks) +
-          group * group_channels * filter_words;
+      const auto* words = reinterpret_cast<const uint32_t*>(shared + Place::masks + turn.stage * Place::stage_masks) +
+                          group * group_channels * filter_words;
       mbarrier_wait(base + Place::full + turn.stage * mbarrier_bytes, turn.parity);
       multiply<T, mode>(sums, stage + group * group_channels * copy_row_bytes, stage + weight_bytes, words,
                         CopyStep(p, i).k(p) % 32);

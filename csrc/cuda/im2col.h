@@ -5,16 +5,17 @@
 
 namespace prefiqs::cuda {
 
-constexpr int copy_channels = 64;                   // of a row in shared memory
-constexpr int copy_row_bytes = copy_channels * 2;   // the width of the swizzle
+constexpr int copy_channels = 64;                  // of a row in shared memory
+constexpr int copy_row_bytes = copy_channels * 2;  // the width of the swizzle
 
 // Fields of cuTensorMapEncodeIm2col over [images, in_h, in_w, in_c], innermost first; strides in bytes, from the second
-// dimension on. A corner is where tap (0, 0) of the first and of the last output lies, from the first and the last pixel.
+// dimension on. A corner is where tap (0, 0) of the first and of the last output lies, from the first and the last
+// pixel.
 struct Im2colMap {
   const void* data;
   uint64_t dims[4], strides[3];
-  int lower[2], upper[2];   // (w, h)
-  uint32_t traversal[4];    // steps between the pixels of a box
+  int lower[2], upper[2];  // (w, h)
+  uint32_t traversal[4];   // steps between the pixels of a box
   uint32_t channels, pixels;
 };
 
@@ -30,8 +31,7 @@ inline Im2colMap im2col_map(const Conv& p, int pixels) {
   Im2colMap map{};
   map.data = p.src;
   const uint64_t sizes[4] = {static_cast<uint64_t>(p.in_c), static_cast<uint64_t>(p.in_w),
-                             static_cast<uint64_t>(p.in_h),
-                             static_cast<uint64_t>(p.images) * (second_source ? 2 : 1)};
+                             static_cast<uint64_t>(p.in_h), static_cast<uint64_t>(p.images) * (second_source ? 2 : 1)};
   for (int i = 0; i < 4; ++i) map.dims[i] = sizes[i];
   map.strides[0] = sizes[0] * 2;
   map.strides[1] = map.strides[0] * sizes[1];

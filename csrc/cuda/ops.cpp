@@ -63,8 +63,8 @@ bool sm90_asked(const char* op, const Device& device) {
          "'");
   if (kernel == "sm80") return false;
   expect(device.major == 9 && device.minor == 0, op,
-         "expected a GPU of compute capability 9.0 for PREFIQS_CUDA_KERNEL=sm90, got ", device.major, ".",
-         device.minor, ": unset it, or set it to sm80");
+         "expected a GPU of compute capability 9.0 for PREFIQS_CUDA_KERNEL=sm90, got ", device.major, ".", device.minor,
+         ": unset it, or set it to sm80");
   return true;
 }
 

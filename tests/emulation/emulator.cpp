@@ -101,8 +101,8 @@ void resume(int thread) {
 }
 
 const char* place(const Fiber& fiber) {
-  return fiber.state == State::finished  ? "the kernel's end"
-         : fiber.state == State::barrier ? (fiber.number == 0 ? "__syncthreads" : "a named barrier")
+  return fiber.state == State::finished   ? "the kernel's end"
+         : fiber.state == State::barrier  ? (fiber.number == 0 ? "__syncthreads" : "a named barrier")
          : fiber.state == State::mbarrier ? "an mbarrier"
                                           : fiber.name;
 }

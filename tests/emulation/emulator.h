@@ -2,8 +2,8 @@
 // or NaN.
 //
 // Between two barriers the warps run one after the other, in ascending or descending order; a lane runs until it meets
-// a collective (ldmatrix, mma, shuffle, barrier), which happens once all lanes of its warp stand at the same one. A warp
-// that waits for an mbarrier lets the others run; what the copy engine does happens only when no warp can go on.
+// a collective (ldmatrix, mma, shuffle, barrier), which happens once all lanes of its warp stand at the same one. A
+// warp that waits for an mbarrier lets the others run; what the copy engine does happens only when no warp can go on.
 #pragma once
 #include <cstddef>
 #include <cstdint>

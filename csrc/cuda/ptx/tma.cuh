@@ -32,10 +32,10 @@ template <class T>
 cudaError_t encode(TensorMap& out, const Im2colMap& map) {
   static auto* const function = driver_function<decltype(cuTensorMapEncodeIm2col)>("cuTensorMapEncodeIm2col");
   if (function == nullptr) return cudaErrorNotSupported;
-  const CUresult result = function(&out, tensor_type<T>(), 4, const_cast<void*>(map.data), map.dims, map.strides,
-                                   map.lower, map.upper, map.channels, map.pixels, map.traversal,
-                                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                   CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      function(&out, tensor_type<T>(), 4, const_cast<void*>(map.data), map.dims, map.strides, map.lower, map.upper,
+               map.channels, map.pixels, map.traversal, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

@@ -63,8 +63,8 @@ inline void copy_im2col(
     int64_t image = place.image;
     for (int i = 0; i < static_cast<int>(map.pixels); ++i) {
       const int64_t col = w + s, row = h + r;
-      const bool inside = col >= 0 && col < in_w && row >= 0 && row < in_h && image >= 0 &&
-                          image < static_cast<int64_t>(map.dims[3]);
+      const bool inside =
+          col >= 0 && col < in_w && row >= 0 && row < in_h && image >= 0 && image < static_cast<int64_t>(map.dims[3]);
       const auto* pixel = static_cast<const unsigned char*>(map.data) + col * static_cast<int64_t>(map.strides[0]) +
                           row * static_cast<int64_t>(map.strides[1]) + image * static_cast<int64_t>(map.strides[2]) +
                           channel * 2;
