@@ -20,7 +20,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 EMULATION = ROOT / "tests" / "emulation"
-EMULATOR = (EMULATION / "emulator.cpp", EMULATION / "driver.cpp")
+EMULATOR = (EMULATION / "buffer.cpp", EMULATION / "emulator.cpp", EMULATION / "driver.cpp")
 BUILD = ROOT / "build" / "emulation"
 # Every operation is rounded by itself, whatever machine the tests run on.
 FLAGS = ("-std=c++20", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas")

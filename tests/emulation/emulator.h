@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 namespace emulation {
 
@@ -73,6 +74,9 @@ class Buffer {
   unsigned char *pages_, *data_;
   size_t mapped_, bytes_;
 };
+
+constexpr unsigned char nan_byte = 0xff;  // all bits set is NaN in every floating type
+extern std::vector<Buffer*> buffers;      // all that there are
 
 extern bool descending;  // the order of warps and lanes
 const char* last_error();
