@@ -26,11 +26,13 @@ def draw(variations: Sequence[Variation], costs: Sequence[Cost], title: str, fil
     for index, kind in enumerate(kinds):
         rows = [variation for variation in variations if variation.kind == kind]
         sparsity = [row.sparsity for row in rows]
-        drift.plot(sparsity, [row.median for row in rows], marker="o", markersize=3, color=f"C{index}", label=kind)
+        style = ":" if index == 2 else "-"  # it often lies on the first
+        line = {"marker": "o", "markersize": 3, "color": f"C{index}", "linestyle": style}
+        drift.plot(sparsity, [row.median for row in rows], label=kind, **line)
         if index == 0:
             low, high = [row.low for row in rows], [row.high for row in rows]
             drift.fill_between(sparsity, low, high, color="C0", alpha=0.15, linewidth=0)
-        agreement.plot(sparsity, [row.agreement for row in rows], marker="o", markersize=3, color=f"C{index}")
+        agreement.plot(sparsity, [row.agreement for row in rows], **line)
     _label(drift, "D (median; band: 5 to 95 % of the images)", "sparsity", "D")
     drift.legend(fontsize=8, frameon=False)
     _label(agreement, "Agreement with magnitude at sparsity .4", "sparsity", "Spearman")
