@@ -82,13 +82,25 @@ target_include_directories(prefiqs_cuda_kernels PRIVATE csrc)
 target_link_libraries(prefiqs_cuda_kernels PRIVATE warnings)
 set_target_properties(prefiqs_cuda_kernels PROPERTIES JOB_POOL_COMPILE nvcc)
 
+# wgmma and its kin exist for 9.0a alone; a build without it gets a stand-in that says so.
+set(sm90_objects "")
+if("90a-real" IN_LIST CMAKE_CUDA_ARCHITECTURES)
+  add_library(prefiqs_cuda_sm90 OBJECT csrc/cuda/dual_conv_sm90_bfloat16.cu csrc/cuda/dual_conv_sm90_float16.cu)
+  target_include_directories(prefiqs_cuda_sm90 PRIVATE csrc)
+  target_link_libraries(prefiqs_cuda_sm90 PRIVATE warnings)
+  set_target_properties(prefiqs_cuda_sm90 PROPERTIES JOB_POOL_COMPILE nvcc CUDA_ARCHITECTURES 90a-real)
+  set(sm90_objects $<TARGET_OBJECTS:prefiqs_cuda_sm90>)
+else()
+  set(sm90_objects csrc/cuda/dual_conv_sm90_absent.cpp)
+endif()
+
 # The current stream is asked of libtorch_cuda.so, which a CPU torch lacks. A stand-in of that name, linked against and
 # not installed, makes the loader look for the real one, which torch has loaded by then.
 add_library(torch_cuda SHARED cmake/torch_cuda.cpp)
 set_target_properties(torch_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY stand-in)
 
 # The CUDA runtime is linked in and kept to ourselves: torch brings its own, perhaps of another release.
-add_library(prefiqs_cuda SHARED csrc/cuda/ops.cpp $<TARGET_OBJECTS:prefiqs_cuda_kernels>)
+add_library(prefiqs_cuda SHARED csrc/cuda/ops.cpp $<TARGET_OBJECTS:prefiqs_cuda_kernels> ${sm90_objects})
 target_include_directories(prefiqs_cuda PRIVATE csrc)
 target_compile_definitions(prefiqs_cuda PRIVATE USE_CUDA) # torch's header declares the stream function only then
 target_link_libraries(prefiqs_cuda PRIVATE torch_stable torch_cuda CUDA::cudart_static warnings)

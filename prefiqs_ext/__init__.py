@@ -12,6 +12,7 @@ from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer, score
+from prefiqs_ext.sensitivity import sensitivity
 from prefiqs_ext.settings import Settings
 
 __version__ = "0.1.0"
@@ -27,4 +28,5 @@ __all__ = [
     "models",
     "reference",
     "score",
+    "sensitivity",
 ]

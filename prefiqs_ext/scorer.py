@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import lru_cache, partial
-from math import isfinite
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
-from prefiqs_ext import models
+from prefiqs_ext.batches import check_batch, check_values, example_images, levels, name_rows
 from prefiqs_ext.device import resolve
 from prefiqs_ext.dual import CudaGraphs, InPlace, dualize, out_of_memory, to_half
 from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.network import Normalized, load_network
 from prefiqs_ext.ops import embedding_distance
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.settings import Settings, hash_weights
 
-# Floating images come from divisions by 255 and resampling, which overshoot a little.
-_OVERSHOOT = 1e-3
 # Images run together: what stays in a CPU's cache; what fills a GPU.
 _CHUNK = {"cpu": 16, "cuda": 256}
 # Of an embedding in half precision, largest difference over largest size, in units of the type's rounding. Some fifty
@@ -83,7 +79,7 @@ class Scorer(nn.Module):
         if on_bad not in ("raise", "nan"):
             raise ValueError(f"expected on_bad 'raise' or 'nan', got {on_bad!r}")
         self.device, self.dtype = resolve(device, dtype, model)
-        network, own_preset = (_on_cpu(model), None) if isinstance(model, nn.Module) else _load(model, preset)
+        network, own_preset = load_network(model, preset)
         weights_hash = hash_weights(network)
         if isinstance(pruning, Pruning):
             masks = pruning.masks(network)
@@ -96,9 +92,9 @@ class Scorer(nn.Module):
             self._settings = Settings(name, weights_hash, self.preset, pruning, output)
         if self.preset is not None:
             # Masks come first: pruning knows layers by the names they have in the caller's model.
-            network = _Normalized(self.preset, network)
+            network = Normalized(self.preset, network)
             masks = {f"network.{name}": mask for name, mask in masks.items()}
-            example = _example_images(self.preset)
+            example = example_images(self.preset)
         if example is None:
             raise ValueError("expected a preset, or an example batch that shows the network's input; got neither")
         example = example.cpu()
@@ -173,7 +169,7 @@ class Scorer(nn.Module):
 
     def forward(self, batch: Tensor) -> ScoreOutput:
         """One pass, all rows together, nothing checked: what torch.compile and torch.export get of the scorer."""
-        return _score_output(self._dual, self._network_input(batch))
+        return _score_output(self._dual, levels(batch, self.preset))
 
     def __call__(self, batch: Tensor) -> ScoreOutput:
         """Score a batch.
@@ -195,14 +191,14 @@ class Scorer(nn.Module):
         on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with on_device, torch.inference_mode():
             extremes = batch.aminmax() if batch.is_floating_point() else ()
-            outputs = [self._scored(self._network_input(rows)) for rows in torch.split(batch, self.chunk)]
+            outputs = [self._scored(levels(rows, self.preset)) for rows in torch.split(batch, self.chunk)]
         # Joined outside inference mode, so that the results are ordinary tensors.
         output = ScoreOutput(*(torch.cat(fields) for fields in zip(*outputs, strict=True)))
         bad = ~output.distance.isfinite() | ~output.embedding_norm.isfinite() | (output.embedding_norm == 0)
         # Read together: one wait for the device.
         any_bad, *extreme = torch.stack([bad.any(), *extremes]).tolist()
         if extreme:
-            self._check_values(batch, *extreme)
+            check_values(batch, self.preset, *extreme)
         return self._without(bad, output) if any_bad else output
 
     def _scored(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -214,53 +210,23 @@ class Scorer(nn.Module):
         half = max(1, len(rows) // 2)
         raise MemoryError(f"{self.device} has too little memory for {len(rows)} images together: try chunk={half}")
 
-    def _network_input(self, rows: Tensor) -> Tensor:
-        if self.preset is None or rows.dtype == torch.uint8:
-            return rows
-        return rows.float().clamp(0, 1) * 255
-
     def _empty(self) -> ScoreOutput:
         none = torch.empty(0, device=self.device)
         no_embedding = none.new_empty(0, self._embedding_size)
         return ScoreOutput(none, none.clone(), no_embedding, no_embedding.clone(), none.clone())
 
     def _check(self, batch: Tensor) -> None:
-        if not isinstance(batch, Tensor):
-            raise TypeError(f"expected a torch.Tensor, got {type(batch).__name__}")
+        check_batch(batch, self.preset, self._input_rank)
         if batch.device != self.device:
             raise ValueError(f"expected a batch on the scorer's device {self.device}, got {batch.device}")
-        if self.preset is None:
-            if batch.dtype not in (torch.float32, torch.uint8):
-                raise TypeError(f"expected a float32 or uint8 batch, got {batch.dtype}")
-            if batch.dim() != self._input_rank:
-                raise ValueError(f"expected a batch of {self._input_rank} dimensions, got shape {list(batch.shape)}")
-            return
-        if batch.dtype != torch.uint8 and not batch.is_floating_point():
-            raise TypeError(f"expected uint8 images of 0-255 or floating ones of [0, 1], got {batch.dtype}")
-        height, width = self.preset.size
-        if batch.dim() != 4 or tuple(batch.shape[1:]) != (3, height, width):
-            raise ValueError(
-                f"expected images [N, 3, {height}, {width}] (preset {self.preset.name!r}), got {list(batch.shape)}; "
-                "align and crop them to that size first"
-            )
-
-    def _check_values(self, batch: Tensor, least: float, most: float) -> None:
-        if not (isfinite(least) and isfinite(most)):
-            rows = _rows(~batch.isfinite().flatten(1).all(dim=1))
-            raise ValueError(f"expected finite values, got NaN or infinity in {rows}")
-        if self.preset is not None and (least < -_OVERSHOOT or most > 1 + _OVERSHOOT):
-            raise ValueError(
-                f"expected floating images in [0, 1], got values from {least:g} to {most:g}; "
-                "divide levels of 0-255 by 255, or pass them as uint8"
-            )
 
     def _without(self, bad: Tensor, output: ScoreOutput) -> ScoreOutput:
         """Rows without a direction raise, or lose their numbers."""
         if self.on_bad == "raise":
             overflow = "dtype=torch.bfloat16 if they overflow, or " if self.dtype == torch.float16 else ""
             raise ValueError(
-                f"expected embeddings of finite norm above 0, got none for {_rows(bad)}; check these images and the "
-                f"weights, or construct the Scorer with {overflow}on_bad='nan'"
+                f"expected embeddings of finite norm above 0, got none for {name_rows(bad)}; check these images and "
+                f"the weights, or construct the Scorer with {overflow}on_bad='nan'"
             )
         nan = torch.full_like(output.distance, torch.nan)
         return output._replace(
@@ -279,55 +245,10 @@ class Scorer(nn.Module):
         return self
 
 
-class _Normalized(nn.Module):
-    """The caller's network behind its preset's normalisation."""
-
-    def __init__(self, preset: Preset, network: nn.Module) -> None:
-        super().__init__()
-        self.normalize = preset.normalize().eval()
-        self.network = network
-        self.training = network.training  # dualize refuses a network in train mode; wrapping must not hide it
-
-    def forward(self, images: Tensor) -> Any:
-        return self.network(self.normalize(images))
-
-
 def _score_output(dual: fx.GraphModule | InPlace, batch: Tensor) -> ScoreOutput:
     """The network's input -> scores of the pair of embeddings [2N, d]."""
     distance, embedding, pruned_embedding, norm = embedding_distance(dual(batch))
     return ScoreOutput(distance, 1 - distance / 2, embedding, pruned_embedding, norm)
-
-
-def _load(model: str | PathLike[str], preset: Preset | str | None) -> tuple[nn.Module, Preset | None]:
-    """A built-in model or a file, and the preset."""
-    if model in models.BUILT_IN:
-        return models.load(str(model))
-    if not Path(model).exists():
-        built_in = ", ".join(models.BUILT_IN)
-        raise ValueError(f"expected a built-in model ({built_in}), a file or a torch.nn.Module, got {str(model)!r}")
-    return models.load_model(model, preset)
-
-
-def _on_cpu(model: nn.Module) -> nn.Module:
-    """The model itself or, of one that is elsewhere, a copy made without a second one on its device."""
-    tensors = [*model.parameters(), *model.buffers()]
-    if all(tensor.device.type == "cpu" for tensor in tensors):
-        return model
-    copies: dict[int, Any] = {}
-    for tensor in tensors:
-        own = tensor.detach().cpu()
-        copies[id(tensor)] = nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
-    return copy.deepcopy(model, copies)
-
-
-def _example_images(preset: Preset) -> Tensor:
-    return torch.randint(0, 256, (1, 3, *preset.size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def _rows(bad: Tensor, most: int = 8) -> str:
-    """'rows 3, 7' from a bool tensor [N]."""
-    rows = bad.nonzero().flatten().tolist()
-    return f"row{'s' * (len(rows) > 1)} " + ", ".join(map(str, rows[:most])) + (", ..." if len(rows) > most else "")
 
 
 @lru_cache(maxsize=4)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 EMULATION = ROOT / "tests" / "emulation"
-EMULATOR = (EMULATION / "emulator.cpp", EMULATION / "driver.cpp")
+EMULATOR = (EMULATION / "buffer.cpp", EMULATION / "emulator.cpp", EMULATION / "driver.cpp")
 BUILD = ROOT / "build" / "emulation"
 # Every operation is rounded by itself, whatever machine the tests run on.
 FLAGS = ("-std=c++20", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
@@ -38,6 +38,7 @@ class Plan(NamedTuple):
     segments: int
     split: bool
     blocks: int
+    sm90: bool  # the kernel for compute capability 9.0a takes the layer
 
 
 def compile_sources(folder: Path, csrc: Path, sources: Sequence[Path], *flags: str) -> list[Path]:
@@ -105,7 +106,7 @@ class _ConvCase(ctypes.Structure):
         *_GEOMETRY,
         *((name, ctypes.c_int64) for name in ("compute", "src_type", "dst_type")),
         *((name, _Bytes) for name in ("src", "weight", "mask", "bias", "tap_shift", "slope", "residual", "dst")),
-        *((name, ctypes.c_int64) for name in ("multiprocessors", "tile", "split", "descending")),
+        *((name, ctypes.c_int64) for name in ("multiprocessors", "tile", "split", "sm90", "descending")),
     )
 
 
@@ -142,6 +143,7 @@ def _conv_case(
     multiprocessors: int = 132,
     tile: str | None = None,
     split: bool | None = None,
+    sm90: bool = False,
 ) -> _ConvCase:
     """Everything but the tensors."""
     rows, channels, in_h, in_w = src.shape
@@ -177,6 +179,7 @@ def _conv_case(
         multiprocessors=multiprocessors,
         tile=-1 if tile is None else TILES.index(tile),
         split=-1 if split is None else int(split),
+        sm90=int(sm90),
     )
 
 
@@ -237,9 +240,9 @@ class Kernels:
         """How the layer would be cut; only shapes are looked at."""
         case = _conv_case(src, weight, mask, torch.float32, **rest)
         case.mask = _Bytes(1 if mask is not None else None, 0)
-        out = (ctypes.c_int64 * 4)()
+        out = (ctypes.c_int64 * 5)()
         self._library.plan_conv(ctypes.byref(case), out)
-        return Plan(TILES[out[0]], int(out[1]), bool(out[2]), int(out[3]))
+        return Plan(TILES[out[0]], int(out[1]), bool(out[2]), int(out[3]), bool(out[4]))
 
     def embedding_distance(self, pair: Tensor) -> tuple[Tensor, ...]:
         rows, features = pair.shape[0] // 2, pair.shape[1]

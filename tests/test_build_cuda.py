@@ -74,16 +74,51 @@ __global__ void __launch_bounds__(1024, 2) reverse(float* x) {
     assert "Registers are spilled" in done.stdout + done.stderr
 
 
+def test_products_that_wait_for_each_other_are_seen(tmp_path: Path) -> None:
+    source = tmp_path / "serialized.cu"
+    source.write_text("""
+#include "cuda/ptx/wgmma.cuh"
+using namespace prefiqs::cuda;
+__global__ void product(float* x, uint64_t b) {
+  float sums[64] = {};
+  uint32_t a[4] = {threadIdx.x, 1, 2, 3};
+  wgmma_fence();
+  wgmma_m64n128k16<Float16>(sums, a, b);
+  sums[5] += 1;  // before the wait
+  wgmma_m64n128k16<Float16>(sums, a, b);
+  wgmma_commit();
+  wgmma_wait<0>();
+  for (int i = 0; i < 64; ++i) x[i * 128 + threadIdx.x] = sums[i];
+}
+""")
+    assert any("instructions are serialized" in remark for remark in remarks_on_products(source, tmp_path))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_products_run_side_by_side(dtype: str, tmp_path: Path) -> None:
+    assert not remarks_on_products(ROOT / "csrc" / "cuda" / f"dual_conv_sm90_{dtype}.cu", tmp_path)
+
+
+def remarks_on_products(source: Path, folder: Path) -> list[str]:
+    """What ptxas says of wgmma, above all that it waits after each: only information to ptxas, never a warning."""
+    command = [NVCC or "", "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a", f"-I{ROOT / 'csrc'}", "-cubin"]
+    command += ["-o", str(folder / "products.cubin"), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [line for line in (done.stdout + done.stderr).splitlines() if "(C75" in line]
+
+
 def test_holds_code_for_every_gpu_it_names(library: Path) -> None:
     wheel = importlib.metadata.files("nvidia-cuda-cuobjdump") or []
     cuobjdump = next(Path(str(file.locate())) for file in wheel if file.name == "cuobjdump")
     kinds = {"-lelf": {"sm_80.cubin", "sm_90a.cubin"}, "-lptx": {"sm_90.ptx"}}
-    sources = len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
+    sources = list((ROOT / "csrc" / "cuda").glob("*.cu"))
+    hopper = len(list((ROOT / "csrc" / "cuda").glob("dual_conv_sm90_*.cu")))
+    everywhere = len(sources) - hopper
     for option, expected in kinds.items():
         listing = subprocess.run([cuobjdump, option, library], capture_output=True, text=True, check=True).stdout
         found = [line.split(".", 2)[-1] for line in listing.splitlines()]
         assert set(found) == expected
-        assert len(found) == len(expected) * sources
+        assert len(found) == len(expected) * everywhere + (hopper if option == "-lelf" else 0)
 
 
 def test_needs_nothing_that_torch_2_10_lacks(library: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -69,9 +69,11 @@ def seeded() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def conv_inputs(shape: str, mode: str, *, rows: int = 2, dtype: torch.dtype = torch.float16) -> dict[str, Any]:
+def conv_inputs(
+    shape: str, mode: str, *, rows: int = 2, dtype: torch.dtype = torch.float16, shapes: Mapping[str, Any] = SHAPES
+) -> dict[str, Any]:
     """Sums of unit variance."""
-    channels, filters, kernel, stride, padding, dilation, groups, image = SHAPES[shape]
+    channels, filters, kernel, stride, padding, dilation, groups, image = shapes[shape]
     masked, paired = MODES[mode]
     weight = torch.randn(filters, channels // groups, *kernel)
     weight = (weight / weight[0].numel() ** 0.5).to(dtype)

@@ -15,6 +15,7 @@ from tests import oracle
 from tests.emulated import EMULATION, EMULATOR, ROOT, EmulationError, Kernels, compile_sources, link
 
 GEMM, LOADER, EPILOGUE = "dual_conv_sm80.cuh", "gemm_loader.cuh", "epilogue.cuh"
+SM90, IM2COL = "dual_conv_sm90.cuh", "im2col.h"
 
 
 class Mutant(NamedTuple):
@@ -75,6 +76,43 @@ MUTANTS = {
     "a warp missing from a barrier": Mutant(
         GEMM, "    __syncthreads();\n    stage_sums", "    if (threadIdx.x >= 32) __syncthreads();\n    stage_sums"
     ),
+    # The kernel for 9.0a
+    "sm90: fill a stage in use": Mutant(SM90, "mbarrier_bytes, turn.parity ^ 1);", "mbarrier_bytes, turn.parity);"),
+    "sm90: fill without waiting": Mutant(
+        SM90, "mbarrier_wait(shared + Place::empty + turn.stage * mbarrier_bytes, turn.parity ^ 1);", ""
+    ),
+    "sm90: read one phase early": Mutant(SM90, "mbarrier_bytes, turn.parity);", "mbarrier_bytes, turn.parity ^ 1);"),
+    "sm90: the phase never turns": Mutant(SM90, "parity ^= 1;", ""),
+    "sm90: a stage is never freed": Mutant(SM90, "if (threadIdx.x % 32 == 0) mbarrier", "if (false) mbarrier"),
+    "sm90: a stage is freed by each lane": Mutant(SM90, "if (threadIdx.x % 32 == 0) mbarrier", "mbarrier"),
+    "sm90: a stage is freed too early": Mutant(SM90, "wgmma_wait<0>();", "wgmma_wait<1>();"),
+    "sm90: no wait for the product": Mutant(SM90, "  wgmma_wait<0>();\n", ""),
+    "sm90: no commit": Mutant(SM90, "  wgmma_commit();\n", ""),
+    "sm90: too few bytes expected": Mutant(SM90, "expect(full, Place::copied)", "expect(full, weight_bytes)"),
+    "sm90: full without the masks": Mutant(SM90, "mode == Mode::unmasked ? 1 : 1 + 32);", "1);"),
+    "sm90: wrong swizzle": Mutant(IM2COL, "chunk ^ (row & 7)", "chunk ^ (row & 3)"),
+    "sm90: wrong stride in the descriptor": Mutant(IM2COL, "uint64_t{64} << 32", "uint64_t{32} << 32"),
+    "sm90: the first columns for ever": Mutant(IM2COL, "static_cast<uint32_t>(k16) * 32", "0"),
+    "sm90: lower corner": Mutant(IM2COL, "map.lower[0] = -p.pad_w;", "map.lower[0] = 0;"),
+    "sm90: upper corner": Mutant(IM2COL, "map.upper[0] = p.pad_w -", "map.upper[0] ="),
+    "sm90: steps exchanged": Mutant(
+        IM2COL,
+        "map.traversal[1] = static_cast<uint32_t>(p.stride_w",
+        "map.traversal[1] = static_cast<uint32_t>(p.stride_h",
+    ),
+    "sm90: taps exchanged": Mutant(
+        SM90, "const int s = step.s * p.dilation_w, r = step.r", "const int s = step.r * p.dilation_w, r = step.s"
+    ),
+    "sm90: the dense pixels twice": Mutant(SM90, "second.image += p.images;", ""),
+    "sm90: mask from its word's beginning": Mutant(SM90, "CopyStep(p, i).k(p) % 32", "0"),
+    "sm90: masks past the last filter": Mutant(SM90, "filter < p.out_c && place < p.mask_words", "true"),
+    "sm90: the dense weights twice": Mutant(SM90, "sums[1], a[masked][k16]", "sums[1], a[0][k16]"),
+    "sm90: no barrier before the staging": Mutant(
+        SM90, "    named_barrier(1 + group, group_threads);\n#pragma", "#pragma"
+    ),
+    "sm90: no barrier after the staging": Mutant(
+        SM90, "    named_barrier(1 + group, group_threads);\n    const int", "    const int"
+    ),
     # The other kernels
     "depthwise: no barrier after fetching": Mutant("depthwise_conv.cu", "weights);\n    __syncthreads();", "weights);"),
     "depthwise: no barrier before fetching": Mutant(
@@ -87,12 +125,17 @@ MUTANTS = {
 
 
 # The sources of the library the mutants are in, and which of them a header changes.
-KERNELS = [ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("dispatch", "sum_segments", "depthwise_conv", "distance")]
+KERNELS = [
+    ROOT / "csrc" / "cuda" / f"{name}.cu"
+    for name in ("dispatch", "sum_segments", "depthwise_conv", "distance", "dual_conv_sm90_float16")
+]
 SOURCES = [EMULATION / "narrow_only.cpp", *EMULATOR, *KERNELS]
 READERS = {
     GEMM: ["narrow_only.cpp"],
     LOADER: ["narrow_only.cpp"],
     EPILOGUE: ["narrow_only.cpp", "sum_segments.cu", "depthwise_conv.cu"],
+    SM90: ["dual_conv_sm90_float16.cu"],
+    IM2COL: ["dual_conv_sm90_float16.cu"],
 }
 
 
@@ -141,6 +184,8 @@ def passes(kernels: Kernels) -> bool:
             return False
         if not close(kernels, conv(16, 16, 7, image=(5, 6), paired=True, groups=16)):
             return False
+        if not close(kernels, sm90_conv()):
+            return False
         pair = torch.randn(6, 70)
         distances = kernels.embedding_distance(pair)
         expected = oracle.expected_embedding_distance(pair.double())
@@ -172,8 +217,25 @@ def conv(
     }
 
 
+def sm90_conv() -> dict[str, Any]:
+    """Several tiles for one block, several rounds of the ring, and no word of a mask that begins with a step."""
+    weight = (torch.randn(136, 72, 3, 3) / 648**0.5).half()
+    return {
+        "src": torch.randn(4, 72, 9, 7).half(),
+        "weight": weight,
+        "mask": pack_mask(torch.rand(weight.shape) < 0.6),
+        "stride": (2, 1),
+        "padding": (0, 1),
+        "paired": True,
+        "sm90": True,
+        "multiprocessors": 1,
+    }
+
+
 def close(kernels: Kernels, inputs: dict[str, Any]) -> bool:
     """Float32 sums of at most 1728 products of unit variance in all: 1e-5 is far above their error."""
     wide = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+    for only_ours in ("sm90", "multiprocessors"):
+        wide.pop(only_ours, None)
     expected = oracle.expected_dual_conv2d(**wide)
     return bool(((kernels.conv2d(**inputs).double() - expected).abs() <= 1e-5 * expected.abs().max()).all())

@@ -135,7 +135,8 @@ def test_both_stages_build_first_and_peers_come_before_compilers() -> None:
     assert names[:2] == ["ceilings", "network iresnet100 256"]
     assert names.index("network sface 256") < names.index("compiled iresnet100 256")
     check = {step.name: step for step in on_gpu.check_steps(Path("out"))}
-    assert list(check) == ["tests", "accuracy sface", "accuracy iresnet50", "memcheck", "racecheck"]
+    assert list(check) == ["tests", "accuracy sface", "accuracy iresnet50", "memcheck", "racecheck", "sm90 tests"]
+    assert check["sm90 tests"].limit == 60
     assert "tests/test_cuda_scorer.py" in check["tests"].command
     assert "tests/test_cli_score.py" not in check["tests"].command  # needs OpenCV, which may not be there
 

@@ -1,5 +1,6 @@
-// Which kernels run a layer: depthwise where every channel has one filter, else the implicit GEMM.
-#include "cuda/gemm_plan.h"
+// Which kernels run a layer: depthwise where every channel has one filter, else the implicit GEMM, for 9.0a where
+// asked.
+#include "cuda/dual_conv_sm90.h"
 
 namespace prefiqs::cuda {
 namespace {
@@ -22,9 +23,13 @@ int64_t conv_workspace_floats(const ConvParams& params, int multiprocessors) {
   return is_depthwise(conv) ? 0 : workspace_floats(conv, plan_gemm(conv, multiprocessors));
 }
 
-cudaError_t launch_conv(const ConvParams& params, int multiprocessors, cudaStream_t stream) {
+cudaError_t launch_conv(const ConvParams& params, int multiprocessors, bool sm90, cudaStream_t stream) {
   if (!Conv::fits(params)) return cudaErrorInvalidValue;
   const Conv conv(params);
+  if (sm90 && fits_sm90(conv)) {
+    return params.compute == Type::float16 ? launch_sm90_float16(conv, multiprocessors, stream)
+                                           : launch_sm90_bfloat16(conv, multiprocessors, stream);
+  }
   if (!is_depthwise(conv)) return launch_gemm(conv, plan_gemm(conv, multiprocessors), params.compute, stream);
   return params.compute == Type::float16 ? launch_depthwise<Float16>(conv, stream)
                                          : launch_depthwise<BFloat16>(conv, stream);

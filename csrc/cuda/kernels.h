@@ -41,8 +41,9 @@ struct DistanceParams {
 // on its batch.
 int64_t conv_workspace_floats(const ConvParams& params, int multiprocessors);
 
-// Enqueue on `stream`; return the launch's status.
-cudaError_t launch_conv(const ConvParams& params, int multiprocessors, cudaStream_t stream);
+// Enqueue on `stream`; return the launch's status. `sm90`: by the kernel for compute capability 9.0a where that takes
+// the layer; its sums have another order.
+cudaError_t launch_conv(const ConvParams& params, int multiprocessors, bool sm90, cudaStream_t stream);
 cudaError_t launch_distance(const DistanceParams& params, cudaStream_t stream);
 
 }  // namespace prefiqs::cuda

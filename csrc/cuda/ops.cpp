@@ -6,8 +6,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <cstdlib>
 #include <functional>
 #include <numeric>
+#include <string>
 
 #include "checks.h"
 #include "cuda/kernels.h"
@@ -51,6 +53,21 @@ Device device_at(const char* op, int32_t index) {
   return device;
 }
 
+// Whether PREFIQS_CUDA_KERNEL, read once, asks for the kernel for compute capability 9.0.
+bool sm90_asked(const char* op, const Device& device) {
+  static const std::string kernel = [] {
+    const char* value = std::getenv("PREFIQS_CUDA_KERNEL");
+    return std::string(value == nullptr || *value == '\0' ? "sm80" : value);
+  }();
+  expect(kernel == "sm80" || kernel == "sm90", op, "expected PREFIQS_CUDA_KERNEL to be sm80 or sm90, got '", kernel,
+         "'");
+  if (kernel == "sm80") return false;
+  expect(device.major == 9 && device.minor == 0, op,
+         "expected a GPU of compute capability 9.0 for PREFIQS_CUDA_KERNEL=sm90, got ", device.major, ".", device.minor,
+         ": unset it, or set it to sm80");
+  return true;
+}
+
 // What a launch needs of the device of `src`, which is the current one for as long as this lives.
 class Launch {
  public:
@@ -61,6 +78,7 @@ class Launch {
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
+  bool sm90() const { return sm90_asked(op_, device_); }
   int multiprocessors() const { return device_.multiprocessors; }
   cudaStream_t stream() const { return stream_; }
 
@@ -167,7 +185,7 @@ void run_conv(const Launch& launch,
     workspace = launch.empty({floats}, ScalarType::Float);
     p.workspace = workspace->mutable_data_ptr<float>();
   }
-  launch.expect_success(launch_conv(p, launch.multiprocessors(), launch.stream()));
+  launch.expect_success(launch_conv(p, launch.multiprocessors(), launch.sm90(), launch.stream()));
   if (!aligned(dst)) {
     Tensor out = dst;
     torch::stable::copy_(out, target);

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .. import __version__
+from . import analyse as _analyse
 from . import calibrate as _calibrate
 from . import demo as _demo
 from . import info as _info
@@ -57,6 +58,7 @@ def main() -> None:
     """
 
 
+main.add_command(_analyse.analyse)
 main.add_command(_calibrate.calibrate)
 main.add_command(_demo.demo)
 main.add_command(_info.info)

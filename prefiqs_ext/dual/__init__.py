@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .check import embedding
 from .convert import dualize
 from .cuda_graphs import CudaGraphs, out_of_memory
 from .half import to_half
@@ -16,6 +17,7 @@ __all__ = [
     "InPlace",
     "dualize",
     "duplicate",
+    "embedding",
     "out_of_memory",
     "to_half",
 ]

@@ -74,6 +74,16 @@ def score_files(
     return _score(_read(paths, _Reader(scorer.preset.size, aligned), workers, batch_size), scorer, batch_size)
 
 
+def read_crops(paths: Iterable[str], size: tuple[int, int], *, aligned: bool = False) -> Generator[Tensor, None, None]:
+    """The largest face of each file, in order, uint8 [3, *size] RGB; files without one give nothing. As score_files
+    reads them, in this process."""
+    if not aligned:
+        weights.fetch("yunet")
+    for read in _read(paths, _Reader(size, aligned), 0, 1):
+        if len(read.crops):
+            yield torch.as_tensor(read.crops[0]).permute(2, 0, 1).contiguous()
+
+
 def _score(reads: Iterator[_Read], scorer: Scorer, batch_size: int) -> Generator[Scored, None, None]:
     nothing = scorer(torch.empty(0, 3, *_size(scorer), dtype=torch.uint8, device=scorer.device)).embedding.cpu()
     batches = _batches(reads, batch_size)

@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "cuda/gemm_plan.h"
+#include "cuda/dual_conv_sm90.h"
 #include "emulator.h"
 
 namespace {
@@ -24,6 +24,7 @@ struct ConvCase {
   Bytes src, weight, mask, bias, tap_shift, slope, residual, dst;
   int64_t multiprocessors;
   int64_t tile, split;  // a plan to force; -1: the one the layer would get
+  int64_t sm90;
   int64_t descending;
 };
 
@@ -85,6 +86,7 @@ void plan_conv(const ConvCase* c, int64_t* out) {
   out[1] = plan.segments;
   out[2] = plan.split;
   out[3] = gemm_blocks(conv, plan);
+  out[4] = fits_sm90(conv);
 }
 
 int emulate_conv(const ConvCase* c, char* message, int64_t message_size) {
@@ -110,7 +112,7 @@ int emulate_conv(const ConvCase* c, char* message, int64_t message_size) {
   const Buffer workspace("workspace", nullptr, static_cast<size_t>(floats) * sizeof(float), true);
   p.workspace = static_cast<float*>(workspace.data());
   const cudaError_t status =
-      forced ? launch_gemm(Conv(p), plan, p.compute, nullptr) : launch_conv(p, multiprocessors, nullptr);
+      forced ? launch_gemm(Conv(p), plan, p.compute, nullptr) : launch_conv(p, multiprocessors, c->sm90 != 0, nullptr);
   dst.copy_to(c->dst);
   return report(status, message, message_size);
 }

@@ -7,8 +7,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <ucontext.h>
-#include <unistd.h>
 
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -17,7 +17,6 @@ namespace {
 
 constexpr size_t stack_bytes = 128 * 1024;
 constexpr int lanes = 32;
-constexpr unsigned char nan_byte = 0xff;  // all bits set is NaN in every floating type
 
 struct Copy {
   unsigned char* dst;
@@ -26,7 +25,27 @@ struct Copy {
   bool valid;
 };
 
-enum class State { ready, collective, barrier, finished };
+void land(const Copy& copy) {
+  if (copy.valid) {
+    memcpy(copy.dst, copy.src, static_cast<size_t>(copy.bytes));
+  } else {
+    memset(copy.dst, 0, static_cast<size_t>(copy.bytes));
+  }
+}
+
+enum class State { ready, collective, barrier, mbarrier, finished };
+
+struct Mbarrier {
+  int arrivals, pending;
+  int64_t bytes;
+  int phase;  // of the one going on
+};
+
+// Of a warp: products not yet waited for, by group; the last one is open.
+struct Products {
+  std::vector<std::vector<std::function<void()>>> groups;
+  std::vector<uint64_t> keys;
+};
 
 struct Fiber {
   ucontext_t start;
@@ -36,13 +55,18 @@ struct Fiber {
   const char* name;  // of the collective
   void (*run)(void* const*);
   void* operands;
+  int number, threads;  // of the barrier
+  uint32_t mbarrier;
+  int parity;
   std::vector<std::vector<Copy>> groups;  // the last one is open
 };
 
 char message[512];
-std::vector<Buffer*> buffers;
 std::unique_ptr<Buffer> shared;
 std::vector<Fiber> fibers;
+std::map<uint32_t, Mbarrier> mbarriers;
+std::vector<std::function<void()>> landings;  // of the copy engine, in the order asked for
+std::vector<Products> products;
 unsigned char* stacks = nullptr;
 size_t stack_count = 0;
 Fiber* current = nullptr;
@@ -74,29 +98,92 @@ void resume(int thread) {
 }
 
 const char* place(const Fiber& fiber) {
-  return fiber.state == State::finished  ? "the kernel's end"
-         : fiber.state == State::barrier ? "__syncthreads"
-                                         : fiber.name;
+  return fiber.state == State::finished   ? "the kernel's end"
+         : fiber.state == State::barrier  ? (fiber.number == 0 ? "__syncthreads" : "a named barrier")
+         : fiber.state == State::mbarrier ? "an mbarrier"
+                                          : fiber.name;
 }
 
 int ordered(int i, int count) { return descending ? count - 1 - i : i; }
 
-// Until the warp stands at a barrier or has finished.
-State run_warp(int warp) {
+Mbarrier& mbarrier_at(uint32_t place) {
+  const auto found = mbarriers.find(place);
+  if (found == mbarriers.end()) fail("mbarrier: none was initialised at %u", place);
+  return found->second;
+}
+
+void end_phase_if_complete(Mbarrier& barrier) {
+  if (barrier.pending != 0 || barrier.bytes != 0) return;
+  barrier.phase ^= 1;
+  barrier.pending = barrier.arrivals;
+}
+
+void arrive(uint32_t place) {
+  Mbarrier& barrier = mbarrier_at(place);
+  if (--barrier.pending < 0) fail("mbarrier %u: more arrivals than expected", place);
+  end_phase_if_complete(barrier);
+}
+
+// Whether what the warp waits for has come; at a barrier of threads, that is for run_block to say.
+bool can_run(const Fiber& first) {
+  switch (first.state) {
+    case State::mbarrier:
+      return mbarrier_at(first.mbarrier).phase != first.parity;
+    case State::barrier:
+    case State::finished:
+      return false;
+    default:
+      return true;
+  }
+}
+
+// Until the warp has to wait, or has finished.
+void run_warp(int warp) {
   Fiber* first = &fibers[static_cast<size_t>(warp * lanes)];
-  if (first->state == State::finished) return State::finished;
-  for (;;) {
+  do {
     for (int i = 0; i < lanes; ++i) resume(warp * lanes + ordered(i, lanes));
     void* operands[lanes];
     for (int lane = 0; lane < lanes; ++lane) {
-      if (strcmp(place(first[lane]), place(first[0])) != 0) {
-        fail("warp %d: lane 0 is at %s, lane %d at %s", warp, place(first[0]), lane, place(first[lane]));
+      const Fiber& other = first[lane];
+      if (strcmp(place(other), place(first[0])) != 0) {
+        fail("warp %d: lane 0 is at %s, lane %d at %s", warp, place(first[0]), lane, place(other));
       }
-      operands[lane] = first[lane].operands;
+      if (first->state == State::mbarrier && (other.mbarrier != first->mbarrier || other.parity != first->parity)) {
+        fail("warp %d: lanes wait for different mbarriers", warp);
+      }
+      operands[lane] = other.operands;
     }
-    if (first->state != State::collective) return first->state;
-    first->run(operands);
+    if (first->state == State::collective) first->run(operands);
+  } while (can_run(*first));
+}
+
+// Lets the warps go that stand at a barrier all of whose threads have come.
+bool release_barriers() {
+  bool released = false;
+  for (int number = 0; number < 16; ++number) {
+    int wanted = 0, come = 0;
+    for (const Fiber& fiber : fibers) {
+      if (fiber.state != State::barrier || fiber.number != number) continue;
+      if (wanted != 0 && wanted != fiber.threads) fail("barrier %d: threads expect different numbers", number);
+      wanted = fiber.threads;
+      ++come;
+    }
+    if (come == 0 || come != wanted) continue;
+    for (Fiber& fiber : fibers) {
+      if (fiber.state == State::barrier && fiber.number == number) fiber.state = State::ready;
+    }
+    released = true;
   }
+  return released;
+}
+
+bool land_one() {
+  if (landings.empty()) return false;
+  const auto place = descending ? landings.end() - 1 : landings.begin();
+  const auto land = *place;
+  landings.erase(place);
+  land();
+  return true;
 }
 
 void run_block(int threads) {
@@ -111,14 +198,26 @@ void run_block(int threads) {
     fiber.start.uc_stack.ss_size = stack_bytes;
     makecontext(&fiber.start, fiber_main, 0);
   }
+  mbarriers.clear();
+  landings.clear();
   const int warps = threads / lanes;
-  for (State all = State::barrier; all == State::barrier;) {
+  products.assign(static_cast<size_t>(warps), {{{}}, {}});
+  for (;;) {
+    bool ran = false;
     for (int i = 0; i < warps; ++i) {
       const int warp = ordered(i, warps);
-      const State state = run_warp(warp);
-      if (i > 0 && state != all) fail("warp %d is missing from __syncthreads, or has one too many", warp);
-      all = state;
+      if (!can_run(fibers[static_cast<size_t>(warp * lanes)])) continue;
+      run_warp(warp);
+      ran = true;
     }
+    if (!ran && !release_barriers() && !land_one()) break;
+  }
+  for (int warp = 0; warp < warps; ++warp) {
+    const Fiber& first = fibers[static_cast<size_t>(warp * lanes)];
+    if (first.state != State::finished) fail("warp %d waits for ever at %s", warp, place(first));
+    const Products& own = products[static_cast<size_t>(warp)];
+    if (own.groups.size() > 1 || !own.groups[0].empty()) fail("warp %d ended with products not waited for", warp);
+    if (own.keys != products[static_cast<size_t>(warp / 4 * 4)].keys) fail("warp %d: products of its own", warp);
   }
   for (const Fiber& fiber : fibers) {
     for (const auto& group : fiber.groups) {
@@ -141,7 +240,7 @@ void on_fault(int, siginfo_t* info, void*) {
 
 }  // namespace
 
-Index thread_index, block_index;
+Index thread_index, block_index, grid_size;
 bool descending = false;
 
 void fail(const char* format, ...) {
@@ -165,6 +264,7 @@ bool run_kernel(int64_t blocks, int threads, int shared_bytes, const std::functi
   fibers = std::vector<Fiber>(static_cast<size_t>(threads));
   shared = std::make_unique<Buffer>("shared memory", nullptr, static_cast<size_t>(shared_bytes), true);
   kernel = &body;
+  grid_size.x = static_cast<unsigned>(blocks);
 
   struct sigaction action{};
   struct sigaction segv, bus;
@@ -194,7 +294,68 @@ void collective(const char* name, void (*run)(void* const* lanes), void* operand
   leave(State::collective);
 }
 
-void barrier() { leave(State::barrier); }
+void barrier(int number, int threads) {
+  current->number = number;
+  current->threads = threads == 0 ? static_cast<int>(fibers.size()) : threads;
+  leave(State::barrier);
+}
+
+void mbarrier_init(uint32_t barrier, int arrivals) {
+  shared_at("mbarrier", barrier, 8);
+  mbarriers[barrier] = {arrivals, arrivals, 0, 0};
+}
+
+void mbarrier_arrive(uint32_t barrier, int expected_bytes) {
+  mbarrier_at(barrier).bytes += expected_bytes;
+  arrive(barrier);
+}
+
+void mbarrier_arrive_copies(uint32_t barrier) {
+  std::vector<Copy> copies;
+  for (const auto& group : current->groups) copies.insert(copies.end(), group.begin(), group.end());
+  current->groups.assign(1, {});
+  landings.emplace_back([copies, barrier] {
+    for (const Copy& copy : copies) land(copy);
+    arrive(barrier);
+  });
+}
+
+void mbarrier_wait(uint32_t barrier, int parity) {
+  mbarrier_at(barrier);
+  current->mbarrier = barrier;
+  current->parity = parity;
+  leave(State::mbarrier);
+}
+
+void engine_copy(uint32_t dst, size_t bytes, uint32_t barrier, std::function<void(unsigned char*)> write) {
+  unsigned char* place = shared_memory() + dst;
+  if (!shared->contains(place, bytes)) fail("copy engine: %zu bytes outside the shared memory", bytes);
+  if (dst % 1024 != 0) fail("copy engine: address %u is not a multiple of 1024", dst);
+  memset(place, nan_byte, bytes);
+  mbarrier_at(barrier);
+  landings.emplace_back([=, write = std::move(write)] {
+    write(place);
+    Mbarrier& target = mbarrier_at(barrier);
+    target.bytes -= static_cast<int64_t>(bytes);
+    end_phase_if_complete(target);
+  });
+}
+
+void matrix_async(uint64_t key, std::function<void()> run) {
+  Products& own = products[thread_index.x / lanes];
+  own.keys.push_back(key);
+  own.groups.back().push_back(std::move(run));
+}
+
+void matrix_commit() { products[thread_index.x / lanes].groups.emplace_back(); }
+
+void matrix_wait(int pending) {
+  auto& groups = products[thread_index.x / lanes].groups;
+  while (static_cast<int>(groups.size()) - 1 > pending) {
+    for (const auto& run : groups.front()) run();
+    groups.erase(groups.begin());
+  }
+}
 
 unsigned char* shared_memory() { return static_cast<unsigned char*>(shared->data()); }
 
@@ -227,53 +388,9 @@ void commit_copies() { current->groups.emplace_back(); }
 void wait_copies(int pending) {
   auto& groups = current->groups;
   while (static_cast<int>(groups.size()) - 1 > pending) {
-    for (const Copy& copy : groups.front()) {
-      if (copy.valid) {
-        memcpy(copy.dst, copy.src, static_cast<size_t>(copy.bytes));
-      } else {
-        memset(copy.dst, 0, static_cast<size_t>(copy.bytes));
-      }
-    }
+    for (const Copy& copy : groups.front()) land(copy);
     groups.erase(groups.begin());
   }
 }
-
-Buffer::Buffer(const char* name, const void* contents, size_t bytes, bool writable) : name_(name), bytes_(bytes) {
-  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  const size_t inner = (bytes + page - 1) / page * page;
-  mapped_ = inner + 2 * page;
-  pages_ = static_cast<unsigned char*>(mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  mprotect(pages_ + page, inner, PROT_READ | PROT_WRITE);
-  memset(pages_ + page, nan_byte, inner);
-  data_ = pages_ + page + inner - (bytes + 15) / 16 * 16;
-  if (contents != nullptr) memcpy(data_, contents, bytes);
-  if (!writable) mprotect(pages_ + page, inner, PROT_READ);
-  buffers.push_back(this);
-}
-
-Buffer::~Buffer() {
-  munmap(pages_, mapped_);
-  std::erase(buffers, this);
-}
-
-bool Buffer::contains(const void* address, size_t bytes) const {
-  const auto* begin = static_cast<const unsigned char*>(address);
-  return begin >= data_ && begin + bytes <= data_ + bytes_;
-}
-
-bool Buffer::maps(const void* address) const {
-  const auto* place = static_cast<const unsigned char*>(address);
-  return place >= pages_ && place < pages_ + mapped_;
-}
-
-bool Buffer::intact() const {
-  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  for (const unsigned char* p = pages_ + page; p < pages_ + mapped_ - page; ++p) {
-    if ((p < data_ || p >= data_ + bytes_) && *p != nan_byte) return false;
-  }
-  return true;
-}
-
-void Buffer::fill_with_nan() { memset(data_, nan_byte, bytes_); }
 
 }  // namespace emulation

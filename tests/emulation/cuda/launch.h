@@ -17,8 +17,9 @@ namespace prefiqs::cuda {
 
 #define threadIdx emulation::thread_index
 #define blockIdx emulation::block_index
+#define gridDim emulation::grid_size
 
-inline void __syncthreads() { emulation::barrier(); }
+inline void __syncthreads() { emulation::barrier(0, 0); }
 
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;

@@ -1,0 +1,264 @@
+// Dense 3x3 and 1x1 convolutions by wgmma, for compute capability 9.0a: D[co, pixel] = sum over k of weight[co, k] *
+// im2col(src)[pixel, k], as in dual_conv_sm80.cuh, for tiles of 128 filters by 128 pixels of each of two halves.
+//
+// In shared memory: a ring of `stages` steps of 64 channels of one tap (filters, one or two halves of pixels, 128 bytes
+// a row, swizzled; three mask words a filter), full and empty barriers, and room to stage 32 pixels of sums a
+// warpgroup. One warp fills the ring by the copy engine; two warpgroups, 64 filters each, keep the sums of both halves
+// in registers. Persistent blocks: for each tile, for each step: wait until full; ldmatrix the filters, AND a copy with
+// the mask, multiply them by the first and the second half's pixels; free the stage. Then the sums, 32 pixels at a
+// time, through shared memory into the epilogue, while the ring fills for the next tile.
+#pragma once
+#include "cuda/dual_conv_sm90.h"
+#include "cuda/epilogue.cuh"
+#include "cuda/ptx/ldmatrix.cuh"
+#include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/named_barrier.cuh"
+#include "cuda/ptx/prmt.cuh"
+#include "cuda/ptx/setmaxnreg.cuh"
+#include "cuda/ptx/tma.cuh"
+#include "cuda/ptx/wgmma.cuh"
+
+namespace prefiqs::cuda {
+namespace {
+
+constexpr int stages = 4;
+constexpr int group_threads = 128, group_channels = 64, groups = 2;
+constexpr int tile_channels = groups * group_channels, tile_pixels = 128;
+constexpr int threads = (groups + 1) * group_threads;
+constexpr int weight_bytes = tile_channels * copy_row_bytes, pixel_bytes = tile_pixels * copy_row_bytes;
+constexpr int filter_words = 3;  // hold 64 bits from any bit on; an odd number meets all banks
+constexpr int staged_pixels = 32, staged_floats = group_channels + 4;
+constexpr int staging_bytes = staged_pixels * staged_floats * static_cast<int>(sizeof(float));
+
+// Byte offsets in shared memory, from its first multiple of 1024 on, and in a stage.
+template <Mode mode>
+struct Room {
+  static constexpr int sources = mode == Mode::masked_shared ? 1 : 2;
+  static constexpr int copied = weight_bytes + sources * pixel_bytes;  // by the copy engine, of a step
+  static constexpr int masks = stages * copied;
+  static constexpr int stage_masks = tile_channels * filter_words * 4;
+  static constexpr int staging = masks + (mode == Mode::unmasked ? 0 : stages * stage_masks);
+  static constexpr int full = staging + groups * staging_bytes;
+  static constexpr int empty = full + stages * mbarrier_bytes;
+  static constexpr int bytes = empty + stages * mbarrier_bytes + 1024;
+};
+
+// A place in the ring; `parity` is that of the round.
+struct Turn {
+  int stage = 0, parity = 0;
+
+  __device__ void next() {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+struct Tiles {
+  int channel_tiles, count;
+
+  explicit Tiles(const Conv& p)
+      : channel_tiles(ceil_div(p.out_c, tile_channels)),
+        count(channel_tiles * ceil_div(p.pixels, tile_pixels * (p.mode == Mode::unmasked ? 2 : 1))) {}
+  // Blocks that run at the same time share pixels first, then filters.
+  __host__ __device__ int channel(int tile) const { return tile % channel_tiles * tile_channels; }
+  __host__ __device__ int pixel(int tile, Mode mode, int half) const {
+    const int place = tile / channel_tiles;
+    return (mode == Mode::unmasked ? place * 2 + half : place) * tile_pixels;
+  }
+};
+
+// By one warp: every step of every tile of the block.
+template <Mode mode>
+__device__ void produce(
+    const Conv& p, const Tiles& tiles, const TensorMap& src, const TensorMap& weight, uint32_t shared) {
+  using Place = Room<mode>;
+  const int lane = threadIdx.x % 32, steps = copy_steps(p);
+  Turn turn;
+  for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
+    const int first_channel = tiles.channel(tile);
+    const PixelPlace first(p, tiles.pixel(tile, mode, 0));
+    PixelPlace second(p, tiles.pixel(tile, mode, 1));
+    if constexpr (mode == Mode::masked_paired) second.image += p.images;
+    for (int i = 0; i < steps; ++i, turn.next()) {
+      const CopyStep step(p, i);
+      const uint32_t full = shared + Place::full + turn.stage * mbarrier_bytes;
+      const uint32_t stage = shared + turn.stage * Place::copied;
+      mbarrier_wait(shared + Place::empty + turn.stage * mbarrier_bytes, turn.parity ^ 1);
+      if (lane == 0) {
+        mbarrier_arrive_expect(full, Place::copied);
+        copy_tile(stage, weight, full, step.channel, step.tap(p), first_channel);
+        const int s = step.s * p.dilation_w, r = step.r * p.dilation_h;
+        copy_im2col(stage + weight_bytes, src, full, step.channel, first, s, r);
+        if constexpr (Place::sources == 2) {
+          copy_im2col(stage + weight_bytes + pixel_bytes, src, full, step.channel, second, s, r);
+        }
+      }
+      if constexpr (mode != Mode::unmasked) {
+        const uint32_t masks = shared + Place::masks + turn.stage * Place::stage_masks;
+        const int word = step.k(p) / 32;
+        for (int j = lane; j < tile_channels * filter_words; j += 32) {
+          const int filter = first_channel + j / filter_words, place = word + j % filter_words;
+          const bool valid = filter < p.out_c && place < p.mask_words;
+          cp_async_4(masks + j * 4, valid ? p.mask + static_cast<int64_t>(filter) * p.mask_words + place : p.mask,
+                     valid);
+        }
+        mbarrier_arrive_copies(full);
+      }
+    }
+  }
+}
+
+// A filter's 64 bits from bit `shift` of its words on.
+__device__ inline void filter_bits(uint32_t (&bits)[2], const uint32_t* words, int shift) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    bits[i] = static_cast<uint32_t>((static_cast<uint64_t>(words[i + 1]) << 32 | words[i]) >> shift);
+  }
+}
+
+// One step of K: this warpgroup's filters by both halves of pixels. Done when it returns.
+template <class T, Mode mode>
+__device__ void multiply(float (&sums)[2][64], uint32_t filters, uint32_t pixels, const uint32_t* words, int shift) {
+  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 % 4 * 16;
+  uint32_t a[2][4][4];
+#pragma unroll
+  for (int k16 = 0; k16 < 4; ++k16) {
+    ldmatrix_x4(a[0][k16], filters + swizzled_128(warp_row + lane % 16, k16 * 2 + lane / 16));
+  }
+  if constexpr (mode != Mode::unmasked) {
+    // As in dual_conv_sm80.cuh: the bit of a value, in the sign of a byte that prmt spreads over 16 bits.
+    uint32_t bits[2][2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) filter_bits(bits[i], words + (warp_row + i * 8 + lane / 4) * filter_words, shift);
+#pragma unroll
+    for (int k16 = 0; k16 < 4; ++k16) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t word = bits[i % 2][k16 / 2], byte = k16 % 2 * 2 + i / 2;
+        const uint32_t lower = word << (7 - lane % 4 * 2), upper = word << (6 - lane % 4 * 2);
+        a[1][k16][i] = a[0][k16][i] & prmt(lower, upper, 0xcc88u + byte * 0x1111u);
+      }
+    }
+  }
+  constexpr int masked = mode == Mode::unmasked ? 0 : 1;
+  constexpr int second = (Room<mode>::sources - 1) * pixel_bytes;
+  wgmma_fence();
+#pragma unroll
+  for (int k16 = 0; k16 < 4; ++k16) {
+    wgmma_m64n128k16<T>(sums[0], a[0][k16], swizzled_descriptor(pixels, k16));
+    wgmma_m64n128k16<T>(sums[1], a[masked][k16], swizzled_descriptor(pixels + second, k16));
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+}
+
+// This warpgroup's sums of one half become outputs.
+template <class T>
+__device__ void finish(
+    const Conv& p, const float (&sums)[64], int branch, int first_channel, int first_pixel, float* staged, int group) {
+  const int thread = threadIdx.x % group_threads, lane = thread % 32, warp_row = thread / 32 * 16;
+  constexpr int chunks = group_channels / 8;
+  const int channel = first_channel + thread % chunks * 8, count = min_of(8, p.out_c - channel);
+  const Epilogue<T> epilogue(p, branch, channel, max_of(0, count), p.out_c % 8 == 0,
+                             TapShift::in_place(p, branch, channel));
+#pragma unroll
+  for (int part = 0; part < tile_pixels / staged_pixels; ++part) {
+    named_barrier(1 + group, group_threads);
+#pragma unroll
+    for (int i = 0; i < staged_pixels / 2; ++i) {
+      const int pixel = i / 4 * 8 + lane % 4 * 2 + i % 2, row = warp_row + i % 4 / 2 * 8 + lane / 4;
+      staged[pixel * staged_floats + row] = sums[part * (staged_pixels / 2) + i];
+    }
+    named_barrier(1 + group, group_threads);
+    const int pixels = min_of(staged_pixels, p.pixels - first_pixel - part * staged_pixels);
+    for (int i = thread / chunks; i < pixels && count > 0; i += group_threads / chunks) {
+      float values[8];
+      load_8(values, staged + i * staged_floats + thread % chunks * 8, 8, true);
+      epilogue.finish(values, first_pixel + part * staged_pixels + i);
+    }
+  }
+}
+
+// By one warpgroup: its filters of every tile of the block.
+template <class T, Mode mode>
+__device__ void consume(const Conv& p, const Tiles& tiles, unsigned char* shared, int group) {
+  using Place = Room<mode>;
+  const uint32_t base = shared_address(shared);
+  const int steps = copy_steps(p);
+  auto* staged = reinterpret_cast<float*>(shared + Place::staging + group * staging_bytes);
+  Turn turn;
+  for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
+    float sums[2][64] = {};
+    for (int i = 0; i < steps; ++i, turn.next()) {
+      const uint32_t stage = base + turn.stage * Place::copied;
+      const auto* words = reinterpret_cast<const uint32_t*>(shared + Place::masks + turn.stage * Place::stage_masks) +
+                          group * group_channels * filter_words;
+      mbarrier_wait(base + Place::full + turn.stage * mbarrier_bytes, turn.parity);
+      multiply<T, mode>(sums, stage + group * group_channels * copy_row_bytes, stage + weight_bytes, words,
+                        CopyStep(p, i).k(p) % 32);
+      if (threadIdx.x % 32 == 0) mbarrier_arrive(base + Place::empty + turn.stage * mbarrier_bytes);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      finish<T>(p, sums[half], mode == Mode::unmasked ? 0 : half, tiles.channel(tile) + group * group_channels,
+                tiles.pixel(tile, mode, half), staged, group);
+    }
+  }
+}
+
+template <class T, Mode mode>
+__global__ void __launch_bounds__(threads, 1) dual_conv_sm90(const __grid_constant__ Conv p,
+                                                             const __grid_constant__ Tiles tiles,
+                                                             const __grid_constant__ TensorMap src,
+                                                             const __grid_constant__ TensorMap weight) {
+  using Place = Room<mode>;
+  unsigned char* shared = shared_memory();
+  shared += (1024 - shared_address(shared) % 1024) % 1024;
+  const uint32_t base = shared_address(shared);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < stages; ++i) {
+      // The warp that fills arrives once with the copied bytes, and lane by lane with the mask words; every other warp
+      // frees.
+      mbarrier_init(base + Place::full + i * mbarrier_bytes, mode == Mode::unmasked ? 1 : 1 + 32);
+      mbarrier_init(base + Place::empty + i * mbarrier_bytes, groups * 4);
+    }
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  const int group = threadIdx.x / group_threads;
+  if (group == groups) {
+    decrease_registers<40>();
+    if (threadIdx.x < groups * group_threads + 32) produce<mode>(p, tiles, src, weight, base);
+  } else {
+    increase_registers<232>();
+    consume<T, mode>(p, tiles, shared, group);
+  }
+}
+
+template <class T, Mode mode>
+cudaError_t launch_mode(const Conv& p, int multiprocessors, cudaStream_t stream) {
+  TensorMap src, weight;
+  if (const auto status = encode<T>(src, im2col_map(p, tile_pixels)); status != cudaSuccess) return status;
+  if (const auto status = encode<T>(weight, weight_map(p, tile_channels)); status != cudaSuccess) return status;
+  const Tiles tiles(p);
+  return launch(dual_conv_sm90<T, mode>, min_of(tiles.count, multiprocessors), threads, Room<mode>::bytes, stream, p,
+                tiles, src, weight);
+}
+
+template <class T>
+cudaError_t launch_product(const Conv& p, int multiprocessors, cudaStream_t stream) {
+  switch (p.mode) {
+    case Mode::unmasked:
+      return launch_mode<T, Mode::unmasked>(p, multiprocessors, stream);
+    case Mode::masked_shared:
+      return launch_mode<T, Mode::masked_shared>(p, multiprocessors, stream);
+    case Mode::masked_paired:
+      return launch_mode<T, Mode::masked_paired>(p, multiprocessors, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace
+}  // namespace prefiqs::cuda

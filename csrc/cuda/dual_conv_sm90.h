@@ -1,0 +1,22 @@
+// Which layers the kernel for compute capability 9.0 takes, and its launch: one file for each type.
+#pragma once
+#include "cuda/gemm_plan.h"
+#include "cuda/im2col.h"
+
+namespace prefiqs::cuda {
+
+// 3x3 and 1x1 layers without groups that the copy engine can walk. By the layer's shape alone, like the order of its
+// sums: a row's bits do not depend on its batch. Deep layers on small maps, whose sums are split into segments, stay
+// with the kernel that can spread the segments over the machine.
+inline bool fits_sm90(const Conv& p) {
+  const bool kernel = (p.kernel_h == 3 && p.kernel_w == 3) || (p.kernel_h == 1 && p.kernel_w == 1);
+  GemmPlan plan{};
+  cut_segments(p, plan);
+  return p.groups == 1 && kernel && plan.segments == 1 && fits_im2col(p);
+}
+
+// cudaErrorNoKernelImageForDevice where the build holds no code for 9.0a.
+cudaError_t launch_sm90_float16(const Conv& conv, int multiprocessors, cudaStream_t stream);
+cudaError_t launch_sm90_bfloat16(const Conv& conv, int multiprocessors, cudaStream_t stream);
+
+}  // namespace prefiqs::cuda

@@ -1,0 +1,16 @@
+// setmaxnreg: a warpgroup gives registers back, or takes what others gave. By all its warps.
+#pragma once
+
+namespace prefiqs::cuda {
+
+template <int registers>
+__device__ void decrease_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+}
+
+template <int registers>
+__device__ void increase_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+}
+
+}  // namespace prefiqs::cuda

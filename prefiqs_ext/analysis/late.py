@@ -1,0 +1,133 @@
+"""Cheaper passes: pruning limited to late layers shares everything before them.
+
+Both branches are one until the first layer that loses a weight. Pruning only the last layers, which make up a given
+share of the multiply-adds, costs little more than recognition alone; whether its order of images is still that of the
+full setting is a matter of the network, so it is measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from ..batches import example_images, levels
+from ..models.preset import Preset
+from ..network import Normalized
+from ..pruning import Pruning
+from ..scorer import Scorer
+
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.1)
+_SETTLE_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One setting. share: of the multiply-adds of prunable layers, from the first pruned layer on; 0 is recognition
+    alone, nothing pruned. first: that layer. layers: all of them, for Pruning(layers=...). milliseconds: of an image,
+    the median over rounds. of_recognition, of_full: its time over recognition's and over that of share 1, medians of
+    the rounds' ratios, with their extremes. agreement: Spearman's rank correlation of D with that of share 1; NaN for
+    share 0."""
+
+    share: float
+    first: str
+    layers: tuple[str, ...]
+    milliseconds: float
+    of_recognition: tuple[float, float, float]
+    of_full: tuple[float, float, float]
+    agreement: float
+
+
+def late_layers(
+    network: nn.Module,
+    preset: Preset,
+    images: Tensor,
+    pruning: Pruning = Pruning(),  # noqa: B008, frozen
+    *,
+    shares: Sequence[float] = SHARES,
+    rounds: int = 5,
+    batch: int = 16,
+) -> list[Cost]:
+    """The cost of limiting `pruning` (its layers are "conv", "conv+linear" or patterns) to late layers.
+
+    images: uint8 [N, 3, H, W] of the preset's size; all are scored once for the agreement, the first `batch` of them in
+    each round for the time. Contenders take turns in each round.
+    """
+    order = _by_execution(network, preset, list(pruning.masks(network)))
+    total = sum(operations for _, operations in order)
+    scorers = {0.0: Scorer(network, replace(pruning, sparsity=0.0, method="magnitude"), preset=preset)}
+    layers: dict[float, tuple[str, ...]] = {0.0: ()}
+    for share in sorted(shares):
+        layers[share] = _latest(order, share * total)
+        scorers[share] = Scorer(network, replace(pruning, layers=layers[share]), preset=preset)
+    drifts = {share: scorer(images).distance.numpy() for share, scorer in scorers.items()}
+    seconds = _interleaved(scorers, images[:batch], rounds)
+    full = max(scorers)
+    return [
+        Cost(
+            share,
+            layers[share][0] if layers[share] else "",
+            layers[share],
+            1000 * float(np.median(seconds[share])) / len(images[:batch]),
+            _spread(seconds[share] / seconds[0.0]),
+            _spread(seconds[share] / seconds[full]),
+            float(spearmanr(drifts[share], drifts[full]).statistic) if share else float("nan"),
+        )
+        for share in sorted(scorers, reverse=True)
+    ]
+
+
+def _by_execution(network: nn.Module, preset: Preset, names: Sequence[str]) -> list[tuple[str, int]]:
+    """The named layers in the order in which they run, each with its multiply-adds for one image."""
+    order: dict[str, int] = {}
+    handles = []
+    for name in names:
+        module = network.get_submodule(name)
+
+        def count(module: nn.Module, _: object, result: Tensor, name: str = name) -> None:
+            weight = module.get_parameter("weight")
+            order[name] = order.get(name, 0) + result.numel() * weight[0].numel()
+
+        handles.append(module.register_forward_hook(count))
+    try:
+        with torch.no_grad():
+            Normalized(preset, network)(levels(example_images(preset), preset))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(order.items())
+
+
+def _latest(order: Sequence[tuple[str, int]], operations: float) -> tuple[str, ...]:
+    """The longest end of the list with at most so many operations, of one layer at least."""
+    chosen: list[str] = []
+    left = operations * (1 + 1e-9)
+    for name, own in reversed(order):
+        left -= own
+        if left < 0 and chosen:
+            break
+        chosen.append(name)
+    return tuple(reversed(chosen))
+
+
+def _interleaved(scorers: dict[float, Scorer], images: Tensor, rounds: int) -> dict[float, np.ndarray]:
+    """Seconds of each in each round; each round begins with another one."""
+    shares = list(scorers)
+    seconds: dict[float, list[float]] = {share: [] for share in shares}
+    for turn in range(rounds):
+        first = turn % len(shares)
+        for share in shares[first:] + shares[:first]:
+            time.sleep(_SETTLE_SECONDS)
+            start = time.perf_counter()
+            scorers[share](images)
+            seconds[share].append(time.perf_counter() - start)
+    return {share: np.array(values) for share, values in seconds.items()}
+
+
+def _spread(ratios: np.ndarray) -> tuple[float, float, float]:
+    return float(np.median(ratios)), float(ratios.min()), float(ratios.max())

@@ -1,0 +1,136 @@
+"""`prefiqs analyse`: what pruning does to a network's scores on a folder of faces, and what it costs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import __version__
+from ..files.paths import find_paths, shown
+from ..files.pipeline import read_crops
+from ..files.whole import whole_file
+from ..models.preset import PRESETS
+from ..network import load_network
+
+_LEAST = 10  # images, for a rank correlation to mean anything
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--aligned", is_flag=True, help="PATHs are ready crops of exactly the preset's size.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="analysis",
+    show_default=True,
+    help="The folder to write to.",
+)
+@click.option(
+    "--images", type=click.IntRange(min=_LEAST), default=200, show_default=True, help="Faces to use, sampled."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
+@click.option("--model", default="sface", show_default=True, metavar="NAME|FILE", help="The recognition network.")
+@click.option("--preset", type=click.Choice(sorted(PRESETS)), help="The input it wants. [default: a built-in's own]")
+def analyse(paths: tuple[str, ...], aligned: bool, output: Path, images: int, seed: int, **options: Any) -> None:
+    """Show what pruning does to a network's scores on your own faces.
+
+    Writes to the output folder: variation.csv, D by kind of pruning and sparsity, how it agrees with the paper's
+    setting, and the first-order estimate; late.csv, the time and agreement of pruning late layers only, with the names
+    for --layers; analysis.png, both as pictures; analysis.json, all settings and numbers. Needs matplotlib and scipy:
+    `pip install prefiqs_ext[analysis]`.
+
+    \b
+    Example:
+      prefiqs analyse photos/ --output analysis
+    """
+    try:
+        from ..analysis.late import late_layers
+        from ..analysis.plot import draw
+        from ..analysis.variation import Variation, count_variations, vary
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"{error.name} is missing: pip install 'prefiqs_ext[analysis]'") from error
+    network, preset = load_network(options["model"], options["preset"])
+    preset = PRESETS[options["preset"]] if options["preset"] else preset
+    if preset is None:
+        raise click.UsageError("--model FILE.onnx needs --preset: the file cannot tell the input its network wants")
+    faces = _sample(paths, preset.size, aligned, images, seed)
+    output.mkdir(parents=True, exist_ok=True)
+    total = count_variations(network)
+    variations = list(tqdm(vary(network, preset, faces), total=total, unit="setting", disable=None, leave=False))
+    costs = late_layers(network, preset, faces)
+    title = f"{options['model']}, {len(faces)} faces"
+    facts = {
+        "prefiqs_ext": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "model": options["model"],
+        "preset": asdict(preset),
+        "images": len(faces),
+        "seed": seed,
+        "variations": [asdict(variation) for variation in variations],
+        "late": [asdict(cost) for cost in costs],
+    }
+    picture = io.BytesIO()
+    draw(variations, costs, title, picture)
+    names = [field.name for field in fields(Variation)]
+    columns = ["share", "first", "milliseconds", "of_recognition", "of_full", "agreement", "layers"]
+    contents = {
+        "variation.csv": _table(names, ([getattr(row, name) for name in names] for row in variations)),
+        "late.csv": _table(columns, (_late_row(cost) for cost in costs)),
+        "analysis.png": picture.getvalue(),
+        "analysis.json": json.dumps(facts, indent=1, allow_nan=True).encode(),
+    }
+    for name, content in contents.items():
+        with whole_file(str(output / name)) as file:
+            file.write(content)
+    click.echo("share  time / recognition   time / all layers   Spearman   from")
+    for cost in costs:
+        click.echo(_line(cost))
+    click.echo(f"{shown(str(output))}/analysis.png")
+
+
+def _sample(paths: Sequence[str], size: tuple[int, int], aligned: bool, count: int, seed: int) -> Tensor:
+    files = find_paths(paths, lambda line: click.echo(f"prefiqs: {line}", err=True))
+    random.Random(seed).shuffle(files)
+    crops: list[Tensor] = []
+    bar = tqdm(total=min(count, len(files)), unit="face", disable=None, leave=False)
+    with bar:
+        for crop in read_crops(files, size, aligned=aligned):
+            crops.append(crop)
+            bar.update()
+            if len(crops) == count:
+                break
+    if len(crops) < _LEAST:
+        raise ValueError(f"expected {_LEAST} faces or more in {', '.join(map(shown, paths))}, found {len(crops)}")
+    return torch.stack(crops)
+
+
+def _late_row(cost: Any) -> list[object]:
+    spreads = (" ".join(f"{value:.3f}" for value in ratios) for ratios in (cost.of_recognition, cost.of_full))
+    return [cost.share, cost.first, round(cost.milliseconds, 3), *spreads, round(cost.agreement, 4), *cost.layers]
+
+
+def _line(cost: Any) -> str:
+    recognition, full = (f"{m:5.2f} ({low:.2f}-{high:.2f})" for m, low, high in (cost.of_recognition, cost.of_full))
+    what = cost.first or "nothing pruned: recognition alone"
+    return f"{cost.share:5.0%}  {recognition:<19}  {full:<18}  {cost.agreement:8.3f}   {what}"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue().encode()
