@@ -363,13 +363,25 @@ def test_truncated(kind: str, tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+def test_a_damaged_archive(tmp_path: Path) -> None:
+    """Any byte of its directory."""
+    path = tmp_path / "model.pth"
+    torch.save({"a": torch.zeros(2)}, path)
+    data = path.read_bytes()
+    for position in range(data.index(b"PK\x01\x02"), len(data), 3):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :])
+        with pytest.raises(ValueError, match="cannot load") as error:
+            load_model(path, "arcface")
+        assert "\n" not in str(error.value)
+
+
 def test_a_zip_that_unpacks_to_more_than_it_is(tmp_path: Path) -> None:
     path = tmp_path / "bomb.pth"
     torch.save({**LAYOUTS["facexzoo"].state(), "more": torch.zeros(2_000_000)}, tmp_path / "plain.pth")
     with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in plain.namelist():
             archive.writestr(name, plain.read(name))
-    with pytest.raises(ValueError, match="expected an archive that is not compressed; save it again with torch.save"):
+    with pytest.raises(ValueError, match=r"expected an archive that is not compressed; save it again with torch\.save"):
         load_model(path, "arcface")
 
 

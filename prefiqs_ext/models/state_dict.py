@@ -59,18 +59,17 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path) -> object:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > path.stat().st_size:  # torch.save does not compress
-            raise ValueError(f"expected an archive that is not compressed; save it again with torch.save")
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"  # how torch.load tells its two formats apart
+    if zipped:
+        _check_zip(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the format is old
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = _line(error)
-        if not zipfile.is_zipfile(path):
+        if not zipped:
             try:
                 return read_pickled_module(path)
             except ValueError as refused:
@@ -83,6 +82,17 @@ def _unpickled(path: Path) -> object:
         ) from error
     except Exception as error:  # whatever damaged bytes lead torch.load to
         raise ValueError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
+
+
+def _check_zip(path: Path) -> None:
+    """torch.save does not compress: what unpacks to more than the file is not its archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:  # whatever damaged bytes lead zipfile to
+        raise ValueError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
+    if size > path.stat().st_size:
+        raise ValueError("expected an archive that is not compressed; save it again with torch.save")
 
 
 def _unwrapped(content: object) -> dict[str, Tensor]:
