@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from prefiqs_ext import Pruning, Scorer, models, reference
 from prefiqs_ext.models import load_model
 from prefiqs_ext.models.mobilefacenet import MobileFaceNet
+from prefiqs_ext.models.preset import Preset
 
 # float32 against float64, of the largest value; a wrong stride, eps or name is above 1e-3.
 TOLERANCE = 1e-5
@@ -58,6 +61,10 @@ LAYOUTS = {
 }
 
 
+def preset_of(layout: Layout, name: str | None = None) -> Preset:
+    return replace(models.PRESETS[name or layout.preset], size=(layout.size, layout.size))
+
+
 def loaded(path: Path) -> nn.Module:
     """The network of a file whose preset is a guess."""
     with pytest.warns(UserWarning, match="a guess by its layout: pass preset= to be sure"):
@@ -78,7 +85,7 @@ def test_every_layout(name: str, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "backbone.pth")
     with pytest.warns(UserWarning, match=rf"backbone.pth: taken for input of preset '{layout.preset}' \("):
         model, preset = load_model(tmp_path / "backbone.pth")
-    assert preset is models.PRESETS[layout.preset]
+    assert preset == preset_of(layout)
     assert not model.training
     assert difference(model, layout, state) < TOLERANCE
     check(model, network_input(pictures(2, layout.size)), Pruning())
@@ -153,7 +160,7 @@ def test_wrappers(wrapper: str, old: bool, tmp_path: Path) -> None:
     torch.save(wrap(state), tmp_path / "checkpoint.pt", _use_new_zipfile_serialization=not old)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model, _ = load_model(tmp_path / "checkpoint.pt", "arcface")
+        model, _ = load_model(tmp_path / "checkpoint.pt", preset_of(layout))
     assert [str(each.message).removeprefix("left out, ") for each in caught] == ([warning] if warning else [])
     if wrapper == "half precision":
         state = {name: tensor.half().float() for name, tensor in state.items()}
@@ -161,16 +168,17 @@ def test_wrappers(wrapper: str, old: bool, tmp_path: Path) -> None:
     assert all(tensor.dtype == torch.float32 for tensor in model.parameters())
 
 
-@pytest.mark.parametrize("preset", [None, "magface"])
-def test_magface(preset: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("guessed", [False, True])
+def test_magface(guessed: bool, tmp_path: Path) -> None:
     """Another eps; told by the prefix, or by the preset."""
     layout = LAYOUTS["iresnet, 64 pixels"]
+    preset = preset_of(layout, "magface")
     state = {name: tensor * (1e-3 if "var" in name else 1) for name, tensor in layout.state().items()}
-    torch.save(magface(state) if preset is None else state, tmp_path / "magface.pth")
+    torch.save(magface(state) if guessed else state, tmp_path / "magface.pth")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, found = load_model(tmp_path / "magface.pth", preset)
-    assert found is models.PRESETS["magface"]
+        model, found = load_model(tmp_path / "magface.pth", None if guessed else preset)
+    assert found == preset
     assert difference(model, layout._replace(forward=partial(layouts.iresnet, eps=2e-5)), state) < TOLERANCE
     assert difference(model, layout, state) > 100 * TOLERANCE
 
@@ -188,6 +196,10 @@ def without(name: str) -> Callable[[State], object]:
 def nan(state: State) -> object:
     state["layer2.0.conv1.weight"][0, 0] = torch.nan
     return state
+
+
+def converted(convert: Callable[[Tensor], Tensor]) -> Callable[[State], object]:
+    return lambda state: {**state, "layer2.0.conv1.weight": convert(state["layer2.0.conv1.weight"])}
 
 
 REFUSED: dict[str, tuple[Callable[[State], object], str]] = {
@@ -214,6 +226,25 @@ REFUSED: dict[str, tuple[Callable[[State], object], str]] = {
         r"also has|lacks",
     ),
     "nan": (nan, r"layer2\.0\.conv1\.weight has NaN or infinite values"),
+    "negative variance": (
+        lambda state: {**state, "layer1.0.bn1.running_var": torch.full((64,), -1.0)},
+        r"layer1\.0\.bn1\.running_var has negative values",
+    ),
+    "integers": (
+        converted(lambda tensor: tensor.to(torch.int8)),
+        r"expected floating numbers in layer2\.0\.conv1\.weight, got torch\.int8",
+    ),
+    "complex": (converted(lambda tensor: tensor.to(torch.complex64)), r"expected floating .*, got torch\.complex64"),
+    "sparse": (converted(Tensor.to_sparse), r"dense tensors, layer2\.0\.conv1\.weight is sparse, quantised or"),
+    "quantised": (
+        converted(lambda tensor: torch.quantize_per_tensor(tensor, 0.01, 0, torch.qint8)),
+        "expected ordinary dense tensors",
+    ),
+    "meta": (converted(lambda tensor: tensor.to("meta")), "expected ordinary dense tensors"),
+    "another size": (
+        lambda state: state,
+        r"size \(64, 64\), got \(112, 112\) \('arcface'\); pass dataclasses.replace\(PRESETS\[...\], size=\(64, 64\)\)",
+    ),
     "another network": (lambda state: {"encoder.0.weight": torch.zeros(3)}, "the file has encoder.0.weight"),
     "no tensors": (lambda state: {"epoch": 3, "name": "r50"}, "expected a state dict, the file holds 'epoch', 'name'"),
     "a list": (lambda state: [1, 2], "expected a state dict, the file holds a list"),
@@ -332,13 +363,57 @@ def test_truncated(kind: str, tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_a_zip_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_archive(tmp_path: Path) -> None:
+    """Any byte of its directory."""
+    path = tmp_path / "model.pth"
+    torch.save({"a": torch.zeros(2)}, path)
+    data = path.read_bytes()
+    for position in range(data.index(b"PK\x01\x02"), len(data), 3):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :])
+        with pytest.raises(ValueError, match="cannot load") as error:
+            load_model(path, "arcface")
+        assert "\n" not in str(error.value)
+
+
+def test_a_zip_that_unpacks_to_more_than_it_is(tmp_path: Path) -> None:
     path = tmp_path / "bomb.pth"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(2_000_000))
-    monkeypatch.setattr("prefiqs_ext.models.state_dict.MAX_BYTES", 1_000_000)
-    with pytest.raises(ValueError, match="expected at most 1000000 bytes, the file unpacks to 2000000"):
+    torch.save({**LAYOUTS["facexzoo"].state(), "more": torch.zeros(2_000_000)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in plain.namelist():
+            archive.writestr(name, plain.read(name))
+    with pytest.raises(ValueError, match=r"expected an archive that is not compressed; save it again with torch\.save"):
         load_model(path, "arcface")
+
+
+def test_a_small_pickle_that_asks_for_much_memory(tmp_path: Path) -> None:
+    """A memo index of 2^23: the unpickler in C makes room for all entries below twice that, 128 MB."""
+    path = tmp_path / "memo.pth"
+    write_pickles(path, *_Numbers(), {})
+    with path.open("ab") as file:
+        file.write(b"\x80\x02]r\x00\x00\x80\x00ctorch.nn.parallel.data_parallel\nDataParallel\n.")
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="for safety"):
+        load_model(path, "arcface")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+
+
+def test_squeeze_wider_than_its_block(tmp_path: Path) -> None:
+    state = LAYOUTS["face.evoLVe, IR-SE"].state()
+    torch.save({**state, "body.0.res_layer.5.fc1.weight": torch.zeros(1000, 64, 1, 1)}, tmp_path / "se.pth")
+    with pytest.raises(ValueError, match=r"expected body\.0\.res_layer\.5\.fc1\.weight of shape \[64, 64, 1, 1\]"):
+        load_model(tmp_path / "se.pth", "curricularface")
+
+
+def test_a_guess_has_the_size_of_the_network(tmp_path: Path) -> None:
+    layout = LAYOUTS["adaface, IR-SE"]
+    torch.save(layout.state(), tmp_path / "small.pth")
+    with pytest.warns(UserWarning, match="a guess by its layout"):
+        scorer = Scorer(tmp_path / "small.pth")
+    images = pictures(2, layout.size)
+    network, preset = load_model(tmp_path / "small.pth", preset_of(layout))
+    expected = reference.score(network, images, preset=preset)
+    assert float((scorer(images).distance - expected.distance).abs().max()) < TOLERANCE
 
 
 def test_a_file_too_large_or_missing_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

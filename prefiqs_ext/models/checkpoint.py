@@ -15,7 +15,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
 
@@ -34,6 +34,7 @@ _EPS = {"magface": 2e-5}  # of batch norms, by preset; 1e-5 elsewhere
 _SHOWN = 4
 
 Shapes = Mapping[str, tuple[int, ...]]
+Network = IResNet | IR | MobileFaceNet
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Family:
 
     name: str
     marker: str
-    build: Callable[[Shapes, str], nn.Module]
+    build: Callable[[Shapes, str], Network]
     guess: Callable[[str, Shapes], str]
     extra: str = r"(?!)"
 
@@ -56,11 +57,11 @@ def load_model(path: str | os.PathLike[str], preset: Preset | str | None = None)
         name), .safetensors, .onnx, or dlib's .dat. The network maps what the preset gives to embeddings [N, d], not
         normalised.
     preset: what input the network wants; None: a guess from the layout, said in a warning, since files do not tell (for
-        ONNX there is no guess, and the result is None).
+        ONNX there is no guess, and the result is None). The size is no guess: a checkpoint's last layer tells it.
 
     Weights of a classification head beside the network are left out, with a warning. FileNotFoundError; ValueError, in
     one line, for a file that is damaged, hostile, of an unknown layout, or has weights too many, missing, of other
-    shapes, or not finite.
+    shapes, or not finite; or for a checkpoint and a preset of different sizes.
     """
     path = Path(path)
     named = Preset.named(preset) if isinstance(preset, str) else preset
@@ -91,6 +92,8 @@ def _network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module
     guess = Preset.named(family.guess(prefix, shapes))
     with torch.device("meta"):
         network = family.build(shapes, (preset or guess).name)
+    size = (network.input_size, network.input_size)
+    guess = replace(guess, size=size)
     extra = [name for name in inside if re.fullmatch(family.extra, name)]
     beside = [name for name in inside if name not in network.state_dict() and name not in extra]
     heads = _heads({name: state[name] for name in outside} | {name: inside[name] for name in beside}, network)
@@ -100,6 +103,11 @@ def _network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module
         raise ValueError(f"expected the weights of {family.name} alone, the file also has {_names(unknown)}")
     if heads:
         warnings.warn(f"left out, a classification head: {_names(heads)}", stacklevel=4)
+    if preset is not None and preset.size != size:
+        raise ValueError(
+            f"expected a preset of the network's size {size}, got {preset.size} ({preset.name!r}); "
+            f"pass dataclasses.replace(PRESETS[...], size={size})"
+        )
     return network.eval(), guess
 
 
@@ -141,13 +149,21 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], family: Family) -> No
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(f"expected {name} of shape {list(expected[name].shape)}, got {list(tensor.shape)}")
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name} has NaN or infinite values")
+        _check_values(name, tensor, expected[name])
     filled = {
         name: (state[name] if name in state else torch.zeros(like.shape)).to(like.dtype).contiguous()
         for name, like in expected.items()
     }
     network.load_state_dict(filled, assign=True)
+
+
+def _check_values(name: str, tensor: Tensor, like: Tensor) -> None:
+    if like.is_floating_point() and not tensor.is_floating_point():
+        raise ValueError(f"expected floating numbers in {name}, got {tensor.dtype}")
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name} has NaN or infinite values")
+    if name.endswith("running_var") and bool((tensor < 0).any()):
+        raise ValueError(f"{name} has negative values, which no variance has")
 
 
 def _names(names: list[str]) -> str:
@@ -173,7 +189,7 @@ def _last_size(shapes: Shapes, linear: str, norm: str) -> int:
     return max(1, isqrt(_shape(shapes, linear, 2)[1] // max(1, channels)))
 
 
-def _iresnet(shapes: Shapes, preset: str) -> nn.Module:
+def _iresnet(shapes: Shapes, preset: str) -> IResNet:
     blocks = [_count(shapes, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
     if not all(blocks):
         raise ValueError(f"expected an IResNet of four stages, got {blocks} blocks")
@@ -182,7 +198,7 @@ def _iresnet(shapes: Shapes, preset: str) -> nn.Module:
     return IResNet(blocks, features, last_size=last_size, eps=_EPS.get(preset, 1e-5))
 
 
-def _ir(shapes: Shapes, preset: str) -> nn.Module:
+def _ir(shapes: Shapes, preset: str) -> IR:
     count = _count(shapes, r"body\.(\d+)\.")
     norm_between = "body.0.res_layer.5.running_mean" in shapes
     last = 4 + norm_between
@@ -193,7 +209,7 @@ def _ir(shapes: Shapes, preset: str) -> nn.Module:
     for name in (str(last + 1), "se_block"):
         fc1 = f"body.0.res_layer.{name}.fc1.weight"
         if fc1 in shapes:
-            excite = name, channels[0] // max(1, _shape(shapes, fc1, 4)[0])
+            excite = name, max(1, channels[0] // max(1, _shape(shapes, fc1, 4)[0]))
     return IR(
         channels,
         _shape(shapes, "output_layer.3.weight", 2)[0],
@@ -204,7 +220,7 @@ def _ir(shapes: Shapes, preset: str) -> nn.Module:
     )
 
 
-def _mobilefacenet(shapes: Shapes, preset: str) -> nn.Module:
+def _mobilefacenet(shapes: Shapes, preset: str) -> MobileFaceNet:
     def expanded(block: str) -> int:
         return _shape(shapes, f"{block}.conv.conv.weight", 4)[0]
 

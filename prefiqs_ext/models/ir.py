@@ -9,6 +9,7 @@ linear layer and batch norm; the embedding is not normalised. Dropout, which doe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from torch import Tensor, nn
 
@@ -68,8 +69,9 @@ class IR(nn.Module):
     """float [N, 3, S, S], prepared as the checkpoint's preset says -> embedding [N, num_features], not normalised.
 
     channels: of every block's result; a block whose channels differ from those before it, and the first, has stride 2.
-    last_size: S / 16 for four strides, 7 for images of 112. norm_between: see Block. excite: the name of each block's
-    squeeze and excitation, and by what it divides the channels. affine: whether the last batch norm scales and shifts.
+    last_size: S / 16 for four strides, 7 for images of 112; input_size is S. norm_between: see Block. excite: the name
+    of each block's squeeze and excitation, and by what it divides the channels. affine: whether the last batch norm
+    scales and shifts.
     """
 
     def __init__(
@@ -87,12 +89,14 @@ class IR(nn.Module):
             nn.Conv2d(3, STEM_CHANNELS, 3, 1, 1, bias=False), nn.BatchNorm2d(STEM_CHANNELS), nn.PReLU(STEM_CHANNELS)
         )
         before = [STEM_CHANNELS, *channels]
+        strides = [2 if index == 0 or out != before[index] else 1 for index, out in enumerate(channels)]
+        self.input_size = last_size * prod(strides)
         self.body = nn.Sequential(
             *(
                 Block(
                     before[index],
                     out,
-                    2 if index == 0 or out != before[index] else 1,
+                    strides[index],
                     norm_between=norm_between,
                     excite=None if excite is None else (excite[0], out // excite[1]),
                 )

@@ -42,14 +42,15 @@ class Block(nn.Module):
 class IResNet(nn.Module):
     """float [N, 3, 112, 112], prepared as the checkpoint's preset says -> embedding [N, num_features], not normalised.
 
-    blocks: the number of residual blocks in each of the four stages. last_size: of the last map, 7 for images of 112.
-    eps: of every batch norm; 2e-5 in MagFace's.
+    blocks: the number of residual blocks in each of the four stages. last_size: of the last map, 7 for images of 112;
+    input_size is theirs. eps: of every batch norm; 2e-5 in MagFace's.
     """
 
     def __init__(
         self, blocks: Sequence[int], num_features: int = 512, *, last_size: int = 7, eps: float = 1e-5
     ) -> None:
         super().__init__()
+        self.input_size = 16 * last_size  # each stage halves it
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64, eps=eps)
         self.prelu = nn.PReLU(64)

@@ -72,7 +72,7 @@ class MobileFaceNet(nn.Module):
     """float [N, 3, H, W], prepared as the checkpoint's preset says -> embedding [N, num_features], not normalised.
 
     stem: channels of the first convolution. stages: three. wide: channels before the last depthwise convolution.
-    last_size: its kernel, H / 16; 7 for images of 112.
+    last_size: its kernel, H / 16; 7 for images of 112; input_size is H.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class MobileFaceNet(nn.Module):
         last_size: int = 7,
     ) -> None:
         super().__init__()
+        self.input_size = 16 * last_size
         first, second, third = stages
         self.conv1 = Activated(3, stem, 3, 2, 1)
         self.conv2_dw = Activated(stem, stem, 3, 1, 1, groups=stem)

@@ -86,7 +86,9 @@ def _first_numbers(file: BinaryIO) -> list[object]:
     return [_Unpickler(file).load(), _Unpickler(file).load()]
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The one in Python: the one in C makes room for as many memo entries as a file claims, 64 GB by 5 bytes."""
+
     def find_class(self, module: str, name: str) -> object:
         if (module, name) in _SHELLS:
             return type(name, (_Shell,), {})

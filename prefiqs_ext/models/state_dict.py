@@ -40,6 +40,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"expected at most {MAX_BYTES} bytes, the file has {path.stat().st_size}")
     tensors = _safetensors(path) if path.suffix.lower() == ".safetensors" else _unwrapped(_unpickled(path))
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise ValueError(f"expected ordinary dense tensors, {name} is sparse, quantised or without values")
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > MAX_BYTES:
         raise ValueError(f"expected tensors of at most {MAX_BYTES} bytes together, the file declares more")
     return tensors
@@ -56,18 +59,17 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path) -> object:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_BYTES:
-            raise ValueError(f"expected at most {MAX_BYTES} bytes, the file unpacks to {size}")
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"  # how torch.load tells its two formats apart
+    if zipped:
+        _check_zip(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the format is old
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = _line(error)
-        if not zipfile.is_zipfile(path):
+        if not zipped:
             try:
                 return read_pickled_module(path)
             except ValueError as refused:
@@ -80,6 +82,17 @@ def _unpickled(path: Path) -> object:
         ) from error
     except Exception as error:  # whatever damaged bytes lead torch.load to
         raise ValueError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
+
+
+def _check_zip(path: Path) -> None:
+    """torch.save does not compress: what unpacks to more than the file is not its archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:  # whatever damaged bytes lead zipfile to
+        raise ValueError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
+    if size > path.stat().st_size:
+        raise ValueError("expected an archive that is not compressed; save it again with torch.save")
 
 
 def _unwrapped(content: object) -> dict[str, Tensor]:
