@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from architectures import ARCHITECTURES
 from duals import check, randn, seeded
 from networks import calibrated, network_input, pictures
@@ -85,7 +86,8 @@ def test_batch_norm_folds_in_an_exported_graph() -> None:
 
 
 class Branching(nn.Module):
-    """Looks at shape and type, as torch.fx cannot; works in place; a size read before the pair starts, used after."""
+    """Looks at shape and type, as torch.fx cannot; works in place, on views too; a size read before the pair starts,
+    used after."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,6 +103,8 @@ class Branching(nn.Module):
         x = self.act(self.norm(self.conv(x)))
         x *= self.table
         x.add_(self.offset)
+        x[:, 1] = 0.5
+        x.flatten(2)[:, 2].mul_(2)
         return self.fc(self.late(x).view(rows, 8, -1).relu_().mean(-1))
 
 
@@ -127,6 +131,24 @@ class Several(nn.Module):
         if self.form is dict:
             return {"features": outputs[0], "logits": outputs[1]}
         return Output(*outputs) if self.form is Output else outputs
+
+
+class OtherBatchNorm(nn.Module):
+    """Batch norm by the statistics of a module, but not by its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 6)
+        seeded(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        x = F.dropout(self.conv(x) if x.dim() == 4 else x, training=self.training)
+        return self.fc(F.batch_norm(x, mean, variance, eps=0.1).mean((2, 3)))
+
+
+def test_batch_norm_that_is_not_its_modules() -> None:
+    check(OtherBatchNorm(), randn(3, 3, 6, 6), Pruning(layers="conv+linear"))
 
 
 @pytest.mark.parametrize(

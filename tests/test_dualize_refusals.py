@@ -102,12 +102,19 @@ HIDDEN: dict[str, tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]] = {
 }
 
 
+def branching(call: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[nn.Module, Tensor], Tensor]:
+    """Looks at a shape, as torch.fx cannot: such a model is exported, and no call of its modules is left."""
+    return lambda m, x: call(m, x) if x.shape[-1] == 4 else x
+
+
+@pytest.mark.parametrize("exported", [False, True])
 @pytest.mark.parametrize("name", HIDDEN)
-def test_hidden_weights_are_refused(name: str) -> None:
+def test_hidden_weights_are_refused(name: str, exported: bool) -> None:
     module, call = HIDDEN[name]
-    with pytest.raises(ValueError, match="cannot see into the weights of 'module'") as error:
-        dualize(Attention(module, call), example=randn(2, 3, 6, 6))
-    assert type(module).__name__ in one_line(error)
+    with pytest.raises(ValueError, match="cannot see into the weights of 'module") as error:
+        dualize(Attention(module, branching(call) if exported else call), example=randn(2, 3, 6, 6))
+    hidden = module.self_attn if exported and name == "encoder" else module
+    assert type(hidden).__name__ in one_line(error)
 
 
 class Standardised(nn.Conv2d):
@@ -140,6 +147,21 @@ def scripted(m: Net, x: Tensor) -> Tensor:
     return x if bool(x.sum() > 0) else -x
 
 
+def writes_in_place(m: Net, x: Tensor) -> Tensor:
+    return x * m.count.add_(1)
+
+
+def writes_anew(m: Net, x: Tensor) -> Tensor:
+    m.count = m.count + 1
+    return x * m.count
+
+
+def counting(forward: Callable[[Net, Tensor], Tensor]) -> nn.Module:
+    model = Net(forward)
+    model.register_buffer("count", torch.ones(()))
+    return model
+
+
 BAD_MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "train mode": (lambda: changed(lambda m: m.train()), "'the model' is in train mode: call model.eval"),
     "part in train mode": (lambda: changed(lambda m: m.free.train()), "'free' is in train mode: call model.eval"),
@@ -166,6 +188,16 @@ BAD_MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no tensor": (lambda: Outputs(lambda x, e: None), "expected an embedding, .* got no tensor"),
     "other input": (lambda: seeded(nn.Sequential(nn.Conv2d(5, 4, 3), nn.Flatten())), "fails on one row.*'0' .Conv2d."),
     "two inputs": (lambda: Bilinear(), "cannot trace Bilinear, .*missing 1 required positional argument"),
+    "buffer written in place": (lambda: counting(writes_in_place), "the forward writes to the buffer 'count'"),
+    "buffer written anew": (lambda: counting(writes_anew), "the forward writes to the buffer 'count'"),
+    "exported, buffer written": (
+        lambda: counting(branching(writes_in_place)),
+        "the forward writes to the buffer 'count'",
+    ),
+    "exported, train mode": (
+        lambda: Net(branching(lambda m, x: F.batch_norm(x, None, None, training=True))),
+        "mixes the rows of the batch",
+    ),
     "layer on a parameter": (
         lambda: Net(lambda m, x: x + m.linear(m.token).view(1, 4, 1, 1)),
         "the pruned layer 'linear' reads a value without a batch",

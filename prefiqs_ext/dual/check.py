@@ -19,9 +19,10 @@ def self_check(pair: fx.GraphModule, captured: Captured, masks: dict[str, Tensor
 
     Dense half = the plain model on each image alone; pruned half = the same with masked weights, which the captured
     model is left with; permuted images permute results. Raises RuntimeError naming the largest difference, ValueError
-    where the model gives no numbers.
+    where the model gives no numbers, or others after it has written to its buffers.
     """
     x = images(example, 3)
+    buffers = {name: buffer.clone() for name, buffer in captured.model.named_buffers()}
     with torch.no_grad():
         expected = {"the dense half and the model": _row_by_row(captured.root, x)}
         _mask(captured.model, masks)
@@ -38,6 +39,7 @@ def self_check(pair: fx.GraphModule, captured: Captured, masks: dict[str, Tensor
         differences.append((_difference(pair(x[order]), permuted), "rows and permuted rows"))
     largest, what = max(differences)
     if largest > _TOLERANCE:
+        _refuse_writes(captured.model, buffers)
         raise RuntimeError(
             f"dualize: the self-check failed: {what} differ by {largest:.2g} of their size, "
             f"expected at most {_TOLERANCE:g}"
@@ -72,6 +74,16 @@ def _row_by_row(model: nn.Module, x: Tensor) -> Tensor:
     if not bool(torch.isfinite(rows).all()):
         raise ValueError("dualize: the model gives NaN or infinity on inputs like the example: pass a typical one")
     return rows
+
+
+def _refuse_writes(model: nn.Module, before: dict[str, Tensor]) -> None:
+    """Raises ValueError for a buffer that is not as it was: a graph holds one state of it for all calls."""
+    after = dict(model.named_buffers())
+    for name, buffer in before.items():
+        if name in after and not torch.equal(after[name], buffer):
+            raise ValueError(
+                f"dualize: the forward writes to the buffer {name!r}: a result must not depend on the calls before it"
+            )
 
 
 def embedding(outputs: object) -> Tensor:

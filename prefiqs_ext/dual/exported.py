@@ -10,13 +10,8 @@ from functools import reduce
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
-
-_DROPOUTS = (
-    torch.ops.aten.dropout.default,
-    torch.ops.aten.feature_dropout.default,
-    torch.ops.aten.alpha_dropout.default,
-)
 
 
 def export(root: nn.Module, x: Tensor) -> fx.Graph:
@@ -25,7 +20,8 @@ def export(root: nn.Module, x: Tensor) -> fx.Graph:
     x: two rows or more: the exporter would take a single one for a constant. Whatever torch.export raises for a model
     that it cannot export.
     """
-    module = _program(root, x).module(check_guards=False)
+    # In functional form: what is written to a view reaches the readers of the tensor that is viewed.
+    module = _program(root, x).run_decompositions({}).module(check_guards=False)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
@@ -35,9 +31,11 @@ def export(root: nn.Module, x: Tensor) -> fx.Graph:
         copies[node].meta = {"nn_module_stack": dict(stack)}
         if node.op == "get_attr" and not _has(root, str(node.target)):
             constant: Any = reduce(getattr, str(node.target).split("."), module)
-            root.register_buffer(str(node.target), constant)
+            copies[node].target = name = str(node.target).replace(".", "_")
+            root.register_buffer(name, constant)
     for node in list(graph.nodes):
-        _restore(node, root)
+        if node.target is torch.ops.aten._native_batch_norm_legit_no_training.default:
+            _restore_batch_norm(node, root)
     for node in reversed(graph.nodes):
         if not node.users and node.op not in ("output", "placeholder"):
             graph.erase_node(node)  # assertions of shapes among them; what is left is checked on real rows
@@ -56,16 +54,26 @@ def _program(root: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
             raise error from None
 
 
-def _restore(node: fx.Node, root: nn.Module) -> None:
-    """Batch norm becomes a call of its module again; a dropout that drops nothing goes."""
-    if node.target is torch.ops.aten.batch_norm.default:
-        source, _, _, mean, *_ = node.args
-        name = str(mean.target).rpartition(".")[0] if isinstance(mean, fx.Node) and mean.op == "get_attr" else ""
-        if isinstance(root.get_submodule(name), nn.modules.batchnorm._BatchNorm):
-            node.op, node.target, node.args, node.kwargs = "call_module", name, (source,), {}
-    elif node.target in _DROPOUTS and node.args[2] is False:
-        assert isinstance(node.args[0], fx.Node)
-        node.replace_all_uses_with(node.args[0])
+def _restore_batch_norm(node: fx.Node, root: nn.Module) -> None:
+    """In eval mode: a call of its module again where it is exactly what the module computes, else F.batch_norm."""
+    source, weight, bias, mean, variance, momentum, eps = node.args
+    name = str(mean.target).rpartition(".")[0] if isinstance(mean, fx.Node) and mean.op == "get_attr" else ""
+    module = root.get_submodule(name)
+    used = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
+    if (
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.eps == eps
+        and all(_tensor(tensor, root) is getattr(module, key) for key, tensor in used.items())
+    ):
+        node.op, node.target, node.args = "call_module", name, (source,)
+    else:
+        node.target, node.args = F.batch_norm, (source, mean, variance, weight, bias, False, momentum, eps)
+    for first in list(node.users):  # of three results, two of them empty
+        first.replace_all_uses_with(node)
+
+
+def _tensor(node: fx.node.Argument, root: nn.Module) -> object:
+    return reduce(getattr, str(node.target).split("."), root) if isinstance(node, fx.Node) else node
 
 
 def _has(root: nn.Module, target: str) -> bool:

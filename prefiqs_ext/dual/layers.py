@@ -138,7 +138,12 @@ class Layer:
 
 def refuse_hidden_weights(captured: Captured) -> None:
     """Raises ValueError for attention and recurrent operations, whose weights a graph does not show."""
+    opaque = {name: module for name, module in captured.root.named_modules() if isinstance(module, _OPAQUE)}
     for node in captured.graph.nodes:
+        for path in node.meta.get("nn_module_stack", {}):  # an exported graph has what such modules do inside
+            if path in opaque:
+                what = f"{path.removeprefix(PREFIX)!r} ({type(opaque[path]).__name__})"
+                raise ValueError(f"dualize: cannot see into the weights of {what}")
         hides = node.op == "call_function" and operation(node) == "multi_head_attention_forward"
         if node.op == "call_module":
             module = captured.root.get_submodule(str(node.target))
