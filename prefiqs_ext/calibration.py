@@ -26,13 +26,14 @@ class Calibration:
 
     kind "logistic", numbers (x0, w): round(100 / (1 + exp((x0 - quality) / w))), OFIQ's form. kind "percentile",
     numbers the 101 quantiles of the qualities it was fitted on: the percentage of them that is lower, between
-    neighbours linear, among equals their middle. ValueError for numbers that are not such.
+    neighbours linear, among equals their middle, outside them 0 or 100. ValueError for numbers that are not such.
     """
 
     kind: Literal["percentile", "logistic"]
     numbers: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "numbers", tuple(map(float, self.numbers)))
         if self.kind not in _KINDS:
             raise ValueError(f"expected a calibration of kind {' or '.join(_KINDS)}, got {self.kind!r}")
         count = _LOGISTIC if self.kind == "logistic" else _PERCENTILES
@@ -40,8 +41,8 @@ class Calibration:
             raise ValueError(f"expected {count} finite numbers of a {self.kind} calibration, got {len(self.numbers)}")
         if self.kind == "logistic" and self.numbers[1] <= 0:
             raise ValueError(f"expected a width above 0, got {self.numbers[1]}")
-        if self.kind == "percentile" and any(np.diff(self.numbers) < 0):
-            raise ValueError("expected quantiles in ascending order")
+        if self.kind == "percentile" and (any(np.diff(self.numbers) < 0) or self.numbers[0] == self.numbers[-1]):
+            raise ValueError("expected quantiles in ascending order, not all equal")
 
     @classmethod
     def fit(cls, quality: Tensor, kind: Literal["percentile", "logistic"] = "percentile") -> Calibration:
@@ -54,6 +55,8 @@ class Calibration:
         values = values[np.isfinite(values)]
         if len(values) < _LEAST:
             raise ValueError(f"expected {_LEAST} or more qualities to fit a calibration on, got {len(values)}")
+        if values.min() == values.max():
+            raise ValueError("expected qualities that differ, got all equal")
         if kind == "percentile":
             return cls(kind, tuple(np.quantile(values, np.linspace(0, 1, _PERCENTILES)).tolist()))
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
@@ -67,9 +70,10 @@ class Calibration:
         values = quality.detach().double().cpu().numpy()
         if self.kind == "logistic":
             x0, width = self.numbers
-            scores = 100 / (1 + np.exp(np.minimum((x0 - values) / width, 700)))
+            with np.errstate(over="ignore"):  # a narrow scale is a step
+                scores = 100 / (1 + np.exp(np.minimum((x0 - values) / width, 700)))
         else:
             quantiles, first, counts = np.unique(self.numbers, return_index=True, return_counts=True)
-            scores = np.interp(values, quantiles, first + (counts - 1) / 2)
+            scores = np.interp(values, quantiles, first + (counts - 1) / 2, left=0, right=100)
         rounded = np.where(np.isnan(values), NOT_ASSESSABLE, np.floor(np.nan_to_num(scores) + 0.5))
         return torch.from_numpy(rounded.astype(np.int64)).to(quality.device)

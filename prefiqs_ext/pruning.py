@@ -34,13 +34,14 @@ class Pruning:
     method: "magnitude" ranks weights by |w|; "random" by a uniform number drawn per weight, from one CPU generator per
         layer seeded by `seed` and the layer's name, so a layer's mask does not depend on which other layers are pruned.
         "structured" removes whole filters, ranked by the L1 norm of their weights (torch.nn.utils.prune.ln_structured,
-        n=1, dim=0); shapes, biases and following layers stay as they are, and so does the last linear layer, whose
+        n=1, dim=0); shapes, biases and following layers stay as they are (so a removed filter's batch norm still leaves
+        a constant; removing dependants, as DepGraph does, is another thing), and so does the last linear layer, whose
         filters are the embedding's coordinates, unless a pattern names it. "2:4", or any n:m of 1 <= n < m <= 64, keeps
         of every m weights along the input channels the n largest; a layer whose input channels (per group) m does not
         divide stays dense: `kept_dense` lists those.
     sparsity: the fraction removed, in [0, 1). Exactly Python's round(sparsity * n) of n weights go, the lowest ranked;
         among equals the lowest flat index of the weight as torch stores its shape (OIHW for a convolution) goes first.
-        Of filters likewise. With "n:m" it is 1 - n/m.
+        Of filters likewise. With "n:m" it is 1 - n/m: leave it out.
     scope: "layer" ranks each layer by itself; "global" ranks all chosen layers together, equal weights going in the
         order of `model.named_modules()`; only for "magnitude" and "random".
     layers: "conv" (every Conv1d and Conv2d: depthwise, shortcut and stem included), "conv+linear" (those and every
@@ -66,14 +67,14 @@ class Pruning:
             raise ValueError(f"pruning scope must be one of {', '.join(_SCOPES)}, got {self.scope!r}")
         if self.scope == "global" and self.method not in ("magnitude", "random"):
             raise ValueError(f"pruning method {self.method!r} ranks each layer by itself: use scope='layer'")
-        if not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
+        if isinstance(self.sparsity, bool) or not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity must be a number in [0, 1), got {self.sparsity!r}")
         if self._n_of_m is not None:
             n, m = self._n_of_m
             if self.sparsity not in (_DEFAULT_SPARSITY, 1 - n / m):
                 raise ValueError(f"pruning method {self.method!r} has sparsity {1 - n / m:g}, got {self.sparsity!r}")
             object.__setattr__(self, "sparsity", 1 - n / m)
-        if not isinstance(self.seed, int):
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"pruning seed must be an integer, got {self.seed!r}")
         if not isinstance(self.layers, str):
             patterns = tuple(self.layers)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from prefiqs_ext.calibration import Calibration
@@ -59,18 +61,21 @@ class Settings:
         try:
             if len(data) > _MAX_BYTES:
                 raise ValueError(f"expected at most {_MAX_BYTES} bytes")
-            return cls._from(json.loads(data, parse_constant=_refuse))
-        except (ValueError, TypeError, RecursionError) as error:
+            return cls._from(json.loads(data, parse_constant=_refuse, object_pairs_hook=_once))
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"expected a Scorer's settings in {path}: {' '.join(str(error).split())[:200]}") from error
 
     @classmethod
     def _from(cls, values: Any) -> Settings:
         named = _fields(values, ("version", *(field.name for field in fields(cls))), "settings")
-        if named.pop("version") != _VERSION:
-            raise ValueError(f"version {_VERSION} is what this program reads, got {values['version']!r}")
-        for name, kinds in (("model", (str, type(None))), ("model_sha256", str), ("output", (int, str, type(None)))):
-            if not isinstance(named[name], kinds):
+        version = named.pop("version")
+        if type(version) is not int or version != _VERSION:
+            raise ValueError(f"version {_VERSION} is what this program reads, got {version!r}")
+        for name, kinds in (("model", (str, type(None))), ("output", (int, str, type(None)))):
+            if type(named[name]) not in kinds:
                 raise ValueError(f"{name} is {named[name]!r}")
+        if not isinstance(named["model_sha256"], str) or not re.fullmatch(r"[0-9a-f]{64}", named["model_sha256"]):
+            raise ValueError(f"model_sha256 is {named['model_sha256']!r}")
         pruning = _made(Pruning, named["pruning"])
         if pruning is None:
             raise ValueError("pruning is missing")
@@ -88,10 +93,10 @@ def hash_weights(network: nn.Module) -> str:
     """SHA-256 over the names, shapes, types and bytes of a network's parameters and buffers, in the order of names: the
     same for the same weights, whatever file they came from."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted([*network.named_parameters(), *network.named_buffers()]):
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
-        digest.update(values.reshape(-1).numpy().data)
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -107,6 +112,12 @@ def _fields(values: Any, names: tuple[str, ...], what: str) -> dict[str, Any]:
         got = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
         raise ValueError(f"{what} with {', '.join(names)}, got {got}")
     return dict(values)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return dict(pairs)
 
 
 def _refuse(constant: str) -> None:

@@ -89,6 +89,43 @@ def test_hash_is_of_the_weights(network: nn.Module) -> None:
     assert hash_weights(copy.deepcopy(network).half()) != digest
     renamed = nn.Sequential(network)
     assert hash_weights(renamed) != digest
+    assert len(hash_weights(copy.deepcopy(network).bfloat16())) == 64
+    unsaved = copy.deepcopy(network)
+    unsaved.register_buffer("offset", torch.zeros(3), persistent=False)
+    assert hash_weights(unsaved) not in (digest, hash_weights(network))
+
+
+class WithState(nn.Module):
+    """Keeps something in its state dict that is no tensor."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"epoch": 3}
+
+
+def test_state_that_is_no_tensor(network: nn.Module) -> None:
+    x = network_input(pictures(2, 32))
+    scorer = Scorer(WithState(network), example=x)
+    assert torch.equal(scorer(x).distance, Scorer(network, example=x)(x).distance)
+
+
+def test_a_model_in_half_precision_gets_the_reason(network: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"expected float32 parameters, got torch.bfloat16"):
+        Scorer(copy.deepcopy(network).bfloat16(), example=network_input(pictures(1, 32)))
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(folder: Path, tmp_path: Path) -> None:
+    command = ["calibrate", str(folder), "--aligned", "--output", str(tmp_path / "none" / "settings.json")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1
+    assert "cannot write" in result.stderr
 
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
@@ -100,6 +137,14 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "sparsity": (lambda s: {**s, "pruning": {**s["pruning"], "sparsity": "x"}}, "sparsity must be a number"),
     "no pruning": (lambda s: {**s, "pruning": None}, "pruning is missing"),
     "hash": (lambda s: {**s, "model_sha256": 3}, "model_sha256 is 3"),
+    "hash of two lines": (lambda s: {**s, "model_sha256": "0" * 63 + "\n"}, "model_sha256 is '000"),
+    "version of another type": (lambda s: {**s, "version": True}, "version 1 is what this program reads, got True"),
+    "output": (lambda s: {**s, "output": True}, "output is True"),
+    "seed": (lambda s: {**s, "pruning": {**s["pruning"], "seed": True}}, "seed must be an integer"),
+    "huge number": (lambda s: {**s, "calibration": {"kind": "logistic", "numbers": [10**400, 1]}}, "too large"),
+    "half a pixel": (lambda s: {**s, "preset": {**s["preset"], "size": [112.5, 112]}}, r"integers of 1 to 4096"),
+    "too many pixels": (lambda s: {**s, "preset": {**s["preset"], "size": [10**6, 112]}}, r"integers of 1 to 4096"),
+    "all equal": (lambda s: {**s, "calibration": {"kind": "percentile", "numbers": [1] * 101}}, "not all equal"),
     "preset": (lambda s: {**s, "preset": {**s["preset"], "std": [0, 1, 1]}}, "expected std above 0"),
     "calibration": (lambda s: {**s, "calibration": {"kind": "logistic", "numbers": [1]}}, "expected 2 finite numbers"),
     "width": (lambda s: {**s, "calibration": {"kind": "logistic", "numbers": [1, 0]}}, "expected a width above 0"),
@@ -140,7 +185,7 @@ def test_percentiles() -> None:
     assert calibration(asked).dtype == torch.int64
     # Half of all are equal: the middle of their places.
     ties = Calibration.fit(torch.cat([torch.full((50,), 0.5), torch.linspace(0.6, 0.7, 51)]))
-    assert ties(torch.tensor([0.49, 0.5, 0.7])).tolist() == [25, 25, 100]
+    assert ties(torch.tensor([0.49, 0.5, 0.7, 0.71])).tolist() == [0, 25, 100, 100]
 
 
 def test_logistic_is_ofiqs() -> None:
@@ -176,6 +221,8 @@ def test_scales_are_monotone(kind: Any, scorer: Scorer, images: Tensor) -> None:
         (torch.rand(19), "percentile", "expected 20 or more qualities .* got 19"),
         (torch.full((50,), torch.nan), "logistic", "expected 20 or more qualities .* got 0"),
         (torch.ones(50), "logistic", "expected qualities that differ"),
+        (torch.ones(50), "percentile", "expected qualities that differ, got all equal"),
+        (torch.tensor([0.1] + [0.5] * 40 + [0.9]), "logistic", "got half of them equal"),
         (torch.rand(50), "linear", "of kind percentile or logistic, got 'linear'"),
     ],
 )

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..calibration import Calibration
 from ..files.paths import find_paths, shown
 from ..files.pipeline import score_files
+from ..files.whole import whole_file
 from .scoring import check_scoring, make_scorer, scoring_options
 
 
@@ -51,12 +52,13 @@ def calibrate(paths: tuple[str, ...], aligned: bool, output: Path, kind: Any, **
     files = find_paths(paths, lambda line: click.echo(f"prefiqs: {line}", err=True))
     if not files:
         raise ValueError(f"expected images, found none in {', '.join(map(shown, paths))}")
-    scorer = make_scorer(options)
     qualities: list[float] = []
-    workers = min(2, os.cpu_count() or 1) if len(files) > 100 else 0
-    with closing(score_files(files, scorer, aligned=aligned, workers=workers)) as rows:
-        for scored in tqdm(rows, total=len(files), unit="file", disable=None, leave=False):
-            qualities += [row.quality for row in scored.rows if row.quality is not None]
-    calibration = Calibration.fit(torch.tensor(qualities), kind)
-    scorer.settings.calibrated(calibration).save(output)
+    with whole_file(str(output)) as file:
+        scorer = make_scorer(options)
+        workers = min(2, os.cpu_count() or 1) if len(files) > 100 else 0
+        with closing(score_files(files, scorer, aligned=aligned, workers=workers)) as rows:
+            for scored in tqdm(rows, total=len(files), unit="file", disable=None, leave=False):
+                qualities += [row.quality for row in scored.rows if row.quality is not None]
+        calibration = Calibration.fit(torch.tensor(qualities), kind)
+        file.write(scorer.settings.calibrated(calibration).to_json().encode())
     click.echo(f"{output}: {kind} scale of {len(qualities)} faces")

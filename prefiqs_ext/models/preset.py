@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 _CHANNELS = 3
+_LARGEST = 4096  # pixels of a side
 
 
 class Normalize(nn.Module):
@@ -53,8 +54,16 @@ class Preset:
     def __post_init__(self) -> None:
         if self.colour not in ("rgb", "bgr"):
             raise ValueError(f"preset {self.name!r}: expected colour 'rgb' or 'bgr', got {self.colour!r}")
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise ValueError(f"preset {self.name!r}: expected size (height, width) of 1 or more, got {self.size!r}")
+        if not isinstance(self.name, str):
+            raise ValueError(f"expected a preset's name as text, got {self.name!r}")
+        if (
+            len(self.size) != 2
+            or any(type(side) is not int for side in self.size)
+            or not 1 <= min(self.size) <= max(self.size) <= _LARGEST
+        ):
+            raise ValueError(
+                f"preset {self.name!r}: expected size (height, width), integers of 1 to {_LARGEST}, got {self.size!r}"
+            )
         for field in ("mean", "std"):
             values = getattr(self, field)
             if len(values) != _CHANNELS or not all(math.isfinite(v) for v in values):
