@@ -56,6 +56,8 @@ def bootstrap(
 ) -> Resampled:
     """pAUC over all pairs, for draws of persons with replacement.
 
+    Keeps 4 * fmr of the non-mated pairs or more (24 bytes each): 2.5 MB for 2,284 images at 1e-2, 5 GB for 100,000.
+
     Args:
         embeddings: [N, d] L2-normalised.
         identities: [N] a number a person.
