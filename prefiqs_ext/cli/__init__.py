@@ -13,6 +13,7 @@ from .. import __version__
 from . import analyse as _analyse
 from . import calibrate as _calibrate
 from . import demo as _demo
+from . import evaluate as _evaluate
 from . import info as _info
 from . import report as _report
 from . import score as _score
@@ -61,6 +62,7 @@ def main() -> None:
 main.add_command(_analyse.analyse)
 main.add_command(_calibrate.calibrate)
 main.add_command(_demo.demo)
+main.add_command(_evaluate.evaluate)
 main.add_command(_info.info)
 main.add_command(_report.report)
 main.add_command(_score.score)

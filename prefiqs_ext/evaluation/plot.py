@@ -1,0 +1,31 @@
+"""Error-versus-discard curves as a picture; needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import IO
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .edc import Curve
+
+
+def draw(curves: Mapping[str, list[Curve]], title: str, file: IO[bytes], form: str) -> None:
+    """One panel an FMR, one line a method. curves: of each method, the same FMRs in the same order; form: png, svg."""
+    fmrs = [curve.fmr for curve in next(iter(curves.values()))]
+    figure = Figure(figsize=(4 * len(fmrs), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11)
+    for column, (fmr, axes) in enumerate(zip(fmrs, figure.subplots(1, len(fmrs), squeeze=False)[0], strict=True)):
+        for name, of_method in curves.items():
+            curve = of_method[column]
+            style = "steps-post" if curve.mode == "dasec" else "default"
+            axes.plot(curve.ratios, curve.fnmr, label=name, drawstyle=style)
+        axes.set_title(f"FMR {fmr:g}", fontsize=10)
+        axes.set_xlabel("discarded share of pairs")
+        axes.set_ylabel("FNMR")
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(fontsize=8, frameon=False)
+    figure.savefig(file, dpi=200, format=form)

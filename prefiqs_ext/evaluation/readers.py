@@ -1,0 +1,183 @@
+"""Images and persons, lists of pairs, and scores, from the files in use. Every fault is a ValueError of one line."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import pickletools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+_BIN_BYTES = 4 << 30
+
+
+class Images(NamedTuple):
+    """Image files and who they show."""
+
+    paths: list[str]
+    identities: NDArray[np.int64]
+    """[N] a number a person."""
+
+
+class PairList(NamedTuple):
+    """Comparisons to make."""
+
+    images: list[Any]
+    """Paths, or the encoded images themselves."""
+    pairs: NDArray[np.int64]
+    """[P, 2] indices into images."""
+    mated: NDArray[np.bool_]
+    """[P]"""
+
+
+def read_folders(root: str | os.PathLike[str]) -> Images:
+    """A folder a person, sorted by name; files that are no images by their suffix are left out."""
+    people = sorted(entry for entry in Path(root).iterdir() if entry.is_dir())
+    files = [sorted(f for f in person.iterdir() if f.suffix.lower() in _IMAGES) for person in people]
+    paths = [str(file) for person in files for file in person]
+    if not paths:
+        raise ValueError(f"{root}: expected a folder a person with images in it, found none")
+    return Images(paths, np.repeat(np.arange(len(people)), [len(person) for person in files]))
+
+
+def read_lfw_pairs(file: str | os.PathLike[str], root: str | os.PathLike[str]) -> PairList:
+    """LFW's pairs.txt: a head of one or two numbers, then `name i j` (mated) or `name i other j`; image i of a person
+    is root/name/name_000i.jpg."""
+    index: dict[str, int] = {}
+    pairs, mated = [], []
+    for number, line in _lines(file):
+        words = line.split()
+        if number == 1 and len(words) <= 2:
+            continue
+        if len(words) not in (3, 4) or not (words[1].isdecimal() and words[-1].isdecimal()):
+            raise ValueError(f"{file}:{number}: expected `name i j` or `name i other j`, got {line[:80]!r}")
+        pair = []
+        for name, which in ((words[0], words[1]), (words[-2] if len(words) == 4 else words[0], words[-1])):
+            if not (Path(root) / name).is_dir():
+                raise ValueError(f"{file}:{number}: no folder of {name!r} in {root}")
+            pair.append(_index(index, _existing(Path(root) / name / f"{name}_{int(which):04d}.jpg", file, number)))
+        pairs.append(pair)
+        mated.append(len(words) == 3)
+    return _pair_list(file, list(index), pairs, mated)
+
+
+def read_pair_list(images: str | os.PathLike[str], pairs: str | os.PathLike[str]) -> PairList:
+    """image_path_list.txt, a path a line, and pair_list.txt, `a b label` with label 1 = mated; the paths must be
+    listed, and lie where they say or relative to the list."""
+    index: dict[str, int] = {}
+    found = []
+    for number, line in _lines(images):
+        if line in index:
+            raise ValueError(f"{images}:{number}: {line!r} is listed twice")
+        _index(index, line)
+        found.append(_existing(Path(images).parent / line, images, number))
+    rows, mated = [], []
+    for number, line in _lines(pairs):
+        words = line.split()
+        if len(words) != 3 or words[2] not in ("0", "1"):
+            raise ValueError(f"{pairs}:{number}: expected `path path 0|1`, got {line[:80]!r}")
+        for word in words[:2]:
+            if word not in index:
+                raise ValueError(f"{pairs}:{number}: {word!r} is not in {images}")
+        rows.append([index[word] for word in words[:2]])
+        mated.append(words[2] == "1")
+    return _pair_list(pairs, found, rows, mated)
+
+
+def read_scores(file: str | os.PathLike[str], paths: Sequence[str]) -> NDArray[np.float64]:
+    """[len(paths)] from lines `path score`; a path is known by its last two parts (person/image) or more.
+
+    Every path must have exactly one finite score; scores of other images are a fault as well.
+    """
+    places = {_tail(path): i for i, path in enumerate(paths)}
+    if len(places) != len(paths):
+        raise ValueError("expected images that differ in person/image; two share them")
+    scores = np.full(len(paths), np.nan)
+    for number, line in _lines(file):
+        path, _, value = line.rpartition(" ")
+        place = places.get(_tail(path.strip()))
+        if place is None:
+            raise ValueError(f"{file}:{number}: {path.strip()!r} is none of the images")
+        if not np.isnan(scores[place]):
+            raise ValueError(f"{file}:{number}: a second score of {path.strip()!r}")
+        try:
+            scores[place] = float(value)
+        except ValueError:
+            raise ValueError(f"{file}:{number}: expected `path score`, got {line[:80]!r}") from None
+        if not np.isfinite(scores[place]):
+            raise ValueError(f"{file}:{number}: expected a finite score, got {value}")
+    missing = np.flatnonzero(np.isnan(scores))
+    if len(missing):
+        raise ValueError(f"{file}: no score of {len(missing)} images, the first {paths[missing[0]]}")
+    return scores
+
+
+# What a list of byte strings and a list of truth values need. Nothing here imports, calls or builds an object.
+_HARMLESS = (
+    {"PROTO", "FRAME", "STOP", "MARK", "EMPTY_LIST", "LIST", "APPEND", "APPENDS"}
+    | {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "NEWTRUE", "NEWFALSE", "BININT1"}
+    | {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING"}
+    | {"BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "MEMOIZE"}
+)
+
+
+def read_bin(file: str | os.PathLike[str]) -> PairList:
+    """InsightFace's .bin, a pickle of (encoded images, truth values): images 2k and 2k + 1 are pair k.
+
+    Refuses, before anything is loaded, a pickle that holds anything but lists, bytes and truth values.
+    """
+    size = os.path.getsize(file)
+    if size > _BIN_BYTES:
+        raise ValueError(f"{file}: expected at most {_BIN_BYTES} bytes, got {size}")
+    data = Path(file).read_bytes()
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            # A memo's place allocates; a real one is below the count of objects, hence of bytes.
+            if opcode.name not in _HARMLESS or (opcode.name == "LONG_BINPUT" and int(argument or 0) > size):
+                raise ValueError(f"a pickle with {opcode.name}, which image lists do not need")
+        images, labels = pickle.Unpickler(io.BytesIO(data), encoding="bytes").load()
+    except (ValueError, TypeError, IndexError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{file}: expected InsightFace's (images, labels); {str(error)[:120]}") from None
+    if not isinstance(images, list) or not isinstance(labels, list) or len(images) != 2 * len(labels):
+        raise ValueError(f"{file}: expected two lists, with twice as many images as labels")
+    if not all(isinstance(image, bytes) for image in images) or not all(label in (0, 1) for label in labels):
+        raise ValueError(f"{file}: expected images as bytes and labels that are true or false")
+    return _pair_list(file, images, np.arange(len(images)).reshape(-1, 2).tolist(), [bool(x) for x in labels])
+
+
+def _lines(file: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    try:
+        with open(file, encoding="utf-8") as text:
+            for number, line in enumerate(text, 1):
+                if line.strip():
+                    yield number, line.strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: expected UTF-8 text") from None
+
+
+def _existing(path: Path, file: str | os.PathLike[str], number: int) -> str:
+    if not path.is_file():
+        raise ValueError(f"{file}:{number}: no image {path}")
+    return str(path)
+
+
+def _index(index: dict[str, int], path: str) -> int:
+    return index.setdefault(path, len(index))
+
+
+def _tail(path: str) -> tuple[str, ...]:
+    return Path(path).parts[-2:]
+
+
+def _pair_list(
+    file: str | os.PathLike[str], images: list[Any], pairs: Sequence[Sequence[int]], mated: list[bool]
+) -> PairList:
+    if not pairs:
+        raise ValueError(f"{file}: expected pairs, found none")
+    return PairList(images, np.array(pairs, np.int64), np.array(mated))

@@ -1,0 +1,66 @@
+"""The bootstrap against one that lists every pair of every draw."""
+
+import numpy as np
+import pytest
+
+from prefiqs_ext.evaluation.all_pairs import all_pairs
+from prefiqs_ext.evaluation.bootstrap import bootstrap
+from tests.test_evaluation_edc import faces
+
+
+def listed(embeddings, who, quality, drawn, fmr, ratio):
+    place = np.argsort(np.argsort(quality, kind="stable"))
+    order = np.argsort(place)
+    pairs = []
+    for i in range(len(who)):
+        for j in range(i + 1, len(who)):
+            a, b = order[i], order[j]
+            mated = who[a] == who[b]
+            count = drawn[who[a]] * (1 if mated else drawn[who[b]])
+            low, high = min(a, b), max(a, b)
+            pairs.append((count, mated, float(embeddings[low] @ embeddings[high])))
+    limit, gone, kept = int(ratio * sum(p[0] for p in pairs) + 1e-9), 0, []
+    for pair in pairs:
+        if gone >= limit:
+            kept.append(pair)
+        gone += pair[0]
+    others = sorted((s for count, mated, s in kept if not mated for _ in range(count)), reverse=True)
+    limit = others[int(fmr * len(others) + 1e-9)]
+    own = [s for count, mated, s in kept if mated for _ in range(count)]
+    # The score itself may differ by rounding from that of the matrix product: nothing mated is that near (see below).
+    assert min(abs(s - limit) for s in own) > 1e-6
+    return sum(s <= limit for s in own) / len(own)
+
+
+@pytest.mark.parametrize("fmr", [0.2, 0.02])
+def test_agrees_with_listed_pairs(fmr):
+    embeddings, who, quality = faces(11)
+    other = np.random.default_rng(1).integers(0, 5, len(who)).astype(float)
+    result = bootstrap(embeddings, who, {"a": quality, "b": other}, fmr=fmr, resamples=5, seed=3)
+    draws = np.random.default_rng(3).multinomial(9, np.full(9, 1 / 9), 5)
+    ratios = np.arange(7) / 20
+    for name, values in {"a": quality, "b": other}.items():
+        curves = [[listed(embeddings, who, values, drawn, fmr, r) for r in ratios] for drawn in draws]
+        np.testing.assert_allclose(result.pauc[name], 1000 * np.trapezoid(curves, ratios), rtol=1e-12)
+        np.testing.assert_allclose(result.useless, 300 * np.array(curves)[:, 0], rtol=1e-12)
+
+
+def test_centred_on_the_curve_and_paired():
+    embeddings, who, quality = faces(2, identities=40)
+    result = bootstrap(embeddings, who, {"a": quality, "same": quality + 1}, fmr=0.05, resamples=200)
+    (curve,) = all_pairs(embeddings, who, quality, fmrs=(0.05,))
+    low, high = np.percentile(result.pauc["a"], [0.5, 99.5])
+    assert low < curve.area(0.3) < high
+    assert result.interval("a", "same") == (0, 0)
+    low, high = result.interval("a")
+    assert low < 0 < high  # a random quality neither helps nor harms
+
+
+def test_refused():
+    embeddings, who, quality = faces(2)
+    with pytest.raises(ValueError, match="as many"):
+        bootstrap(embeddings, who, {"a": quality[:-1]})
+    with pytest.raises(ValueError, match="as many"):
+        bootstrap(embeddings, who, {})
+    with pytest.raises(ValueError, match="no mated pair"):
+        bootstrap(embeddings, np.arange(len(who)), {"a": quality}, fmr=0.1, resamples=2)
