@@ -5,7 +5,7 @@
 >>> out.quality, out.embedding
 """
 
-from prefiqs_ext import models, reference
+from prefiqs_ext import methods, models, reference
 from prefiqs_ext.calibration import Calibration
 from prefiqs_ext.dual import dualize
 from prefiqs_ext.models.preset import Preset
@@ -25,6 +25,7 @@ __all__ = [
     "Scorer",
     "Settings",
     "dualize",
+    "methods",
     "models",
     "reference",
     "score",

@@ -1,0 +1,41 @@
+"""Training-free face image quality methods behind one small protocol; a method is one class in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from prefiqs_ext.methods.baselines import Brightness, Random, Sharpness
+from prefiqs_ext.methods.drift import EmbeddingNorm, PreFIQs
+from prefiqs_ext.methods.method import Method
+from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.pruning import Pruning
+
+_METHODS: dict[str, Callable[[nn.Module, Preset, Pruning, int], Method]] = {
+    "prefiqs": PreFIQs,
+    "norm": EmbeddingNorm,
+    "random": Random,
+    "sharpness": Sharpness,
+    "brightness": Brightness,
+}
+NAMES: tuple[str, ...] = tuple(_METHODS)
+
+__all__ = ["NAMES", "Method", "create"]
+
+
+def create(
+    name: str,
+    network: nn.Module,
+    preset: Preset,
+    *,
+    pruning: Pruning = Pruning(),  # noqa: B008, frozen
+    seed: int = 0,
+) -> Method:
+    """The method of that name, one of NAMES, for a network in eval mode and its preset.
+
+    pruning: what "prefiqs" prunes. seed: of what is drawn at random. ValueError for another name.
+    """
+    if name not in _METHODS:
+        raise ValueError(f"expected a method of {', '.join(NAMES)}, got {name!r}")
+    return _METHODS[name](network, preset, pruning, seed)

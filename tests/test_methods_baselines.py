@@ -1,0 +1,62 @@
+"""The registry of methods, and the simple ones against OpenCV, numpy and the Scorer."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from networks import calibrated, pictures
+
+from prefiqs_ext import Preset, Pruning, Scorer, methods
+
+PRESET = Preset("odd", (32, 32), "bgr", (127.5,) * 3, (128.0,) * 3)
+IMAGES = pictures(5, 32)
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    return calibrated("residual")
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_batch_does_not_matter(name: str, network: torch.nn.Module) -> None:
+    method = methods.create(name, network, PRESET)
+    assert method.name == name
+    assert not method.needs_fit
+    scores = method.score(IMAGES)
+    assert scores.dtype == torch.float32
+    assert scores.shape == (5,)
+    assert torch.equal(scores, torch.cat([method.score(IMAGES[i : i + 1]) for i in range(5)]))
+    assert method.score(IMAGES[:0]).shape == (0,)
+    with pytest.raises(ValueError, match="expected images"):
+        method.score(IMAGES[:, :, 1:])
+
+
+def test_drift_and_norm_are_the_scorers(network: torch.nn.Module) -> None:
+    pruning = Pruning(sparsity=0.3)
+    expected = Scorer(network, pruning, preset=PRESET)(IMAGES)
+    for name, field, higher in (("prefiqs", expected.distance, False), ("norm", expected.embedding_norm, True)):
+        method = methods.create(name, network, PRESET, pruning=pruning)
+        assert torch.equal(method.score(IMAGES), field)
+        assert method.higher_is_better is higher
+
+
+def test_sharpness_and_brightness_are_opencvs(network: torch.nn.Module) -> None:
+    """Float32 luma in OpenCV against our float64: some 1e-7 of 255, squared differences of it."""
+    greys = [cv2.cvtColor(i.permute(1, 2, 0).numpy().astype(np.float32), cv2.COLOR_RGB2GRAY) for i in IMAGES]
+    sharp = torch.tensor([float(cv2.Laplacian(g, cv2.CV_32F).astype(np.float64).var()) for g in greys])
+    bright = torch.tensor([float(g.astype(np.float64).mean()) for g in greys])
+    for name, expected in (("sharpness", sharp), ("brightness", bright)):
+        torch.testing.assert_close(methods.create(name, network, PRESET).score(IMAGES), expected, rtol=1e-5, atol=0)
+
+
+def test_random_goes_by_seed_and_picture(network: torch.nn.Module) -> None:
+    first, second = (methods.create("random", network, PRESET, seed=seed).score(IMAGES) for seed in (0, 1))
+    assert len({*first.tolist(), *second.tolist()}) == 10
+    assert torch.equal(methods.create("random", network, PRESET).score(IMAGES.flip(0)), first.flip(0))
+
+
+def test_other_names_are_refused(network: torch.nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"expected a method of prefiqs, .*got 'magic'"):
+        methods.create("magic", network, PRESET)
