@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +11,7 @@ from click.testing import CliRunner
 from networks import pictures
 from PIL import Image
 
+from prefiqs_ext import methods
 from prefiqs_ext.cli import main
 from prefiqs_ext.evaluation import cache
 from prefiqs_ext.evaluation.all_pairs import all_pairs
@@ -70,8 +70,8 @@ def test_methods_and_cache(data, monkeypatch):
 
         return SimpleNamespace(name=name, higher_is_better=False, needs_fit=False, score=score)
 
-    methods = SimpleNamespace(NAMES=("dark",), create=create)
-    monkeypatch.setitem(sys.modules, "prefiqs_ext.methods", methods)
+    monkeypatch.setattr(methods, "NAMES", ("dark",))
+    monkeypatch.setattr(methods, "create", create)
     first, second = run(data, "--methods", "dark"), run(data, "--methods", "dark")
     assert first.exit_code == 0, first.output
     assert first.output == second.output

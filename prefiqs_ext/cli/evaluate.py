@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .. import __version__
+from .. import __version__, methods
 from ..evaluation.all_pairs import all_pairs
 from ..evaluation.bootstrap import Resampled, bootstrap
 from ..evaluation.cache import cached, hash_files
@@ -139,7 +138,6 @@ def _by_methods(
     names = list(filter(None, options["methods"].split(",")))
     if not names:
         return {}
-    methods: Any = import_module("prefiqs_ext.methods")
     unknown = [name for name in names if name not in methods.NAMES]
     if unknown:
         raise click.UsageError(f"--methods: expected some of {', '.join(methods.NAMES)}, got {unknown[0]!r}")
