@@ -1,0 +1,99 @@
+"""GraFIQs against autograd of one image at a time, written plainly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import calibrate, network_input, pictures
+from torch import Tensor, nn
+
+from prefiqs_ext import Preset
+from prefiqs_ext.methods import GraFIQs
+from prefiqs_ext.models.ir import IR
+from prefiqs_ext.models.iresnet import IResNet
+
+PRESET = Preset("small", (48, 48), "bgr", (127.5,) * 3, (127.5,) * 3)
+
+
+def iresnet() -> nn.Module:
+    return calibrate(IResNet((1, 2, 1, 1), 16, last_size=3), network_input(pictures(4, 48)))
+
+
+def ir() -> nn.Module:
+    return calibrate(IR([64, 128, 128, 256, 512], 16, last_size=3), network_input(pictures(4, 48)))
+
+
+def one_by_one(network: nn.Module, stages: list[nn.Module], image: Tensor) -> list[float]:
+    """Sums of |gradient| at the image and the stages' outputs, of one image [3, H, W] in the network's dtype."""
+    kept: list[tuple[nn.Module, Tensor]] = []
+    handles = [m.register_forward_hook(lambda m, args, out: kept.append((m, out))) for m in stages]
+    entered: list[tuple[nn.Module, Tensor]] = []
+    norms = [m for m in network.modules() if type(m) is nn.BatchNorm2d]
+    handles += [m.register_forward_hook(lambda m, args, out: entered.append((m, args[0]))) for m in norms]
+    x = image[None].clone().requires_grad_()
+    network(x)
+    for handle in handles:
+        handle.remove()
+    loss = 0.0
+    for norm, value in entered:
+        pixels = value[0].flatten(1)
+        mean = pixels.sum(1) / pixels.shape[1]
+        var = ((pixels - mean[:, None]) ** 2).sum(1) / pixels.shape[1]
+        loss = loss + ((mean - norm.running_mean) ** 2).mean() + ((var - norm.running_var) ** 2).mean()
+    by_module = dict(kept)
+    grads = torch.autograd.grad(loss / len(entered), [x, *(by_module[m] for m in stages)])
+    return [float(g.abs().sum()) for g in grads]
+
+
+@pytest.mark.parametrize(
+    ("build", "names"),
+    [(iresnet, ["layer1", "layer2", "layer3", "layer4"]), (ir, ["body.0", "body.2", "body.3", "body.4"])],
+)
+def test_is_autograd_one_by_one(build, names) -> None:
+    network, images = build(), pictures(5, 48, seed=3)
+    method = GraFIQs(network, PRESET, chunk=3)
+    assert list(method.stages) == names
+    found = torch.stack(list(method.scores(images).values()), 1).double()
+    double = build().double()
+    inputs = network_input(images).flip(1).double()
+    modules = dict(double.named_modules())
+    expected = torch.tensor([one_by_one(double, [modules[n] for n in names], x) for x in inputs]).double()
+    # float32 against float64: sums of thousands of rounded terms
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(method.score(images), found[:, 2].float())
+
+
+def test_leaves_the_network_alone() -> None:
+    network = iresnet()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    method = GraFIQs(network, PRESET)
+    method.score(pictures(2, 48))
+    network.layer3.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("planted")))
+    with pytest.raises(RuntimeError, match="planted"):
+        method.score(pictures(2, 48))
+    assert all(p.grad is None for p in network.parameters())
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules()) == 1  # the planted one
+
+
+def test_refusals() -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(8)).eval()
+    with pytest.raises(ValueError, match="folded into the convolutions"):
+        GraFIQs(plain, PRESET)
+    with pytest.raises(ValueError, match="eval mode"):
+        GraFIQs(iresnet().train(), PRESET)
+    with pytest.raises(ValueError, match="four modules"):
+        GraFIQs(iresnet(), PRESET, stages=["layer1", "layer2", "layer3", "layer9"])
+    with pytest.raises(ValueError, match="no batch norm comes after block4"):
+        GraFIQs(iresnet(), PRESET, stages=["layer1", "layer2", "layer3", "fc"]).score(pictures(1, 48))
+    with pytest.raises(ValueError, match="a tap of"):
+        GraFIQs(iresnet(), PRESET, tap="block5")
+
+
+def test_on_sface(sface: nn.Module, crops: Tensor) -> None:
+    method = GraFIQs(sface, Preset.named("sface"))
+    batched = method.scores(crops[:6])
+    for index in range(6):
+        alone = method.scores(crops[index : index + 1])
+        for tap, scores in batched.items():
+            torch.testing.assert_close(alone[tap][0], scores[index], rtol=1e-4, atol=0)
