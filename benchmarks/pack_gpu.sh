@@ -15,7 +15,7 @@ mkdir -p "$pack/wheels" "$pack/crops"
 # Beside torch, numpy, scipy, onnx, pillow and cmake, which that machine has and which would not fit.
 .venv/bin/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 	--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform any --dest "$pack/wheels" \
-	click tqdm platformdirs jinja2 markupsafe \
+	click tqdm platformdirs jinja2 markupsafe safetensors \
 	'scikit-build-core>=1.1' pathspec packaging 'pybind11>=3.0' ninja \
 	'pytest>=8' pluggy iniconfig pygments 'pytest-xdist>=3.5' execnet
 
