@@ -18,8 +18,8 @@ def load_network(
 ) -> tuple[nn.Module, Preset | None]:
     """A built-in model, a file or a module, and the preset that comes with it; a module brings none.
 
-    preset: what the caller says; a built-in model's own does not give way to it here. ValueError for a name that is
-    neither; what models.load_model raises.
+    preset: what the caller says, which keeps a checkpoint from guessing. ValueError for a name that is no model and no
+    file; what models.load_model raises.
     """
     if isinstance(model, nn.Module):
         return _on_cpu(model), None
