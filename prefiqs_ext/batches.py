@@ -46,6 +46,13 @@ def check_values(batch: Tensor, preset: Preset | None, least: float, most: float
         )
 
 
+def check_images(batch: Tensor, preset: Preset | None) -> None:
+    """Type, shape and values at once, as the two above; for where nothing waits for a device."""
+    check_batch(batch, preset)
+    if batch.is_floating_point() and batch.numel():
+        check_values(batch, preset, *(float(extreme) for extreme in batch.aminmax()))
+
+
 def levels(batch: Tensor, preset: Preset | None) -> Tensor:
     """What the normalisation of a preset reads: levels of 0-255. Without a preset the batch itself."""
     if preset is None or batch.dtype == torch.uint8:

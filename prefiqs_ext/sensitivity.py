@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prefiqs_ext.batches import check_batch, check_values, levels
+from prefiqs_ext.batches import check_images, levels
 from prefiqs_ext.dual import embedding
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.network import Normalized, load_network
@@ -44,9 +44,7 @@ def sensitivity(
         raise ValueError("expected a model in eval mode: call model.eval() first")
     named = Preset.named(preset) if isinstance(preset, str) else preset or own_preset
     masks = pruning.masks(network)
-    check_batch(batch, named)
-    if batch.is_floating_point() and batch.numel():
-        check_values(batch, named, *(float(extreme) for extreme in batch.aminmax()))
+    check_images(batch, named)
     prefix = ""
     if named is not None:
         network, prefix = Normalized(named, network), "network."

@@ -24,7 +24,6 @@ from ..files.pipeline import read_crops, score_files
 from ..files.whole import whole_file
 from ..network import load_network
 from ..scorer import Scorer
-from ..settings import hash_weights
 from .scoring import check_scoring, make_scorer, pruning, record, scoring_options
 
 _FMRS = (1e-2, 1e-3, 1e-4)
@@ -73,7 +72,7 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
     assert scorer.preset is not None
     facts = {
         "version": [__version__, torch.__version__, np.__version__],
-        "weights": hash_weights(network),
+        "weights": scorer.settings.model_sha256,
         "preset": asdict(scorer.preset),
         "images": hash_files(images.paths),
         "scoring": record(options),

@@ -103,7 +103,7 @@ def _graph(root: _OneInput, x: Tensor) -> fx.Graph:
     except Exception as error:
         reason = _reason(error)
     try:
-        return export(root, x)
+        graph = export(root, x)
     except NoOutputError:
         raise
     except Exception as error:
@@ -111,6 +111,8 @@ def _graph(root: _OneInput, x: Tensor) -> fx.Graph:
             f"dualize: cannot trace {type(root.model).__name__}, neither by torch.fx ({reason}) nor by torch.export "
             f"({_reason(error)}); its forward must take one tensor and must not branch on tensor values"
         ) from error
+    erase_unused(graph)  # assertions of shapes among them; what is left is checked on real rows
+    return graph
 
 
 def _reason(error: Exception) -> str:
@@ -176,8 +178,6 @@ def _make_out_of_place(node: fx.Node, root: nn.Module) -> bool:
         if node.target in _OUT_OF_PLACE:
             node.target = _OUT_OF_PLACE[node.target]
             return True
-        if isinstance(node.target, torch._ops.OpOverload):
-            return _make_overload_out_of_place(node)
         name = getattr(node.target, "__name__", "")
         if name.endswith("_") and hasattr(F, name[:-1]):  # torch.relu_
             node.target = getattr(F, name[:-1])
@@ -186,13 +186,3 @@ def _make_out_of_place(node: fx.Node, root: nn.Module) -> bool:
             node.kwargs = {**node.kwargs, "inplace": False}
             return True
     return False
-
-
-def _make_overload_out_of_place(node: fx.Node) -> bool:
-    """aten.add_.Tensor becomes aten.add.Tensor."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    packet, overload = node.target.overloadpacket.__name__, node.target._overloadname
-    if not packet.endswith("_") or packet.endswith("__"):
-        return False
-    node.target = getattr(getattr(torch.ops.aten, packet[:-1]), overload)
-    return True

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefiqs_ext.batches import check_batch, check_values, levels
+from prefiqs_ext.batches import check_images, levels
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 
@@ -32,9 +32,7 @@ class _Pictures:
         """Nothing to do."""
 
     def score(self, images: Tensor) -> Tensor:
-        check_batch(images, self._preset)
-        if images.is_floating_point() and images.numel():
-            check_values(images, self._preset, *(float(extreme) for extreme in images.aminmax()))
+        check_images(images, self._preset)
         pictures = levels(images, self._preset).double().cpu()
         return torch.tensor([self._of(picture[None]) for picture in pictures], dtype=torch.float32)
 
