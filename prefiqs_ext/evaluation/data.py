@@ -1,0 +1,30 @@
+"""What `prefiqs evaluate DATA` takes, told apart by what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .crops import Source
+from .readers import Images, PairList, read_bin, read_folders, read_lfw_pairs, read_pair_list
+from .templates import Templates
+
+Data = Images | PairList | Templates
+
+
+def read_data(data: Path, pairs: Path | None = None) -> Data:
+    """A folder a person, with LFW's pairs.txt as `pairs` or to be compared each with every other; a list of images
+    with a list of pairs; InsightFace's .bin. ValueError, in one line, for anything else."""
+    if data.is_dir():
+        return read_folders(data) if pairs is None else read_lfw_pairs(pairs, data)
+    if data.suffix == ".bin":
+        if pairs is not None:
+            raise ValueError(f"{data} has its own pairs: leave --pairs out")
+        return read_bin(data)
+    if pairs is None:
+        raise ValueError(f"{data}: expected --pairs FILE beside a list of images, or a folder a person, or a .bin")
+    return read_pair_list(data, pairs)
+
+
+def sources(data: Data) -> Sequence[Source]:
+    """The images, in the order that identities and pairs count them."""
