@@ -106,7 +106,8 @@ def test_bin(tmp_path, protocol):
         data = pickle.dumps(([b"a", b"b", b"c", b"d"], [True, False]), protocol)
     file.write_bytes(data)
     pairs = read_bin(file)
-    assert pairs.images == [b"a", b"b", b"c", b"d"]
+    assert [image.data for image in pairs.images] == [b"a", b"b", b"c", b"d"]
+    assert pairs.images[3].name == f"image 3 of {file}"
     assert pairs.pairs.tolist() == [[0, 1], [2, 3]]
     assert pairs.mated.tolist() == [True, False]
 

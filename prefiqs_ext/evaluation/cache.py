@@ -13,14 +13,26 @@ from numpy.typing import NDArray
 
 from ..files.whole import whole_file
 from ..models.weights import cache_folder
+from .crops import Encoded, Landmarked, Source
 
 
-def hash_files(paths: Iterable[str]) -> str:
-    """Of the files' contents, in order; names do not matter."""
+def hash_images(images: Iterable[Source]) -> str:
+    """Of the contents, in order, and of landmarks; names do not matter."""
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+    for image in images:
+        digest.update(_digest(image))
     return digest.hexdigest()
+
+
+hash_files = hash_images
+
+
+def _digest(image: Source) -> bytes:
+    if isinstance(image, Encoded):
+        return hashlib.sha256(image.data).digest()
+    if isinstance(image, Landmarked):
+        return hashlib.sha256(_digest(image.path) + np.asarray(image.landmarks, np.float64).tobytes()).digest()
+    return hashlib.sha256(Path(image).read_bytes()).digest()
 
 
 def cached(facts: dict[str, Any], shape: tuple[int | None, ...], compute: Callable[[], Any]) -> NDArray[np.float32]:

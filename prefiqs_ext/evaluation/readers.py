@@ -8,12 +8,14 @@ import pickle
 import pickletools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+from ..files.paths import SUFFIXES
+from .crops import Encoded, Source
+
 _BIN_BYTES = 4 << 30
 
 
@@ -28,8 +30,7 @@ class Images(NamedTuple):
 class PairList(NamedTuple):
     """Comparisons to make."""
 
-    images: list[Any]
-    """Paths, or the encoded images themselves."""
+    images: Sequence[Source]
     pairs: NDArray[np.int64]
     """[P, 2] indices into images."""
     mated: NDArray[np.bool_]
@@ -39,7 +40,7 @@ class PairList(NamedTuple):
 def read_folders(root: str | os.PathLike[str]) -> Images:
     """A folder a person, sorted by name; files that are no images by their suffix are left out."""
     people = sorted(entry for entry in Path(root).iterdir() if entry.is_dir())
-    files = [sorted(f for f in person.iterdir() if f.suffix.lower() in _IMAGES) for person in people]
+    files = [sorted(f for f in person.iterdir() if f.suffix.lower() in SUFFIXES) for person in people]
     paths = [str(file) for person in files for file in person]
     if not paths:
         raise ValueError(f"{root}: expected a folder a person with images in it, found none")
@@ -128,7 +129,7 @@ _HARMLESS = (
 
 
 def read_bin(file: str | os.PathLike[str]) -> PairList:
-    """InsightFace's .bin, a pickle of (encoded images, truth values): images 2k and 2k + 1 are pair k.
+    """InsightFace's .bin, a pickle of (encoded images, truth values): images 2k and 2k + 1, from 0, are pair k.
 
     Refuses, before anything is loaded, a pickle that holds anything but lists, bytes and truth values.
     """
@@ -148,7 +149,8 @@ def read_bin(file: str | os.PathLike[str]) -> PairList:
         raise ValueError(f"{file}: expected two lists, with twice as many images as labels")
     if not all(isinstance(image, bytes) for image in images) or not all(label in (0, 1) for label in labels):
         raise ValueError(f"{file}: expected images as bytes and labels that are true or false")
-    return _pair_list(file, images, np.arange(len(images)).reshape(-1, 2).tolist(), [bool(x) for x in labels])
+    encoded = [Encoded(image, f"image {i} of {file}") for i, image in enumerate(images)]
+    return _pair_list(file, encoded, np.arange(len(images)).reshape(-1, 2).tolist(), [bool(x) for x in labels])
 
 
 def _lines(file: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
@@ -176,7 +178,7 @@ def _tail(path: str) -> tuple[str, ...]:
 
 
 def _pair_list(
-    file: str | os.PathLike[str], images: list[Any], pairs: Sequence[Sequence[int]], mated: list[bool]
+    file: str | os.PathLike[str], images: Sequence[Source], pairs: Sequence[Sequence[int]], mated: list[bool]
 ) -> PairList:
     if not pairs:
         raise ValueError(f"{file}: expected pairs, found none")

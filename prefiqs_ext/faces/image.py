@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import stat
@@ -66,18 +67,16 @@ def read_rgb(path: str | os.PathLike[str]) -> RGB:
         UnreadableImage: for whatever reason there is no image: missing, not permitted, not a regular file, empty,
             too large, in an unknown format, damaged or cut off.
     """
-    try:
-        with _open_regular(path) as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _decode(stream)
-    except _Refused as error:
-        raise UnreadableImage(path, str(error)) from None
-    except UnidentifiedImageError:
-        raise UnreadableImage(path, f"expected {_FORMATS_SHOWN}, got something else or a damaged header") from None
-    except Image.DecompressionBombError:
-        raise UnreadableImage(path, f"expected at most {MAX_PIXELS / 1e6:g} megapixels, got far more") from None
-    except Exception as error:  # decoders meet hostile bytes and raise nearly anything: struct.error, SyntaxError, ...
-        raise UnreadableImage(path, _reason(error)) from error
+    with _refusals(path), _open_regular(path) as stream:
+        return _decode(stream)
+
+
+def decode_rgb(data: bytes, name: str) -> RGB:
+    """As :func:`read_rgb`, of a file's content; `name` stands for the path in errors."""
+    with _refusals(name):
+        if not data:
+            raise _Refused("the file is empty")
+        return _decode(io.BytesIO(data))
 
 
 class _Refused(Exception):
@@ -101,6 +100,23 @@ def _open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+@contextmanager
+def _refusals(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever goes wrong inside is an UnreadableImage; decoders' warnings are held back."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except _Refused as error:
+        raise UnreadableImage(path, str(error)) from None
+    except UnidentifiedImageError:
+        raise UnreadableImage(path, f"expected {_FORMATS_SHOWN}, got something else or a damaged header") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage(path, f"expected at most {MAX_PIXELS / 1e6:g} megapixels, got far more") from None
+    except Exception as error:  # decoders meet hostile bytes and raise nearly anything: struct.error, SyntaxError, ...
+        raise UnreadableImage(path, _reason(error)) from error
 
 
 @functools.cache

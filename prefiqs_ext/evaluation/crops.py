@@ -1,0 +1,61 @@
+"""The images that evaluation data are made of, to crops: one for every image, or an error that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..faces import RGB, align, decode_rgb, read_rgb
+
+
+class Encoded(NamedTuple):
+    """A crop as a file's content."""
+
+    data: bytes
+    name: str
+    """What errors call it."""
+
+
+class Landmarked(NamedTuple):
+    """A photo, or a loose crop of one, with one face still to be aligned."""
+
+    path: str
+    landmarks: NDArray[np.floating]
+    """[5, 2] x and y in pixels, in the order of faces.align's TEMPLATE."""
+
+
+Source = str | Encoded | Landmarked
+"""An image: a str is the path of a crop."""
+
+
+def read_crops(images: Iterable[Source], size: tuple[int, int]) -> Iterator[Tensor]:
+    """uint8 [3, *size] RGB of each image, in order, read as they are asked for. Crops are never resized.
+
+    Args:
+        size: height and width; what is Landmarked is aligned to it.
+
+    Raises:
+        ValueError: naming the image: it is missing or cannot be read (UnreadableImage), a crop has another size, or
+            landmarks are those of no face.
+    """
+    for image in images:
+        yield torch.from_numpy(_crop(image, size)).permute(2, 0, 1).contiguous()
+
+
+def _crop(image: Source, size: tuple[int, int]) -> RGB:
+    if isinstance(image, Landmarked):
+        photo = read_rgb(image.path)
+        try:
+            return align(photo, image.landmarks, size)
+        except ValueError as error:
+            raise ValueError(f"{image.path}: {error}") from None
+    crop = decode_rgb(*image) if isinstance(image, Encoded) else read_rgb(image)
+    if crop.shape[:2] != size:
+        (height, width), name = crop.shape[:2], image.name if isinstance(image, Encoded) else image
+        raise ValueError(f"{name}: expected a crop of {size[1]} x {size[0]} pixels, got {width} x {height}")
+    return crop

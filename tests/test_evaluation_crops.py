@@ -1,0 +1,93 @@
+"""Images of evaluation data to crops: paths, files' contents, photos with landmarks."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from networks import pictures
+from PIL import Image
+
+from prefiqs_ext.evaluation.cache import hash_images
+from prefiqs_ext.evaluation.crops import Encoded, Landmarked, read_crops
+from prefiqs_ext.faces import UnreadableImage, align, decode_rgb, read_rgb
+from prefiqs_ext.faces.align import TEMPLATE
+
+SIZE = (112, 96)
+
+
+def png(picture):
+    file = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def photo(tmp_path):
+    file = tmp_path / "photo.png"
+    file.write_bytes(png(pictures(1, (150, 130), seed=3)[0]))
+    return str(file)
+
+
+def test_every_kind_in_order(tmp_path, photo):
+    faces = pictures(2, SIZE)
+    (tmp_path / "crop.png").write_bytes(png(faces[0]))
+    landmarks = TEMPLATE * 1.2 + (3, 20)
+    sources = [str(tmp_path / "crop.png"), Encoded(png(faces[1]), "image 1"), Landmarked(photo, landmarks)]
+    crops = list(read_crops(sources, SIZE))
+    assert all(crop.dtype == torch.uint8 and crop.is_contiguous() for crop in crops)
+    assert torch.equal(torch.stack(crops[:2]), faces)
+    assert np.array_equal(crops[2].permute(1, 2, 0), align(read_rgb(photo), landmarks, SIZE))
+
+
+def test_lazy(photo):
+    crops = read_crops((Landmarked(path, TEMPLATE) for path in (photo, "missing.png")), SIZE)
+    assert next(crops).shape == (3, *SIZE)
+    with pytest.raises(UnreadableImage, match=r"missing\.png"):
+        next(crops)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("missing.png", r"cannot read missing\.png: No such file"),
+        (Encoded(b"", "image 17 of lfw.bin"), r"cannot read image 17 of lfw\.bin: the file is empty"),
+        (Encoded(b"\xff\xd8\xff no jpeg", "image 17 of lfw.bin"), r"cannot read image 17 of lfw\.bin: "),
+        (Encoded(png(pictures(1, SIZE)[0])[:-400], "image 17 of lfw.bin"), r"cannot read image 17 of lfw\.bin: "),
+        (
+            Encoded(png(pictures(1, 112)[0]), "image 17 of lfw.bin"),
+            r"lfw\.bin: expected a crop of 96 x 112 pixels",
+        ),
+        (Landmarked("missing.png", TEMPLATE), r"cannot read missing\.png"),
+    ],
+)
+def test_refused(source, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        list(read_crops([source], SIZE))
+    assert "\n" not in str(caught.value)
+
+
+def test_refused_files(photo):
+    with pytest.raises(ValueError, match=r"photo\.png: expected a crop of 96 x 112 pixels, got 130 x 150"):
+        next(read_crops([photo], SIZE))
+    with pytest.raises(ValueError, match=r"photo\.png: expected landmarks of a face"):
+        next(read_crops([Landmarked(photo, TEMPLATE[[1, 0, 2, 4, 3]])], SIZE))
+
+
+def test_content_with_too_many_pixels_is_refused_before_decoding():
+    header = b"P6 100000 100000 255\n"
+    with pytest.raises(UnreadableImage, match="megapixels"):
+        decode_rgb(header, "image 0")
+
+
+def test_hash(photo, tmp_path):
+    content = Path(photo).read_bytes()
+    (tmp_path / "copy.png").write_bytes(content)
+    plain = hash_images([photo])
+    assert plain == hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()
+    assert plain == hash_images([str(tmp_path / "copy.png")]) == hash_images([Encoded(content, "image 0")])
+    aligned = hash_images([Landmarked(photo, TEMPLATE)])
+    assert aligned == hash_images([Landmarked(str(tmp_path / "copy.png"), TEMPLATE.astype(np.float64))])
+    assert len({plain, aligned, hash_images([Landmarked(photo, TEMPLATE + 1)]), hash_images([photo, photo])}) == 4
