@@ -24,9 +24,6 @@ def hash_images(images: Iterable[Source]) -> str:
     return digest.hexdigest()
 
 
-hash_files = hash_images
-
-
 def _digest(image: Source) -> bytes:
     if isinstance(image, Encoded):
         return hashlib.sha256(image.data).digest()

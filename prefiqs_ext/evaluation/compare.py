@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 from .all_pairs import all_pairs
 from .bootstrap import Resampled, bootstrap
 from .bootstrap_pairs import bootstrap_pairs
+from .data import Data
 from .edc import RATIOS, Curve, Mode, error_versus_discard
-from .readers import Images, PairList
-from .templates import Templates
+from .readers import Images
 
 _PAIRS = 100_000  # at a time
-
-Data = Images | PairList | Templates
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,6 @@ def compare(
     qualities: [N] HIGHER is better. ValueError: as error_versus_discard."""
     if isinstance(data, Images):
         return _every_pair(data, embeddings, qualities, protocol)
-    if isinstance(data, Templates):
-        embeddings, qualities = data.embeddings(embeddings), {n: data.qualities(q) for n, q in qualities.items()}
     return _listed_pairs(data.pairs, data.mated, embeddings, qualities, protocol)
 
 

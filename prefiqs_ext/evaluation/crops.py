@@ -33,6 +33,11 @@ Source = str | Encoded | Landmarked
 """An image: a str is the path of a crop."""
 
 
+def named(image: Source) -> str:
+    """What errors call it."""
+    return image if isinstance(image, str) else image.name if isinstance(image, Encoded) else image.path
+
+
 def read_crops(images: Iterable[Source], size: tuple[int, int]) -> Iterator[Tensor]:
     """uint8 [3, *size] RGB of each image, in order, read as they are asked for. Crops are never resized.
 
@@ -56,6 +61,6 @@ def _crop(image: Source, size: tuple[int, int]) -> RGB:
             raise ValueError(f"{image.path}: {error}") from None
     crop = decode_rgb(*image) if isinstance(image, Encoded) else read_rgb(image)
     if crop.shape[:2] != size:
-        (height, width), name = crop.shape[:2], image.name if isinstance(image, Encoded) else image
-        raise ValueError(f"{name}: expected a crop of {size[1]} x {size[0]} pixels, got {width} x {height}")
+        height, width = crop.shape[:2]
+        raise ValueError(f"{named(image)}: expected a crop of {size[1]} x {size[0]} pixels, got {width} x {height}")
     return crop

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from .crops import Source
 from .readers import Images, PairList, read_bin, read_folders, read_lfw_pairs, read_pair_list
-from .templates import Templates
 
-Data = Images | PairList | Templates
+Data = Images | PairList
 
 
 def read_data(data: Path, pairs: Path | None = None) -> Data:
@@ -24,7 +21,3 @@ def read_data(data: Path, pairs: Path | None = None) -> Data:
     if pairs is None:
         raise ValueError(f"{data}: expected --pairs FILE beside a list of images, or a folder a person, or a .bin")
     return read_pair_list(data, pairs)
-
-
-def sources(data: Data) -> Sequence[Source]:
-    """The images, in the order that identities and pairs count them."""

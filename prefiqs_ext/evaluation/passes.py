@@ -49,7 +49,9 @@ class ImageSet:
         beside images and preset, as JSON values."""
         versions = [__version__, torch.__version__, np.__version__]
         facts = facts | {"of": what, "preset": asdict(preset), "images": self.hash, "versions": versions}
-        return cached(facts, (len(self.sources), None), lambda: np.concatenate(list(self._batches(what, function, preset))))
+        return cached(
+            facts, (len(self.sources), None), lambda: np.concatenate(list(self._batches(what, function, preset)))
+        )
 
     def _batches(
         self, what: str, function: Callable[[Tensor], Tensor], preset: Preset
@@ -100,7 +102,8 @@ def embedded(images: ImageSet, network: nn.Module, preset: Preset) -> NDArray[np
 
     def embed(crops: Tensor) -> Tensor:
         embedding: Tensor = network(normalize(crops))
-        return embedding / torch.linalg.vector_norm(embedding, dim=1, keepdim=True)  # of norm 0: NaN, which is refused
+        unit: Tensor = embedding / torch.linalg.vector_norm(embedding, dim=1, keepdim=True)
+        return unit  # NaN where the norm is 0, which is refused
 
     return images.compute("embedding", embed, preset, {"weights": hash_weights(network)})
 
@@ -115,9 +118,9 @@ def quality(method: Method, images: ImageSet, fit_on: ImageSet, scorer: Scorer, 
             method.fit_pass(*scored(fit_on, scorer)[1:])
         scores = method.read(*scored(images, scorer)[1:]).numpy()
     else:
-        score, facts = method.score, {"weights": scorer.settings.model_sha256, "seed": seed}
-        if method.needs_fit:
-            score, facts = _fitting(method, fit_on, scorer.preset), facts | {"fitted on": fit_on.hash}
+        facts: dict[str, Any] = {"weights": scorer.settings.model_sha256, "seed": seed}
+        facts |= {"fitted on": fit_on.hash} if method.needs_fit else {}
+        score = _fitting(method, fit_on, scorer.preset) if method.needs_fit else method.score
         scores = images.compute(method.name, score, scorer.preset, facts)[:, 0]
     return scores if method.higher_is_better else -scores
 

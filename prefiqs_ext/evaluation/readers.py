@@ -22,7 +22,7 @@ _BIN_BYTES = 4 << 30
 class Images(NamedTuple):
     """Image files and who they show."""
 
-    paths: list[str]
+    images: Sequence[str]
     identities: NDArray[np.int64]
     """[N] a number a person."""
 

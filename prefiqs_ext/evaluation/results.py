@@ -42,7 +42,7 @@ class Result(NamedTuple):
         """One a method and FMR, by COLUMNS; None for what was not or cannot be computed."""
         return [
             [self.data, self.verifier, name, curve.mode, curve.fmr, float(curve.fnmr[0]), *_areas(curve, protocol)]
-            + self._against_useless(name, curve.fmr)
+            + self._against_useless(name, curve, protocol)
             for name, of_method in self.comparison.curves.items()
             for curve in of_method
         ]
@@ -56,9 +56,10 @@ class Result(NamedTuple):
             for one, other in combinations(draws.pauc, 2)
         ]
 
-    def _against_useless(self, method: str, fmr: float) -> list[float | None]:
-        draws = self.comparison.draws.get(fmr)
-        return [None] * 3 if draws is None else [float(draws.useless.mean()), *draws.interval(method)]
+    def _against_useless(self, name: str, curve: Curve, protocol: Protocol) -> list[float | None]:
+        draws = self.comparison.draws.get(curve.fmr)
+        useless = 1000 * protocol.limit * float(curve.fnmr[0])
+        return [useless, *((None, None) if draws is None else draws.interval(name))]
 
 
 def _areas(curve: Curve, protocol: Protocol) -> list[float | None]:
