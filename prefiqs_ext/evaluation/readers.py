@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files.paths import SUFFIXES
-from .crops import Encoded, Source
+from .crops import Encoded, Source, Swapped
 
 _BIN_BYTES = 4 << 30
 
@@ -25,6 +25,13 @@ class Images(NamedTuple):
     paths: list[str]
     identities: NDArray[np.int64]
     """[N] a number a person."""
+    swapped: bool = False
+    """Whether the files have red and blue exchanged."""
+
+    @property
+    def images(self) -> Sequence[Source]:
+        """What read_crops takes."""
+        return [Swapped(path) for path in self.paths] if self.swapped else self.paths
 
 
 class PairList(NamedTuple):
