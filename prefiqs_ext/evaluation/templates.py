@@ -37,17 +37,17 @@ class Templates(NamedTuple):
     """[P]"""
 
 
-def read_ijbc(root: str | os.PathLike[str]) -> Templates:
-    """The folder IJBC: meta/ijbc_face_tid_mid.txt (`name template media`), meta/ijbc_name_5pts_score.txt (`name x1 y1
-    ... x5 y5 score`, the same images in the same order; the detector's score is not used),
-    meta/ijbc_template_pair_label.txt (`template template label`, 1 = mated), and the images in loose_crop.
+def read_ijbc(meta: str | os.PathLike[str], loose_crop: str | os.PathLike[str]) -> Templates:
+    """In the folder IJBC, meta has ijbc_face_tid_mid.txt (`name template media`), ijbc_name_5pts_score.txt (`name x1 y1
+    ... x5 y5 score`, the same images in the same order; the detector's score is not used) and
+    ijbc_template_pair_label.txt (`template template label`, 1 = mated); the images are in loose_crop.
 
     Raises:
         ValueError: naming file and line: a line of another form, an image or a template that is not there, landmarks
             that are not finite.
         OSError: a file or folder is missing.
     """
-    meta, crops = Path(root) / "meta", Path(root) / "loose_crop"
+    meta, crops = Path(meta), Path(loose_crop)
     names, numbers, media = _faces(meta / "ijbc_face_tid_mid.txt", crops)
     landmarks = _landmarks(meta / "ijbc_name_5pts_score.txt", names)
     ids, template = np.unique(numbers, return_inverse=True)
