@@ -11,7 +11,7 @@ from networks import pictures
 from PIL import Image
 
 from prefiqs_ext.evaluation.cache import hash_images
-from prefiqs_ext.evaluation.crops import Encoded, Landmarked, read_crops
+from prefiqs_ext.evaluation.crops import Encoded, Landmarked, Swapped, read_crops
 from prefiqs_ext.faces import UnreadableImage, align, decode_rgb, read_rgb
 from prefiqs_ext.faces.align import TEMPLATE
 
@@ -39,6 +39,7 @@ def test_every_kind_in_order(tmp_path, photo):
     crops = list(read_crops(sources, SIZE))
     assert all(crop.dtype == torch.uint8 and crop.is_contiguous() for crop in crops)
     assert torch.equal(torch.stack(crops[:2]), faces)
+    assert torch.equal(next(read_crops([Swapped(str(tmp_path / "crop.png"))], SIZE)), faces[0].flip(0))
     assert np.array_equal(crops[2].permute(1, 2, 0), align(read_rgb(photo), landmarks, SIZE))
 
 
@@ -90,4 +91,5 @@ def test_hash(photo, tmp_path):
     assert plain == hash_images([str(tmp_path / "copy.png")]) == hash_images([Encoded(content, "image 0")])
     aligned = hash_images([Landmarked(photo, TEMPLATE)])
     assert aligned == hash_images([Landmarked(str(tmp_path / "copy.png"), TEMPLATE.astype(np.float64))])
-    assert len({plain, aligned, hash_images([Landmarked(photo, TEMPLATE + 1)]), hash_images([photo, photo])}) == 4
+    others = [[Landmarked(photo, TEMPLATE + 1)], [photo, photo], [Swapped(photo)]]
+    assert len({plain, aligned, *map(hash_images, others)}) == 5

@@ -16,7 +16,7 @@ from torch import nn
 
 from .. import __version__, methods
 from ..evaluation.compare import Protocol, compare
-from ..evaluation.crops import Source, named
+from ..evaluation.crops import Source, name_of
 from ..evaluation.data import read_data
 from ..evaluation.passes import ImageSet, embedded, quality, scored
 from ..evaluation.readers import read_folders, read_scores
@@ -138,7 +138,7 @@ def _score_files(options: dict[str, Any], names: list[str], images: Sequence[Sou
             raise click.UsageError(f"expected --scores NAME=FILE, got {given!r}")
         if name in qualities or name in names:
             raise click.UsageError(f"two methods are called {name!r}")
-        scores = read_scores(file, list(map(named, images)))
+        scores = read_scores(file, list(map(name_of, images)))
         qualities[name] = -scores if name in options["lower_better"] else scores
     unknown = set(options["lower_better"]) - set(qualities)
     if unknown:
@@ -154,7 +154,7 @@ def _verifiers(given: tuple[str, ...]) -> dict[str, tuple[nn.Module, Preset]]:
         said = name if colon and name in PRESETS else None
         model = text if said is None else model
         network, own = load_network(model, said)
-        preset = own if said is None else Preset.named(said)
+        preset = own if said is None else Preset.name_of(said)
         if preset is None:
             raise click.UsageError(
                 f"--verifier {text}: the file cannot tell the input its network wants: PRESET:{text}"

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from ..files.whole import whole_file
 from ..models.weights import cache_folder
-from .crops import Encoded, Landmarked, Source
+from .crops import Encoded, Landmarked, Source, Swapped
 
 
 def hash_images(images: Iterable[Source]) -> str:
-    """Of the contents, in order, and of landmarks; names do not matter."""
+    """Of what the crops depend on, in order: contents, landmarks, swapped colours; names do not matter."""
     digest = hashlib.sha256()
     for image in images:
         digest.update(_digest(image))
@@ -29,6 +29,8 @@ def _digest(image: Source) -> bytes:
         return hashlib.sha256(image.data).digest()
     if isinstance(image, Landmarked):
         return hashlib.sha256(_digest(image.path) + np.asarray(image.landmarks, np.float64).tobytes()).digest()
+    if isinstance(image, Swapped):
+        return hashlib.sha256(_digest(image.path) + b"swapped").digest()
     return hashlib.sha256(Path(image).read_bytes()).digest()
 
 

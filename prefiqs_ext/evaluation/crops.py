@@ -21,6 +21,12 @@ class Encoded(NamedTuple):
     """What errors call it."""
 
 
+class Swapped(NamedTuple):
+    """A crop whose file has red and blue exchanged."""
+
+    path: str
+
+
 class Landmarked(NamedTuple):
     """A photo, or a loose crop of one, with one face still to be aligned."""
 
@@ -29,12 +35,12 @@ class Landmarked(NamedTuple):
     """[5, 2] x and y in pixels, in the order of faces.align's TEMPLATE."""
 
 
-Source = str | Encoded | Landmarked
+Source = str | Encoded | Swapped | Landmarked
 """An image: a str is the path of a crop."""
 
 
-def named(image: Source) -> str:
-    """What errors call it."""
+def name_of(image: Source) -> str:
+    """The path, or what errors call it."""
     return image if isinstance(image, str) else image.name if isinstance(image, Encoded) else image.path
 
 
@@ -59,8 +65,8 @@ def _crop(image: Source, size: tuple[int, int]) -> RGB:
             return align(photo, image.landmarks, size)
         except ValueError as error:
             raise ValueError(f"{image.path}: {error}") from None
-    crop = decode_rgb(*image) if isinstance(image, Encoded) else read_rgb(image)
+    crop = decode_rgb(*image) if isinstance(image, Encoded) else read_rgb(name_of(image))
     if crop.shape[:2] != size:
         height, width = crop.shape[:2]
-        raise ValueError(f"{named(image)}: expected a crop of {size[1]} x {size[0]} pixels, got {width} x {height}")
-    return crop
+        raise ValueError(f"{name_of(image)}: expected a crop of {size[1]} x {size[0]} pixels, got {width} x {height}")
+    return np.ascontiguousarray(crop[..., ::-1]) if isinstance(image, Swapped) else crop

@@ -22,7 +22,7 @@ from ..models.preset import Preset
 from ..scorer import Scorer
 from ..settings import hash_weights
 from .cache import cached, hash_images
-from .crops import Source, named, read_crops
+from .crops import Source, name_of, read_crops
 
 _BATCH = 32  # crops together
 
@@ -64,7 +64,7 @@ class ImageSet:
             bad = ~np.isfinite(result).all(axis=1)
             if bad.any():
                 first = self.sources[start + int(bad.argmax())]
-                raise ValueError(f"{named(first)}: no finite {what}; a blank image? Take it out of the set")
+                raise ValueError(f"{name_of(first)}: no finite {what}; a blank image? Take it out of the set")
             yield result
             start += len(batch)
 

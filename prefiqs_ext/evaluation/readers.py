@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files.paths import SUFFIXES
-from .crops import Encoded, Source
+from .crops import Encoded, Source, Swapped, name_of
 
 _BIN_BYTES = 4 << 30
 
@@ -25,6 +25,13 @@ class Images(NamedTuple):
     images: Sequence[str]
     identities: NDArray[np.int64]
     """[N] a number a person."""
+    swapped: bool = False
+    """Whether the files have red and blue exchanged."""
+
+    @property
+    def images(self) -> Sequence[Source]:
+        """What read_crops takes."""
+        return [Swapped(path) for path in self.paths] if self.swapped else self.paths
 
 
 class PairList(NamedTuple):
@@ -52,7 +59,7 @@ def read_lfw_pairs(file: str | os.PathLike[str], root: str | os.PathLike[str]) -
     is root/name/name_000i.jpg."""
     index: dict[str, int] = {}
     pairs, mated = [], []
-    for number, line in _lines(file):
+    for number, line in lines(file):
         words = line.split()
         if number == 1 and len(words) <= 2:
             continue
@@ -65,7 +72,7 @@ def read_lfw_pairs(file: str | os.PathLike[str], root: str | os.PathLike[str]) -
             pair.append(_index(index, _existing(Path(root) / name / f"{name}_{int(which):04d}.jpg", file, number)))
         pairs.append(pair)
         mated.append(len(words) == 3)
-    return _pair_list(file, list(index), pairs, mated)
+    return pair_list(file, list(index), pairs, mated)
 
 
 def read_pair_list(images: str | os.PathLike[str], pairs: str | os.PathLike[str]) -> PairList:
@@ -73,13 +80,13 @@ def read_pair_list(images: str | os.PathLike[str], pairs: str | os.PathLike[str]
     listed, and lie where they say or relative to the list."""
     index: dict[str, int] = {}
     found = []
-    for number, line in _lines(images):
+    for number, line in lines(images):
         if line in index:
             raise ValueError(f"{images}:{number}: {line!r} is listed twice")
         _index(index, line)
         found.append(_existing(Path(images).parent / line, images, number))
     rows, mated = [], []
-    for number, line in _lines(pairs):
+    for number, line in lines(pairs):
         words = line.split()
         if len(words) != 3 or words[2] not in ("0", "1"):
             raise ValueError(f"{pairs}:{number}: expected `path path 0|1`, got {line[:80]!r}")
@@ -88,7 +95,7 @@ def read_pair_list(images: str | os.PathLike[str], pairs: str | os.PathLike[str]
                 raise ValueError(f"{pairs}:{number}: {word!r} is not in {images}")
         rows.append([index[word] for word in words[:2]])
         mated.append(words[2] == "1")
-    return _pair_list(pairs, found, rows, mated)
+    return pair_list(pairs, found, rows, mated)
 
 
 def read_scores(file: str | os.PathLike[str], paths: Sequence[str]) -> NDArray[np.float64]:
@@ -100,7 +107,7 @@ def read_scores(file: str | os.PathLike[str], paths: Sequence[str]) -> NDArray[n
     if len(places) != len(paths):
         raise ValueError("expected images that differ in person/image; two share them")
     scores = np.full(len(paths), np.nan)
-    for number, line in _lines(file):
+    for number, line in lines(file):
         path, _, value = line.rpartition(" ")
         place = places.get(_tail(path.strip()))
         if place is None:
@@ -117,6 +124,89 @@ def read_scores(file: str | os.PathLike[str], paths: Sequence[str]) -> NDArray[n
     if len(missing):
         raise ValueError(f"{file}: no score of {len(missing)} images, the first {paths[missing[0]]}")
     return scores
+
+
+def read_embeddings(
+    path: str | os.PathLike[str], images: Sequence[Source], listed: str | os.PathLike[str] | None = None
+) -> NDArray[np.float32]:
+    """[len(images), d] of unit length, as another tool has saved them.
+
+    Args:
+        path: a .npy of [N, d]; or a folder with a .npy of [d] or [1, d] an image, person/image.npy or image.npy. The
+            image is called as its file without suffix, or, from a .bin, by its number of five digits, as CR-FIQA's
+            scripts do. What a folder has beside them is not looked at.
+        listed: to a file [N, d], an image_path_list.txt of N lines; a path is known by its last two parts. Without
+            it the rows are the images, in order.
+
+    Raises:
+        ValueError: a missing, second or superfluous embedding, one of another length, not finite or zero, numbers that
+            are not floating, pickled data.
+    """
+    if Path(path).is_dir():
+        found = _embeddings_of_images(Path(path), images)
+    else:
+        found = _array(path)
+        if found.ndim != 2:
+            raise ValueError(f"{path}: expected embeddings [N, d], got {list(found.shape)}")
+        if listed is not None:
+            found = found[_rows(listed, images, len(found))]
+        if len(found) != len(images):
+            raise ValueError(f"{path}: expected embeddings of {len(images)} images, got {len(found)}")
+    with np.errstate(over="ignore"):  # an overflow is infinite
+        embeddings = np.array(found, np.float32)
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if len(bad):
+        raise ValueError(f"{path}: expected finite embeddings that are not 0; {name_of(images[bad[0]])} has another")
+    embeddings /= norms
+    return embeddings
+
+
+def _embeddings_of_images(folder: Path, images: Sequence[Source]) -> NDArray[np.floating]:
+    files: dict[Path, int] = {}
+    rows: list[NDArray[np.floating]] = []
+    for i, image in enumerate(images):
+        parts = (f"{i:05d}",) if isinstance(image, Encoded) else Path(name_of(image)).with_suffix("").parts[-2:]
+        places = [folder.joinpath(*parts[k:]) for k in range(len(parts))]
+        file = next((f for f in (place.with_name(f"{place.name}.npy") for place in places) if f.is_file()), None)
+        if file is None:
+            raise ValueError(f"{name_of(image)}: no embedding {places[0]}.npy")
+        if files.setdefault(file, i) != i:
+            raise ValueError(f"{file}: expected an embedding an image; {name_of(images[files[file]])} has it too")
+        row = _array(file)
+        length = rows[0].size if rows else row.size
+        if row.shape not in ((length,), (1, length)):
+            raise ValueError(f"{file}: expected [{length if rows else 'd'}], got {list(row.shape)}")
+        rows.append(np.ravel(row))
+    return np.stack(rows)
+
+
+def _rows(listed: str | os.PathLike[str], images: Sequence[Source], count: int) -> list[int]:
+    """The place of each image in the list."""
+    rows: dict[tuple[str, ...], int] = {}
+    for number, line in lines(listed):
+        if _tail(line) in rows:
+            raise ValueError(f"{listed}:{number}: {line!r} is listed twice")
+        rows[_tail(line)] = len(rows)
+    if len(rows) != count:
+        raise ValueError(f"{listed}: expected {count} images, one an embedding, got {len(rows)}")
+    places = [rows.get(_tail(name_of(image)), -1) for image in images]
+    if -1 in places:
+        raise ValueError(f"{listed}: {name_of(images[places.index(-1)])} is not listed")
+    if len(set(places)) != len(places):
+        raise ValueError("expected images that differ in person/image; two share them")
+    return places
+
+
+def _array(file: str | os.PathLike[str]) -> NDArray[np.floating]:
+    """A memory map, so that no header can ask for more than the file has."""
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError) as error:
+        raise ValueError(f"{file}: expected a .npy of numbers; {' '.join(str(error).split())[:120]}") from None
+    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{file}: expected a .npy of floating-point numbers")
+    return array
 
 
 # What a list of byte strings and a list of truth values need. Nothing here imports, calls or builds an object.
@@ -150,10 +240,11 @@ def read_bin(file: str | os.PathLike[str]) -> PairList:
     if not all(isinstance(image, bytes) for image in images) or not all(label in (0, 1) for label in labels):
         raise ValueError(f"{file}: expected images as bytes and labels that are true or false")
     encoded = [Encoded(image, f"image {i} of {file}") for i, image in enumerate(images)]
-    return _pair_list(file, encoded, np.arange(len(images)).reshape(-1, 2).tolist(), [bool(x) for x in labels])
+    return pair_list(file, encoded, np.arange(len(images)).reshape(-1, 2).tolist(), [bool(x) for x in labels])
 
 
-def _lines(file: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+def lines(file: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, stripped, with their numbers."""
     try:
         with open(file, encoding="utf-8") as text:
             for number, line in enumerate(text, 1):
@@ -177,9 +268,10 @@ def _tail(path: str) -> tuple[str, ...]:
     return Path(path).parts[-2:]
 
 
-def _pair_list(
+def pair_list(
     file: str | os.PathLike[str], images: Sequence[Source], pairs: Sequence[Sequence[int]], mated: list[bool]
 ) -> PairList:
+    """What was read from `file`, which must have had pairs."""
     if not pairs:
         raise ValueError(f"{file}: expected pairs, found none")
     return PairList(images, np.array(pairs, np.int64), np.array(mated))

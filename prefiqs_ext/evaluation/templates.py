@@ -1,0 +1,202 @@
+"""IJB-C: comparisons of templates, each made of several images of one person, in the layout of InsightFace's release.
+
+Sources: InsightFace, recognition/_evaluation_/ijb; for qualities CR-FIQA, feature_extraction/ijb_pair_file.py.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .crops import Landmarked
+from .readers import lines
+
+_BLOCK = 20_000  # images summed at a time
+_LINES = 1_000_000  # of pairs looked up at a time
+_LIMIT = 10_000_000  # numbers of templates and media are below; IJB-C's are below 1,000,000
+
+
+class Templates(NamedTuple):
+    """Comparisons of sets of images."""
+
+    images: list[Landmarked]
+    template: NDArray[np.int64]
+    """[N] the template of each image, 0 to T - 1."""
+    media: NDArray[np.int64]
+    """[N] the still or video of each image."""
+    ids: NDArray[np.int64]
+    """[T] the templates' numbers in the files, rising."""
+    pairs: NDArray[np.int32]
+    """[P, 2] templates."""
+    mated: NDArray[np.bool_]
+    """[P]"""
+
+
+def read_ijbc(meta: str | os.PathLike[str], loose_crop: str | os.PathLike[str]) -> Templates:
+    """In the folder IJBC, meta has ijbc_face_tid_mid.txt (`name template media`), ijbc_name_5pts_score.txt (`name x1 y1
+    ... x5 y5 score`, the same images in the same order; the detector's score is not used) and
+    ijbc_template_pair_label.txt (`template template label`, 1 = mated); the images are in loose_crop.
+
+    Raises:
+        ValueError: naming file and line: a line of another form, an image or a template that is not there, landmarks
+            that are not finite.
+        OSError: a file or folder is missing.
+    """
+    meta, crops = Path(meta), Path(loose_crop)
+    names, numbers, media = _faces(meta / "ijbc_face_tid_mid.txt", crops)
+    landmarks = _landmarks(meta / "ijbc_name_5pts_score.txt", names)
+    ids, template = np.unique(numbers, return_inverse=True)
+    pairs, mated = _pairs(meta / "ijbc_template_pair_label.txt", ids)
+    images = [Landmarked(os.path.join(crops, name), points) for name, points in zip(names, landmarks, strict=True)]
+    return Templates(images, template, media, ids, pairs, mated)
+
+
+def template_embeddings(embeddings: NDArray[np.floating], templates: Templates) -> NDArray[np.float32]:
+    """[T, d] of unit length: the mean over the images of each medium, summed over the media of a template.
+
+    Without InsightFace's options (flipped images added, weights by the detector's score, embeddings that keep their
+    norm): CR-FIQA's, hence presumably the paper's, evaluation uses none of the last two.
+
+    Args:
+        embeddings: [N, d] of the images, L2-normalised; may be a memory map.
+
+    Raises:
+        ValueError: another number of embeddings; a template's sum is 0 or not finite.
+    """
+    n = len(templates.template)
+    if embeddings.ndim != 2 or len(embeddings) != n:
+        raise ValueError(f"expected embeddings [{n}, d], got {list(embeddings.shape)}")
+    both = np.stack([templates.template, templates.media], axis=1)
+    _, medium, images = np.unique(both, axis=0, return_inverse=True, return_counts=True)
+    weights = 1 / images[medium.ravel()]
+    order, starts = _by_template(templates)
+    sums = np.empty((len(starts), embeddings.shape[1]), np.float32)
+    first = 0
+    while first < len(starts):
+        # As many whole templates as fit, at least one.
+        last = max(first + 1, int(np.searchsorted(starts, starts[first] + _BLOCK)))
+        end = starts[last] if last < len(starts) else n
+        rows = order[starts[first] : end]
+        weighted = embeddings[rows] * weights[rows, None]
+        total = np.add.reduceat(weighted, starts[first:last] - starts[first], axis=0)
+        norms = np.linalg.norm(total, axis=1, keepdims=True)
+        bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+        if len(bad):
+            raise ValueError(f"template {templates.ids[first + bad[0]]}: its embeddings sum to 0 or are not finite")
+        sums[first:last] = total / norms
+        first = last
+    return sums
+
+
+def template_qualities(qualities: NDArray[np.floating], templates: Templates) -> NDArray[np.float64]:
+    """[T] the quality of a template's worst image, as in CR-FIQA's evaluation.
+
+    Args:
+        qualities: [N] of the images, HIGHER = better: negate a distance first.
+
+    Raises:
+        ValueError: another number of qualities.
+    """
+    if np.shape(qualities) != templates.template.shape:
+        raise ValueError(f"expected {len(templates.template)} qualities, got {list(np.shape(qualities))}")
+    order, starts = _by_template(templates)
+    return np.minimum.reduceat(np.asarray(qualities, np.float64)[order], starts)
+
+
+def _by_template(templates: Templates) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The images sorted by template, and where each template begins there."""
+    order = np.argsort(templates.template, kind="stable")
+    return order, np.searchsorted(templates.template[order], np.arange(len(templates.ids)))
+
+
+def _faces(file: Path, crops: Path) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    present = {entry.name for entry in os.scandir(crops)}
+    names, numbers = [], array("q")
+    for number, line in lines(file):
+        words = line.split()
+        if len(words) != 3 or not _all_numbers(words[1:]):
+            raise ValueError(f"{file}:{number}: expected `name template media`, got {line[:80]!r}")
+        if words[0] not in present:
+            raise ValueError(f"{file}:{number}: no image {crops / words[0]}")
+        names.append(words[0])
+        numbers.extend((int(words[1]), int(words[2])))
+    if not names:
+        raise ValueError(f"{file}: expected images, found none")
+    if len(set(names)) != len(names):
+        raise ValueError(f"{file}: expected every image once, got {len(names) - len(set(names))} repeated")
+    template, media = np.array(numbers, np.int64).reshape(-1, 2).T
+    return names, template, media
+
+
+def _landmarks(file: Path, names: list[str]) -> NDArray[np.float64]:
+    """[N, 5, 2]"""
+    values = array("d")
+    count = 0
+    for number, line in lines(file):
+        name, *words = line.split()
+        if count == len(names) or name != names[count]:
+            raise ValueError(
+                f"{file}:{number}: expected the images of ijbc_face_tid_mid.txt in its order, got {name!r}"
+            )
+        try:
+            values.extend(_landmark_numbers(words))
+        except ValueError:
+            raise ValueError(f"{file}:{number}: expected `name x1 y1 ... x5 y5 score`, got {line[:80]!r}") from None
+        count += 1
+    if count != len(names):
+        raise ValueError(f"{file}: expected {len(names)} images, got {count}")
+    landmarks = np.array(values).reshape(-1, 5, 2)
+    bad = np.flatnonzero(~np.isfinite(landmarks).all((1, 2)))
+    if len(bad):
+        raise ValueError(f"{file}: expected finite landmarks, got {landmarks[bad[0]].tolist()} for {names[bad[0]]!r}")
+    return landmarks
+
+
+def _landmark_numbers(words: list[str]) -> list[float]:
+    numbers = list(map(float, words))
+    if len(numbers) != 11:
+        raise ValueError
+    return numbers[:10]
+
+
+def _pairs(file: Path, ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Millions of lines: read as a whole, and once more by line only to say what is wrong."""
+    places = np.full(_LIMIT + 1, -1, np.int32)  # the last for all that is out of range
+    places[ids] = np.arange(len(ids))
+    try:
+        if not os.path.getsize(file):
+            raise ValueError
+        rows = np.loadtxt(file, np.int32, comments=None, ndmin=2)
+        if rows.shape[1] != 3:
+            raise ValueError
+        pairs, mated = np.empty((len(rows), 2), np.int32), np.empty(len(rows), bool)
+        for start in range(0, len(rows), _LINES):
+            part = slice(start, start + _LINES)
+            pairs[part] = places[np.where((rows[part, :2] >= 0) & (rows[part, :2] < _LIMIT), rows[part, :2], _LIMIT)]
+            mated[part] = rows[part, 2] == 1
+            if (pairs[part] < 0).any() or (rows[part, 2] & ~1).any():
+                raise ValueError
+    except ValueError:
+        _pair_fault(file, ids)
+    return pairs, mated
+
+
+def _pair_fault(file: Path, ids: NDArray[np.int64]) -> NoReturn:
+    known = set(ids.tolist())
+    for number, line in lines(file):
+        words = line.split()
+        if len(words) != 3 or not _all_numbers(words[:2]) or words[2] not in ("0", "1"):
+            raise ValueError(f"{file}:{number}: expected `template template 0|1`, got {line[:80]!r}")
+        for word in words[:2]:
+            if int(word) not in known:
+                raise ValueError(f"{file}:{number}: no image is of template {word}")
+    raise ValueError(f"{file}: expected lines `template template 0|1`")
+
+
+def _all_numbers(words: list[str]) -> bool:
+    return all(word.isdecimal() and len(word) < 8 for word in words)
