@@ -11,6 +11,7 @@ import click
 from PIL import Image
 from tqdm import tqdm
 
+from ..evaluation.crops import name_of
 from ..evaluation.degraded import Step, degrade, draw
 from ..evaluation.readers import read_folders
 from ..faces import read_rgb
@@ -47,7 +48,7 @@ def degrade_command(data: Path, output: Path, seed: int) -> None:
     """
     if output.is_dir() and any(output.iterdir()):
         raise ValueError(f"{shown(str(output))} is not empty: name another folder with --output, or empty it")
-    targets = _targets(read_folders(data).paths)
+    targets = _targets(list(map(name_of, read_folders(data).images)))
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(_COLUMNS)

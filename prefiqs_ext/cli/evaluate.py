@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -15,25 +16,29 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import __version__, methods
+from ..evaluation import benchmarks
 from ..evaluation.compare import Protocol, compare
 from ..evaluation.crops import Source, name_of
-from ..evaluation.data import read_data
+from ..evaluation.data import Data, read_data
 from ..evaluation.passes import ImageSet, embedded, quality, scored
-from ..evaluation.readers import read_folders, read_scores
+from ..evaluation.readers import read_embeddings, read_folders, read_scores
 from ..models.preset import PRESETS, Preset
 from ..network import load_network
 from ..scorer import Scorer
 from ..settings import hash_weights
 from .scoring import check_scoring, make_scorer, pruning, scoring_options
 
-_FIT = 200  # images that a fitted method is given, sampled
 _FMRS = (1e-2, 1e-3, 1e-4)
+_PAPER_FMRS = (1e-3, 1e-4)
+_FIT = 200  # images that a fitted method is given, sampled
+_VERSIONS = {"prefiqs_ext": __version__, "torch": torch.__version__, "numpy": np.__version__}
 _FILE = click.Path(path_type=Path, exists=True)
 
 
 @click.command()
 @click.argument("data", type=_FILE)
 @click.option("--pairs", type=_FILE, help="What to compare, instead of every image with every other.")
+@click.option("--protocol", type=click.Choice(["paper"]), help="paper: DATA holds the paper's eight benchmarks.")
 @click.option("--methods", default="prefiqs,norm,random", show_default=True, help="Comma-separated; may be empty.")
 @click.option("--scores", multiple=True, metavar="NAME=FILE", help="Another tool's, lines `path score`; repeatable.")
 @click.option("--lower-better", multiple=True, metavar="NAME", help="Of these --scores, lower means better.")
@@ -43,6 +48,7 @@ _FILE = click.Path(path_type=Path, exists=True)
     metavar="[PRESET:]NAME|FILE",
     help="Another network that compares the faces; repeatable. [default: --model itself]",
 )
+@click.option("--embeddings", type=_FILE, help="Saved ones that compare the faces: .npy [N, d], or a folder of .npy.")
 @click.option(
     "--fit-on",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -60,11 +66,13 @@ _FILE = click.Path(path_type=Path, exists=True)
     "--output", "-o", type=click.Path(path_type=Path, file_okay=False), default="evaluation", show_default=True
 )
 @scoring_options
-def evaluate(data: Path, pairs: Path | None, output: Path, **options: Any) -> None:
+def evaluate(data: Path, output: Path, **options: Any) -> None:
     """Compare qualities by the errors that discarding the worst pairs of faces removes.
 
     DATA is a folder of aligned crops, a folder a person: every image is compared with every other, or those of --pairs
-    (LFW's pairs.txt). Or a list of crops, a path a line, with --pairs (lines `path path 0|1`). Or InsightFace's .bin.
+    (LFW's pairs.txt). Or a list of crops, a path a line, with --pairs (lines `path path 0|1`). Or InsightFace's .bin,
+    or its folder IJBC. With --protocol paper, a folder with any of LFW, AgeDB-30, CFP-FP, CALFW, CPLFW, Adience, XQLFW
+    and IJB-C in the layouts in which they are published, at FMR 1e-3 and 1e-4; those not found are named.
 
     Prints a table, and writes edc.csv, differences.csv (between methods), edc.png, edc.svg and edc.json (all settings
     and curves) to the output folder. `low` and `high` bound, at 95 %, pAUC minus that of a useless quality, over draws
@@ -76,6 +84,7 @@ def evaluate(data: Path, pairs: Path | None, output: Path, **options: Any) -> No
       prefiqs evaluate people/ --methods prefiqs,grafiqs,norm,random --output evaluation
       prefiqs evaluate people/ --scores theirs=theirs.txt --verifier facexzoo
       prefiqs evaluate lfw/ --pairs pairs.txt
+      prefiqs evaluate benchmarks/ --protocol paper --model arcface.pth --preset arcface --verifier magface:magface.pth
     """
     try:
         from ..evaluation import results
@@ -83,41 +92,102 @@ def evaluate(data: Path, pairs: Path | None, output: Path, **options: Any) -> No
         raise click.ClickException(f"{error.name} is missing: pip install 'prefiqs_ext[analysis]'") from error
     check_scoring(options)
     names = _method_names(options)
-    protocol = Protocol(options["mode"], _FMRS, options["max_discard"], options["resamples"], options["seed"])
-    faces = read_data(data, pairs)
-    files = _score_files(options, names, faces.images)
-    verifiers = _verifiers(options["verifier"])
+    paper = options["protocol"] == "paper"
+    settings = (options[name] for name in ("max_discard", "resamples", "seed"))
+    protocol = Protocol(options["mode"], _PAPER_FMRS if paper else _FMRS, *settings)
+    sets = _benchmarks(data, options) if paper else [_Set(data.name, read_data(data, options["pairs"]))]
+    files = {} if paper else _score_files(options, names, sets[0].data.images)
+    networks = _Networks(options, names)
     output.mkdir(parents=True, exist_ok=True)
-    network, own = load_network(options["model"], options["preset"])
-    scorer = make_scorer(options | {"model": network, "preset": options["preset"] or own})
-    images, fit_on = ImageSet(faces.images), ImageSet(_fit_on(options, faces.images))
-    qualities: dict[str, NDArray[np.floating]] = {}
-    for name in names:
-        method = methods.create(name, network, _preset(scorer), pruning=pruning(options), seed=options["seed"])
-        qualities[name] = quality(method, images, fit_on, scorer, options["seed"])
-    qualities |= files
-    embeddings = {name: embedded(images, *of) for name, of in verifiers.items()}
-    if not verifiers:
-        embeddings = {_label(options["model"]): scored(images, scorer).embeddings}
-    found = [
-        results.Result(data.name, verifier, len(faces.images), compare(faces, theirs, qualities, protocol))
-        for verifier, theirs in embeddings.items()
-    ]
-    facts = {
-        "versions": {"prefiqs_ext": __version__, "torch": torch.__version__, "numpy": np.__version__},
-        "weights": {_label(options["model"]): scorer.settings.model_sha256}
-        | {name: hash_weights(of) for name, (of, _) in verifiers.items()},
-        "preset": asdict(_preset(scorer)),
-        "images": images.hash,
-        "fitted on": str(options["fit_on"] or data),
-        "options": options,
-    }
+    found = []
+    for name, faces, published in sets:
+        images = ImageSet(faces.images)
+        qualities = networks.qualities(images, faces.images) | files
+        for verifier, embeddings in networks.embeddings(images, faces.images).items():
+            comparison = compare(faces, embeddings, qualities, protocol)
+            found.append(results.Result(name, verifier, len(faces.images), comparison, published))
+    facts = {"options": options | {"data": data}, "networks": networks.facts(), "versions": _VERSIONS}
     results.write(output, found, protocol, facts)
     for result in found:
-        click.echo(result.title)
-        click.echo("  ".join(f"{column:>10}" for column in results.COLUMNS[2:]))
-        for row in result.rows(protocol):
-            click.echo("  ".join(f"{_short(value):>10}" for value in row[2:]))
+        click.echo("\n".join(results.shown(result, protocol)))
+    if paper:
+        click.echo("\n".join(results.averages(found, protocol)))
+
+
+class _Set(NamedTuple):
+    name: str
+    data: Data
+    published: float | None = None
+    """pAUC of the paper."""
+
+
+def _benchmarks(data: Path, options: dict[str, Any]) -> list[_Set]:
+    """Those of the paper's that are there; which are not is said."""
+    if options["pairs"] or options["scores"] or options["embeddings"]:
+        raise click.UsageError("--protocol paper has sets of its own: leave --pairs, --scores and --embeddings out")
+    found, absent = benchmarks.find(data)
+    for missing, looked in absent:
+        click.echo(f"{missing.name} is not there: looked for {', '.join(looked)}")
+    if not found:
+        raise ValueError(f"{data}: expected one of the paper's benchmarks or more, found none")
+    return [_Set(each.benchmark.name, each.load(), each.benchmark.target) for each in found]
+
+
+class _Networks:
+    """What gives qualities, and what compares faces."""
+
+    def __init__(self, options: dict[str, Any], names: list[str]) -> None:
+        if options["embeddings"] and options["verifier"]:
+            raise click.UsageError("--embeddings and --verifier both say what compares the faces: leave one out")
+        self._options = options
+        self._names = names
+        self._verifiers = _verifiers(options["verifier"])
+
+    @cached_property
+    def _network(self) -> tuple[nn.Module, Preset | str | None]:
+        network, own = load_network(self._options["model"], self._options["preset"])
+        return network, self._options["preset"] or own
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        network, preset = self._network
+        return make_scorer(self._options | {"model": network, "preset": preset})
+
+    def qualities(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.floating]]:
+        """[N] of each method, higher = better."""
+        found: dict[str, NDArray[np.floating]] = {}
+        seed = self._options["seed"]
+        for name in self._names:
+            assert self._scorer.preset is not None  # check_scoring
+            method = methods.create(
+                name, self._network[0], self._scorer.preset, pruning=pruning(self._options), seed=seed
+            )
+            found[name] = quality(method, images, self._fit_on(sources), self._scorer, seed)
+        return found
+
+    def embeddings(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.float32]]:
+        """[N, d] by verifier: saved ones, those of other networks, or the scoring network's own."""
+        saved = self._options["embeddings"]
+        if saved is not None:
+            return {saved.stem: read_embeddings(saved, sources)}
+        if self._verifiers:
+            return {name: embedded(images, *of) for name, of in self._verifiers.items()}
+        return {_label(self._options["model"]): scored(images, self._scorer).embeddings}
+
+    def _fit_on(self, sources: Sequence[Source]) -> ImageSet:
+        folder = self._options["fit_on"]
+        pool = list(sources if folder is None else read_folders(folder).images)
+        return ImageSet(random.Random(self._options["seed"]).sample(pool, min(_FIT, len(pool))))
+
+    def facts(self) -> dict[str, Any]:
+        """For the record."""
+        weights = {name: hash_weights(network) for name, (network, _) in self._verifiers.items()}
+        presets: dict[str, Any] = {name: asdict(preset) for name, (_, preset) in self._verifiers.items()}
+        if "_scorer" in vars(self):  # it was needed
+            name, preset = _label(self._options["model"]), self._scorer.preset
+            weights[name] = self._scorer.settings.model_sha256
+            presets[name] = preset and asdict(preset)
+        return {"weights": weights, "presets": presets}
 
 
 def _method_names(options: dict[str, Any]) -> list[str]:
@@ -154,7 +224,7 @@ def _verifiers(given: tuple[str, ...]) -> dict[str, tuple[nn.Module, Preset]]:
         said = name if colon and name in PRESETS else None
         model = text if said is None else model
         network, own = load_network(model, said)
-        preset = own if said is None else Preset.name_of(said)
+        preset = own if said is None else Preset.named(said)
         if preset is None:
             raise click.UsageError(
                 f"--verifier {text}: the file cannot tell the input its network wants: PRESET:{text}"
@@ -165,19 +235,5 @@ def _verifiers(given: tuple[str, ...]) -> dict[str, tuple[nn.Module, Preset]]:
     return found
 
 
-def _fit_on(options: dict[str, Any], images: Sequence[Source]) -> Sequence[Source]:
-    pool = images if options["fit_on"] is None else read_folders(options["fit_on"]).images
-    return random.Random(options["seed"]).sample(list(pool), min(_FIT, len(pool)))
-
-
-def _preset(scorer: Scorer) -> Preset:
-    assert scorer.preset is not None  # check_scoring
-    return scorer.preset
-
-
 def _label(model: str) -> str:
     return Path(model).stem
-
-
-def _short(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else f"{value:.4g}"

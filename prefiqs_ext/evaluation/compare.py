@@ -15,6 +15,7 @@ from .bootstrap_pairs import bootstrap_pairs
 from .data import Data
 from .edc import RATIOS, Curve, Mode, error_versus_discard
 from .readers import Images
+from .templates import Templates, template_embeddings, template_qualities
 
 _PAIRS = 100_000  # at a time
 
@@ -52,6 +53,9 @@ def compare(
     qualities: [N] HIGHER is better. ValueError: as error_versus_discard."""
     if isinstance(data, Images):
         return _every_pair(data, embeddings, qualities, protocol)
+    if isinstance(data, Templates):
+        embeddings = template_embeddings(embeddings, data)
+        qualities = {name: template_qualities(of_images, data) for name, of_images in qualities.items()}
     return _listed_pairs(data.pairs, data.mated, embeddings, qualities, protocol)
 
 

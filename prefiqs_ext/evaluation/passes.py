@@ -3,9 +3,9 @@ computed before."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,26 +21,29 @@ from ..methods.drift import OfScorer
 from ..models.preset import Preset
 from ..scorer import Scorer
 from ..settings import hash_weights
-from .cache import cached, hash_images
-from .crops import Source, name_of, read_crops
+from .cache import cached
+from .crops import Source, digest, name_of, read_crops
 
 _BATCH = 32  # crops together
 
 
 class ImageSet:
-    """Images to compute something of. ValueError, while computing: a source that gives no crop, or whose result is not
-    finite, by name."""
+    """Images to compute something of; one that comes again, as in a benchmark's pairs, is computed once.
+
+    ValueError, while computing: a source that gives no crop, or whose result is not finite, by name.
+    """
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self.sources = sources
-
-    @cached_property
-    def hash(self) -> str:
-        return hash_images(self.sources)
+        digests = list(map(digest, sources))
+        rows: dict[bytes, int] = {}
+        self._places = np.array([rows.setdefault(value, len(rows)) for value in digests])
+        self._different = [sources[i] for i in np.unique(self._places, return_index=True)[1]]
+        self.hash = hashlib.sha256(b"".join(digests)).hexdigest()
+        """Of contents in order."""
 
     def crops(self, preset: Preset) -> Tensor:
         """uint8 [N, 3, H, W]: all of them."""
-        return torch.stack(list(read_crops(self.sources, preset.size)))
+        return torch.stack(list(read_crops(self._different, preset.size)))[self._places]
 
     def compute(
         self, what: str, function: Callable[[Tensor], Tensor], preset: Preset, facts: dict[str, Any]
@@ -49,22 +52,25 @@ class ImageSet:
         beside images and preset, as JSON values."""
         versions = [__version__, torch.__version__, np.__version__]
         facts = facts | {"of": what, "preset": asdict(preset), "images": self.hash, "versions": versions}
-        return cached(
-            facts, (len(self.sources), None), lambda: np.concatenate(list(self._batches(what, function, preset)))
-        )
+
+        def rows() -> NDArray[np.float32]:
+            return np.concatenate(list(self._batches(what, function, preset)))[self._places]
+
+        return cached(facts, (len(self._places), None), rows)
 
     def _batches(
         self, what: str, function: Callable[[Tensor], Tensor], preset: Preset
     ) -> Iterator[NDArray[np.float32]]:
-        crops = iter(tqdm(read_crops(self.sources, preset.size), what, len(self.sources), disable=None, leave=False))
+        images = self._different
+        crops = iter(tqdm(read_crops(images, preset.size), what, len(images), disable=None, leave=False))
         start = 0
         while batch := list(islice(crops, _BATCH)):
             with torch.no_grad():
                 result = function(torch.stack(batch)).reshape(len(batch), -1).cpu().numpy()
             bad = ~np.isfinite(result).all(axis=1)
             if bad.any():
-                first = self.sources[start + int(bad.argmax())]
-                raise ValueError(f"{name_of(first)}: no finite {what}; a blank image? Take it out of the set")
+                name = name_of(images[start + int(bad.argmax())])
+                raise ValueError(f"{name}: no finite {what}; a blank image? Take it out of the set")
             yield result
             start += len(batch)
 

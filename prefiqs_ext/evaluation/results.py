@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..files.whole import whole_file
+from .benchmarks import AVERAGE_TARGET, BENCHMARKS, LEFT_OUT
 from .compare import Comparison, Protocol
 from .edc import Curve
 from .plot import draw
 
-COLUMNS = ("data", "verifier", "method", "mode", "fmr", "fnmr", "pauc", "auc", "useless", "low", "high")
+COLUMNS = ("data", "verifier", "method", "mode", "fmr", "fnmr", "pauc", "auc", "useless", "low", "high", "published")
 _DIFFERENCES = ("data", "verifier", "fmr", "method", "other", "difference", "low", "high")
 _FORMS = ("png", "svg")
 
@@ -29,6 +30,8 @@ class Result(NamedTuple):
     verifier: str
     images: int
     comparison: Comparison
+    published: float | None = None
+    """The paper's pAUC of PreFIQs, with its network."""
 
     @property
     def title(self) -> str:
@@ -42,7 +45,7 @@ class Result(NamedTuple):
         """One a method and FMR, by COLUMNS; None for what was not or cannot be computed."""
         return [
             [self.data, self.verifier, name, curve.mode, curve.fmr, float(curve.fnmr[0]), *_areas(curve, protocol)]
-            + self._against_useless(name, curve, protocol)
+            + [*self._against_useless(name, curve, protocol), self.published if name == "prefiqs" else None]
             for name, of_method in self.comparison.curves.items()
             for curve in of_method
         ]
@@ -106,3 +109,30 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     return text.getvalue().encode()
+
+
+def shown(result: Result, protocol: Protocol) -> list[str]:
+    """A title and a table for a terminal; columns that are empty are left out."""
+    return [result.title, *_lines(COLUMNS[2:], [row[2:] for row in result.rows(protocol)])]
+
+
+def averages(results: Sequence[Result], protocol: Protocol) -> list[str]:
+    """Mean pAUC over the benchmarks but XQLFW, as the paper has it, by verifier, method and FMR."""
+    rows: dict[tuple[Any, ...], list[float]] = {}
+    for row in (row for result in results if result.data != LEFT_OUT for row in result.rows(protocol)):
+        rows.setdefault((row[1], row[2], row[4]), []).append(row[6])
+    table = [
+        [*key, len(values), float(np.mean(values))]
+        + [AVERAGE_TARGET if key[1] == "prefiqs" and len(values) == len(BENCHMARKS) - 1 else None]
+        for key, values in rows.items()
+    ]
+    return [f"mean without {LEFT_OUT}", *_lines(("verifier", "method", "fmr", "sets", "pauc", "published"), table)]
+
+
+def _lines(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    used = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
+    return ["  ".join(f"{_short(row[i]):>10}" for i in used) for row in (columns, *rows)]
+
+
+def _short(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:.4g}"
