@@ -105,7 +105,9 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
         qualities = networks.qualities(images, faces.images) | files
         for verifier, embeddings in networks.embeddings(images, faces.images).items():
             comparison = compare(faces, embeddings, qualities, protocol)
-            found.append(results.Result(name, verifier, len(faces.images), comparison, published))
+            # The paper's figures are those of one network that both scores and compares.
+            own = published if verifier == _label(options["model"]) else None
+            found.append(results.Result(name, verifier, len(faces.images), comparison, own))
     facts = {"options": options | {"data": data}, "networks": networks.facts(), "versions": _VERSIONS}
     results.write(output, found, protocol, facts)
     for result in found:

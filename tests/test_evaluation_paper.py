@@ -1,0 +1,103 @@
+"""`prefiqs evaluate --protocol paper`, on the eight benchmarks in miniature."""
+
+import csv
+import io
+import json
+
+import benchmark_sets as sets
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from prefiqs_ext import Scorer
+from prefiqs_ext.cli import main
+from prefiqs_ext.evaluation import cache
+from prefiqs_ext.evaluation.benchmarks import BENCHMARKS
+from prefiqs_ext.evaluation.edc import error_versus_discard
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("benchmarks")
+    sets.write_all(root)
+    (root / "faces_emore" / "cplfw.bin").unlink()
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(root, tmp_path_factory, sface_file):
+    output = tmp_path_factory.mktemp("out")
+    options = ["--methods", "prefiqs,brightness", "--resamples", "0", "--max-discard", "0.3"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "cache_folder", lambda: output / "cache")
+        result = CliRunner().invoke(main, ["evaluate", str(root), "--protocol", "paper", *options, "-o", str(output)])
+    assert result.exit_code == 0, result.output
+    return result.output, output
+
+
+def test_all_that_are_there(run):
+    output, folder = run
+    names = [benchmark.name for benchmark in BENCHMARKS if benchmark.name != "CPLFW"]
+    assert "CPLFW is not there: looked for cplfw.bin, faces_emore/cplfw.bin, quality_data/cplfw" in output
+    with (folder / "edc.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    assert list(dict.fromkeys(row["data"] for row in rows)) == names
+    assert [row["published"] for row in rows if row["method"] == "prefiqs" and row["fmr"] == "0.001"] == [
+        "", "6.876", "3.755", "", "10.009", "", "6.77"
+    ]  # fmt: skip
+    assert all(not row["published"] for row in rows if row["method"] == "brightness")
+    mean = np.mean([float(r["pauc"]) for r in rows if r["method"] == "prefiqs" and r["fmr"] == "0.001"
+                    and r["data"] != "XQLFW"])  # fmt: skip
+    line = next(line.split() for line in output.split("mean without XQLFW")[1].splitlines() if "prefiqs" in line)
+    assert line[:4] == ["sface", "prefiqs", "0.001", "6"]
+    assert float(line[4]) == pytest.approx(mean, rel=1e-3)
+    assert len(line) == 5  # the paper's mean is over seven
+    assert {f"edc-{name}-sface.png" for name in names} <= {file.name for file in folder.iterdir()}
+    assert json.loads((folder / "edc.json").read_text())["options"]["protocol"] == "paper"
+
+
+@pytest.mark.parametrize(("name", "seed"), [("lfw", 0), ("calfw", 3)])
+def test_a_list_of_pairs(run, sface, name, seed):
+    pictures = sets.faces(seed)
+    listed = np.array(sets.pairs(seed)).ravel()
+    scored = Scorer(sface, preset="sface")(torch.stack([decoded(pictures[i]) for i in listed]))
+    pairs = np.arange(len(listed)).reshape(-1, 2)
+    unit = scored.embedding.numpy()
+    similar = (unit[pairs[:, 0]] * unit[pairs[:, 1]]).sum(1)
+    curve = error_versus_discard(
+        similar, np.array(sets.LABELS), pairs, -scored.distance.numpy(), fmr=1e-3, ratios=np.arange(7) / 20
+    )
+    found = next(each for each in results(run) if each["data"].lower() == name)["curves"]["prefiqs"][0]
+    assert found["fnmr"] == pytest.approx(curve.fnmr.tolist())
+    assert found["thresholds"] == pytest.approx(curve.thresholds.tolist(), abs=1e-5)  # batches differ in rounding
+
+
+def test_templates(run):
+    """The pairs of IJB-C are of templates, which are fewer than images."""
+    ijbc = next(each for each in results(run) if each["data"] == "IJB-C")
+    assert ijbc["images"] == sets.PEOPLE * sets.EACH
+    curve = ijbc["curves"]["prefiqs"][0]
+    assert (curve["mated"], curve["non_mated"]) == (6, 60)
+
+
+def test_refused(root, tmp_path):
+    def refusal(*arguments):
+        result = CliRunner().invoke(main, ["evaluate", *map(str, arguments), "-o", str(tmp_path / "out")])
+        return result.exit_code, result.output
+
+    assert refusal(root, "--protocol", "paper", "--scores", f"a={root}/XQLFW/xqlfw_pairs.txt")[0] == 2
+    (tmp_path / "empty").mkdir()
+    code, output = refusal(tmp_path / "empty", "--protocol", "paper")
+    assert code == 1
+    assert "found none" in output
+    assert "IJB-C is not there" in output
+
+
+def results(run):
+    return json.loads((run[1] / "edc.json").read_text())["results"]
+
+
+def decoded(picture):
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(sets.jpeg(picture))))).permute(2, 0, 1)
