@@ -140,9 +140,7 @@ def _landmarks(file: Path, names: list[str]) -> NDArray[np.float64]:
     for number, line in lines(file):
         name, *words = line.split()
         if count == len(names) or name != names[count]:
-            raise ValueError(
-                f"{file}:{number}: expected the images of ijbc_face_tid_mid.txt in its order, got {name!r}"
-            )
+            raise ValueError(f"{file}:{number}: expected the order of ijbc_face_tid_mid.txt, got {name[:80]!r}")
         try:
             values.extend(_landmark_numbers(words))
         except ValueError:
@@ -169,9 +167,9 @@ def _pairs(file: Path, ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArr
     places = np.full(_LIMIT + 1, -1, np.int32)  # the last for all that is out of range
     places[ids] = np.arange(len(ids))
     try:
-        if not os.path.getsize(file):
+        if next(lines(file), None) is None:  # np.loadtxt would warn
             raise ValueError
-        rows = np.loadtxt(file, np.int32, comments=None, ndmin=2)
+        rows = np.loadtxt(file, np.int32, comments=None, ndmin=2, encoding="utf-8")
         if rows.shape[1] != 3:
             raise ValueError
         pairs, mated = np.empty((len(rows), 2), np.int32), np.empty(len(rows), bool)
