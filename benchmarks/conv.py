@@ -26,11 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from benchmarks.score import argument_parser, network
-from benchmarks.timing import Spread, interleaved, machine
+from benchmarks.timing import Spread, machine
 from prefiqs_ext import _C, ops
 from prefiqs_ext.dual import DualConv2d, DualLinear
 from prefiqs_ext.pruning import pack_mask
 from prefiqs_ext.scorer import Scorer
+from prefiqs_ext.timing import interleaved
 
 ALGORITHMS = ("depthwise", "winograd", "linear", "gemm")
 TORCH = "two torch layers"

@@ -30,10 +30,10 @@ def main() -> None:
     batch = np.load(folder / BATCH_FILE)
     for _ in range(2):
         contender(batch)
-    print(_high_water_mark())
+    print(high_water_mark())
 
 
-def _high_water_mark() -> int:
+def high_water_mark() -> int:
     # Not getrusage: across exec, ru_maxrss keeps the peak of the process that forked this one.
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):

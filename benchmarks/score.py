@@ -23,10 +23,11 @@ from torch import nn
 from benchmarks import peers
 from benchmarks.memory import BATCH_FILE, peak_bytes
 from benchmarks.runtimes import RUNTIMES
-from benchmarks.timing import Spread, interleaved, machine, ratios
+from benchmarks.timing import Spread, machine, ratios
 from prefiqs_ext import models, reference
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.timing import interleaved
 from tests.networks import calibrated, pictures
 
 IRESNETS = ("iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200")

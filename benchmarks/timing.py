@@ -1,12 +1,11 @@
-"""Timing several contenders fairly, summaries of what was timed, and what machine it was."""
+"""Summaries of what was timed, and what machine it was."""
 
 from __future__ import annotations
 
 import os
 import platform
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-_SETTLE_SECONDS = 0.05
 _PACKAGES = ("prefiqs_ext", "torch", "numpy", "onnxruntime", "openvino")
 
 
@@ -33,30 +31,6 @@ class Spread:
         ordered = sorted(values)
         low, median, high = statistics.quantiles(ordered, n=4, method="inclusive") if len(ordered) > 1 else ordered * 3
         return Spread(median, low, high, ordered[0], ordered[-1])
-
-
-def interleaved(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2, settle: float = _SETTLE_SECONDS
-) -> dict[str, list[float]]:
-    """Seconds of each contender in each round.
-
-    Each round times every contender once, and each round begins with another one, so that drift of the machine and
-    what a contender leaves in the caches fall on all alike. `settle` seconds of sleep before each timing let the idle
-    threads of the one before stop spinning.
-    """
-    names = list(contenders)
-    for _ in range(warmup):
-        for name in names:
-            contenders[name]()
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            time.sleep(settle)
-            start = time.perf_counter()
-            contenders[name]()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:

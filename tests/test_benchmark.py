@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # last: the installed package comes before the source tree
 
 from benchmarks.memory import BATCH_FILE, peak_bytes  # noqa: E402
-from benchmarks.timing import Spread, interleaved, machine, ratios  # noqa: E402
+from benchmarks.timing import Spread, machine, ratios  # noqa: E402
+from prefiqs_ext.timing import interleaved  # noqa: E402
 
 
 def test_spread_by_hand() -> None:

@@ -47,14 +47,14 @@ def test_score_file(data):
     assert result.exit_code == 0, result.output
     output = data.parent / "out"
     (cached,) = (data.parent / "cache" / "evaluation").iterdir()
-    embeddings = np.load(cached)
+    embeddings = np.load(cached)[:, :-2]  # beside them D and norm
     with (output / "edc.csv").open() as table:
         rows = list(csv.DictReader(table))
     curves = all_pairs(embeddings, np.repeat(np.arange(4), 6), -scores, ratios=np.arange(7) / 20)
     assert [float(row["pauc"]) for row in rows] == pytest.approx([curve.area(0.3) for curve in curves])
     kept = json.loads((output / "edc.json").read_text())
     assert kept["options"]["seed"] == 0
-    assert kept["curves"]["theirs"][0]["mated"] == 60
+    assert kept["results"][0]["curves"]["theirs"][0]["mated"] == 60
     assert (output / "edc.png").read_bytes()[1:4] == b"PNG"
     assert b"<svg" in (output / "edc.svg").read_bytes()
 

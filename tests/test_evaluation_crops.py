@@ -10,8 +10,7 @@ import torch
 from networks import pictures
 from PIL import Image
 
-from prefiqs_ext.evaluation.cache import hash_images
-from prefiqs_ext.evaluation.crops import Encoded, Landmarked, Swapped, read_crops
+from prefiqs_ext.evaluation.crops import Encoded, Landmarked, Swapped, digest, read_crops
 from prefiqs_ext.faces import UnreadableImage, align, decode_rgb, read_rgb
 from prefiqs_ext.faces.align import TEMPLATE
 
@@ -83,13 +82,12 @@ def test_content_with_too_many_pixels_is_refused_before_decoding():
         decode_rgb(header, "image 0")
 
 
-def test_hash(photo, tmp_path):
+def test_digest(photo, tmp_path):
     content = Path(photo).read_bytes()
     (tmp_path / "copy.png").write_bytes(content)
-    plain = hash_images([photo])
-    assert plain == hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()
-    assert plain == hash_images([str(tmp_path / "copy.png")]) == hash_images([Encoded(content, "image 0")])
-    aligned = hash_images([Landmarked(photo, TEMPLATE)])
-    assert aligned == hash_images([Landmarked(str(tmp_path / "copy.png"), TEMPLATE.astype(np.float64))])
-    others = [[Landmarked(photo, TEMPLATE + 1)], [photo, photo], [Swapped(photo)]]
-    assert len({plain, aligned, *map(hash_images, others)}) == 5
+    plain = digest(photo)
+    assert plain == hashlib.sha256(content).digest()
+    assert plain == digest(str(tmp_path / "copy.png")) == digest(Encoded(content, "image 0"))
+    aligned = digest(Landmarked(photo, TEMPLATE))
+    assert aligned == digest(Landmarked(str(tmp_path / "copy.png"), TEMPLATE.astype(np.float64)))
+    assert len({plain, aligned, digest(Landmarked(photo, TEMPLATE + 1)), digest(Swapped(photo))}) == 4

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from prefiqs_ext.evaluation import all_pairs as all_pairs_module
+from prefiqs_ext.evaluation import blocks as blocks_module
 from prefiqs_ext.evaluation.all_pairs import all_pairs
 from prefiqs_ext.evaluation.edc import Curve, error_versus_discard, threshold
 
@@ -100,7 +101,7 @@ def test_agrees_with_plain_loops(fmr, distinct):
 @pytest.mark.parametrize("block", [1, 37, 4_000_000])
 @pytest.mark.parametrize("distinct", [True, False])
 def test_blocks_agree_with_the_list(monkeypatch, block, distinct):
-    monkeypatch.setattr(all_pairs_module, "_BLOCK", block)
+    monkeypatch.setattr(blocks_module, "_BLOCK", block)
     monkeypatch.setattr(all_pairs_module, "_BINS", 64)  # many scores a bin
     # Multiples of 1/4, four times: dot products are exact in any order of addition, and tied.
     rng = np.random.default_rng(5)

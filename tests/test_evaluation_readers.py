@@ -26,7 +26,7 @@ def write(people, name, text):
 
 def test_folders(people):
     images = read_folders(people)
-    assert [path.rsplit("/", 1)[1] for path in images.paths] == ["Ann_A_0001.jpg", "Ann_A_0002.jpg", "Bo_B_0001.jpg"]
+    assert [path.rsplit("/", 1)[1] for path in images.images] == ["Ann_A_0001.jpg", "Ann_A_0002.jpg", "Bo_B_0001.jpg"]
     assert images.identities.tolist() == [0, 0, 1]
     with pytest.raises(ValueError, match="a folder a person"):
         read_folders(people / "Ann_A")
@@ -48,7 +48,7 @@ def test_pair_list(people):
 
 
 def test_scores(people):
-    paths = read_folders(people).paths
+    paths = read_folders(people).images
     file = write(people, "s.txt", "Bo_B/Bo_B_0001.jpg 3\n/x/Ann_A/Ann_A_0001.jpg 1e-1\nAnn_A/Ann_A_0002.jpg -2\n")
     assert read_scores(file, paths).tolist() == [0.1, -2, 3]
 
@@ -94,7 +94,7 @@ def test_bad_pair_lists(people, images, pairs, message):
 )
 def test_bad_scores(people, text, message):
     with pytest.raises(ValueError, match=message):
-        read_scores(write(people, "s.txt", text), read_folders(people).paths)
+        read_scores(write(people, "s.txt", text), read_folders(people).images)
 
 
 @pytest.mark.parametrize("protocol", range(1, 6))
@@ -152,4 +152,4 @@ def test_broken_bin(tmp_path, data):
 def test_not_text(people):
     (people.parent / "s.txt").write_bytes(np.arange(255, dtype=np.uint8).tobytes())
     with pytest.raises(ValueError, match="UTF-8"):
-        read_scores(people.parent / "s.txt", read_folders(people).paths)
+        read_scores(people.parent / "s.txt", read_folders(people).images)

@@ -7,9 +7,9 @@ full setting is a matter of the network, so it is measured.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from ..models.preset import Preset
 from ..network import Normalized
 from ..pruning import Pruning
 from ..scorer import Scorer
+from ..timing import interleaved
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.1)
-_SETTLE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def late_layers(
         layers[share] = _latest(order, share * total)
         scorers[share] = Scorer(network, replace(pruning, layers=layers[share]), preset=preset)
     drifts = {share: scorer(images).distance.numpy() for share, scorer in scorers.items()}
-    seconds = _interleaved(scorers, images[:batch], rounds)
+    contenders = {share: partial(scorer, images[:batch]) for share, scorer in scorers.items()}
+    seconds = {share: np.array(values) for share, values in interleaved(contenders, rounds=rounds, warmup=0).items()}
     full = max(scorers)
     return [
         Cost(
@@ -113,20 +114,6 @@ def _latest(order: Sequence[tuple[str, int]], operations: float) -> tuple[str, .
             break
         chosen.append(name)
     return tuple(reversed(chosen))
-
-
-def _interleaved(scorers: dict[float, Scorer], images: Tensor, rounds: int) -> dict[float, np.ndarray]:
-    """Seconds of each in each round; each round begins with another one."""
-    shares = list(scorers)
-    seconds: dict[float, list[float]] = {share: [] for share in shares}
-    for turn in range(rounds):
-        first = turn % len(shares)
-        for share in shares[first:] + shares[:first]:
-            time.sleep(_SETTLE_SECONDS)
-            start = time.perf_counter()
-            scorers[share](images)
-            seconds[share].append(time.perf_counter() - start)
-    return {share: np.array(values) for share, values in seconds.items()}
 
 
 def _spread(ratios: np.ndarray) -> tuple[float, float, float]:

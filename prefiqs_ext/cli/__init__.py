@@ -12,6 +12,7 @@ import click
 from .. import __version__
 from . import analyse as _analyse
 from . import calibrate as _calibrate
+from . import degrade as _degrade
 from . import demo as _demo
 from . import evaluate as _evaluate
 from . import info as _info
@@ -61,6 +62,7 @@ def main() -> None:
 
 main.add_command(_analyse.analyse)
 main.add_command(_calibrate.calibrate)
+main.add_command(_degrade.degrade_command)
 main.add_command(_demo.demo)
 main.add_command(_evaluate.evaluate)
 main.add_command(_info.info)

@@ -2,46 +2,65 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import random
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from .. import __version__, methods
-from ..evaluation.all_pairs import all_pairs
-from ..evaluation.bootstrap import Resampled, bootstrap
-from ..evaluation.cache import cached, hash_files
-from ..evaluation.edc import RATIOS, Curve
-from ..evaluation.readers import read_folders, read_scores
-from ..files.pipeline import read_crops, score_files
-from ..files.whole import whole_file
+from ..evaluation import benchmarks
+from ..evaluation.compare import Protocol, compare
+from ..evaluation.crops import Source, name_of
+from ..evaluation.data import Data, read_data
+from ..evaluation.passes import ImageSet, embedded, quality, scored
+from ..evaluation.readers import read_embeddings, read_folders, read_scores
+from ..models.preset import PRESETS, Preset
 from ..network import load_network
 from ..scorer import Scorer
-from .scoring import check_scoring, make_scorer, pruning, record, scoring_options
+from ..settings import hash_weights
+from .scoring import check_scoring, make_scorer, pruning, scoring_options
 
 _FMRS = (1e-2, 1e-3, 1e-4)
-_LIMIT = 0.3  # pAUC's
-_DASEC_LIMIT = 0.2
-_COLUMNS = ("method", "mode", "fmr", "fnmr", "pauc", "auc", "useless", "low", "high")
+_PAPER_FMRS = (1e-3, 1e-4)
+_FIT = 200  # images that a fitted method is given, sampled
+_VERSIONS = {"prefiqs_ext": __version__, "torch": torch.__version__, "numpy": np.__version__}
+_FILE = click.Path(path_type=Path, exists=True)
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("data", type=_FILE)
+@click.option("--pairs", type=_FILE, help="What to compare, instead of every image with every other.")
+@click.option("--protocol", type=click.Choice(["paper"]), help="paper: DATA holds the paper's eight benchmarks.")
 @click.option("--methods", default="prefiqs,norm,random", show_default=True, help="Comma-separated; may be empty.")
 @click.option("--scores", multiple=True, metavar="NAME=FILE", help="Another tool's, lines `path score`; repeatable.")
 @click.option("--lower-better", multiple=True, metavar="NAME", help="Of these --scores, lower means better.")
 @click.option(
+    "--verifier",
+    multiple=True,
+    metavar="[PRESET:]NAME|FILE",
+    help="Another network that compares the faces; repeatable. [default: --model itself]",
+)
+@click.option("--embeddings", type=_FILE, help="Saved ones that compare the faces: .npy [N, d], or a folder of .npy.")
+@click.option(
+    "--fit-on",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help=f"A folder a person, of crops to fit methods on that need it. [default: DATA; {_FIT} images either way]",
+)
+@click.option(
     "--mode", type=click.Choice(["fraunhofer", "dasec", "normalised"]), default="fraunhofer", show_default=True
 )
 @click.option("--max-discard", type=click.FloatRange(0.3, 0.95), default=0.95, show_default=True)
-@click.option("--resamples", type=click.IntRange(2), default=500, show_default=True, help="Of persons, for intervals.")
+@click.option(
+    "--resamples", type=click.IntRange(0), default=500, show_default=True, help="Draws for intervals; 0: none."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path, file_okay=False), default="evaluation", show_default=True
@@ -50,70 +69,146 @@ _COLUMNS = ("method", "mode", "fmr", "fnmr", "pauc", "auc", "useless", "low", "h
 def evaluate(data: Path, output: Path, **options: Any) -> None:
     """Compare qualities by the errors that discarding the worst pairs of faces removes.
 
-    DATA has a folder a person, of aligned crops. Compares every image with every other. Prints a table, and writes
-    edc.csv, edc.png, edc.svg and edc.json (settings and curves) to the output folder. `low` and `high` bound, at 95 %,
-    pAUC minus that of a useless quality, over draws of persons: both below 0, and the method helps. Intervals are by
-    the fraunhofer mode, whatever the mode. Needs matplotlib: `pip install prefiqs_ext[analysis]`.
+    DATA is a folder of aligned crops, a folder a person: every image is compared with every other, or those of --pairs
+    (LFW's pairs.txt). Or a list of crops, a path a line, with --pairs (lines `path path 0|1`). Or InsightFace's .bin,
+    or its folder IJBC. With --protocol paper, a folder with any of LFW, AgeDB-30, CFP-FP, CALFW, CPLFW, Adience, XQLFW
+    and IJB-C in the layouts in which they are published, at FMR 1e-3 and 1e-4; those not found are named.
+
+    Prints a table, and writes edc.csv, differences.csv (between methods), edc.png, edc.svg and edc.json (all settings
+    and curves) to the output folder. `low` and `high` bound, at 95 %, pAUC minus that of a useless quality, over draws
+    of persons, or of pairs where they are listed: both below 0, and the method helps. Intervals are by the fraunhofer
+    mode, whatever the mode. Needs matplotlib: `pip install prefiqs_ext[analysis]`.
 
     \b
-    Example:
-      prefiqs evaluate crops/ --scores sharpness=sharpness.txt --output evaluation
+    Examples:
+      prefiqs evaluate people/ --methods prefiqs,grafiqs,norm,random --output evaluation
+      prefiqs evaluate people/ --scores theirs=theirs.txt --verifier facexzoo
+      prefiqs evaluate lfw/ --pairs pairs.txt
+      prefiqs evaluate benchmarks/ --protocol paper --model arcface.pth --preset arcface --verifier magface:magface.pth
     """
     try:
-        from ..evaluation.plot import draw
+        from ..evaluation import results
     except ModuleNotFoundError as error:
         raise click.ClickException(f"{error.name} is missing: pip install 'prefiqs_ext[analysis]'") from error
     check_scoring(options)
-    images = read_folders(data)
-    files = _score_files(options, images.paths)
+    names = _method_names(options)
+    paper = options["protocol"] == "paper"
+    settings = (options[name] for name in ("max_discard", "resamples", "seed"))
+    protocol = Protocol(options["mode"], _PAPER_FMRS if paper else _FMRS, *settings)
+    sets = _benchmarks(data, options) if paper else [_Set(data.name, read_data(data, options["pairs"]))]
+    files = {} if paper else _score_files(options, names, sets[0].data.images)
+    networks = _Networks(options, names)
     output.mkdir(parents=True, exist_ok=True)
-    scorer = make_scorer(options)
-    network, _ = load_network(options["model"], options["preset"])
-    assert scorer.preset is not None
-    facts = {
-        "version": [__version__, torch.__version__, np.__version__],
-        "weights": scorer.settings.model_sha256,
-        "preset": asdict(scorer.preset),
-        "images": hash_files(images.paths),
-        "scoring": record(options),
-    }
-    n = len(images.paths)
-    embeddings = cached(facts, (n, None), lambda: _embeddings(images.paths, scorer))
-    qualities: dict[str, NDArray[Any]] = {**_by_methods(options, images.paths, network, scorer, facts), **files}
-    if not qualities:
+    found = []
+    for name, faces, published in sets:
+        images = ImageSet(faces.images)
+        qualities = networks.qualities(images, faces.images) | files
+        for verifier, embeddings in networks.embeddings(images, faces.images).items():
+            comparison = compare(faces, embeddings, qualities, protocol)
+            found.append(results.Result(name, verifier, len(faces.images), comparison, published))
+    facts = {"options": options | {"data": data}, "networks": networks.facts(), "versions": _VERSIONS}
+    results.write(output, found, protocol, facts)
+    for result in found:
+        click.echo("\n".join(results.shown(result, protocol)))
+    if paper:
+        click.echo("\n".join(results.averages(found, protocol)))
+
+
+class _Set(NamedTuple):
+    name: str
+    data: Data
+    published: float | None = None
+    """pAUC of the paper."""
+
+
+def _benchmarks(data: Path, options: dict[str, Any]) -> list[_Set]:
+    """Those of the paper's that are there; which are not is said."""
+    if options["pairs"] or options["scores"] or options["embeddings"]:
+        raise click.UsageError("--protocol paper has sets of its own: leave --pairs, --scores and --embeddings out")
+    found, absent = benchmarks.find(data)
+    for missing, looked in absent:
+        click.echo(f"{missing.name} is not there: looked for {', '.join(looked)}")
+    if not found:
+        raise ValueError(f"{data}: expected one of the paper's benchmarks or more, found none")
+    return [_Set(each.benchmark.name, each.load(), each.benchmark.target) for each in found]
+
+
+class _Networks:
+    """What gives qualities, and what compares faces."""
+
+    def __init__(self, options: dict[str, Any], names: list[str]) -> None:
+        if options["embeddings"] and options["verifier"]:
+            raise click.UsageError("--embeddings and --verifier both say what compares the faces: leave one out")
+        self._options = options
+        self._names = names
+        self._verifiers = _verifiers(options["verifier"])
+
+    @cached_property
+    def _network(self) -> tuple[nn.Module, Preset | str | None]:
+        network, own = load_network(self._options["model"], self._options["preset"])
+        return network, self._options["preset"] or own
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        network, preset = self._network
+        return make_scorer(self._options | {"model": network, "preset": preset})
+
+    def qualities(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.floating]]:
+        """[N] of each method, higher = better."""
+        found: dict[str, NDArray[np.floating]] = {}
+        seed = self._options["seed"]
+        for name in self._names:
+            assert self._scorer.preset is not None  # check_scoring
+            method = methods.create(
+                name, self._network[0], self._scorer.preset, pruning=pruning(self._options), seed=seed
+            )
+            found[name] = quality(method, images, self._fit_on(sources), self._scorer, seed)
+        return found
+
+    def embeddings(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.float32]]:
+        """[N, d] by verifier: saved ones, those of other networks, or the scoring network's own."""
+        saved = self._options["embeddings"]
+        if saved is not None:
+            return {saved.stem: read_embeddings(saved, sources)}
+        if self._verifiers:
+            return {name: embedded(images, *of) for name, of in self._verifiers.items()}
+        return {_label(self._options["model"]): scored(images, self._scorer).embeddings}
+
+    def _fit_on(self, sources: Sequence[Source]) -> ImageSet:
+        folder = self._options["fit_on"]
+        pool = list(sources if folder is None else read_folders(folder).images)
+        return ImageSet(random.Random(self._options["seed"]).sample(pool, min(_FIT, len(pool))))
+
+    def facts(self) -> dict[str, Any]:
+        """For the record."""
+        weights = {name: hash_weights(network) for name, (network, _) in self._verifiers.items()}
+        presets: dict[str, Any] = {name: asdict(preset) for name, (_, preset) in self._verifiers.items()}
+        if "_scorer" in vars(self):  # it was needed
+            name, preset = _label(self._options["model"]), self._scorer.preset
+            weights[name] = self._scorer.settings.model_sha256
+            presets[name] = preset and asdict(preset)
+        return {"weights": weights, "presets": presets}
+
+
+def _method_names(options: dict[str, Any]) -> list[str]:
+    names = list(filter(None, options["methods"].split(",")))
+    unknown = [name for name in names if name not in methods.NAMES]
+    if unknown:
+        raise click.UsageError(f"--methods: expected some of {', '.join(methods.NAMES)}, got {unknown[0]!r}")
+    if not names and not options["scores"]:
         raise click.UsageError("expected at least one of --methods or --scores")
-    ratios = RATIOS[options["max_discard"] + 1e-9 >= RATIOS]
-    settings: dict[str, Any] = {"fmrs": _FMRS, "modes": (options["mode"],), "ratios": ratios}
-    curves = {name: all_pairs(embeddings, images.identities, q, **settings) for name, q in qualities.items()}
-    draws = {
-        fmr: bootstrap(
-            embeddings, images.identities, qualities, fmr=fmr, resamples=options["resamples"], seed=options["seed"]
-        )
-        for fmr in _FMRS
-    }
-    rows = [
-        [name, *_numbers(curve, float(ratios[-1])), *_against_useless(draws[curve.fmr], name)]
-        for name, of_method in curves.items()
-        for curve in of_method
-    ]
-    pairs = next(iter(curves.values()))[0]
-    title = f"{options['model']}, {n} images, {pairs.mated} mated and {pairs.non_mated} non-mated pairs"
-    _write(output, rows, curves, facts | {"options": options, "title": title}, title, draw)
-    click.echo(title)
-    click.echo("  ".join(f"{column:>10}" for column in _COLUMNS))
-    for row in rows:
-        click.echo("  ".join(f"{_short(value):>10}" for value in row))
+    return list(dict.fromkeys(names))
 
 
-def _score_files(options: dict[str, Any], paths: list[str]) -> dict[str, NDArray[np.float64]]:
+def _score_files(options: dict[str, Any], names: list[str], images: Sequence[Source]) -> dict[str, NDArray[np.float64]]:
     qualities = {}
     for given in options["scores"]:
         name, equals, file = given.partition("=")
         if not (name and equals and file):
             raise click.UsageError(f"expected --scores NAME=FILE, got {given!r}")
-        if name in qualities or name in options["methods"].split(","):
+        if name in qualities or name in names:
             raise click.UsageError(f"two methods are called {name!r}")
-        scores = read_scores(file, paths)
+        scores = read_scores(file, list(map(name_of, images)))
         qualities[name] = -scores if name in options["lower_better"] else scores
     unknown = set(options["lower_better"]) - set(qualities)
     if unknown:
@@ -121,83 +216,24 @@ def _score_files(options: dict[str, Any], paths: list[str]) -> dict[str, NDArray
     return qualities
 
 
-def _embeddings(paths: list[str], scorer: Scorer) -> NDArray[np.float32]:
-    found = []
-    for scored in score_files(paths, scorer, aligned=True):
-        if scored.rows[0].status != "ok":
-            raise ValueError(f"{scored.path}: {scored.rows[0].reason}; take it out of the folder")
-        found.append(scored.embeddings[0].numpy())
-    return np.stack(found)
+def _verifiers(given: tuple[str, ...]) -> dict[str, tuple[nn.Module, Preset]]:
+    """By the name that tables give them."""
+    found: dict[str, tuple[nn.Module, Preset]] = {}
+    for text in given:
+        name, colon, model = text.partition(":")
+        said = name if colon and name in PRESETS else None
+        model = text if said is None else model
+        network, own = load_network(model, said)
+        preset = own if said is None else Preset.named(said)
+        if preset is None:
+            raise click.UsageError(
+                f"--verifier {text}: the file cannot tell the input its network wants: PRESET:{text}"
+            )
+        if _label(model) in found:
+            raise click.UsageError(f"two verifiers are called {_label(model)!r}")
+        found[_label(model)] = network, preset
+    return found
 
 
-def _by_methods(
-    options: dict[str, Any], paths: list[str], network: torch.nn.Module, scorer: Scorer, facts: dict[str, Any]
-) -> dict[str, NDArray[np.float32]]:
-    """Qualities, higher = better; a method that is fitted is fitted on the same images."""
-    names = list(filter(None, options["methods"].split(",")))
-    if not names:
-        return {}
-    unknown = [name for name in names if name not in methods.NAMES]
-    if unknown:
-        raise click.UsageError(f"--methods: expected some of {', '.join(methods.NAMES)}, got {unknown[0]!r}")
-    preset = scorer.preset
-    assert preset is not None
-    crops: list[torch.Tensor] = []
-    qualities = {}
-    for name in names:
-        method = methods.create(name, network, preset, pruning=pruning(options), seed=options["seed"])
-
-        def compute(method: Any = method) -> Any:
-            if not crops:
-                crops.append(torch.stack(list(read_crops(paths, preset.size, aligned=True))))
-            if method.needs_fit:
-                method.fit(crops[0])
-            return method.score(crops[0])
-
-        scores = cached(facts | {"method": name, "seed": options["seed"]}, (len(paths),), compute)
-        qualities[name] = scores if method.higher_is_better else -scores
-    return qualities
-
-
-def _numbers(curve: Curve, end: float) -> list[Any]:
-    """mode to auc. Areas are None in the normalised mode where no pair fails: there is nothing to divide by."""
-    areas: list[float | None] = [None, None]
-    if curve.mode != "normalised" or curve.fnmr[0] > 0:
-        areas = [curve.area(_DASEC_LIMIT if curve.mode == "dasec" else _LIMIT), curve.area(end)]
-    return [curve.mode, curve.fmr, float(curve.fnmr[0]), *areas]
-
-
-def _against_useless(draws: Resampled, name: str) -> list[float]:
-    return [float(draws.useless.mean()), *draws.interval(name)]
-
-
-def _write(
-    output: Path,
-    rows: list[list[Any]],
-    curves: dict[str, list[Curve]],
-    facts: dict[str, Any],
-    title: str,
-    draw: Any,
-) -> None:
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([_COLUMNS, *rows])
-    drawn = {
-        name: [
-            {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in curve._asdict().items()}
-            for curve in of_method
-        ]
-        for name, of_method in curves.items()
-    }
-    text = json.dumps(facts | {"curves": drawn}, indent=1, default=str)
-    contents = {"edc.csv": table.getvalue().encode(), "edc.json": text.encode()}
-    for form in ("png", "svg"):
-        picture = io.BytesIO()
-        draw(curves, title, picture, form)
-        contents[f"edc.{form}"] = picture.getvalue()
-    for name, content in contents.items():
-        with whole_file(str(output / name)) as file:
-            file.write(content)
-
-
-def _short(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else f"{value:.4g}"
+def _label(model: str) -> str:
+    return Path(model).stem

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from skimage import data
 
-from ..faces import Detector, find_faces
+from ..faces import RGB, Detector, find_faces
 from ..scorer import score
-from .degradations import DEGRADATIONS, Pixels
+from .degradations import DEGRADATIONS
 
 
 class DemoFace(NamedTuple):
@@ -26,19 +26,19 @@ class DemoFace(NamedTuple):
     kind: str
     dose: str
     label: str
-    image: Pixels
+    image: RGB
     quality: float
     distance: float
     embedding_norm: float
     similarity: float
 
 
-def astronaut() -> Pixels:
+def astronaut() -> RGB:
     """Eileen Collins' face as the detector finds it, aligned: uint8 [112, 112, 3] RGB."""
     return find_faces(data.astronaut(), Detector())[0].crop
 
 
-def ranked(face: Pixels) -> list[DemoFace]:
+def ranked(face: RGB) -> list[DemoFace]:
     """The face (uint8 [112, 112, 3] RGB) and its degradations, scored with the built-in network, best first."""
     variants = [("untouched", "", "untouched", face)]
     variants += [(way.kind, way.dose, way.label, way.apply(face)) for way in DEGRADATIONS]

@@ -1,31 +1,20 @@
 """Every image against every other, in memory that does not grow with the number of pairs.
 
 With the images sorted by quality, the upper triangle of their similarities, read row by row, is in discard order. So
-the pairs come in blocks of rows and are never sorted. Twice: the first time non-mated scores are counted in a
+the pairs come in blocks of rows and are never sorted. Twice: the first time high non-mated scores are counted in a
 histogram, the second time those in the bins where a threshold lies are collected, which makes thresholds exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
+from .blocks import blocks, mated_keys, score_floor
 from .edc import RATIOS, Curve, Mode, allowed, check_fmr, check_kept, dasec, discarded_pairs, just_above, ranks
 
 _BINS = 1 << 16  # over -1 to 1
-_BLOCK = 4_000_000  # scores at a time
-
-
-class _Block(NamedTuple):
-    start: int
-    """Place of its first pair in discard order."""
-    scores: NDArray[np.float32]
-    mated: NDArray[np.bool_]
-    row: NDArray[np.int64]
-    """[mated pairs] the worse image of each, as its place by quality."""
+_MARGIN = 4  # of the tail of non-mated scores that is looked at, over the share that the highest FMR needs
 
 
 def all_pairs(
@@ -58,52 +47,52 @@ def all_pairs(
         raise ValueError("expected L2-normalised embeddings")
     embeddings, identities, quality = embeddings[order], identities[order], np.asarray(quality)[order]
     n = len(order)
-    cuts = discarded_pairs(ratios, n * (n - 1) // 2)
-    counts = np.zeros((len(cuts), _BINS), np.int64)
-    scores, places, rows = [], [], []
-    for block in _blocks(embeddings, identities):
-        for segment, part in _segments(block, cuts):
-            counts[segment] += np.bincount(_bins(block.scores[part][~block.mated[part]]), minlength=_BINS)
-        scores.append(block.scores[block.mated])
-        places.append(block.start + np.flatnonzero(block.mated))
-        rows.append(block.row)
-    mated_scores, mated_places = np.concatenate([[], *scores]), np.concatenate([[], *places])
-    kept = counts[::-1].cumsum(0)[::-1]  # the histogram at each ratio
-    first = np.searchsorted(mated_places, cuts)
-    for r, index, histogram in zip(ratios, first, kept, strict=True):
-        check_kept(len(mated_scores) - int(index), int(histogram.sum()), float(r))
-    thresholds = _thresholds(kept, fmrs, embeddings, identities, cuts)
-    non_mated = int(kept[0].sum())
+    mated = mated_keys(identities)
+    gone = discarded_pairs(ratios, n * (n - 1) // 2)
+    cuts = _keys(gone, n)
+    first = np.searchsorted(mated, cuts)
+    kept = [n * (n - 1) // 2 - g - (len(mated) - int(i)) for g, i in zip(gone, first, strict=True)]  # non-mated
+    for r, i, others in zip(ratios, first, kept, strict=True):
+        check_kept(len(mated) - int(i), others, float(r))
+    share = _MARGIN * max(fmrs)
+    while True:
+        floor = score_floor(embeddings, identities, share)
+        mated_scores, counts = _counted(embeddings, mated, floor, cuts)
+        if all(tail > allowed(max(fmrs), others) for tail, others in zip(counts.sum(1), kept, strict=True)):
+            break
+        share *= _MARGIN
+    thresholds = _thresholds(counts, kept, fmrs, embeddings, mated, floor, cuts)
     curves = []
     for mode in modes:
         for fmr, at in zip(fmrs, thresholds, strict=True):
             if mode == "dasec":
-                worst = np.asarray(quality)[np.concatenate(rows)]
-                curves.append(dasec(mated_scores, worst, float(at[0]), fmr, non_mated))
+                curves.append(dasec(mated_scores, quality[mated // n], float(at[0]), fmr, kept[0]))
                 continue
             fnmr = [float(np.mean(mated_scores[i:] < t)) for i, t in zip(first, at, strict=True)]
-            curves.append(Curve(mode, fmr, ratios, np.array(fnmr), at, len(mated_scores), non_mated))
+            curves.append(Curve(mode, fmr, ratios, np.array(fnmr), at, len(mated), kept[0]))
     return curves
 
 
-def _blocks(embeddings: NDArray[np.float32], identities: NDArray[np.integer]) -> Iterator[_Block]:
-    n, row, start = len(embeddings), 0, 0
-    while row < n - 1:
-        end = min(n - 1, row + max(1, _BLOCK // (n - row)))
-        similar = embeddings[row:end] @ embeddings[row:].T
-        upper = np.arange(row, n) > np.arange(row, end)[:, None]
-        same = identities[row:end, None] == identities[row:]
-        yield _Block(start, similar[upper], same[upper], row + np.nonzero(same & upper)[0])
-        start += int(upper.sum())
-        row = end
+def _keys(places: list[int], n: int) -> NDArray[np.int64]:
+    """Of the pairs at these places in discard order."""
+    image = np.arange(n)
+    starts = image * (2 * n - image - 1) // 2  # the place of each image's first pair
+    row = np.searchsorted(starts, places, side="right") - 1
+    keys: NDArray[np.int64] = row * n + row + 1 + places - starts[row]
+    return keys
 
 
-def _segments(block: _Block, cuts: list[int]) -> Iterator[tuple[int, slice]]:
-    """The parts of a block between one cut and the next."""
-    for segment, (begin, end) in enumerate(zip(cuts, [*cuts[1:], None], strict=True)):
-        part = slice(max(0, begin - block.start), None if end is None else max(0, end - block.start))
-        if len(block.scores[part]):
-            yield segment, part
+def _counted(
+    embeddings: NDArray[np.float32], mated: NDArray[np.int64], floor: float, cuts: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Scores of mated pairs, and [ratios, bins] how many kept non-mated scores above the floor there are."""
+    scores, counts = [], np.zeros((len(cuts), _BINS), np.int64)
+    for block in blocks(embeddings, mated, floor):
+        scores.append(block.mated)
+        for segment, part in enumerate(np.split(_bins(block.scores), np.searchsorted(block.keys, cuts[1:]))):
+            if len(part):
+                counts[segment] += np.bincount(part, minlength=_BINS)
+    return np.concatenate(scores).astype(np.float64), counts[::-1].cumsum(0)[::-1]
 
 
 def _bins(scores: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -113,29 +102,30 @@ def _bins(scores: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _thresholds(
-    kept: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    kept: list[int],
     fmrs: tuple[float, ...],
     embeddings: NDArray[np.float32],
-    identities: NDArray[np.integer],
-    cuts: list[int],
+    mated: NDArray[np.int64],
+    floor: float,
+    cuts: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """[fmrs, ratios]: the score in question is the (k+1)-th largest; its bin is known, and how many lie above."""
     wanted = np.zeros(_BINS, dtype=bool)
     targets = {}
-    for i, fmr in enumerate(fmrs):
-        for j, histogram in enumerate(kept):
-            total = int(histogram.sum())
-            k = allowed(fmr, total)
-            above = np.append(histogram[::-1].cumsum()[::-1], 0)  # at and above each bin
+    for j, (histogram, others) in enumerate(zip(counts, kept, strict=True)):
+        above = np.append(histogram[::-1].cumsum()[::-1], 0)  # at and above each bin
+        for i, fmr in enumerate(fmrs):
+            k = allowed(fmr, others)
             bin_ = int(np.flatnonzero(above > k)[-1])
             wanted[bin_] = True
             targets[i, j] = bin_, k - int(above[bin_ + 1])
-    found, places = [], []
-    for block in _blocks(embeddings, identities):
-        inside = wanted[_bins(block.scores)] & ~block.mated
+    found, keys = [], []
+    for block in blocks(embeddings, mated, floor):
+        inside = wanted[_bins(block.scores)]
         found.append(block.scores[inside])
-        places.append(block.start + np.flatnonzero(inside))
-    scores, where = np.concatenate(found), np.concatenate(places)
+        keys.append(block.keys[inside])
+    scores, where = np.concatenate(found), np.concatenate(keys)
     bins = _bins(scores)
     result = np.empty((len(fmrs), len(cuts)))
     for (i, j), (bin_, k) in targets.items():

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .edc import RATIOS, allowed, check_fmr, check_kept, just_above, ranks
+from .blocks import blocks, mated_keys, score_floor
+from .edc import RATIOS, allowed, check_fmr, check_kept, ranks
 
-_ROWS = 256  # of the similarity matrix at a time
+_MOST = 1_000_000  # non-mated pairs to keep
 
 
 class Resampled(NamedTuple):
@@ -37,7 +38,16 @@ class Resampled(NamedTuple):
 class _Pairs(NamedTuple):
     first: NDArray[np.int64]
     second: NDArray[np.int64]
-    scores: NDArray[np.float64]
+    scores: NDArray[np.float32]
+
+
+class _Cut(NamedTuple):
+    """What is left at a ratio."""
+
+    key: int
+    """The lowest kept."""
+    mated: int
+    non_mated: int
 
 
 class _TailTooShort(Exception):
@@ -56,7 +66,9 @@ def bootstrap(
 ) -> Resampled:
     """pAUC over all pairs, for draws of persons with replacement.
 
-    Keeps 4 * fmr of the non-mated pairs or more (24 bytes each): 2.5 MB for 2,284 images at 1e-2, 5 GB for 100,000.
+    Keeps the mated pairs, and of non-mated ones the 4 * fmr that score highest. Where that is more than a million
+    (above 7,000 images at 1e-2, 70,000 at 1e-4), a random million of them stands for all, which makes the FMR at the
+    threshold uncertain by ... A pair takes 20 bytes, and 8 more for each method.
 
     Args:
         embeddings: [N, d] L2-normalised.
@@ -74,69 +86,108 @@ def bootstrap(
     places = {name: ranks(quality) for name, quality in qualities.items()}
     if not places or any(len(place) != len(who) for place in places.values()) or len(embeddings) != len(who):
         raise ValueError("expected as many embeddings as identities, and as many qualities of at least one method")
-    ratios = RATIOS[limit + 1e-9 >= RATIOS]
-    weights = np.random.default_rng(seed).multinomial(len(persons), np.full(len(persons), 1 / len(persons)), resamples)
+    ratios = ratios_to(limit)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(len(persons), np.full(len(persons), 1 / len(persons)), resamples)
     share = 4 * fmr
     while True:
-        mated, tail = _pairs(embeddings, who, share)
+        mated, tail, taken = _pairs(embeddings, who, share, rng)
+        curves = {name: _Curves(who, place, mated, tail, taken, fmr) for name, place in places.items()}
+        fnmr = {name: np.empty((resamples, len(ratios))) for name in places}
         try:
-            curves = {
-                name: np.array([_curve(drawn, who, place, mated, tail, ratios, fmr) for drawn in weights])
-                for name, place in places.items()
-            }
-            break
+            for b, drawn in enumerate(draws):
+                weight = drawn[who]
+                tail_weight = weight[tail.first] * weight[tail.second]
+                for name, curve in curves.items():
+                    fnmr[name][b] = curve.fnmr(weight, tail_weight, ratios)
+            return resampled(fnmr, ratios)
         except _TailTooShort:
             share *= 4
+
+
+def ratios_to(limit: float) -> NDArray[np.float64]:
+    return RATIOS[limit + 1e-9 >= RATIOS]
+
+
+def resampled(fnmr: Mapping[str, NDArray[np.float64]], ratios: NDArray[np.float64]) -> Resampled:
+    """The areas of [B, ratios] of each method."""
     steps = np.diff(ratios)
-    pauc = {name: 1000 * ((fnmr[:, 1:] + fnmr[:, :-1]) / 2) @ steps for name, fnmr in curves.items()}
-    return Resampled(pauc, 1000 * ratios[-1] * next(iter(curves.values()))[:, 0])
+    pauc = {name: 1000 * ((values[:, 1:] + values[:, :-1]) / 2) @ steps for name, values in fnmr.items()}
+    return Resampled(pauc, 1000 * ratios[-1] * next(iter(fnmr.values()))[:, 0])
 
 
-def _pairs(embeddings: NDArray[np.float32], who: NDArray[np.integer], share: float) -> tuple[_Pairs, _Pairs]:
-    """All mated pairs, and the given share of non-mated ones or more, those of the highest scores, falling."""
+def _pairs(
+    embeddings: NDArray[np.float32], who: NDArray[np.integer], share: float, rng: np.random.Generator
+) -> tuple[_Pairs, _Pairs, float]:
+    """All mated pairs, by rising score; about the given share of non-mated ones, those of the highest scores, falling,
+    or a random part of these; the size of that part, 1 for all."""
     n = len(who)
-    floor = -np.inf
-    if share < 1:
-        some = np.random.default_rng(0).integers(0, n, (2, 200_000))
-        floor = float(np.quantile(np.einsum("nd,nd->n", embeddings[some[0]], embeddings[some[1]]), 1 - share))
-    kinds: tuple[list[_Pairs], list[_Pairs]] = ([], [])
-    for row in range(0, n, _ROWS):
-        scores = embeddings[row : row + _ROWS] @ embeddings[row:].T
-        upper = np.arange(row, n) > np.arange(row, row + len(scores))[:, None]
-        same = who[row : row + _ROWS, None] == who[row:]
-        for found, kind in zip((upper & same, upper & ~same & (scores >= floor)), kinds, strict=True):
-            first, second = np.nonzero(found)
-            kind.append(_Pairs(first + row, second + row, scores[found].astype(np.float64)))
-    mated, tail = (
-        _Pairs(*(np.concatenate([getattr(part, name) for part in kind]) for name in _Pairs._fields)) for kind in kinds
-    )
-    falling = np.argsort(-tail.scores, kind="stable")
-    return mated, _Pairs(tail.first[falling], tail.second[falling], tail.scores[falling])
+    mated = mated_keys(who)
+    taken = min(1.0, _MOST / max(1, share * (n * (n - 1) // 2 - len(mated))))
+    own, keys, scores = [], [], []
+    for block in blocks(embeddings, mated, score_floor(embeddings, who, share)):
+        own.append(block.mated)
+        some = slice(None) if taken == 1 else rng.random(len(block.keys)) < taken
+        keys.append(block.keys[some])
+        scores.append(block.scores[some])
+    return _sorted(mated, np.concatenate(own), n), _sorted(np.concatenate(keys), np.concatenate(scores), n, -1), taken
 
 
-def _curve(
-    drawn: NDArray[np.integer],
-    who: NDArray[np.integer],
-    place: NDArray[np.int64],
-    mated: _Pairs,
-    tail: _Pairs,
-    ratios: NDArray[np.float64],
-    fmr: float,
-) -> list[float]:
-    """FNMR at each ratio, for persons drawn so many times."""
-    mated_weight, tail_weight = drawn[who[mated.first]], drawn[who[tail.first]] * drawn[who[tail.second]]
-    mated_key, tail_key = _key(mated, place), _key(tail, place)
-    fnmr = []
-    for r, (cut, kept) in zip(ratios, _cuts(drawn, who[np.argsort(place)], ratios), strict=True):
-        present = mated_weight * (mated_key >= cut)
-        check_kept(int(present.sum()), kept, float(r))
-        k = allowed(fmr, kept)
-        above = np.cumsum(tail_weight * (tail_key >= cut))
-        if not len(above) or above[-1] <= k:
-            raise _TailTooShort
-        t = just_above(float(tail.scores[np.searchsorted(above, k, side="right")]))
-        fnmr.append(float(present[mated.scores < t].sum() / present.sum()))
-    return fnmr
+def _sorted(keys: NDArray[np.int64], scores: NDArray[np.float32], n: int, sign: int = 1) -> _Pairs:
+    order = np.argsort(sign * scores, kind="stable")
+    return _Pairs(*np.divmod(keys[order], n), scores[order])
+
+
+class _Curves:
+    """Of one quality: what does not depend on the draw."""
+
+    def __init__(
+        self, who: NDArray[np.integer], place: NDArray[np.int64], mated: _Pairs, tail: _Pairs, taken: float, fmr: float
+    ) -> None:
+        self._mated, self._tail, self._taken, self._fmr = mated, tail, taken, fmr
+        self._mated_key, self._tail_key = _key(mated, place), _key(tail, place)
+        self._images = np.argsort(place)
+        self._who = who[self._images]
+        by_person = np.argsort(self._who, kind="stable")
+        ends = np.searchsorted(self._who[by_person], self._who, side="right")
+        self._mates = ends - 1 - np.argsort(by_person)  # better images of the same person
+
+    def fnmr(
+        self, weight: NDArray[np.int64], tail_weight: NDArray[np.int64], ratios: NDArray[np.float64]
+    ) -> list[float]:
+        """At each ratio. Weights: [N] of the images, and those of the tail's pairs."""
+        fnmr = []
+        for r, cut in zip(ratios, self._cuts(weight[self._images], ratios), strict=True):
+            check_kept(cut.mated, cut.non_mated, float(r))
+            k = int(allowed(self._fmr, cut.non_mated) * self._taken)
+            above = np.cumsum(tail_weight * (self._tail_key >= cut.key))
+            if not len(above) or above[-1] <= k:
+                raise _TailTooShort
+            highest = self._tail.scores[np.searchsorted(above, k, side="right")]
+            failing = np.searchsorted(self._mated.scores, highest, side="right")  # t lies just above: equal ones fail
+            kept = self._mated_key[:failing] >= cut.key
+            fnmr.append(float(weight[self._mated.first[:failing][kept]].sum() / cut.mated))
+        return fnmr
+
+    def _cuts(self, weight: NDArray[np.int64], ratios: NDArray[np.float64]) -> list[_Cut]:
+        """Weight: [N] by rising quality. Row i is the pairs of image i with the better ones; its weight follows from
+        sums over images."""
+        n = len(weight)
+        mated = weight * self._mates
+        non_mated = weight * (weight.sum() - np.cumsum(weight) - mated)
+        rows, mated_rows = np.cumsum(mated + non_mated), np.cumsum(mated)
+        cuts = []
+        for r in ratios:
+            target = allowed(float(r), int(rows[-1]))
+            row = int(np.searchsorted(rows, target, side="right"))
+            mate = self._who[row + 1 :] == self._who[row]
+            pair = weight[row] * np.where(mate, 1, weight[row + 1 :])
+            before = rows[row] - pair.sum() + np.cumsum(pair) - pair
+            gone = int(np.searchsorted(before, target))
+            kept = int(rows[-1] - rows[row] + pair[gone:].sum())
+            kept_mated = int(mated_rows[-1] - mated_rows[row] + pair[gone:][mate[gone:]].sum())
+            cuts.append(_Cut(row * n + row + 1 + gone, kept_mated, kept - kept_mated))
+        return cuts
 
 
 def _key(pairs: _Pairs, place: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -144,30 +195,3 @@ def _key(pairs: _Pairs, place: NDArray[np.int64]) -> NDArray[np.int64]:
     first, second = place[pairs.first], place[pairs.second]
     keys: NDArray[np.int64] = np.minimum(first, second) * len(place) + np.maximum(first, second)
     return keys
-
-
-def _cuts(drawn: NDArray[np.integer], who: NDArray[np.integer], ratios: NDArray[np.float64]) -> list[tuple[int, int]]:
-    """For each ratio the lowest key kept and the weight of kept non-mated pairs; who: [N] persons by rising quality.
-
-    Row i is the pairs of image i with the better ones; its weight follows from sums over images.
-    """
-    n = len(who)
-    weight = drawn[who].astype(np.int64)
-    later = weight.sum() - np.cumsum(weight)
-    by_person = np.argsort(who, kind="stable")
-    ends = np.searchsorted(who[by_person], who, side="right")
-    same = ends - 1 - np.argsort(by_person)  # better images of the same person
-    non_mated = weight * (later - same * weight)
-    rows = np.cumsum(non_mated + weight * same)
-    before = np.cumsum(non_mated) - non_mated
-    cuts = []
-    for r in ratios:
-        target = allowed(float(r), int(rows[-1]))
-        row = int(np.searchsorted(rows, target, side="right"))
-        mate = who[row + 1 :] == who[row]
-        pair = weight[row] * np.where(mate, 1, weight[row + 1 :])
-        start = int(rows[row - 1]) if row else 0
-        gone = int(np.sum(start + np.cumsum(pair) - pair < target))
-        discarded = int(before[row]) + int(pair[:gone][~mate[:gone]].sum())
-        cuts.append((row * n + row + 1 + gone, int(non_mated.sum()) - discarded))
-    return cuts

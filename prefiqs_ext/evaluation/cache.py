@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,28 +12,6 @@ from numpy.typing import NDArray
 
 from ..files.whole import whole_file
 from ..models.weights import cache_folder
-from .crops import Encoded, Landmarked, Source, Swapped
-
-
-def hash_images(images: Iterable[Source]) -> str:
-    """Of what the crops depend on, in order: contents, landmarks, swapped colours; names do not matter."""
-    digest = hashlib.sha256()
-    for image in images:
-        digest.update(_digest(image))
-    return digest.hexdigest()
-
-
-hash_files = hash_images
-
-
-def _digest(image: Source) -> bytes:
-    if isinstance(image, Encoded):
-        return hashlib.sha256(image.data).digest()
-    if isinstance(image, Landmarked):
-        return hashlib.sha256(_digest(image.path) + np.asarray(image.landmarks, np.float64).tobytes()).digest()
-    if isinstance(image, Swapped):
-        return hashlib.sha256(_digest(image.path) + b"swapped").digest()
-    return hashlib.sha256(Path(image).read_bytes()).digest()
 
 
 def cached(facts: dict[str, Any], shape: tuple[int | None, ...], compute: Callable[[], Any]) -> NDArray[np.float32]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +44,17 @@ Source = str | Encoded | Swapped | Landmarked
 def name_of(image: Source) -> str:
     """The path, or what errors call it."""
     return image if isinstance(image, str) else image.name if isinstance(image, Encoded) else image.path
+
+
+def digest(image: Source) -> bytes:
+    """SHA-256 of what its crop depends on: the file's content, landmarks, swapped colours; not its name."""
+    if isinstance(image, Encoded):
+        return hashlib.sha256(image.data).digest()
+    if isinstance(image, Landmarked):
+        return hashlib.sha256(digest(image.path) + np.asarray(image.landmarks, np.float64).tobytes()).digest()
+    if isinstance(image, Swapped):
+        return hashlib.sha256(digest(image.path) + b"swapped").digest()
+    return hashlib.sha256(Path(image).read_bytes()).digest()
 
 
 def read_crops(images: Iterable[Source], size: tuple[int, int]) -> Iterator[Tensor]:

@@ -116,6 +116,29 @@ def discarded_pairs(ratios: NDArray[np.float64], pairs: int) -> list[int]:
     return [int(r * pairs + _EXACT) for r in ratios]
 
 
+def check_pairs(
+    scores: NDArray[np.floating], mated: NDArray[np.bool_], pairs: NDArray[np.integer], images: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.integer]]:
+    """The list as float64, bool and integer arrays. Raises ValueError as error_versus_discard."""
+    # Single precision has no number just above a score that double precision calls so.
+    scores, mated, pairs = np.asarray(scores, np.float64), np.asarray(mated, dtype=bool), np.asarray(pairs)
+    if scores.ndim != 1 or mated.shape != scores.shape or pairs.shape != (len(scores), 2):
+        raise ValueError(
+            f"expected scores [P], mated [P], pairs [P, 2]; got {scores.shape}, {mated.shape}, {pairs.shape}"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError("expected finite comparison scores")
+    if len(pairs) and not 0 <= pairs.min() <= pairs.max() < images:
+        raise ValueError(f"expected pairs of images 0 to {images - 1}, got {pairs.min()} to {pairs.max()}")
+    return scores, mated, pairs
+
+
+def discard_order(pairs: NDArray[np.integer], quality: NDArray[np.floating]) -> NDArray[np.int64]:
+    """[P] indices of the pairs, the first to be discarded first. Raises ValueError as ranks."""
+    both = np.sort(ranks(quality)[pairs], axis=1)
+    return np.lexsort((both[:, 1], both[:, 0]))
+
+
 def error_versus_discard(
     scores: NDArray[np.floating],
     mated: NDArray[np.bool_],
@@ -141,20 +164,9 @@ def error_versus_discard(
         ValueError: shapes that do not fit, numbers that are not finite, indices out of range, no mated or non-mated
             pair at the start or left at a ratio.
     """
-    # Single precision has no number just above a score that double precision calls so.
-    scores, mated, pairs = np.asarray(scores, np.float64), np.asarray(mated, dtype=bool), np.asarray(pairs)
-    places = ranks(quality)
     check_fmr(fmr)
-    if scores.ndim != 1 or mated.shape != scores.shape or pairs.shape != (len(scores), 2):
-        raise ValueError(
-            f"expected scores [P], mated [P], pairs [P, 2]; got {scores.shape}, {mated.shape}, {pairs.shape}"
-        )
-    if not np.isfinite(scores).all():
-        raise ValueError("expected finite comparison scores")
-    if len(pairs) and not 0 <= pairs.min() <= pairs.max() < len(places):
-        raise ValueError(f"expected pairs of images 0 to {len(places) - 1}, got {pairs.min()} to {pairs.max()}")
-    both = np.sort(places[pairs], axis=1)
-    order = np.lexsort((both[:, 1], both[:, 0]))
+    scores, mated, pairs = check_pairs(scores, mated, pairs, len(quality))
+    order = discard_order(pairs, quality)
     scores, mated = scores[order], mated[order]
     if mode == "dasec":
         check_kept(int(mated.sum()), int((~mated).sum()), 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +51,7 @@ def read_quality_data(folder: str | os.PathLike[str]) -> PairList:
             pair.append(place)
         pairs.append(pair)
         mated.append(words[2].endswith("1"))
-    files = list(paths.values())
-    images: list[Source] = [*map(Swapped, files)] if _swapped(files) else [*files]
-    return pair_list(file, images, pairs, mated)
+    return pair_list(file, _sources(list(paths.values())), pairs, mated)
 
 
 def read_adience(folder: str | os.PathLike[str]) -> Images | PairList:
@@ -65,9 +64,8 @@ def read_adience(folder: str | os.PathLike[str]) -> Images | PairList:
     # A line is `a b 0`; each name is in len(paths) - 1 of them.
     everything = (len(paths) - 1) * (sum(sizes) + 2 * len(paths))
     if all(people) and (not file.exists() or file.stat().st_size == everything):
-        files = list(paths.values())
         identities = np.unique([person[1] for person in people if person], return_inverse=True)[1]
-        return Images(files, identities, _swapped(files))
+        return Images(_sources(list(paths.values())), identities)
     return read_quality_data(folder)
 
 
@@ -94,7 +92,7 @@ def _stem(path: str) -> str:
     return stem if suffix.lower() in SUFFIXES else name
 
 
-def _swapped(files: list[str]) -> bool:
+def _sources(files: list[str]) -> Sequence[Source]:
     some = files[:: -(-len(files) // _LOOKED_AT)]
     red, _, blue = np.mean([read_rgb(file).mean((0, 1)) for file in some], axis=0)
-    return bool(blue > red + _LEAST_EXCESS)
+    return [*map(Swapped, files)] if blue > red + _LEAST_EXCESS else files

@@ -14,24 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files.paths import SUFFIXES
-from .crops import Encoded, Source, Swapped, name_of
+from .crops import Encoded, Source, name_of
 
 _BIN_BYTES = 4 << 30
 
 
 class Images(NamedTuple):
-    """Image files and who they show."""
+    """Images and who they show: each is compared with every other."""
 
-    paths: list[str]
+    images: Sequence[Source]
     identities: NDArray[np.int64]
     """[N] a number a person."""
-    swapped: bool = False
-    """Whether the files have red and blue exchanged."""
-
-    @property
-    def images(self) -> Sequence[Source]:
-        """What read_crops takes."""
-        return [Swapped(path) for path in self.paths] if self.swapped else self.paths
 
 
 class PairList(NamedTuple):

@@ -1,0 +1,76 @@
+"""Seconds and peak memory of the curves over all pairs of many synthetic images, and of their intervals.
+
+python -m benchmarks.all_pairs --images 100000
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.memory import high_water_mark
+from benchmarks.timing import machine
+from prefiqs_ext.evaluation.all_pairs import all_pairs
+from prefiqs_ext.evaluation.bootstrap import bootstrap
+
+_DIMENSIONS = 128
+_FMRS = (1e-2, 1e-3, 1e-4)
+_LIMIT = 0.3
+
+
+def faces(
+    images: int, persons: int, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """Embeddings around a centre a person, whom each shows, and a quality that explains a part of their noise."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((persons, _DIMENSIONS), np.float32)
+    who = rng.integers(persons, size=images)
+    noise = rng.lognormal(0, 0.4, images).astype(np.float32)
+    embeddings = noise[:, None] * rng.standard_normal((images, _DIMENSIONS), np.float32)
+    embeddings += centres[who]
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return embeddings, who, -np.log(noise) + rng.normal(0, 0.4, images).astype(np.float32)
+
+
+@click.command()
+@click.option("--images", default=100_000, show_default=True)
+@click.option("--persons", default=None, type=int, help="One for ten images unless given.")
+@click.option("--resamples", default=500, show_default=True, help="0: no intervals.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "file", type=click.Path(path_type=Path))
+def main(images: int, persons: int | None, resamples: int, seed: int, file: Path | None) -> None:
+    embeddings, who, quality = faces(images, persons or max(1, images // 10), seed)
+    results: list[dict[str, Any]] = []
+    curves = _measured(results, "all_pairs", lambda: all_pairs(embeddings, who, quality, fmrs=_FMRS))
+    for curve in curves:
+        print(f"  FMR {curve.fmr:g}: FNMR {curve.fnmr[0]:.4f}, pAUC {curve.area(_LIMIT):.4f}, {curve.mated} mated pairs")
+    for fmr in _FMRS if resamples else ():
+        draws = _measured(
+            results,
+            f"bootstrap {fmr:g}",
+            lambda fmr=fmr: bootstrap(embeddings, who, {"quality": quality}, fmr=fmr, resamples=resamples, seed=seed),
+        )
+        print("  pAUC minus that of no discard, 95 %: {:.4f} to {:.4f}".format(*draws.interval("quality")))
+    if file is not None:
+        settings = {"images": images, "persons": persons, "resamples": resamples, "seed": seed}
+        file.write_text(json.dumps({"machine": machine(), "settings": settings, "results": results}, indent=1))
+
+
+def _measured(results: list[dict[str, Any]], name: str, run: Callable[[], Any]) -> Any:
+    start, cpu_start = time.perf_counter(), time.process_time()
+    result = run()
+    seconds, cpu, peak = time.perf_counter() - start, time.process_time() - cpu_start, high_water_mark()
+    results.append({"name": name, "seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak})
+    print(f"{name}: {seconds:.1f} s ({cpu:.1f} s of a core), peak so far {peak / 1e6:.0f} MB", flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""`prefiqs degrade`: a harder set from a folder of faces."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import click
+from PIL import Image
+from tqdm import tqdm
+
+from ..evaluation.crops import name_of
+from ..evaluation.degraded import Step, degrade, draw
+from ..evaluation.readers import read_folders
+from ..faces import read_rgb
+from ..files.paths import shown
+from ..files.whole import whole_file
+
+_COLUMNS = ("path", "kinds", "grades", "parameters")
+_TABLE = "degradations.csv"
+
+
+@click.command("degrade")
+@click.argument("data", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option(
+    "--output",
+    "-o",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A new or empty folder.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+def degrade_command(data: Path, output: Path, seed: int) -> None:
+    """Make a harder set for `prefiqs evaluate` by degrading faces.
+
+    DATA has a folder a person, of aligned crops. One image in eight stays clean, half get one degradation, the others
+    two or three: occlusion, blur, down-sampling, darkness, noise, JPEG, each in one of five grades. What an image gets
+    depends on the seed, its folder and its name alone. Writes PERSON/NAME.png, without loss, and when all are there
+    degradations.csv: path, kinds, grades (1 to 5) and parameters of each image.
+
+    \b
+    Example:
+      prefiqs degrade crops/ --output degraded --seed 0
+      prefiqs evaluate degraded --output evaluation
+    """
+    if output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"{shown(str(output))} is not empty: name another folder with --output, or empty it")
+    targets = _targets(list(map(name_of, read_folders(data).images)))
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for target, path in tqdm(targets.items(), unit="file", disable=None, leave=False):
+        image = read_rgb(path)
+        steps = draw(target, seed, image.shape[0])
+        (output / target).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(str(output / target)) as file:
+            Image.fromarray(degrade(image, steps)).save(file, "png")
+        writer.writerow([target, *_cells(steps)])
+    with whole_file(str(output / _TABLE)) as file:
+        file.write(table.getvalue().encode("utf-8", "surrogateescape"))
+    click.echo(f"{len(targets)} images: {shown(str(output))}", err=True)
+
+
+def _targets(paths: list[str]) -> dict[str, str]:
+    """Where each image goes, PERSON/NAME.png -> its path."""
+    targets: dict[str, str] = {}
+    for path in paths:
+        target = "/".join(Path(path).with_suffix(".png").parts[-2:])
+        other = targets.setdefault(target, path)
+        if other != path:
+            raise ValueError(f"{shown(other)} and {shown(path)} would both become {shown(target)}: rename one of them")
+    return targets
+
+
+def _cells(steps: list[Step]) -> list[str]:
+    """kinds, grades, parameters; several are joined by +, parameters are JSON: a list with an object a kind."""
+    parameters = json.dumps([step.parameters for step in steps])
+    return ["+".join(step.kind for step in steps), "+".join(str(step.grade) for step in steps), parameters]

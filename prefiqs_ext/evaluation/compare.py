@@ -1,0 +1,103 @@
+"""Data and qualities -> curves and intervals, whatever says which images are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .all_pairs import all_pairs
+from .bootstrap import Resampled, bootstrap
+from .bootstrap_pairs import bootstrap_pairs
+from .data import Data
+from .edc import RATIOS, Curve, Mode, error_versus_discard
+from .readers import Images
+from .templates import Templates, template_embeddings, template_qualities
+
+_PAIRS = 100_000  # at a time
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How to measure. limit: the end of the partial area. resamples: draws for intervals, 0 for none."""
+
+    mode: Mode = "fraunhofer"
+    fmrs: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
+    max_discard: float = 0.95
+    resamples: int = 500
+    seed: int = 0
+
+    @property
+    def limit(self) -> float:
+        return 0.2 if self.mode == "dasec" else 0.3
+
+    @property
+    def ratios(self) -> NDArray[np.float64]:
+        return RATIOS[self.max_discard + 1e-9 >= RATIOS]
+
+
+class Comparison(NamedTuple):
+    curves: dict[str, list[Curve]]
+    """Of each method, one an FMR."""
+    draws: dict[float, Resampled]
+    """Of each FMR, by the fraunhofer mode whatever the mode; empty without resamples."""
+
+
+def compare(
+    data: Data, embeddings: NDArray[np.floating], qualities: Mapping[str, NDArray[np.floating]], protocol: Protocol
+) -> Comparison:
+    """Images without a list are compared each with every other. embeddings: [N, d] of the images, L2-normalised;
+    qualities: [N] HIGHER is better. ValueError: as error_versus_discard."""
+    if isinstance(data, Images):
+        return _every_pair(data, embeddings, qualities, protocol)
+    if isinstance(data, Templates):
+        embeddings = template_embeddings(embeddings, data)
+        qualities = {name: template_qualities(of_images, data) for name, of_images in qualities.items()}
+    return _listed_pairs(data.pairs, data.mated, embeddings, qualities, protocol)
+
+
+def _every_pair(
+    data: Images, embeddings: NDArray[np.floating], qualities: Mapping[str, NDArray[np.floating]], protocol: Protocol
+) -> Comparison:
+    fmrs, modes, ratios = protocol.fmrs, (protocol.mode,), protocol.ratios
+    curves = {
+        name: all_pairs(embeddings, data.identities, quality, fmrs=fmrs, modes=modes, ratios=ratios)
+        for name, quality in qualities.items()
+    }
+    draws = {}
+    for fmr in fmrs if protocol.resamples else ():
+        draws[fmr] = bootstrap(
+            embeddings, data.identities, qualities, fmr=fmr, resamples=protocol.resamples, seed=protocol.seed
+        )
+    return Comparison(curves, draws)
+
+
+def _listed_pairs(
+    pairs: NDArray[np.integer],
+    mated: NDArray[np.bool_],
+    embeddings: NDArray[np.floating],
+    qualities: Mapping[str, NDArray[np.floating]],
+    protocol: Protocol,
+) -> Comparison:
+    scores = _similarities(embeddings, pairs)
+    curves: dict[str, list[Curve]] = {}
+    for name, quality in qualities.items():
+        curves[name] = [
+            error_versus_discard(scores, mated, pairs, quality, fmr=fmr, mode=protocol.mode, ratios=protocol.ratios)
+            for fmr in protocol.fmrs
+        ]
+    draws = {}
+    for fmr in protocol.fmrs if protocol.resamples else ():
+        draws[fmr] = bootstrap_pairs(
+            scores, mated, pairs, qualities, fmr=fmr, resamples=protocol.resamples, seed=protocol.seed
+        )
+    return Comparison(curves, draws)
+
+
+def _similarities(embeddings: NDArray[np.floating], pairs: NDArray[np.integer]) -> NDArray[np.float32]:
+    """[P] cosines, a few pairs at a time: a benchmark may have millions, of embeddings of 2 kB."""
+    parts = np.array_split(pairs, len(pairs) // _PAIRS + 1)
+    return np.concatenate([np.einsum("pd,pd->p", embeddings[part[:, 0]], embeddings[part[:, 1]]) for part in parts])

@@ -1,0 +1,27 @@
+"""What `prefiqs evaluate DATA` takes, told apart by what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .readers import Images, PairList, read_bin, read_folders, read_lfw_pairs, read_pair_list
+from .templates import Templates, read_ijbc
+
+Data = Images | PairList | Templates
+"""Each has `images`, a sequence of sources that read_crops takes."""
+
+
+def read_data(data: Path, pairs: Path | None = None) -> Data:
+    """A folder a person, with LFW's pairs.txt as `pairs` or to be compared each with every other; a list of images
+    with a list of pairs; InsightFace's .bin; its folder IJBC. ValueError, in one line, for anything else."""
+    if pairs is None and (data / "meta" / "ijbc_face_tid_mid.txt").exists():
+        return read_ijbc(data / "meta", data / "loose_crop")
+    if data.is_dir():
+        return read_folders(data) if pairs is None else read_lfw_pairs(pairs, data)
+    if data.suffix == ".bin":
+        if pairs is not None:
+            raise ValueError(f"{data} has its own pairs: leave --pairs out")
+        return read_bin(data)
+    if pairs is None:
+        raise ValueError(f"{data}: expected --pairs FILE beside a list of images, or a folder a person, or a .bin")
+    return read_pair_list(data, pairs)

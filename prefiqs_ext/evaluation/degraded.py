@@ -1,0 +1,91 @@
+"""A harder set of faces: graded degradations, drawn for each image from a seed and the image's name alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..faces import RGB
+from ..faces.degradations import blur, darken, down_sample, jpeg, noise, occlude
+
+
+class _Kind(NamedTuple):
+    apply: Callable[..., RGB]
+    parameter: str
+    grades: tuple[float, ...]
+    """From barely visible to hardly recognisable."""
+
+
+KINDS: dict[str, _Kind] = {
+    # side of a grey square, a fraction of the crop's; anywhere in the crop
+    "occlusion": _Kind(occlude, "side", (0.2, 0.3, 0.4, 0.5, 0.6)),
+    # pixels of a crop 112 high
+    "blur": _Kind(blur, "sigma", (0.8, 1.5, 2.5, 4, 5.5)),
+    "down-sampling": _Kind(down_sample, "factor", (2, 3, 4, 6, 8)),
+    # fraction of the light
+    "darkness": _Kind(darken, "exposure", (1 / 2, 1 / 4, 1 / 8, 1 / 12, 1 / 16)),
+    # levels
+    "noise": _Kind(noise, "sigma", (5, 12, 24, 40, 60)),
+    "JPEG": _Kind(jpeg, "quality", (30, 20, 10, 6, 3)),
+}
+"""In the order of a picture's making, in which mixes are applied: what stands before the face, the lens, the distance,
+the sensor with little light, its noise, the file."""
+
+SHARES = (1 / 8, 1 / 2, 1 / 4, 1 / 8)
+"""Of images with no, one, two and three kinds. Which kinds and which grade of each is drawn evenly."""
+
+_HEIGHT = 112
+
+
+class Step(NamedTuple):
+    """One degradation of one image."""
+
+    kind: str
+    """A key of KINDS."""
+    grade: int
+    """1 to 5, rising strength."""
+    parameters: dict[str, float]
+    """What the function in faces.degradations gets beside the image."""
+
+
+def draw(name: str, seed: int, height: int) -> list[Step]:
+    """What is done to the image of this name, in order; empty: it stays clean.
+
+    No other image has a part in it. Blur and down-sampling grow with the crop's height, so that a face suffers the same
+    at every size (factors are rounded, to 2 or more). Noise, JPEG's blocks and darkness's noise are by pixels, as they
+    come, and so milder on larger crops.
+    """
+    key = hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest()
+    random = np.random.default_rng(int.from_bytes(key, "big"))
+    count = random.choice(len(SHARES), p=SHARES)
+    kinds = sorted(random.choice(len(KINDS), count, replace=False))
+    names = list(KINDS)
+    return [step(names[kind], int(random.integers(1, 6)), random, height) for kind in kinds]
+
+
+def step(kind: str, grade: int, random: np.random.Generator, height: int = _HEIGHT) -> Step:
+    """A degradation of this grade; its place or grain is drawn."""
+    name, strength = KINDS[kind].parameter, KINDS[kind].grades[grade - 1]
+    parameters = {name: strength}
+    if kind == "occlusion":
+        top, left = random.uniform(0, 1 - strength, 2).tolist()
+        edges = {"top": top, "bottom": top + strength, "left": left, "right": left + strength}
+        parameters = {edge: round(place, 4) for edge, place in edges.items()}
+    elif kind == "blur":
+        parameters[name] = strength * height / _HEIGHT
+    elif kind == "down-sampling":
+        parameters[name] = max(2, round(strength * height / _HEIGHT))
+    elif kind in ("darkness", "noise"):
+        parameters["seed"] = int(random.integers(1 << 32))
+    return Step(kind, grade, parameters)
+
+
+def degrade(image: RGB, steps: Sequence[Step]) -> RGB:
+    """The image (uint8 [H, W, 3]) after these steps."""
+    for kind, _, parameters in steps:
+        image = KINDS[kind].apply(image, **parameters)
+    return image

@@ -1,0 +1,145 @@
+"""What networks and methods give for many images: a few crops in memory at a time, and from the cache where it was
+computed before."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import __version__
+from ..methods import Method
+from ..methods.drift import OfScorer
+from ..models.preset import Preset
+from ..scorer import Scorer
+from ..settings import hash_weights
+from .cache import cached
+from .crops import Source, digest, name_of, read_crops
+
+_BATCH = 32  # crops together
+
+
+class ImageSet:
+    """Images to compute something of; one that comes again, as in a benchmark's pairs, is computed once.
+
+    ValueError, while computing: a source that gives no crop, or whose result is not finite, by name.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        digests = list(map(digest, sources))
+        rows: dict[bytes, int] = {}
+        self._places = np.array([rows.setdefault(value, len(rows)) for value in digests])
+        self._different = [sources[i] for i in np.unique(self._places, return_index=True)[1]]
+        self.hash = hashlib.sha256(b"".join(digests)).hexdigest()
+        """Of contents in order."""
+
+    def crops(self, preset: Preset) -> Tensor:
+        """uint8 [N, 3, H, W]: all of them."""
+        return torch.stack(list(read_crops(self._different, preset.size)))[self._places]
+
+    def compute(
+        self, what: str, function: Callable[[Tensor], Tensor], preset: Preset, facts: dict[str, Any]
+    ) -> NDArray[np.float32]:
+        """[N, d] of a function, crops [n, 3, H, W] -> [n, d] or, for d = 1, [n]. what: it is; facts: what decides it
+        beside images and preset, as JSON values."""
+        versions = [__version__, torch.__version__, np.__version__]
+        facts = facts | {"of": what, "preset": asdict(preset), "images": self.hash, "versions": versions}
+
+        def rows() -> NDArray[np.float32]:
+            return np.concatenate(list(self._batches(what, function, preset)))[self._places]
+
+        return cached(facts, (len(self._places), None), rows)
+
+    def _batches(
+        self, what: str, function: Callable[[Tensor], Tensor], preset: Preset
+    ) -> Iterator[NDArray[np.float32]]:
+        images = self._different
+        crops = iter(tqdm(read_crops(images, preset.size), what, len(images), disable=None, leave=False))
+        start = 0
+        while batch := list(islice(crops, _BATCH)):
+            with torch.no_grad():
+                result = function(torch.stack(batch)).reshape(len(batch), -1).cpu().numpy()
+            bad = ~np.isfinite(result).all(axis=1)
+            if bad.any():
+                name = name_of(images[start + int(bad.argmax())])
+                raise ValueError(f"{name}: no finite {what}; a blank image? Take it out of the set")
+            yield result
+            start += len(batch)
+
+
+class Pass(NamedTuple):
+    """What the Scorer gave for N images."""
+
+    embeddings: NDArray[np.float32]
+    """[N, d] L2-normalised."""
+    distance: Tensor
+    """[N]"""
+    norm: Tensor
+    """[N]"""
+
+
+def scored(images: ImageSet, scorer: Scorer) -> Pass:
+    """One pass of a scorer that has a preset."""
+    assert scorer.preset is not None
+
+    def score(crops: Tensor) -> Tensor:
+        output = scorer(crops.to(scorer.device))
+        return torch.cat([output.embedding, output.distance[:, None], output.embedding_norm[:, None]], dim=1)
+
+    settings = scorer.settings
+    facts = {"weights": settings.model_sha256, "pruning": asdict(settings.pruning), "output": settings.output}
+    facts |= {"device": str(scorer.device), "dtype": str(scorer.dtype)}
+    table = images.compute("embedding and D", score, scorer.preset, facts)
+    distance, norm = torch.from_numpy(np.ascontiguousarray(table[:, -2:].T))
+    return Pass(table[:, :-2], distance, norm)
+
+
+def embedded(images: ImageSet, network: nn.Module, preset: Preset) -> NDArray[np.float32]:
+    """Embeddings [N, d], L2-normalised, of a network alone."""
+    normalize = preset.normalize()
+
+    def embed(crops: Tensor) -> Tensor:
+        embedding: Tensor = network(normalize(crops))
+        unit: Tensor = embedding / torch.linalg.vector_norm(embedding, dim=1, keepdim=True)
+        return unit  # NaN where the norm is 0, which is refused
+
+    return images.compute("embedding", embed, preset, {"weights": hash_weights(network)})
+
+
+def quality(method: Method, images: ImageSet, fit_on: ImageSet, scorer: Scorer, seed: int) -> NDArray[np.float32]:
+    """[N] HIGHER is better: turned round where the method's own scores are lower better. fit_on: for a method that is
+    fitted. scorer: of the method's network; its one pass serves all methods that read no more than that. seed: what the
+    method was made with."""
+    assert scorer.preset is not None
+    if isinstance(method, OfScorer):
+        if method.needs_fit:
+            method.fit_pass(*scored(fit_on, scorer)[1:])
+        scores = method.read(*scored(images, scorer)[1:]).numpy()
+    else:
+        facts: dict[str, Any] = {"weights": scorer.settings.model_sha256, "seed": seed}
+        facts |= {"fitted on": fit_on.hash} if method.needs_fit else {}
+        score = _fitting(method, fit_on, scorer.preset) if method.needs_fit else method.score
+        scores = images.compute(method.name, score, scorer.preset, facts)[:, 0]
+    return scores if method.higher_is_better else -scores
+
+
+def _fitting(method: Method, fit_on: ImageSet, preset: Preset) -> Callable[[Tensor], Tensor]:
+    """Fits when it is first needed: not where the scores are cached."""
+    fitted = False
+
+    def score(crops: Tensor) -> Tensor:
+        nonlocal fitted
+        if not fitted:
+            method.fit(fit_on.crops(preset))
+            fitted = True
+        return method.score(crops)
+
+    return score

@@ -1,0 +1,138 @@
+"""Comparisons -> a table, curves as pictures, one JSON with everything."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..files.whole import whole_file
+from .benchmarks import AVERAGE_TARGET, BENCHMARKS, LEFT_OUT
+from .compare import Comparison, Protocol
+from .edc import Curve
+from .plot import draw
+
+COLUMNS = ("data", "verifier", "method", "mode", "fmr", "fnmr", "pauc", "auc", "useless", "low", "high", "published")
+_DIFFERENCES = ("data", "verifier", "fmr", "method", "other", "difference", "low", "high")
+_FORMS = ("png", "svg")
+
+
+class Result(NamedTuple):
+    """What one set of images gave, compared by one network."""
+
+    data: str
+    verifier: str
+    images: int
+    comparison: Comparison
+    published: float | None = None
+    """The paper's pAUC of PreFIQs, with its network."""
+
+    @property
+    def title(self) -> str:
+        pairs = next(iter(self.comparison.curves.values()))[0]
+        return (
+            f"{self.data}: {self.images} images, {pairs.mated} mated and {pairs.non_mated} non-mated pairs, "
+            f"compared by {self.verifier}"
+        )
+
+    def rows(self, protocol: Protocol) -> list[list[Any]]:
+        """One a method and FMR, by COLUMNS; None for what was not or cannot be computed."""
+        return [
+            [self.data, self.verifier, name, curve.mode, curve.fmr, float(curve.fnmr[0]), *_areas(curve, protocol)]
+            + [*self._against_useless(name, curve, protocol), self.published if name == "prefiqs" else None]
+            for name, of_method in self.comparison.curves.items()
+            for curve in of_method
+        ]
+
+    def differences(self) -> list[list[Any]]:
+        """One an FMR and pair of methods: pAUC of the one minus that of the other, over draws."""
+        return [
+            [self.data, self.verifier, fmr, one, other, float(np.mean(draws.pauc[one] - draws.pauc[other]))]
+            + list(draws.interval(one, other))
+            for fmr, draws in self.comparison.draws.items()
+            for one, other in combinations(draws.pauc, 2)
+        ]
+
+    def _against_useless(self, name: str, curve: Curve, protocol: Protocol) -> list[float | None]:
+        draws = self.comparison.draws.get(curve.fmr)
+        useless = 1000 * protocol.limit * float(curve.fnmr[0])
+        return [useless, *((None, None) if draws is None else draws.interval(name))]
+
+
+def _areas(curve: Curve, protocol: Protocol) -> list[float | None]:
+    """pAUC and AUC; None in the normalised mode where no pair fails: there is nothing to divide by."""
+    if curve.mode == "normalised" and curve.fnmr[0] == 0:
+        return [None, None]
+    return [curve.area(protocol.limit), curve.area(protocol.max_discard)]
+
+
+def write(output: Path, results: Sequence[Result], protocol: Protocol, facts: dict[str, Any]) -> None:
+    """edc.csv, differences.csv, edc.json, and a picture of each result, edc.png and edc.svg; where there are several,
+    their names say which."""
+    contents = {
+        "edc.csv": _table(COLUMNS, (row for result in results for row in result.rows(protocol))),
+        "differences.csv": _table(_DIFFERENCES, (row for result in results for row in result.differences())),
+        "edc.json": json.dumps(facts | {"results": list(map(_all, results))}, indent=1, default=str).encode(),
+    }
+    for result in results:
+        name = "edc" if len(results) == 1 else f"edc-{result.data}-{result.verifier}"
+        for form in _FORMS:
+            picture = io.BytesIO()
+            draw(result.comparison.curves, result.title, picture, form)
+            contents[f"{name}.{form}"] = picture.getvalue()
+    for name, content in contents.items():
+        with whole_file(str(output / name)) as file:
+            file.write(content)
+
+
+def _all(result: Result) -> dict[str, Any]:
+    return {
+        "data": result.data,
+        "verifier": result.verifier,
+        "images": result.images,
+        "curves": {name: list(map(_values, curves)) for name, curves in result.comparison.curves.items()},
+        "differences": [dict(zip(_DIFFERENCES[2:], row[2:], strict=True)) for row in result.differences()],
+    }
+
+
+def _values(curve: Curve) -> dict[str, Any]:
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in curve._asdict().items()}
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    return text.getvalue().encode()
+
+
+def shown(result: Result, protocol: Protocol) -> list[str]:
+    """A title and a table for a terminal; columns that are empty are left out."""
+    return [result.title, *_lines(COLUMNS[2:], [row[2:] for row in result.rows(protocol)])]
+
+
+def averages(results: Sequence[Result], protocol: Protocol) -> list[str]:
+    """Mean pAUC over the benchmarks but XQLFW, as the paper has it, by verifier, method and FMR."""
+    rows: dict[tuple[Any, ...], list[float]] = {}
+    for row in (row for result in results if result.data != LEFT_OUT for row in result.rows(protocol)):
+        rows.setdefault((row[1], row[2], row[4]), []).append(row[6])
+    table = [
+        [*key, len(values), float(np.mean(values))]
+        + [AVERAGE_TARGET if key[1] == "prefiqs" and len(values) == len(BENCHMARKS) - 1 else None]
+        for key, values in rows.items()
+    ]
+    return [f"mean without {LEFT_OUT}", *_lines(("verifier", "method", "fmr", "sets", "pauc", "published"), table)]
+
+
+def _lines(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    used = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
+    return ["  ".join(f"{_short(row[i]):>10}" for i in used) for row in (columns, *rows)]
+
+
+def _short(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:.4g}"
