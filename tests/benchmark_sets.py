@@ -107,7 +107,7 @@ def write_ijbc(root: Path, seed: int = 0) -> None:
         photo[:, y : y + 112, x : x + 112] = picture
         (root / "loose_crop" / f"{k + 1}.jpg").write_bytes(jpeg(photo))
         faces_rows.append(f"{k + 1}.jpg {ijbc_template(k)} {500 + k - (k % EACH == 1)}\n")
-        points = " ".join(f"{value:.3f}" for value in (TEMPLATE + (x, y)).ravel())
+        points = " ".join(f"{value:.3f}" for value in (TEMPLATE + np.array([x, y])).ravel())
         landmark_rows.append(f"{k + 1}.jpg {points} 0.999\n")
     templates = sorted({ijbc_template(k) for k in range(PEOPLE * EACH)})
     pair_rows = [f"{a} {b} {int(a // 10 == b // 10)}\n" for a in templates for b in templates if a < b]

@@ -84,7 +84,8 @@ BENCHMARKS = (
 )
 LEFT_OUT = "XQLFW"
 AVERAGE_TARGET = 10.070
-"""The paper's mean over the seven without LEFT_OUT. Whether this and the targets are at FMR 1e-3, 1e-4 or the mean of both is not known."""
+"""The paper's mean over the seven without LEFT_OUT. Whether this and the targets are at FMR 1e-3, at 1e-4 or the mean
+of both is not known."""
 
 
 def find(root: str | os.PathLike[str]) -> tuple[list[Found], list[Absent]]:

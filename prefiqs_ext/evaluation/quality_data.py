@@ -1,5 +1,5 @@
-"""The folders that CR-FIQA's scripts make of a benchmark, and GraFIQs' evaluation takes: quality_data/NAME with images/,
-image_path_list.txt and pair_list.txt.
+"""The folders that CR-FIQA's scripts make of a benchmark, for its own and GraFIQs' evaluation: quality_data/NAME with
+images/, image_path_list.txt and pair_list.txt.
 
 Source: CR-FIQA, feature_extraction/extract_{bin,xqlfw,adience}.py and ERC/README.md.
 """

@@ -195,7 +195,7 @@ def _array(file: str | os.PathLike[str]) -> NDArray[np.floating]:
     """A memory map, so that no header can ask for more than the file has."""
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
+    except Exception as error:  # a header is parsed as Python: TokenError, RecursionError, ...
         raise ValueError(f"{file}: expected a .npy of numbers; {' '.join(str(error).split())[:120]}") from None
     if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"{file}: expected a .npy of floating-point numbers")

@@ -18,7 +18,7 @@ from .readers import lines
 
 _BLOCK = 20_000  # images summed at a time
 _LINES = 1_000_000  # of pairs looked up at a time
-_LIMIT = 10_000_000  # numbers of templates and media are below; IJB-C's are below 1,000,000
+_LIMIT = 10_000_000  # templates' numbers are below: a table has a place for each
 
 
 class Templates(NamedTuple):
@@ -59,8 +59,8 @@ def read_ijbc(meta: str | os.PathLike[str], loose_crop: str | os.PathLike[str]) 
 def template_embeddings(embeddings: NDArray[np.floating], templates: Templates) -> NDArray[np.float32]:
     """[T, d] of unit length: the mean over the images of each medium, summed over the media of a template.
 
-    Without InsightFace's options (flipped images added, weights by the detector's score, embeddings that keep their
-    norm): CR-FIQA's, hence presumably the paper's, evaluation uses none of the last two.
+    This is InsightFace's evaluation without its options: flipped images, weights by the detector's score, embeddings
+    that keep their norm. CR-FIQA's uses neither of the last two; to an embedding it appends that of the flipped image.
 
     Args:
         embeddings: [N, d] of the images, L2-normalised; may be a memory map.
@@ -119,7 +119,7 @@ def _faces(file: Path, crops: Path) -> tuple[list[str], NDArray[np.int64], NDArr
     names, numbers = [], array("q")
     for number, line in lines(file):
         words = line.split()
-        if len(words) != 3 or not _all_numbers(words[1:]):
+        if len(words) != 3 or not _is_template(words[1]) or not (words[2].isdecimal() and len(words[2]) < 19):
             raise ValueError(f"{file}:{number}: expected `name template media`, got {line[:80]!r}")
         if words[0] not in present:
             raise ValueError(f"{file}:{number}: no image {crops / words[0]}")
@@ -140,9 +140,7 @@ def _landmarks(file: Path, names: list[str]) -> NDArray[np.float64]:
     for number, line in lines(file):
         name, *words = line.split()
         if count == len(names) or name != names[count]:
-            raise ValueError(
-                f"{file}:{number}: expected the images of ijbc_face_tid_mid.txt in its order, got {name!r}"
-            )
+            raise ValueError(f"{file}:{number}: expected the order of ijbc_face_tid_mid.txt, got {name[:80]!r}")
         try:
             values.extend(_landmark_numbers(words))
         except ValueError:
@@ -169,9 +167,9 @@ def _pairs(file: Path, ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArr
     places = np.full(_LIMIT + 1, -1, np.int32)  # the last for all that is out of range
     places[ids] = np.arange(len(ids))
     try:
-        if not os.path.getsize(file):
+        if next(lines(file), None) is None:  # np.loadtxt would warn
             raise ValueError
-        rows = np.loadtxt(file, np.int32, comments=None, ndmin=2)
+        rows = np.loadtxt(file, np.int32, comments=None, ndmin=2, encoding="utf-8")
         if rows.shape[1] != 3:
             raise ValueError
         pairs, mated = np.empty((len(rows), 2), np.int32), np.empty(len(rows), bool)
@@ -190,7 +188,7 @@ def _pair_fault(file: Path, ids: NDArray[np.int64]) -> NoReturn:
     known = set(ids.tolist())
     for number, line in lines(file):
         words = line.split()
-        if len(words) != 3 or not _all_numbers(words[:2]) or words[2] not in ("0", "1"):
+        if len(words) != 3 or not all(map(_is_template, words[:2])) or words[2] not in ("0", "1"):
             raise ValueError(f"{file}:{number}: expected `template template 0|1`, got {line[:80]!r}")
         for word in words[:2]:
             if int(word) not in known:
@@ -198,5 +196,5 @@ def _pair_fault(file: Path, ids: NDArray[np.int64]) -> NoReturn:
     raise ValueError(f"{file}: expected lines `template template 0|1`")
 
 
-def _all_numbers(words: list[str]) -> bool:
-    return all(word.isdecimal() and len(word) < 8 for word in words)
+def _is_template(word: str) -> bool:
+    return word.isdecimal() and len(word) < len(str(_LIMIT))
