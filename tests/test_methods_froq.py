@@ -164,9 +164,10 @@ class Planted(nn.Module):
 
 
 def contrasts(count: int) -> Tensor:
-    """Pictures of one kind around grey, from no contrast to full."""
+    """Pictures of one kind around grey, each its own mirror image, from no contrast to full."""
     generator = torch.Generator().manual_seed(0)
     kind = torch.nn.functional.interpolate(torch.randn(count, 3, 6, 6, generator=generator), (36, 44), mode="bilinear")
+    kind = kind + kind.flip(3)
     contrast = torch.linspace(3, 60, count)[torch.randperm(count, generator=generator)]
     return (127.5 + contrast[:, None, None, None] * kind).clamp(0, 255).to(torch.uint8)
 
@@ -298,7 +299,9 @@ def test_bad_files(what: str, network: nn.Module, fitted: FROQ, tmp_path: Path) 
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b" " * (1 << 21), b'{"version":1,"version":1}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b" " * (1 << 21), b'{"version":1,"version":1}']
+)
 def test_files_of_something_else(data: bytes, network: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "froq.json"
     path.write_bytes(data)
@@ -338,7 +341,7 @@ def test_images_without_a_direction() -> None:
 
 
 def test_on_sface(sface: nn.Module, crops: Tensor) -> None:
-    """A face that is blurred away turns more; norms of layers named in the ONNX file, of one image alone and in a batch."""
+    """A blurred face turns more; norms of layers under their names in the ONNX file."""
     preset = Preset.named("sface")
     blurred = nn.functional.avg_pool2d(crops[:1].float(), 13, 1, 6, count_include_pad=False).to(torch.uint8)
     sharp, soft = pseudo_labels(torch.cat([crops[:1], blurred]), sface, preset)
@@ -346,12 +349,12 @@ def test_on_sface(sface: nn.Module, crops: Tensor) -> None:
     method = FROQ(sface, preset)
     method.selection = Selection(("conv_14_batchnorm", "dropout5", "fc1"), 0.5, 200, 0)
     with torch.no_grad():
-        last = torch.linalg.vector_norm(sface(crops.float()), dim=1)
-    scores = method.score(crops)
-    names, norms = method._every_norm(crops[:20])
+        last = torch.linalg.vector_norm(sface(crops[:12].float()), dim=1)
+    scores = method.score(crops[:12])
+    names, norms = method._every_norm(crops[:12])
     assert len(names) == 86  # all that the graph calls
-    np.testing.assert_allclose(norms[:, names.index("fc1")], last[:20].numpy(), rtol=1e-5)
+    np.testing.assert_allclose(norms[:, names.index("fc1")], last.numpy(), rtol=1e-5)
     expected = norms[:, [names.index(name) for name in method.selection.modules]].mean(1)
-    np.testing.assert_allclose(scores[:20].numpy(), expected, rtol=1e-5)
-    alone = torch.cat([method.score(crops[index : index + 1]) for index in range(5)])
-    torch.testing.assert_close(scores[:5], alone, rtol=1e-5, atol=0)
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-5)
+    alone = torch.cat([method.score(crops[index : index + 1]) for index in range(3)])
+    torch.testing.assert_close(scores[:3], alone, rtol=1e-5, atol=0)

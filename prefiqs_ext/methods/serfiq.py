@@ -102,7 +102,7 @@ class SERFIQ:
             raise ValueError(self._mixed(f"{len(together)} embeddings for {len(self._draws)} draws"))
         difference = float((together[-1:] - last).abs().max())
         if not difference < _TOLERANCE:
-            raise ValueError(self._mixed(f"embeddings differ by {difference:.2g}"))
+            raise ValueError(self._mixed(f"embeddings that differ by {difference:.2g}"))
 
     def _mixed(self, what: str) -> str:
         return f"serfiq: expected rows that stay apart behind {self.dropout}, got {what}"
