@@ -89,7 +89,7 @@ class FROQ:
     def fit(self, images: Tensor) -> None:
         """Calibrate on uint8 RGB faces [N, 3, H, W], 20 or more; of more than `images`, as many are drawn.
 
-        Costs 97 passes of the network an image (see `pseudo_labels`). Needs SciPy.
+        Costs 97 passes of the network an image (see `pseudo_labels`).
         TypeError, ValueError: another batch; images that no module's norm tells apart; what the Scorer raises.
         """
         check_uint8(images, self.preset)
@@ -244,12 +244,15 @@ def select(norms: Numbers, labels: Numbers) -> tuple[list[int], float]:
 
 def _spearman(norms: Numbers, columns: Sequence[int], labels: Numbers) -> float:
     """Of the columns' mean with the labels; -1 where the mean is constant."""
-    try:
-        from scipy.stats import spearmanr
-    except ImportError:
-        raise ImportError("froq's fit needs SciPy: pip install prefiqs_ext[analysis]") from None
     mean = norms[:, columns].mean(axis=1)
-    return -1.0 if _constant(mean) else float(spearmanr(mean, labels).statistic)
+    return -1.0 if _constant(mean) else float(np.corrcoef(_ranks(mean), _ranks(labels))[0, 1])
+
+
+def _ranks(values: Numbers) -> Numbers:
+    """From 1 on; equal values share the mean of theirs."""
+    place, counts = np.unique(values, return_inverse=True, return_counts=True)[1:]
+    ranks: Numbers = np.cumsum(counts) - (counts - 1) / 2
+    return ranks[place]
 
 
 def _constant(values: Numbers) -> bool:
