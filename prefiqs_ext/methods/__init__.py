@@ -8,15 +8,19 @@ from torch import nn
 
 from prefiqs_ext.methods.baselines import Brightness, Random, Sharpness
 from prefiqs_ext.methods.drift import EmbeddingNorm, PreFIQs
+from prefiqs_ext.methods.froq import FROQ
 from prefiqs_ext.methods.grafiqs import GraFIQs
 from prefiqs_ext.methods.labels import optimise
 from prefiqs_ext.methods.method import Method
+from prefiqs_ext.methods.serfiq import SERFIQ
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 
 _METHODS: dict[str, Callable[[nn.Module, Preset, Pruning, int], Method]] = {
     "prefiqs": PreFIQs,
     "grafiqs": lambda network, preset, pruning, seed: GraFIQs(network, preset),
+    "froq": lambda network, preset, pruning, seed: FROQ(network, preset, seed=seed),
+    "serfiq": lambda network, preset, pruning, seed: SERFIQ(network, preset, seed=seed),
     "norm": EmbeddingNorm,
     "random": Random,
     "sharpness": Sharpness,
@@ -24,7 +28,7 @@ _METHODS: dict[str, Callable[[nn.Module, Preset, Pruning, int], Method]] = {
 }
 NAMES: tuple[str, ...] = tuple(_METHODS)
 
-__all__ = ["NAMES", "GraFIQs", "Method", "create", "optimise"]
+__all__ = ["FROQ", "NAMES", "SERFIQ", "GraFIQs", "Method", "create", "optimise"]
 
 
 def create(
