@@ -128,17 +128,18 @@ def test_any_size(kind, size):
 
 def test_blur_and_down_sampling_suit_the_size():
     """A face twice as large suffers the same: shrunk again, it looks like the smaller one degraded."""
-    small = np.asarray(Image.fromarray(data.astronaut()[:224, 112:336]).resize((112, 112), Image.Resampling.BOX))
+
+    def halved(image: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(image).resize((112, 112), Image.Resampling.BOX))
+
     large = data.astronaut()[:224, 112:336]
     for kind in ("blur", "down-sampling"):
         for grade in (3, 4, 5):
             random = np.random.default_rng(0)
-            expected = degrade(small, [step(kind, grade, random, 112)])
-            again = Image.fromarray(degrade(large, [step(kind, grade, random, 224)])).resize(
-                (112, 112), Image.Resampling.BOX
-            )
+            expected = degrade(halved(large), [step(kind, grade, random, 112)])
+            again = halved(degrade(large, [step(kind, grade, random, 224)]))
             # Levels. At half the strength or twice it is 5 and more.
-            assert np.abs(np.asarray(again, float) - expected).mean() < 1, (kind, grade)
+            assert np.abs(again.astype(float) - expected).mean() < 1, (kind, grade)
 
 
 def test_down_sampling_keeps_the_face_where_it_is():

@@ -21,7 +21,7 @@ class _Kind(NamedTuple):
 
 
 KINDS: dict[str, _Kind] = {
-    # side of a grey square, a fraction of the crop's; anywhere in the crop
+    # side of a grey rectangle, a fraction of the crop's; anywhere in the crop
     "occlusion": _Kind(occlude, "side", (0.15, 0.25, 0.35, 0.45, 0.55)),
     # pixels of a crop 112 high
     "blur": _Kind(blur, "sigma", (0.8, 1.3, 2, 3, 4)),
@@ -36,9 +36,9 @@ KINDS: dict[str, _Kind] = {
 the sensor with little light, its noise, the file."""
 
 SHARES = (1 / 8, 1 / 2, 1 / 4, 1 / 8)
-"""Of images with no, one, two and three kinds. Kinds are drawn evenly, and so are grades: of one kind 1 to 5, of two 1 to
-4, of three 1 to 3, for they add up. On SFace and clean LFW this makes about a quarter of mated pairs fail at FMR 1e-3,
-which is what grades were chosen by."""
+"""Of images with no, one, two and three kinds. Kinds are drawn evenly, and so are grades: of one kind 1 to 5, of two 1
+to 4, of three 1 to 3, for they add up. Of clean LFW this makes a set on which SFace rejects about a quarter of
+mated pairs at FMR 1e-3; that alone is what grades were chosen by."""
 
 _HEIGHT = 112
 
