@@ -12,7 +12,9 @@ from PIL import Image
 
 from prefiqs_ext.evaluation.crops import Encoded, Landmarked, Swapped, digest, read_crops
 from prefiqs_ext.faces import UnreadableImage, align, decode_rgb, read_rgb
-from prefiqs_ext.faces.align import TEMPLATE
+from prefiqs_ext.faces.align import TEMPLATE, similarity
+
+transform = pytest.importorskip("skimage.transform")
 
 SIZE = (112, 96)
 
@@ -72,8 +74,20 @@ def test_refused(source, message):
 def test_refused_files(photo):
     with pytest.raises(ValueError, match=r"photo\.png: expected a crop of 96 x 112 pixels, got 130 x 150"):
         next(read_crops([photo], SIZE))
-    with pytest.raises(ValueError, match=r"photo\.png: expected landmarks of a face"):
-        next(read_crops([Landmarked(photo, TEMPLATE[[1, 0, 2, 4, 3]])], SIZE))
+    with pytest.raises(ValueError, match=r"photo\.png: expected five different landmarks"):
+        next(read_crops([Landmarked(photo, TEMPLATE[[0] * 5])], SIZE))
+
+
+def test_published_landmarks_are_taken_whatever_they_are(photo):
+    """As the benchmark's own evaluation does; scikit-image's estimate of the same points."""
+    points = TEMPLATE[[1, 0, 2, 4, 3]] + np.arange(10).reshape(5, 2)
+    template = TEMPLATE * (SIZE[0] / 112) + ((SIZE[1] - SIZE[0]) / 2, 0)
+    theirs = transform.SimilarityTransform.from_estimate(points, template).params[:2]
+    np.testing.assert_allclose(similarity(points, SIZE, any_fit=True), theirs, atol=1e-9)
+    with pytest.raises(ValueError, match="landmarks of a face"):
+        similarity(points, SIZE)
+    (crop,) = read_crops([Landmarked(photo, points)], SIZE)
+    assert np.array_equal(crop.permute(1, 2, 0), align(read_rgb(photo), points, SIZE, any_fit=True))
 
 
 def test_content_with_too_many_pixels_is_refused_before_decoding():

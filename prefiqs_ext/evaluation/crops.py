@@ -65,7 +65,7 @@ def read_crops(images: Iterable[Source], size: tuple[int, int]) -> Iterator[Tens
 
     Raises:
         ValueError: naming the image: it is missing or cannot be read (UnreadableImage), a crop has another size, or
-            landmarks are those of no face.
+            landmarks are not five different points.
     """
     for image in images:
         yield torch.from_numpy(_crop(image, size)).permute(2, 0, 1).contiguous()
@@ -75,7 +75,7 @@ def _crop(image: Source, size: tuple[int, int]) -> RGB:
     if isinstance(image, Landmarked):
         photo = read_rgb(image.path)
         try:
-            return align(photo, image.landmarks, size)
+            return align(photo, image.landmarks, size, any_fit=True)
         except ValueError as error:
             raise ValueError(f"{image.path}: {error}") from None
     crop = decode_rgb(*image) if isinstance(image, Encoded) else read_rgb(name_of(image))

@@ -23,13 +23,16 @@ _MOST_COORDINATE = 1e9
 _MOST_SIDE = 32_000  # OpenCV warps from images of less than 2^15
 
 
-def similarity(landmarks: ArrayLike, size: tuple[int, int] = (112, 112)) -> NDArray[np.float64]:
+def similarity(
+    landmarks: ArrayLike, size: tuple[int, int] = (112, 112), *, any_fit: bool = False
+) -> NDArray[np.float64]:
     """The least-squares similarity transform (Umeyama, TPAMI 1991, without reflection) of landmarks onto TEMPLATE.
 
     Args:
         landmarks: ``[5, 2]`` x and y in the photo, in TEMPLATE's order. Pixel centres are whole numbers.
         size: height and width of the crop. The template is scaled by height / 112 and moved sideways to the middle, so
             (112, 96) is the 112 x 112 crop without its outer columns.
+        any_fit: take five points that are no face as well, as a benchmark's published landmarks are taken.
 
     Returns:
         float64 ``[2, 3]``, photo (x, y, 1) to crop (x, y).
@@ -55,7 +58,7 @@ def similarity(landmarks: ArrayLike, size: tuple[int, int] = (112, 112)) -> NDAr
     # Nearer together than float32 can tell points apart there: what remains is rounding, not a face.
     if not power > (1e-6 * max(1.0, float(np.abs(source).max()))) ** 2:
         raise ValueError("expected five different landmarks, got the same point five times")
-    if abs(overlap) ** 2 < _LEAST_FIT * power * np.vdot(target_spread, target_spread).real:
+    if not any_fit and abs(overlap) ** 2 < _LEAST_FIT * power * np.vdot(target_spread, target_spread).real:
         raise ValueError(
             "expected landmarks of a face in the order right eye, left eye, nose tip, right and left corner of the "
             "mouth (the right being the person's), got points that do not fit"
@@ -65,12 +68,12 @@ def similarity(landmarks: ArrayLike, size: tuple[int, int] = (112, 112)) -> NDAr
     return np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
 
 
-def align(image: RGB, landmarks: ArrayLike, size: tuple[int, int] = (112, 112)) -> RGB:
+def align(image: RGB, landmarks: ArrayLike, size: tuple[int, int] = (112, 112), *, any_fit: bool = False) -> RGB:
     """The face as recognisers want it: eyes, nose and mouth moved onto TEMPLATE, bilinear, 0 outside the photo.
 
     Args:
         image: uint8 ``[H, W, 3]``, any channel order.
-        landmarks, size: as for :func:`similarity`.
+        landmarks, size, any_fit: as for :func:`similarity`.
 
     Returns:
         uint8 ``[*size, 3]``.
@@ -79,7 +82,7 @@ def align(image: RGB, landmarks: ArrayLike, size: tuple[int, int] = (112, 112)) 
         TypeError, ValueError: as for :func:`similarity`, or for an image of another shape or type.
     """
     check_rgb(image)
-    matrix = similarity(landmarks, size)
+    matrix = similarity(landmarks, size, any_fit=any_fit)
     height, width = image.shape[:2]
     if max(height, width) > _MOST_SIDE:
         image, matrix = _part(image, matrix, size)
