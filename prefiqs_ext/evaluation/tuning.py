@@ -30,7 +30,7 @@ from .edc import RATIOS
 FMR = 1e-3
 LIMIT = 0.3
 _RATIOS = RATIOS[LIMIT + 1e-9 >= RATIOS]
-_REPORTED = (1e-2, FMR, 1e-4)
+REPORTED = (1e-2, FMR, 1e-4)
 # With fewer, draws of persons that hold no mated pair at all are to be expected: one in exp(number).
 _LEAST_PEOPLE = 10
 
@@ -93,7 +93,7 @@ def part(identities: NDArray[np.integer], folds: int = 5, seed: int = 0) -> NDAr
     return fold[who]
 
 
-def tune(
+def tune_settings(
     embeddings: NDArray[np.floating],
     identities: NDArray[np.integer],
     fold: NDArray[np.integer],
@@ -122,7 +122,7 @@ def tune(
     everyone = np.ones(len(fold), dtype=bool)
     folds = range(int(fold.max()) + 1)
     overall = {
-        name: dict(zip(_REPORTED, measured(quality, everyone, _REPORTED), strict=True))
+        name: dict(zip(REPORTED, measured(quality, everyone, REPORTED), strict=True))
         for name, quality in settings.items()
     }
     training = {
@@ -154,7 +154,7 @@ def held_out(
     resamples: int = 500,
     seed: int = 0,
 ) -> HeldOut:
-    """Steps 3 and 4 of the rule for any qualities. Arguments and errors as `tune`."""
+    """Steps 3 and 4 of the rule for any qualities. Arguments and errors as `tune_settings`."""
     folds = int(fold.max()) + 1
     # A seed a fold: equal draws of places would not be independent.
     seeds = np.random.SeedSequence(seed).generate_state(folds)
@@ -164,15 +164,15 @@ def held_out(
         own = fold == index
         faces = embeddings[own], identities[own]
         qualities = {name: np.asarray(rule(~own))[own] for name, rule in rules.items()}
-        for name, quality in qualities.items():
-            (curve,) = all_pairs(*faces, quality, fmrs=(FMR,), ratios=_RATIOS)
-            pauc[name].append(curve.area(LIMIT))
         try:
-            resampled = bootstrap(*faces, qualities, fmr=FMR, limit=LIMIT, resamples=resamples, seed=int(seeds[index]))
+            for name, quality in qualities.items():
+                (curve,) = all_pairs(*faces, quality, fmrs=(FMR,), ratios=_RATIOS)
+                pauc[name].append(curve.area(LIMIT))
+            drawn = bootstrap(*faces, qualities, fmr=FMR, limit=LIMIT, resamples=resamples, seed=int(seeds[index]))
         except ValueError as error:
-            raise ValueError(f"a draw of the people of fold {index + 1}: {error}") from error
+            raise ValueError(f"people of fold {index + 1}: {error}") from error
         for name in rules:
-            draws[name].append(resampled.pauc[name])
+            draws[name].append(drawn.pauc[name])
     return HeldOut(
         {name: np.array(values) for name, values in pauc.items()},
         {name: np.mean(values, axis=0) for name, values in draws.items()},
