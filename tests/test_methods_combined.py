@@ -38,7 +38,10 @@ def test_better_in_both_is_better():
     assert log_distance([0.0, 1.0]) == pytest.approx([np.log(1e-6), 0])
 
 
-@pytest.mark.parametrize(("drift", "norm", "name"), [([1, 2], [1, 1 + 1e-7], "norm"), ([3, 3], [1, 2], "drift"), ([1], [1], "drift")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("drift", "norm", "name"),
+    [([1, 2], [1, 1 + 1e-7], "norm"), ([3, 3], [1, 2], "drift"), ([1], [1], "drift")],
+)
 def test_nothing_to_scale_by(drift, norm, name):
     with pytest.raises(ValueError, match=f"whose {name} differs"):
         ZScores.fit(drift, norm)
