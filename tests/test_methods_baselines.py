@@ -12,6 +12,8 @@ from prefiqs_ext import Preset, Pruning, Scorer, methods
 
 PRESET = Preset("odd", (32, 32), "bgr", (127.5,) * 3, (128.0,) * 3)
 IMAGES = pictures(5, 32)
+# Gradients are not bit-equal; the other is fitted.
+UNFITTED = [name for name in methods.NAMES if name not in ("grafiqs", "prefiqs+norm")]
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,7 @@ def network() -> torch.nn.Module:
     return calibrated("residual")
 
 
-@pytest.mark.parametrize("name", sorted({*methods.NAMES} - {"grafiqs", "froq", "serfiq"}))  # tests of their own
+@pytest.mark.parametrize("name", UNFITTED)
 def test_batch_does_not_matter(name: str, network: torch.nn.Module) -> None:
     method = methods.create(name, network, PRESET)
     assert method.name == name

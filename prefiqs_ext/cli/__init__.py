@@ -18,6 +18,7 @@ from . import evaluate as _evaluate
 from . import info as _info
 from . import report as _report
 from . import score as _score
+from . import tune as _tune
 from . import weights as _weights
 
 _INTERRUPTED = 130
@@ -68,4 +69,5 @@ main.add_command(_evaluate.evaluate)
 main.add_command(_info.info)
 main.add_command(_report.report)
 main.add_command(_score.score)
+main.add_command(_tune.tune)
 main.add_command(_weights.weights)

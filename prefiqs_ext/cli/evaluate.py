@@ -11,27 +11,24 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .. import __version__, methods
+from .. import methods
 from ..evaluation import benchmarks
 from ..evaluation.compare import Protocol, compare
 from ..evaluation.crops import Source, name_of
 from ..evaluation.data import Data, read_data
-from ..evaluation.passes import ImageSet, embedded, quality, scored
+from ..evaluation.passes import VERSIONS, ImageSet, Scoring, embedded
 from ..evaluation.readers import read_embeddings, read_folders, read_scores
 from ..models.preset import PRESETS, Preset
 from ..network import load_network
-from ..scorer import Scorer
 from ..settings import hash_weights
-from .scoring import check_scoring, make_scorer, pruning, scoring_options
+from .scoring import check_scoring, computing, pruning, scoring_options
 
 _FMRS = (1e-2, 1e-3, 1e-4)
 _PAPER_FMRS = (1e-3, 1e-4)
 _FIT = 200  # images that a fitted method is given, sampled
-_VERSIONS = {"prefiqs_ext": __version__, "torch": torch.__version__, "numpy": np.__version__}
 _FILE = click.Path(path_type=Path, exists=True)
 
 
@@ -108,7 +105,7 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
             # The paper's figures are those of one network that both scores and compares.
             own = published if verifier == _label(options["model"]) else None
             found.append(results.Result(name, verifier, len(faces.images), comparison, own))
-    facts = {"options": options | {"data": data}, "networks": networks.facts(), "versions": _VERSIONS}
+    facts = {"options": options | {"data": data}, "networks": networks.facts(), "versions": VERSIONS}
     results.write(output, found, protocol, facts)
     for result in found:
         click.echo("\n".join(results.shown(result, protocol)))
@@ -146,25 +143,20 @@ class _Networks:
         self._verifiers = _verifiers(options["verifier"])
 
     @cached_property
-    def _network(self) -> tuple[nn.Module, Preset | str | None]:
-        network, own = load_network(self._options["model"], self._options["preset"])
-        return network, self._options["preset"] or own
-
-    @cached_property
-    def _scorer(self) -> Scorer:
-        network, preset = self._network
-        return make_scorer(self._options | {"model": network, "preset": preset})
+    def _scoring(self) -> Scoring:
+        options = self._options
+        network, own = load_network(options["model"], options["preset"])
+        preset = Preset.named(options["preset"]) if options["preset"] else own
+        assert preset is not None  # check_scoring
+        return Scoring(network, preset, pruning(options), computing(options))
 
     def qualities(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.floating]]:
         """[N] of each method, higher = better."""
         found: dict[str, NDArray[np.floating]] = {}
-        seed = self._options["seed"]
         for name in self._names:
-            assert self._scorer.preset is not None  # check_scoring
-            method = methods.create(
-                name, self._network[0], self._scorer.preset, pruning=pruning(self._options), seed=seed
-            )
-            found[name] = quality(method, images, self._fit_on(sources), self._scorer, seed)
+            scoring, seed = self._scoring, self._options["seed"]
+            method = methods.create(name, scoring.network, scoring.preset, pruning=scoring.pruning, seed=seed)
+            found[name] = scoring.quality(method, images, self._fit_on(sources), seed)
         return found
 
     def embeddings(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.float32]]:
@@ -174,7 +166,7 @@ class _Networks:
             return {saved.stem: read_embeddings(saved, sources)}
         if self._verifiers:
             return {name: embedded(images, *of) for name, of in self._verifiers.items()}
-        return {_label(self._options["model"]): scored(images, self._scorer).embeddings}
+        return {_label(self._options["model"]): self._scoring.of(images).embeddings}
 
     def _fit_on(self, sources: Sequence[Source]) -> ImageSet:
         folder = self._options["fit_on"]
@@ -184,11 +176,10 @@ class _Networks:
     def facts(self) -> dict[str, Any]:
         """For the record."""
         weights = {name: hash_weights(network) for name, (network, _) in self._verifiers.items()}
-        presets: dict[str, Any] = {name: asdict(preset) for name, (_, preset) in self._verifiers.items()}
-        if "_scorer" in vars(self):  # it was needed
-            name, preset = _label(self._options["model"]), self._scorer.preset
-            weights[name] = self._scorer.settings.model_sha256
-            presets[name] = preset and asdict(preset)
+        presets = {name: asdict(preset) for name, (_, preset) in self._verifiers.items()}
+        if "_scoring" in vars(self):  # it was needed
+            name = _label(self._options["model"])
+            weights[name], presets[name] = self._scoring.weights, asdict(self._scoring.preset)
         return {"weights": weights, "presets": presets}
 
 

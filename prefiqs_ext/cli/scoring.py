@@ -78,15 +78,16 @@ def check_scoring(options: dict[str, Any]) -> None:
 
 def make_scorer(options: dict[str, Any]) -> Scorer:
     """A scorer by these options, or by --settings, that gives NaN for a face it cannot assess."""
-    common: dict[str, Any] = {
-        "device": options["device"],
-        "dtype": _DTYPES.get(options["dtype"]),
-        "on_bad": "nan",
-    }
+    common: dict[str, Any] = computing(options) | {"on_bad": "nan"}
     if options.get("settings") is not None:
         model = options["model"] if _was_given(click.get_current_context(), "model") else None
         return Scorer.from_settings(options["settings"], model, **common)
     return Scorer(options["model"], pruning(options), preset=options["preset"], **common)
+
+
+def computing(options: dict[str, Any]) -> dict[str, Any]:
+    """Where and in what a Scorer computes."""
+    return {"device": options["device"], "dtype": _DTYPES.get(options["dtype"])}
 
 
 def pruning(options: dict[str, Any]) -> Pruning:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -19,11 +20,14 @@ from .. import __version__
 from ..methods import Method
 from ..methods.drift import OfScorer
 from ..models.preset import Preset
+from ..pruning import Pruning
 from ..scorer import Scorer
 from ..settings import hash_weights
 from .cache import cached
 from .crops import Source, digest, name_of, read_crops
 
+VERSIONS = {"prefiqs_ext": __version__, "torch": torch.__version__, "numpy": np.__version__}
+"""Of what the numbers depend on."""
 _BATCH = 32  # crops together
 
 
@@ -50,10 +54,9 @@ class ImageSet:
     ) -> NDArray[np.float32]:
         """[N, d] of a function, crops [n, 3, H, W] -> [n, d] or, for d = 1, [n]. what: it is; facts: what decides it
         beside images and preset, as JSON values."""
-        versions = [__version__, torch.__version__, np.__version__]
-        facts = facts | {"of": what, "preset": asdict(preset), "images": self.hash, "versions": versions}
+        facts = facts | {"of": what, "preset": asdict(preset), "images": self.hash, "versions": VERSIONS}
 
-        def rows() -> NDArray[np.float32]:
+        def rows() -> Any:
             return np.concatenate(list(self._batches(what, function, preset)))[self._places]
 
         return cached(facts, (len(self._places), None), rows)
@@ -86,20 +89,50 @@ class Pass(NamedTuple):
     """[N]"""
 
 
-def scored(images: ImageSet, scorer: Scorer) -> Pass:
-    """One pass of a scorer that has a preset."""
-    assert scorer.preset is not None
+@dataclass(frozen=True)
+class Scoring:
+    """A network and how it is pruned; its Scorer is made when something is to be computed."""
 
-    def score(crops: Tensor) -> Tensor:
-        output = scorer(crops.to(scorer.device))
-        return torch.cat([output.embedding, output.distance[:, None], output.embedding_norm[:, None]], dim=1)
+    network: nn.Module
+    preset: Preset
+    pruning: Pruning
+    options: dict[str, Any] = field(default_factory=dict)
+    """The Scorer's device and dtype."""
 
-    settings = scorer.settings
-    facts = {"weights": settings.model_sha256, "pruning": asdict(settings.pruning), "output": settings.output}
-    facts |= {"device": str(scorer.device), "dtype": str(scorer.dtype)}
-    table = images.compute("embedding and D", score, scorer.preset, facts)
-    distance, norm = torch.from_numpy(np.ascontiguousarray(table[:, -2:].T))
-    return Pass(table[:, :-2], distance, norm)
+    @cached_property
+    def weights(self) -> str:
+        return hash_weights(self.network)
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        return Scorer(self.network, self.pruning, preset=self.preset, on_bad="nan", **self.options)
+
+    def of(self, images: ImageSet) -> Pass:
+        """One pass over the images."""
+
+        def score(crops: Tensor) -> Tensor:
+            output = self.scorer(crops.to(self.scorer.device))
+            return torch.cat([output.embedding, output.distance[:, None], output.embedding_norm[:, None]], dim=1)
+
+        facts = {"weights": self.weights, "pruning": asdict(self.pruning)}
+        facts |= {name: str(value) for name, value in self.options.items()}
+        table = images.compute("embedding and D", score, self.preset, facts)
+        distance, norm = torch.from_numpy(np.ascontiguousarray(table[:, -2:].T))
+        return Pass(table[:, :-2], distance, norm)
+
+    def quality(self, method: Method, images: ImageSet, fit_on: ImageSet, seed: int) -> NDArray[np.float32]:
+        """[N] of a method that was made for this network, with this seed; HIGHER is better: turned round where the
+        method's own scores are lower better. fit_on: for a method that is fitted."""
+        if isinstance(method, OfScorer):
+            if method.needs_fit:
+                method.fit_pass(*self.of(fit_on)[1:])
+            scores = method.read(*self.of(images)[1:]).numpy()
+        else:
+            facts: dict[str, Any] = {"weights": self.weights, "seed": seed}
+            facts |= {"fitted on": fit_on.hash} if method.needs_fit else {}
+            score = _fitting(method, fit_on, self.preset) if method.needs_fit else method.score
+            scores = images.compute(method.name, score, self.preset, facts)[:, 0]
+        return scores if method.higher_is_better else -scores
 
 
 def embedded(images: ImageSet, network: nn.Module, preset: Preset) -> NDArray[np.float32]:
@@ -112,23 +145,6 @@ def embedded(images: ImageSet, network: nn.Module, preset: Preset) -> NDArray[np
         return unit  # NaN where the norm is 0, which is refused
 
     return images.compute("embedding", embed, preset, {"weights": hash_weights(network)})
-
-
-def quality(method: Method, images: ImageSet, fit_on: ImageSet, scorer: Scorer, seed: int) -> NDArray[np.float32]:
-    """[N] HIGHER is better: turned round where the method's own scores are lower better. fit_on: for a method that is
-    fitted. scorer: of the method's network; its one pass serves all methods that read no more than that. seed: what the
-    method was made with."""
-    assert scorer.preset is not None
-    if isinstance(method, OfScorer):
-        if method.needs_fit:
-            method.fit_pass(*scored(fit_on, scorer)[1:])
-        scores = method.read(*scored(images, scorer)[1:]).numpy()
-    else:
-        facts: dict[str, Any] = {"weights": scorer.settings.model_sha256, "seed": seed}
-        facts |= {"fitted on": fit_on.hash} if method.needs_fit else {}
-        score = _fitting(method, fit_on, scorer.preset) if method.needs_fit else method.score
-        scores = images.compute(method.name, score, scorer.preset, facts)[:, 0]
-    return scores if method.higher_is_better else -scores
 
 
 def _fitting(method: Method, fit_on: ImageSet, preset: Preset) -> Callable[[Tensor], Tensor]:

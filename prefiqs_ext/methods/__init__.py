@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from prefiqs_ext.methods.baselines import Brightness, Random, Sharpness
+from prefiqs_ext.methods.combined import Combined
 from prefiqs_ext.methods.drift import EmbeddingNorm, PreFIQs
 from prefiqs_ext.methods.froq import FROQ
 from prefiqs_ext.methods.grafiqs import GraFIQs
@@ -22,6 +23,7 @@ _METHODS: dict[str, Callable[[nn.Module, Preset, Pruning, int], Method]] = {
     "froq": lambda network, preset, pruning, seed: FROQ(network, preset, seed=seed),
     "serfiq": lambda network, preset, pruning, seed: SERFIQ(network, preset, seed=seed),
     "norm": EmbeddingNorm,
+    "prefiqs+norm": Combined,
     "random": Random,
     "sharpness": Sharpness,
     "brightness": Brightness,
@@ -41,7 +43,7 @@ def create(
 ) -> Method:
     """The method of that name, one of NAMES, for a network in eval mode and its preset.
 
-    pruning: what "prefiqs" prunes. seed: of what is drawn at random. ValueError for another name.
+    pruning: what "prefiqs" and "prefiqs+norm" prune. seed: of what is drawn at random. ValueError for another name.
     """
     if name not in _METHODS:
         raise ValueError(f"expected a method of {', '.join(NAMES)}, got {name!r}")
