@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import pytest
 import torch
 from networks import calibrate, network_input, pictures
@@ -9,6 +12,8 @@ from torch import Tensor, nn
 
 from prefiqs_ext import Preset
 from prefiqs_ext.methods import GraFIQs
+from prefiqs_ext.methods.grafiqs import TAPS
+from prefiqs_ext.models import import_onnx, load
 from prefiqs_ext.models.ir import IR
 from prefiqs_ext.models.iresnet import IResNet
 
@@ -60,18 +65,42 @@ def test_is_autograd_one_by_one(build, names) -> None:
     expected = torch.tensor([one_by_one(double, [modules[n] for n in names], x) for x in inputs]).double()
     # float32 against float64: sums of thousands of rounded terms
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
-    torch.testing.assert_close(method.score(images), found[:, 2].float())
+    for column, tap in enumerate(TAPS):
+        alone = GraFIQs(network, PRESET, tap=tap, chunk=2).score(images)  # a pass that starts at the tap
+        torch.testing.assert_close(alone.double(), expected[:, column], rtol=1e-4, atol=0)
+
+
+def test_networks_that_write_to_their_stages() -> None:
+    def build(inplace: bool) -> nn.Module:
+        torch.manual_seed(0)
+        widths = (3, 8, 12, 16, 20, 24)
+        blocks = [
+            nn.Sequential(nn.LeakyReLU(0.1, inplace), nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b))
+            for a, b in itertools.pairwise(widths)
+        ]
+        return calibrate(nn.Sequential(*blocks, nn.Flatten()), network_input(pictures(4, 48)))
+
+    images, stages = pictures(3, 48, seed=3), ["0", "1", "2", "3"]
+    expected = GraFIQs(build(inplace=False), PRESET, stages=stages).scores(images)
+    for tap, scores in GraFIQs(build(inplace=True), PRESET, stages=stages).scores(images).items():
+        torch.testing.assert_close(scores, expected[tap])
+        alone = GraFIQs(build(inplace=True), PRESET, stages=stages, tap=tap).score(images)
+        torch.testing.assert_close(alone, expected[tap])
 
 
 def test_leaves_the_network_alone() -> None:
     network = iresnet()
+    network.conv1.weight.requires_grad_(False)
+    frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
     before = {name: value.clone() for name, value in network.state_dict().items()}
     method = GraFIQs(network, PRESET)
     method.score(pictures(2, 48))
     network.layer3.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("planted")))
     with pytest.raises(RuntimeError, match="planted"):
         method.score(pictures(2, 48))
+    assert torch.is_grad_enabled()
     assert all(p.grad is None for p in network.parameters())
+    assert [name for name, p in network.named_parameters() if not p.requires_grad] == frozen
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules()) == 1  # the planted one
 
@@ -85,7 +114,9 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="four modules"):
         GraFIQs(iresnet(), PRESET, stages=["layer1", "layer2", "layer3", "layer9"])
     with pytest.raises(ValueError, match="no batch norm comes after block4"):
-        GraFIQs(iresnet(), PRESET, stages=["layer1", "layer2", "layer3", "fc"]).score(pictures(1, 48))
+        GraFIQs(iresnet(), PRESET, stages=["layer1", "layer2", "layer3", "fc"]).scores(pictures(1, 48))
+    with pytest.raises(ValueError, match="no batch norm comes after block4"):
+        GraFIQs(iresnet(), PRESET, tap="block4", stages=["layer1", "layer2", "layer3", "fc"]).score(pictures(1, 48))
     with pytest.raises(ValueError, match="a tap of"):
         GraFIQs(iresnet(), PRESET, tap="block5")
 
@@ -97,3 +128,32 @@ def test_on_sface(sface: nn.Module, crops: Tensor) -> None:
         alone = method.scores(crops[index : index + 1])
         for tap, scores in batched.items():
             torch.testing.assert_close(alone[tap][0], scores[index], rtol=1e-4, atol=0)
+
+
+def test_stages_of_real_networks(sface: nn.Module, facexzoo_file: Path) -> None:
+    stages = GraFIQs(sface, Preset.named("sface")).stages
+    assert stages == ("conv_4_relu", "conv_6_relu", "conv_12_relu", "conv_14_relu")  # what enters conv_5_dw ... bn1
+    network, preset = load("facexzoo")
+    assert GraFIQs(network, preset).stages == ("conv_23.conv", "conv_34.conv", "conv_45.conv", "conv_6_sep")
+
+
+def test_sface_records_the_statistics_of_faces(sface: nn.Module, crops: Tensor) -> None:
+    norms = [m for m in sface.modules() if isinstance(m, nn.BatchNorm2d)]
+    entered: dict[nn.Module, Tensor] = {}
+    handles = [m.register_forward_pre_hook(lambda m, args: entered.update({m: args[0]})) for m in norms]
+    with torch.no_grad():
+        sface(Preset.named("sface").normalize()(crops))
+    for handle in handles:
+        handle.remove()
+    assert len(entered) == 28
+    for norm, value in entered.items():
+        off = (value.mean((0, 2, 3)) - norm.running_mean).abs() / norm.running_var.sqrt()
+        ratio = value.var((0, 2, 3)) / norm.running_var
+        # on 200 faces at most .20, and .45 to 1.27
+        assert off.median() < 0.3
+        assert 0.35 < ratio.median() < 1.6
+
+
+def test_folded_network_is_refused(w600k_mbf_file: Path) -> None:
+    with pytest.raises(ValueError, match="folded into the convolutions"):
+        GraFIQs(import_onnx(w600k_mbf_file), Preset.named("insightface"))

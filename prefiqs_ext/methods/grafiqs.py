@@ -28,7 +28,8 @@ class GraFIQs:
 
     tap: "image", "block1" .. "block4": what `score` gives. stages: names of the four modules whose outputs are the
     blocks; None: layer1 .. layer4 where they exist; else, among the blocks of `body` where there is one, otherwise
-    among all modules, the last before the last batch norm at each of the four smallest spatial sizes above 1 x 1.
+    among all modules, the last before the last batch norm at each of the four smallest spatial sizes above 1 x 1 (no
+    loss comes after that norm, so no gradient; layer4 too is what enters an IResNet's last norm).
     ValueError: no BatchNorm2d, a network in train mode, no such stages.
     """
 
@@ -69,50 +70,65 @@ class GraFIQs:
 
     def score(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] RGB -> float32 [N] at `tap`. TypeError, ValueError: as Scorer."""
-        return self.scores(images)[self.tap]
+        return self._scores(images, (self.tap,))[0]
 
     def scores(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 [N, 3, H, W] RGB -> float32 [N] at each of TAPS, all of one pass."""
-        columns: list[Tensor] = []
+        """uint8 [N, 3, H, W] RGB -> float32 [N] at each of TAPS, all of one pass, which costs more than `score`."""
+        return dict(zip(TAPS, self._scores(images, TAPS), strict=True))
 
-        def at_tap(rows: Tensor) -> Tensor:
-            columns.append(self._gradients(self._normalize(rows)))
-            return columns[-1].sum(1)  # not finite where one of them is not
+    def _scores(self, images: Tensor, taps: tuple[str, ...]) -> tuple[Tensor, ...]:
+        tables: list[Tensor] = []
 
-        score_chunks(images, self.preset, self.chunk, at_tap)
-        table = torch.cat(columns) if columns else torch.empty(0, len(TAPS))
-        return dict(zip(TAPS, table.float().unbind(1), strict=True))
+        def at_taps(rows: Tensor) -> Tensor:
+            tables.append(self._gradients(self._normalize(rows), taps))
+            return tables[-1].sum(1)  # not finite where one of them is not
 
-    def _gradients(self, x: Tensor) -> Tensor:
-        """Network input [N, 3, H, W] -> sums of absolute gradients [N, 5], in the order of TAPS."""
+        score_chunks(images, self.preset, self.chunk, at_taps)
+        table = torch.cat(tables) if tables else torch.empty(0, len(taps))
+        return table.float().unbind(1)
+
+    def _gradients(self, x: Tensor, taps: tuple[str, ...]) -> Tensor:
+        """Network input [N, 3, H, W] -> sums of absolute gradients [N, taps].
+
+        What comes before the first tap cannot change its gradient: neither recorded nor looked at.
+        """
         losses: list[Tensor] = []
-        outputs: dict[nn.Module, Tensor] = {}
+        norms = 0
+        places: dict[str, Tensor] = {}
 
         def statistics(module: nn.Module, args: tuple[Any, ...]) -> None:
-            assert isinstance(module, nn.BatchNorm2d)
-            assert module.running_mean is not None  # _is_norm
-            assert module.running_var is not None
-            value: Tensor = args[0]
-            mean, var = value.mean((2, 3)), value.var((2, 3), unbiased=False)
-            losses.append((mean - module.running_mean).square().mean(1) + (var - module.running_var).square().mean(1))
+            nonlocal norms
+            norms += 1
+            if args[0].requires_grad:
+                losses.append(_loss(module, args[0]))
 
-        def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            outputs[module] = output
+        def place(tap: str, value: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                torch.set_grad_enabled(True)
+                value = value.detach().requires_grad_()
+            places[tap] = value
+            return value.clone()  # the network may write to it
 
-        with ExitStack() as stack, torch.enable_grad():
+        with ExitStack() as stack, torch.no_grad():
             for norm in self._norms:
                 stack.enter_context(_removed(norm.register_forward_pre_hook(statistics)))
-            for module in self._stage_modules:
-                stack.enter_context(_removed(module.register_forward_hook(keep)))
-            x = x.detach().requires_grad_()
-            self.network(x)
-            loss = torch.stack(losses).mean(0).sum()
-            taps = [x, *(outputs[module] for module in self._stage_modules)]
-            gradients = torch.autograd.grad(loss, taps, allow_unused=True)
-        unused = [name for name, gradient in zip(TAPS, gradients, strict=True) if gradient is None]
+            for tap, module in zip(_BLOCKS, self._stage_modules, strict=True):
+                if tap in taps:
+
+                    def keep(_module: nn.Module, _args: tuple[Any, ...], output: Tensor, tap: str = tap) -> Tensor:
+                        return place(tap, output)
+
+                    stack.enter_context(_removed(module.register_forward_hook(keep)))
+            self.network(place("image", x) if "image" in taps else x)
+            gradients: Sequence[Tensor | None] = [None] * len(places)
+            if losses:
+                loss = torch.stack(losses).sum() / norms
+                gradients = torch.autograd.grad(loss, [*places.values()], allow_unused=True)
+        sums = {tap: g.abs().flatten(1).sum(1) for tap, g in zip(places, gradients, strict=True) if g is not None}
+        unused = [tap for tap in taps if tap not in sums]
         if unused:
             raise ValueError(f"grafiqs: no batch norm comes after {', '.join(unused)}: choose other stages")
-        return torch.stack([gradient.abs().flatten(1).sum(1) for gradient in gradients], 1)
+        return torch.stack([sums[tap] for tap in taps], 1)
 
     def _find_stages(self) -> tuple[str, ...]:
         layers = tuple(f"layer{index}" for index in range(1, 5))
@@ -151,6 +167,16 @@ class GraFIQs:
 
 def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+
+
+def _loss(norm: nn.Module, value: Tensor) -> Tensor:
+    """Its input [N, C, H, W] -> how far the statistics of each image are from the recorded ones, [N]."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None  # _is_norm
+    assert norm.running_var is not None
+    mean = value.mean((2, 3), keepdim=True)
+    var = (value - mean).square().mean((2, 3))  # torch.var is several times slower on CPUs
+    return (mean.flatten(1) - norm.running_mean).square().mean(1) + (var - norm.running_var).square().mean(1)
 
 
 @contextmanager
