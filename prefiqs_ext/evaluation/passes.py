@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import __version__
+from ..dual import embedding
 from ..methods import Method
 from ..methods.drift import OfScorer
 from ..models.preset import Preset
@@ -140,8 +141,8 @@ def embedded(images: ImageSet, network: nn.Module, preset: Preset) -> NDArray[np
     normalize = preset.normalize()
 
     def embed(crops: Tensor) -> Tensor:
-        embedding: Tensor = network(normalize(crops))
-        unit: Tensor = embedding / torch.linalg.vector_norm(embedding, dim=1, keepdim=True)
+        found = embedding(network(normalize(crops)))
+        unit: Tensor = found / torch.linalg.vector_norm(found, dim=1, keepdim=True)
         return unit  # NaN where the norm is 0, which is refused
 
     return images.compute("embedding", embed, preset, {"weights": hash_weights(network)})
