@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,8 @@ def main(images: int, persons: int | None, resamples: int, seed: int, file: Path
     for curve in curves:
         print(f"  FMR {curve.fmr:g}: FNMR {curve.fnmr[0]:.4f}, pAUC {curve.area(_LIMIT):.4f}, {curve.mated} mated pairs")
     for fmr in _FMRS if resamples else ():
-        draws = _measured(
-            results,
-            f"bootstrap {fmr:g}",
-            lambda fmr=fmr: bootstrap(embeddings, who, {"quality": quality}, fmr=fmr, resamples=resamples, seed=seed),
-        )
+        draw = partial(bootstrap, embeddings, who, {"quality": quality}, fmr=fmr, resamples=resamples, seed=seed)
+        draws = _measured(results, f"bootstrap {fmr:g}", draw)
         print("  pAUC minus that of no discard, 95 %: {:.4f} to {:.4f}".format(*draws.interval("quality")))
     if file is not None:
         settings = {"images": images, "persons": persons, "resamples": resamples, "seed": seed}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +12,11 @@ from click.testing import CliRunner
 from networks import pictures
 from PIL import Image
 
-from prefiqs_ext import methods
+from prefiqs_ext import methods, models
 from prefiqs_ext.cli import main
 from prefiqs_ext.evaluation import cache
 from prefiqs_ext.evaluation.all_pairs import all_pairs
+from prefiqs_ext.evaluation.crops import read_crops
 
 
 @pytest.fixture
@@ -79,12 +81,106 @@ def test_methods_and_cache(data, monkeypatch):
     assert "expected some of dark" in run(data, "--methods", "light").output
 
 
+def test_verifier_and_saved_embeddings(data):
+    """Another network's embeddings, and the same ones from files: the same table."""
+    file, scores = scores_file(data)
+    common = ["--methods", "", "--scores", f"theirs={file}", "--resamples", "0"]
+    compared = run(data, *common, "--verifier", "sface:sface")
+    assert compared.exit_code == 0, compared.output
+    network, preset = models.load("sface")
+    images = sorted(map(str, data.glob("*/*.png")))
+    with torch.inference_mode():
+        embeddings = network(preset.normalize()(torch.stack(list(read_crops(images, preset.size))))).numpy()
+    curves = all_pairs(
+        embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True),
+        np.repeat(np.arange(4), 6), scores, ratios=np.arange(7) / 20,
+    )  # fmt: skip
+    assert rows_of(data) == pytest.approx([curve.area(0.3) for curve in curves])
+    for image, embedding in zip(images, embeddings, strict=True):
+        folder = data.parent / "npy" / image.split("/")[-2]
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{image.split('/')[-1][:-4]}.npy", embedding)
+    np.save(data.parent / "all.npy", embeddings)
+    for saved in ("npy", "all.npy"):
+        result = run(data, *common, "--embeddings", str(data.parent / saved))
+        assert result.exit_code == 0, result.output
+        assert rows_of(data) == pytest.approx([curve.area(0.3) for curve in curves])
+    kept = json.loads((data.parent / "out" / "edc.json").read_text())
+    assert kept["networks"] == {"weights": {}, "presets": {}}  # none was needed
+
+
+def rows_of(data):
+    with (data.parent / "out" / "edc.csv").open() as table:
+        return [float(row["pauc"]) for row in csv.DictReader(table)]
+
+
+def test_list_of_pairs(data):
+    """The same comparisons as a list: the same curve."""
+    file, scores = scores_file(data)
+    common = ["--methods", "", "--scores", f"theirs={file}"]
+    images = sorted(data.glob("*/*.png"))
+    (data / "list.txt").write_text("".join(f"{path.relative_to(data)}\n" for path in images))
+    lines = [
+        f"{one.relative_to(data)} {other.relative_to(data)} {int(one.parent == other.parent)}\n"
+        for one, other in combinations(images, 2)
+    ]
+    (data / "pairs.txt").write_text("".join(lines))
+    assert run(data, *common).exit_code == 0
+    of_all = rows_of(data)
+    listed = run(data / "list.txt", *common, "--pairs", str(data / "pairs.txt"), "-o", str(data.parent / "out"))
+    assert listed.exit_code == 0, listed.output
+    assert rows_of(data) == pytest.approx(of_all)
+    assert "expected --pairs FILE" in run(data / "list.txt", *common).output
+
+
+def test_fitted_on_other_faces(data, monkeypatch):
+    fitted = []
+
+    def create(name, network, preset, *, pruning, seed):
+        return SimpleNamespace(
+            name=name,
+            higher_is_better=True,
+            needs_fit=True,
+            fit=lambda images: fitted.append(images),
+            score=lambda images: images.float().mean((1, 2, 3)),
+        )
+
+    monkeypatch.setattr(methods, "NAMES", ("fitted",))
+    monkeypatch.setattr(methods, "create", create)
+    others = data.parent / "others"
+    others.mkdir()
+    (data / "p0").rename(others / "p0")
+    common = ["--methods", "fitted", "--resamples", "0"]
+    result = run(data, *common, "--fit-on", str(others))
+    assert result.exit_code == 0, result.output
+    (images,) = fitted
+    expected = torch.stack(list(read_crops(sorted(map(str, others.glob("*/*.png"))), (112, 112))))
+    assert sorted(map(bytes, images.flatten(1).numpy())) == sorted(map(bytes, expected.flatten(1).numpy()))
+    assert run(data, *common).exit_code == 0
+    assert len(fitted[1]) == 18  # another fit: nothing of the first was taken from the cache
+
+
+def test_differences(data):
+    file, _ = scores_file(data)
+    (data.parent / "same.txt").write_text(file.read_text())
+    result = run(data, "--methods", "", "--scores", f"a={file}", "--scores", f"b={data.parent}/same.txt")
+    assert result.exit_code == 0, result.output
+    with (data.parent / "out" / "differences.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    assert [(row["method"], row["other"], row["difference"], row["low"], row["high"]) for row in rows] == [
+        ("a", "b", "0.0", "0.0", "0.0")
+    ] * 3
+
+
 def test_refused(data):
     file, _ = scores_file(data)
     for arguments, message in [
         (["--scores", "theirs"], "expected --scores NAME=FILE"),
         (["--scores", f"a={file}", "--lower-better", "b"], "no --scores of that name"),
         (["--scores", f"a={file}", "--scores", f"a={file}"], "two methods"),
+        ([], "at least one of --methods or --scores"),
+        (["--scores", f"a={file}", "--verifier", "sface", "--embeddings", str(file)], "leave one out"),
+        (["--scores", f"a={file}", "--verifier", "sface", "--verifier", "sface"], "two verifiers"),
     ]:
         result = run(data, "--methods", "", *arguments)
         assert result.exit_code == 2
