@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,7 @@ _FMRS = (1e-2, 1e-3, 1e-4)
 _LIMIT = 0.3
 
 
-def faces(
-    images: int, persons: int, seed: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+def faces(images: int, persons: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
     """Embeddings around a centre a person, whom each shows, and a quality that explains a part of their noise."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((persons, _DIMENSIONS), np.float32)
@@ -48,15 +47,14 @@ def faces(
 def main(images: int, persons: int | None, resamples: int, seed: int, file: Path | None) -> None:
     embeddings, who, quality = faces(images, persons or max(1, images // 10), seed)
     results: list[dict[str, Any]] = []
-    curves = _measured(results, "all_pairs", lambda: all_pairs(embeddings, who, quality, fmrs=_FMRS))
+    curves = _measured(results, "all_pairs", partial(all_pairs, embeddings, who, quality, fmrs=_FMRS))
     for curve in curves:
-        print(f"  FMR {curve.fmr:g}: FNMR {curve.fnmr[0]:.4f}, pAUC {curve.area(_LIMIT):.4f}, {curve.mated} mated pairs")
-    for fmr in _FMRS if resamples else ():
-        draws = _measured(
-            results,
-            f"bootstrap {fmr:g}",
-            lambda fmr=fmr: bootstrap(embeddings, who, {"quality": quality}, fmr=fmr, resamples=resamples, seed=seed),
+        print(
+            f"  FMR {curve.fmr:g}: FNMR {curve.fnmr[0]:.4f}, pAUC {curve.area(_LIMIT):.4f}, {curve.mated} mated pairs"
         )
+    for fmr in _FMRS if resamples else ():
+        draw = partial(bootstrap, embeddings, who, {"quality": quality}, fmr=fmr, resamples=resamples, seed=seed)
+        draws = _measured(results, f"bootstrap {fmr:g}", draw)
         print("  pAUC minus that of no discard, 95 %: {:.4f} to {:.4f}".format(*draws.interval("quality")))
     if file is not None:
         settings = {"images": images, "persons": persons, "resamples": resamples, "seed": seed}

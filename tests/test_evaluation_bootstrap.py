@@ -100,8 +100,8 @@ def test_memory_does_not_grow_with_the_pairs(tmp_path):
         command = ["-m", "benchmarks.all_pairs", "--images", str(images), "--resamples", "2", "--json", str(file)]
         subprocess.run([sys.executable, *command], cwd=Path(__file__).parents[1], check=True)
         peaks[images] = {result["name"]: result["peak_bytes"] for result in json.loads(file.read_text())["results"]}
-    # 4.5 and 72 million pairs: their scores alone would be 270 MB more. The embeddings are 5 MB more, and a million pairs
-    # that bootstrap keeps take 40 with what is computed of them.
+    # 4.5 and 72 million pairs: their scores alone would be 270 MB more. Embeddings take 5 MB more, a million pairs
+    # that bootstrap keeps 40 with what is computed of them.
     assert peaks[12_000]["all_pairs"] - peaks[3_000]["all_pairs"] < 60e6
     assert peaks[12_000]["bootstrap 0.01"] - peaks[3_000]["bootstrap 0.01"] < 100e6
 
