@@ -112,5 +112,7 @@ def test_refused():
         bootstrap(embeddings, who, {"a": quality[:-1]})
     with pytest.raises(ValueError, match="as many"):
         bootstrap(embeddings, who, {})
+    with pytest.raises(ValueError, match="normalised"):
+        bootstrap(np.full_like(embeddings, np.nan), who, {"a": quality})
     with pytest.raises(ValueError, match="no mated pair"):
         bootstrap(embeddings, np.arange(len(who)), {"a": quality}, fmr=0.1, resamples=2)
