@@ -69,7 +69,7 @@ def bootstrap(
     Keeps the mated pairs, and of non-mated ones the 4 * fmr that score highest. Where that is more than a million
     (above 7,000 images at 1e-2, 70,000 at 1e-4), a random million of them stands for all. A quarter of it lies above
     the threshold, with weights of mean square 4: the FMR there is off by (4 / 250,000)^.5 = .4 % (measured on 20,000
-    synthetic images at 1e-2: .37 %, and pAUC by .23 %, where draws spread it by 3.5 %). A pair takes 20 bytes and 8
+    synthetic images at 1e-2: .38 %, and pAUC by .24 %, where draws spread it by 3.5 %). A pair takes 20 bytes and 8
     more for each method: 450,000 mated ones (100,000 images, 10 a person) 13 MB with one method, 5 million 140 MB.
 
     Args:
@@ -127,7 +127,7 @@ def _pairs(
     or a random part of these; the size of that part, 1 for all."""
     n = len(who)
     mated = mated_keys(who)
-    taken = min(1.0, _MOST / max(1, share * (n * (n - 1) // 2 - len(mated))))
+    taken = min(1.0, _MOST / max(1, min(1, share) * (n * (n - 1) // 2 - len(mated))))
     own, keys, scores = [], [], []
     for block in blocks(embeddings, mated, score_floor(embeddings, who, share)):
         own.append(block.mated)
