@@ -26,9 +26,7 @@ _FMRS = (1e-2, 1e-3, 1e-4)
 _LIMIT = 0.3
 
 
-def faces(
-    images: int, persons: int, seed: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+def faces(images: int, persons: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
     """Embeddings around a centre a person, whom each shows, and a quality that explains a part of their noise."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((persons, _DIMENSIONS), np.float32)
@@ -49,9 +47,11 @@ def faces(
 def main(images: int, persons: int | None, resamples: int, seed: int, file: Path | None) -> None:
     embeddings, who, quality = faces(images, persons or max(1, images // 10), seed)
     results: list[dict[str, Any]] = []
-    curves = _measured(results, "all_pairs", lambda: all_pairs(embeddings, who, quality, fmrs=_FMRS))
+    curves = _measured(results, "all_pairs", partial(all_pairs, embeddings, who, quality, fmrs=_FMRS))
     for curve in curves:
-        print(f"  FMR {curve.fmr:g}: FNMR {curve.fnmr[0]:.4f}, pAUC {curve.area(_LIMIT):.4f}, {curve.mated} mated pairs")
+        print(
+            f"  FMR {curve.fmr:g}: FNMR {curve.fnmr[0]:.4f}, pAUC {curve.area(_LIMIT):.4f}, {curve.mated} mated pairs"
+        )
     for fmr in _FMRS if resamples else ():
         draw = partial(bootstrap, embeddings, who, {"quality": quality}, fmr=fmr, resamples=resamples, seed=seed)
         draws = _measured(results, f"bootstrap {fmr:g}", draw)

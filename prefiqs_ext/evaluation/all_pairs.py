@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import blocks, mated_keys, score_floor
+from .blocks import blocks, check_normalised, mated_keys, score_floor
 from .edc import RATIOS, Curve, Mode, allowed, check_fmr, check_kept, dasec, discarded_pairs, just_above, ranks
 
 _BINS = 1 << 16  # over -1 to 1
@@ -43,8 +43,7 @@ def all_pairs(
     if embeddings.ndim != 2 or not len(embeddings) == len(identities) == len(order):
         raise ValueError(f"expected one embedding, identity and quality an image; got {embeddings.shape}, "
                          f"{identities.shape}, {np.shape(quality)}")  # fmt: skip
-    if not np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3):
-        raise ValueError("expected L2-normalised embeddings")
+    check_normalised(embeddings)
     embeddings, identities, quality = embeddings[order], identities[order], np.asarray(quality)[order]
     n = len(order)
     mated = mated_keys(identities)

@@ -24,6 +24,11 @@ class Block(NamedTuple):
     """Of those."""
 
 
+def check_normalised(embeddings: NDArray[np.float32]) -> None:
+    if not np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3):
+        raise ValueError("expected L2-normalised embeddings")
+
+
 def mated_keys(identities: NDArray[np.integer]) -> NDArray[np.int64]:
     """Of all mated pairs, rising."""
     n = len(identities)

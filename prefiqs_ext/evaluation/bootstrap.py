@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import blocks, mated_keys, score_floor
+from .blocks import blocks, check_normalised, mated_keys, score_floor
 from .edc import RATIOS, allowed, check_fmr, check_kept, ranks
 
 _MOST = 1_000_000  # non-mated pairs to keep
@@ -67,8 +67,10 @@ def bootstrap(
     """pAUC over all pairs, for draws of persons with replacement.
 
     Keeps the mated pairs, and of non-mated ones the 4 * fmr that score highest. Where that is more than a million
-    (above 7,000 images at 1e-2, 70,000 at 1e-4), a random million of them stands for all, which makes the FMR at the
-    threshold uncertain by ... A pair takes 20 bytes, and 8 more for each method.
+    (above 7,000 images at 1e-2, 70,000 at 1e-4), a random million of them stands for all. A quarter of it lies above
+    the threshold, with weights of mean square 4: the FMR there is off by (4 / 250,000)^.5 = .4 % (measured on 20,000
+    synthetic images at 1e-2: .38 %, and pAUC by .24 %, where draws spread it by 3.5 %). A pair takes 20 bytes and 8
+    more for each method: 450,000 mated ones (100,000 images, 10 a person) 13 MB with one method, 5 million 140 MB.
 
     Args:
         embeddings: [N, d] L2-normalised.
@@ -78,7 +80,8 @@ def bootstrap(
         limit: highest discard ratio.
 
     Raises:
-        ValueError: shapes that do not fit; qualities that are not finite; a draw that keeps no mated pair.
+        ValueError: shapes that do not fit; qualities that are not finite; embeddings that are not of length 1; a draw
+            that keeps no mated pair.
     """
     check_fmr(fmr)
     embeddings = np.asarray(embeddings, np.float32)
@@ -86,6 +89,7 @@ def bootstrap(
     places = {name: ranks(quality) for name, quality in qualities.items()}
     if not places or any(len(place) != len(who) for place in places.values()) or len(embeddings) != len(who):
         raise ValueError("expected as many embeddings as identities, and as many qualities of at least one method")
+    check_normalised(embeddings)
     ratios = ratios_to(limit)
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(persons), np.full(len(persons), 1 / len(persons)), resamples)
@@ -123,7 +127,7 @@ def _pairs(
     or a random part of these; the size of that part, 1 for all."""
     n = len(who)
     mated = mated_keys(who)
-    taken = min(1.0, _MOST / max(1, share * (n * (n - 1) // 2 - len(mated))))
+    taken = min(1.0, _MOST / max(1, min(1, share) * (n * (n - 1) // 2 - len(mated))))
     own, keys, scores = [], [], []
     for block in blocks(embeddings, mated, score_floor(embeddings, who, share)):
         own.append(block.mated)

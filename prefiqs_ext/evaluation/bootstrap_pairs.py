@@ -29,7 +29,8 @@ def bootstrap_pairs(
 ) -> Resampled:
     """pAUC of `error_versus_discard` ("fraunhofer") for draws of as many pairs with replacement.
 
-    Sorts once; a draw is then a few passes over the list.
+    Sorts once, then passes over the list for each draw: 500 draws take half a second for 6,000 pairs and 5 methods,
+    and 5 minutes for 15.7 million pairs and one method, at 1.5 GB.
 
     Args:
         scores: [P] similarity, higher = more alike.
@@ -46,7 +47,7 @@ def bootstrap_pairs(
     if not qualities:
         raise ValueError("expected qualities of at least one method, got none")
     for quality in qualities.values():
-        scores, mated, pairs = check_pairs(scores, mated, pairs, len(quality))
+        scores, mated, pairs = check_pairs(scores, mated, pairs, np.size(quality))
     check_kept(int(mated.sum()), int((~mated).sum()), 0)
     ratios = ratios_to(limit)
     rising = np.argsort(scores, kind="stable")
@@ -65,10 +66,10 @@ class _Side(NamedTuple):
     """Mated pairs by rising score, or non-mated ones by falling score."""
 
     pairs: NDArray[np.int64]
-    scores: NDArray[np.float64]
+    scores: NDArray[np.floating]
 
     @staticmethod
-    def of(scores: NDArray[np.float64], pairs: NDArray[np.int64]) -> _Side:
+    def of(scores: NDArray[np.floating], pairs: NDArray[np.int64]) -> _Side:
         return _Side(pairs, scores[pairs])
 
 
@@ -79,7 +80,9 @@ class _Cut(NamedTuple):
     left: int
 
     def kept(self, weight: NDArray[np.int64], places: NDArray[np.int32]) -> NDArray[np.int64]:
-        return weight * (places > self.place) + self.left * (places == self.place)
+        """Weights of the pairs at these places."""
+        kept: NDArray[np.int64] = weight * (places > self.place) + self.left * (places == self.place)
+        return kept
 
 
 class _Curves:

@@ -118,7 +118,7 @@ def discarded_pairs(ratios: NDArray[np.float64], pairs: int) -> list[int]:
 
 def check_pairs(
     scores: NDArray[np.floating], mated: NDArray[np.bool_], pairs: NDArray[np.integer], images: int
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.integer]]:
+) -> tuple[NDArray[np.floating], NDArray[np.bool_], NDArray[np.integer]]:
     """The list as float64, bool and integer arrays. Raises ValueError as error_versus_discard."""
     # Single precision has no number just above a score that double precision calls so.
     scores, mated, pairs = np.asarray(scores, np.float64), np.asarray(mated, dtype=bool), np.asarray(pairs)
@@ -165,7 +165,7 @@ def error_versus_discard(
             pair at the start or left at a ratio.
     """
     check_fmr(fmr)
-    scores, mated, pairs = check_pairs(scores, mated, pairs, len(quality))
+    scores, mated, pairs = check_pairs(scores, mated, pairs, np.size(quality))
     order = discard_order(pairs, quality)
     scores, mated = scores[order], mated[order]
     if mode == "dasec":
