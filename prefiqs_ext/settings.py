@@ -6,10 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +15,10 @@ from torch import nn
 from prefiqs_ext.calibration import Calibration
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
-
-T = TypeVar("T")
+from prefiqs_ext.strict_json import exactly, made, read_strictly
+from prefiqs_ext.whole import whole_file
 
 _VERSION = 1
-_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,9 @@ class Settings:
         return json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file whole or not at all. OSError where it cannot be written."""
-        write_whole(path, self.to_json())
+        """Writes the file whole or not at all. ValueError where it cannot be written."""
+        with whole_file(os.fspath(path)) as file:
+            file.write(self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Settings:
@@ -90,57 +88,3 @@ def check_sha256(value: Any) -> None:
     """ValueError unless it is what `hash_weights` gives."""
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
         raise ValueError(f"model_sha256 is {value!r}")
-
-
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Writes the file whole or not at all. OSError where it cannot be written."""
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def read_strictly(path: str | os.PathLike[str], what: str, make: Callable[[Any], T]) -> T:
-    """What `make` makes of the JSON in a file: 1 MiB at most, numbers finite, no name twice in an object.
-
-    FileNotFoundError; ValueError, in one line that says `what` was expected, also for what `make` refuses.
-    """
-    path = Path(path)
-    with path.open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
-    try:
-        if len(data) > _MAX_BYTES:
-            raise ValueError(f"expected at most {_MAX_BYTES} bytes")
-        return make(json.loads(data, parse_constant=_refuse, object_pairs_hook=_once))
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"expected {what} in {path}: {' '.join(str(error).split())[:200]}") from error
-
-
-def made(kind: type[Any], values: Any) -> Any:
-    """A dataclass from exactly its fields, lists as tuples; None from null."""
-    if values is None:
-        return None
-    named = exactly(values, tuple(field.name for field in fields(kind)), kind.__name__.lower())
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in named.items()})
-
-
-def exactly(values: Any, names: tuple[str, ...], what: str) -> dict[str, Any]:
-    """A JSON object that must have these names and no others."""
-    if not isinstance(values, Mapping) or set(values) != set(names):
-        got = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
-        raise ValueError(f"{what} with {', '.join(names)}, got {got}")
-    return dict(values)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name stands twice in an object")
-    return dict(pairs)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"got {constant}")

@@ -116,7 +116,7 @@ def rows_of(data):
 
 def test_list_of_pairs(data):
     """The same comparisons as a list: the same curve."""
-    file, scores = scores_file(data)
+    file, _ = scores_file(data)
     common = ["--methods", "", "--scores", f"theirs={file}"]
     images = sorted(data.glob("*/*.png"))
     (data / "list.txt").write_text("".join(f"{path.relative_to(data)}\n" for path in images))

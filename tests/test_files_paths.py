@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prefiqs_ext.files import find_paths
-from prefiqs_ext.files.paths import shown
+from prefiqs_ext.whole import shown
 
 
 @pytest.fixture

@@ -19,12 +19,11 @@ from torch import Tensor
 
 from prefiqs_ext import Scorer
 from prefiqs_ext.cli import main
-from prefiqs_ext.files.paths import shown
 from prefiqs_ext.files.rows import Row
-from prefiqs_ext.files.whole import whole_file
 from prefiqs_ext.models import weights
 from prefiqs_ext.report import Selection, render
 from prefiqs_ext.report.histogram import HEIGHT, WIDTH, histogram
+from prefiqs_ext.whole import shown, whole_file
 from tests import chromium
 
 HOSTILE = [

@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import __version__
-from ..files.paths import find_paths, shown
+from ..files.paths import find_paths
 from ..files.pipeline import read_crops
-from ..files.whole import whole_file
 from ..models.preset import PRESETS
 from ..network import load_network
+from ..whole import shown, whole_file
 
 _LEAST = 10  # images, for a rank correlation to mean anything
 

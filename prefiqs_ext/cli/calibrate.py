@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from ..calibration import Calibration
-from ..files.paths import find_paths, shown
+from ..files.paths import find_paths
 from ..files.pipeline import score_files
-from ..files.whole import whole_file
+from ..whole import shown, whole_file
 from .scoring import check_scoring, make_scorer, scoring_options
 
 

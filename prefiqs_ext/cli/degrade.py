@@ -15,8 +15,7 @@ from ..evaluation.crops import name_of
 from ..evaluation.degraded import Step, degrade, draw
 from ..evaluation.readers import read_folders
 from ..faces import read_rgb
-from ..files.paths import shown
-from ..files.whole import whole_file
+from ..whole import shown, whole_file
 
 _COLUMNS = ("path", "kinds", "grades", "parameters")
 _TABLE = "degradations.csv"

@@ -6,8 +6,7 @@ import os
 
 import click
 
-from ..files.paths import shown
-from ..files.whole import whole_file
+from ..whole import shown, whole_file
 
 _SHEET = "demo.png"
 _TITLE = "One face, thirteen ways, sorted by quality (0 to 1, higher is better)"

@@ -9,12 +9,12 @@ import click
 from tqdm import tqdm
 
 from .. import __version__
-from ..files.paths import find_paths, shown
+from ..files.paths import find_paths
 from ..files.pipeline import score_files
-from ..files.whole import whole_file
 from ..models import weights
 from ..report import Selection, render
 from ..scorer import Scorer
+from ..whole import shown, whole_file
 from .device import device_option
 
 

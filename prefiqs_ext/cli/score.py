@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from ..files import Pick, Results, find_paths, score_files
-from ..files.paths import shown
 from ..settings import Settings
+from ..whole import shown
 from .scoring import check_scoring, make_scorer, record, scoring_options
 
 _BATCH_SIZES = {"cpu": 32, "cuda": 256}

@@ -20,12 +20,12 @@ from tqdm import tqdm
 from ..evaluation.passes import VERSIONS, ImageSet, Scoring
 from ..evaluation.readers import read_folders
 from ..evaluation.tuning import FMR, REPORTED, HeldOut, Rule, Tuned, held_out, part, tune_settings
-from ..files.whole import whole_file
 from ..methods.combined import ZScores, log_distance
 from ..models.preset import PRESETS
 from ..network import load_network
 from ..pruning import Pruning
 from ..settings import Settings, hash_weights
+from ..whole import whole_file
 from .scoring import check_scoring
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files.whole import whole_file
 from ..models.weights import cache_folder
+from ..whole import whole_file
 
 
 def cached(facts: dict[str, Any], shape: tuple[int | None, ...], compute: Callable[[], Any]) -> NDArray[np.float32]:

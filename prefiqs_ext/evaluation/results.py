@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..files.whole import whole_file
+from ..whole import whole_file
 from .benchmarks import AVERAGE_TARGET, BENCHMARKS, LEFT_OUT
 from .compare import Comparison, Protocol
 from .edc import Curve
@@ -44,25 +44,25 @@ class Result(NamedTuple):
     def rows(self, protocol: Protocol) -> list[list[Any]]:
         """One a method and FMR, by COLUMNS; None for what was not or cannot be computed."""
         return [
-            [self.data, self.verifier, name, curve.mode, curve.fmr, float(curve.fnmr[0]), *_areas(curve, protocol)]
-            + [*self._against_useless(name, curve, protocol), self.published if name == "prefiqs" else None]
+            self._row(name, curve, protocol)
             for name, of_method in self.comparison.curves.items()
             for curve in of_method
         ]
 
-    def differences(self) -> list[list[Any]]:
-        """One an FMR and pair of methods: pAUC of the one minus that of the other, over draws."""
-        return [
-            [self.data, self.verifier, fmr, one, other, float(np.mean(draws.pauc[one] - draws.pauc[other]))]
-            + list(draws.interval(one, other))
-            for fmr, draws in self.comparison.draws.items()
-            for one, other in combinations(draws.pauc, 2)
-        ]
+    def _row(self, name: str, curve: Curve, protocol: Protocol) -> list[Any]:
+        fnmr, draws = float(curve.fnmr[0]), self.comparison.draws.get(curve.fmr)
+        row = [self.data, self.verifier, name, curve.mode, curve.fmr, fnmr, *_areas(curve, protocol)]
+        row += [1000 * protocol.limit * fnmr, *((None, None) if draws is None else draws.interval(name))]
+        return [*row, self.published if name == "prefiqs" else None]
 
-    def _against_useless(self, name: str, curve: Curve, protocol: Protocol) -> list[float | None]:
-        draws = self.comparison.draws.get(curve.fmr)
-        useless = 1000 * protocol.limit * float(curve.fnmr[0])
-        return [useless, *((None, None) if draws is None else draws.interval(name))]
+    def differences(self) -> list[list[Any]]:
+        """One an FMR and pair of methods: pAUC of the one minus that of the other, mean and interval over draws."""
+        rows: list[list[Any]] = []
+        for fmr, draws in self.comparison.draws.items():
+            for one, other in combinations(draws.pauc, 2):
+                difference = float(np.mean(draws.pauc[one] - draws.pauc[other]))
+                rows.append([self.data, self.verifier, fmr, one, other, difference, *draws.interval(one, other)])
+        return rows
 
 
 def _areas(curve: Curve, protocol: Protocol) -> list[float | None]:
@@ -121,11 +121,10 @@ def averages(results: Sequence[Result], protocol: Protocol) -> list[str]:
     rows: dict[tuple[Any, ...], list[float]] = {}
     for row in (row for result in results if result.data != LEFT_OUT for row in result.rows(protocol)):
         rows.setdefault((row[1], row[2], row[4]), []).append(row[6])
-    table = [
-        [*key, len(values), float(np.mean(values))]
-        + [AVERAGE_TARGET if key[1] == "prefiqs" and len(values) == len(BENCHMARKS) - 1 else None]
-        for key, values in rows.items()
-    ]
+    table: list[list[Any]] = []
+    for key, values in rows.items():
+        whole = key[1] == "prefiqs" and len(values) == len(BENCHMARKS) - 1
+        table.append([*key, len(values), float(np.mean(values)), AVERAGE_TARGET if whole else None])
     return [f"mean without {LEFT_OUT}", *_lines(("verifier", "method", "fmr", "sets", "pauc", "published"), table)]
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from prefiqs_ext.files.paths import shown
+from prefiqs_ext.whole import shown
 
 NPY_HEADER_BYTES = 128
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from prefiqs_ext.whole import shown
+
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".apng", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 SUFFIXES |= {".avif", ".ppm", ".pgm", ".pbm", ".pnm"}
 """Names that count as images in a folder, in lower case. A file that is named itself may have any name."""
@@ -101,9 +103,3 @@ def _lines(file: str) -> Iterator[str]:
         line = line.removesuffix(b"\r")
         if line.strip():
             yield os.fsdecode(line)
-
-
-def shown(path: str) -> str:
-    """A path for a person to read: one printable line, whatever bytes the name has."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 from prefiqs_ext.calibration import Calibration
 from prefiqs_ext.files import rows as _rows
 from prefiqs_ext.files.parts import NPY_HEADER_BYTES, Part, StandardOutput, beside, npy_header
-from prefiqs_ext.files.paths import shown
 from prefiqs_ext.files.pipeline import Scored
 from prefiqs_ext.files.rows import Format
+from prefiqs_ext.whole import shown
 
 _SAVE_S = 0.5  # what kill -9 may cost
 

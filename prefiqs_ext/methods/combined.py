@@ -71,4 +71,6 @@ class Combined(OfScorer):
         """RuntimeError before a fit."""
         if self._z_scores is None:
             raise RuntimeError("expected fit() before score(): the scales of D and norm are not known")
-        return torch.from_numpy(self._z_scores.quality(log_distance(distance.cpu().numpy()), norm.cpu().numpy())).float()
+        return torch.from_numpy(
+            self._z_scores.quality(log_distance(distance.cpu().numpy()), norm.cpu().numpy())
+        ).float()

@@ -22,7 +22,9 @@ from prefiqs_ext.dual.rows import leaves
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer
-from prefiqs_ext.settings import check_sha256, exactly, hash_weights, made, read_strictly, write_whole
+from prefiqs_ext.settings import check_sha256, hash_weights
+from prefiqs_ext.strict_json import exactly, made, read_strictly
+from prefiqs_ext.whole import whole_file
 
 from .images import check_uint8, score_chunks
 
@@ -118,14 +120,15 @@ class FROQ:
         return score_chunks(images, self.preset, self.chunk, mean_norm)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the selection as JSON, whole or not at all. OSError where it cannot be written."""
+        """Writes the selection as JSON, whole or not at all. ValueError where it cannot be written."""
         values = {
             "version": _VERSION,
             "model_sha256": hash_weights(self.network),
             "preset": asdict(self.preset),
             "selection": asdict(self._fitted()),
         }
-        write_whole(path, json.dumps(values, indent=1) + "\n")
+        with whole_file(os.fspath(path)) as file:
+            file.write((json.dumps(values, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], network: nn.Module, preset: Preset, *, chunk: int = 8) -> FROQ:

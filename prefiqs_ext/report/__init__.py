@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jinja2
 from tqdm import tqdm
 
-from ..files.paths import shown
 from ..files.rows import Row
+from ..whole import shown
 from .histogram import HEIGHT, WIDTH, histogram
 from .selection import STATUSES, Selection
 from .thumbnails import SIDE, thumbnails

@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are complete."""
+"""Files that appear under their name only when they are complete, and that name for a person to read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
-
-from .paths import shown
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -27,7 +25,7 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
     try:
         file = part.open("wb")
     except OSError as error:
-        raise ValueError(f"cannot write {shown(path)} ({error.strerror}); name another place with --output") from error
+        raise ValueError(f"cannot write {shown(path)} ({error.strerror}); name another place") from error
     try:
         with file:
             yield file
@@ -38,3 +36,9 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.errno in _FULL:
             raise ValueError(f"cannot write {shown(path)} ({error.strerror})") from error
         raise
+
+
+def shown(path: str) -> str:
+    """A path for a person to read: one printable line, whatever bytes the name has."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
