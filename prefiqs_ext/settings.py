@@ -18,7 +18,7 @@ from prefiqs_ext.calibration import Calibration
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _VERSION = 1
 _MAX_BYTES = 1 << 20
@@ -104,7 +104,7 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
         raise
 
 
-def read_strictly(path: str | os.PathLike[str], what: str, make: Callable[[Any], T]) -> T:
+def read_strictly(path: str | os.PathLike[str], what: str, make: Callable[[Any], _T]) -> _T:
     """What `make` makes of the JSON in a file: 1 MiB at most, numbers finite, no name twice in an object.
 
     FileNotFoundError; ValueError, in one line that says `what` was expected, also for what `make` refuses.
