@@ -9,11 +9,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _MAX_BYTES = 1 << 20
 
 
-def read_strictly(path: str | os.PathLike[str], what: str, make: Callable[[Any], T]) -> T:
+def read_strictly(path: str | os.PathLike[str], what: str, make: Callable[[Any], _T]) -> _T:
     """What `make` makes of the JSON in a file: 1 MiB at most, numbers finite, no name twice in an object.
 
     FileNotFoundError; ValueError, in one line that says `what` was expected, also for what `make` refuses.
