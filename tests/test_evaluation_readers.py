@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
+from prefiqs_ext.evaluation.crops import Encoded
 from prefiqs_ext.evaluation.readers import read_bin, read_folders, read_lfw_pairs, read_pair_list, read_scores
 
 
@@ -153,3 +154,12 @@ def test_not_text(people):
     (people.parent / "s.txt").write_bytes(np.arange(255, dtype=np.uint8).tobytes())
     with pytest.raises(ValueError, match="UTF-8"):
         read_scores(people.parent / "s.txt", read_folders(people).images)
+
+
+def test_scores_of_a_bin(tmp_path):
+    """Lines with the names that CR-FIQA's scripts give the images."""
+    images = [Encoded(b"", f"image {i} of lfw.bin") for i in range(3)]
+    file = write(tmp_path, "s.txt", "quality_data/lfw/images/00002.jpg 3\n00000.jpg 1\nimages/00001.jpg 2\n")
+    assert read_scores(file, images).tolist() == [1, 2, 3]
+    with pytest.raises(ValueError, match=r"'00003\.jpg' is none of the images"):
+        read_scores(write(tmp_path, "t.txt", "00003.jpg 1\n"), images)

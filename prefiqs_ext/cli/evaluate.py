@@ -17,7 +17,7 @@ from torch import nn
 from .. import methods
 from ..evaluation import benchmarks
 from ..evaluation.compare import Protocol, compare
-from ..evaluation.crops import Source, name_of
+from ..evaluation.crops import Source
 from ..evaluation.data import Data, read_data
 from ..evaluation.passes import VERSIONS, ImageSet, Scoring, embedded
 from ..evaluation.readers import read_embeddings, read_folders, read_scores
@@ -201,7 +201,7 @@ def _score_files(options: dict[str, Any], names: list[str], images: Sequence[Sou
             raise click.UsageError(f"expected --scores NAME=FILE, got {given!r}")
         if name in qualities or name in names:
             raise click.UsageError(f"two methods are called {name!r}")
-        scores = read_scores(file, list(map(name_of, images)))
+        scores = read_scores(file, images)
         qualities[name] = -scores if name in options["lower_better"] else scores
     unknown = set(options["lower_better"]) - set(qualities)
     if unknown:

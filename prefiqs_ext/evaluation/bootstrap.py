@@ -162,7 +162,7 @@ class _Curves:
         """At each ratio. Weights: [N] of the images, and those of the tail's pairs."""
         fnmr = []
         for r, cut in zip(ratios, self._cuts(weight[self._images], ratios), strict=True):
-            check_kept(cut.mated, cut.non_mated, float(r))
+            check_kept(cut.mated, cut.non_mated, float(r), drawn=True)
             k = int(allowed(self._fmr, cut.non_mated) * self._taken)
             above = np.cumsum(tail_weight * (self._tail_key >= cut.key))
             if not len(above) or above[-1] <= k:

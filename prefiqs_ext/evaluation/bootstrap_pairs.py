@@ -108,7 +108,7 @@ class _Curves:
             place = int(np.searchsorted(gone, target, side="right"))
             cut = _Cut(place, int(gone[place]) - target)
             own_kept = own_weight - int(gone_mated[place]) + cut.left * int(self._mated[place])
-            check_kept(own_kept, total - target - own_kept, float(r))
+            check_kept(own_kept, total - target - own_kept, float(r), drawn=True)
             failing = self._failing(weight, cut, allowed(self._fmr, total - target - own_kept))
             kept = cut.kept(weight[self._own.pairs[:failing]], self._own_places[:failing])
             fnmr.append(float(kept.sum() / own_kept))

@@ -199,7 +199,9 @@ def check_fmr(fmr: float) -> None:
         raise ValueError(f"expected a false match rate in (0, 1), got {fmr}")
 
 
-def check_kept(mated: int, non_mated: int, ratio: float) -> None:
+def check_kept(mated: int, non_mated: int, ratio: float, *, drawn: bool = False) -> None:
+    """ValueError where nothing is left to count. drawn: in a draw for intervals."""
     if not mated or not non_mated:
         kind = "non-mated" if mated else "mated"
-        raise ValueError(f"no {kind} pair at discard ratio {ratio:g}: use more images an identity, or smaller ratios")
+        where, else_ = (" in a draw for intervals", " or no intervals") if drawn else ("", " or smaller ratios")
+        raise ValueError(f"no {kind} pair at discard ratio {ratio:g}{where}: use more images an identity,{else_}")

@@ -91,18 +91,20 @@ def read_pair_list(images: str | os.PathLike[str], pairs: str | os.PathLike[str]
     return pair_list(pairs, found, rows, mated)
 
 
-def read_scores(file: str | os.PathLike[str], paths: Sequence[str]) -> NDArray[np.float64]:
-    """[len(paths)] from lines `path score`; a path is known by its last two parts (person/image) or more.
+def read_scores(file: str | os.PathLike[str], images: Sequence[Source]) -> NDArray[np.float64]:
+    """[len(images)] from lines `path score`; a path is known by its last two parts (person/image), an image of a
+    .bin by its number of five digits, as CR-FIQA's scripts call it.
 
-    Every path must have exactly one finite score; scores of other images are a fault as well.
+    Every image must have exactly one finite score; scores of other images are a fault as well.
     """
-    places = {_tail(path): i for i, path in enumerate(paths)}
-    if len(places) != len(paths):
+    keys = (_number(i) if isinstance(image, Encoded) else _tail(name_of(image)) for i, image in enumerate(images))
+    places = {key: i for i, key in enumerate(keys)}
+    if len(places) != len(images):
         raise ValueError("expected images that differ in person/image; two share them")
-    scores = np.full(len(paths), np.nan)
+    scores = np.full(len(images), np.nan)
     for number, line in lines(file):
         path, _, value = line.rpartition(" ")
-        place = places.get(_tail(path.strip()))
+        place = places.get(_tail(path.strip()), places.get((Path(path.strip()).stem,)))
         if place is None:
             raise ValueError(f"{file}:{number}: {path.strip()!r} is none of the images")
         if not np.isnan(scores[place]):
@@ -115,7 +117,7 @@ def read_scores(file: str | os.PathLike[str], paths: Sequence[str]) -> NDArray[n
             raise ValueError(f"{file}:{number}: expected a finite score, got {value}")
     missing = np.flatnonzero(np.isnan(scores))
     if len(missing):
-        raise ValueError(f"{file}: no score of {len(missing)} images, the first {paths[missing[0]]}")
+        raise ValueError(f"{file}: no score of {len(missing)} images, the first {name_of(images[missing[0]])}")
     return scores
 
 
@@ -159,7 +161,7 @@ def _embeddings_of_images(folder: Path, images: Sequence[Source]) -> NDArray[np.
     files: dict[Path, int] = {}
     rows: list[NDArray[np.floating]] = []
     for i, image in enumerate(images):
-        parts = (f"{i:05d}",) if isinstance(image, Encoded) else Path(name_of(image)).with_suffix("").parts[-2:]
+        parts = _number(i) if isinstance(image, Encoded) else Path(name_of(image)).with_suffix("").parts[-2:]
         places = [folder.joinpath(*parts[k:]) for k in range(len(parts))]
         file = next((f for f in (place.with_name(f"{place.name}.npy") for place in places) if f.is_file()), None)
         if file is None:
@@ -255,6 +257,11 @@ def _existing(path: Path, file: str | os.PathLike[str], number: int) -> str:
 
 def _index(index: dict[str, int], path: str) -> int:
     return index.setdefault(path, len(index))
+
+
+def _number(index: int) -> tuple[str]:
+    """What CR-FIQA's scripts call an image of a .bin."""
+    return (f"{index:05d}",)
 
 
 def _tail(path: str) -> tuple[str, ...]:
