@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from prefiqs_ext.evaluation.benchmarks import BENCHMARKS, find
-from prefiqs_ext.evaluation.crops import Swapped, read_crops
-from prefiqs_ext.evaluation.quality_data import read_adience, read_quality_data
-from prefiqs_ext.evaluation.readers import Images, PairList
-from prefiqs_ext.evaluation.templates import Templates
+from prefiqs_ext.evaluation.datasets.benchmarks import BENCHMARKS, find
+from prefiqs_ext.evaluation.datasets.crops import Swapped, read_crops
+from prefiqs_ext.evaluation.datasets.quality_data import read_adience, read_quality_data
+from prefiqs_ext.evaluation.datasets.readers import Images, PairList
+from prefiqs_ext.evaluation.datasets.templates import Templates
 
 IDENTITIES = np.repeat(np.arange(sets.PEOPLE), sets.EACH)
 

@@ -16,7 +16,7 @@ from prefiqs_ext import methods, models
 from prefiqs_ext.cli import main
 from prefiqs_ext.evaluation import cache
 from prefiqs_ext.evaluation.all_pairs import all_pairs
-from prefiqs_ext.evaluation.crops import read_crops
+from prefiqs_ext.evaluation.datasets.crops import read_crops
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from networks import pictures
 from PIL import Image
 
-from prefiqs_ext.evaluation.crops import Encoded, Landmarked, Swapped, digest, read_crops
+from prefiqs_ext.evaluation.datasets.crops import Encoded, Landmarked, Swapped, digest, read_crops
 from prefiqs_ext.faces import UnreadableImage, align, decode_rgb, read_rgb
 from prefiqs_ext.faces.align import TEMPLATE, similarity
 

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from prefiqs_ext.evaluation.crops import Encoded, Landmarked, Swapped
-from prefiqs_ext.evaluation.readers import read_embeddings
+from prefiqs_ext.evaluation.datasets.crops import Encoded, Landmarked, Swapped
+from prefiqs_ext.evaluation.datasets.readers import read_embeddings
 
 PATHS = ["data/ann/1.jpg", "data/bo/1.jpg", "data/bo/2.v2.png"]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from prefiqs_ext import Scorer
 from prefiqs_ext.cli import main
 from prefiqs_ext.evaluation import cache
-from prefiqs_ext.evaluation.benchmarks import BENCHMARKS
+from prefiqs_ext.evaluation.datasets.benchmarks import BENCHMARKS
 from prefiqs_ext.evaluation.edc import error_versus_discard
 
 

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from prefiqs_ext.evaluation.crops import Encoded
-from prefiqs_ext.evaluation.readers import read_bin, read_folders, read_lfw_pairs, read_pair_list, read_scores
+from prefiqs_ext.evaluation.datasets.crops import Encoded
+from prefiqs_ext.evaluation.datasets.readers import read_bin, read_folders, read_lfw_pairs, read_pair_list, read_scores
 
 
 @pytest.fixture

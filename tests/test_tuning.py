@@ -15,7 +15,7 @@ from prefiqs_ext.cli import main
 from prefiqs_ext.cli import tune as command
 from prefiqs_ext.evaluation import cache, tuning
 from prefiqs_ext.evaluation.bootstrap import Resampled, bootstrap
-from prefiqs_ext.evaluation.crops import read_crops
+from prefiqs_ext.evaluation.datasets.crops import read_crops
 from prefiqs_ext.evaluation.edc import error_versus_discard
 from prefiqs_ext.evaluation.passes import Scoring
 from prefiqs_ext.evaluation.tuning import held_out, part, tune_settings

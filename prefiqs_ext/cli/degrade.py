@@ -11,9 +11,9 @@ import click
 from PIL import Image
 from tqdm import tqdm
 
-from ..evaluation.crops import name_of
+from ..evaluation.datasets.crops import name_of
+from ..evaluation.datasets.readers import read_folders
 from ..evaluation.degraded import Step, degrade, draw
-from ..evaluation.readers import read_folders
 from ..faces import read_rgb
 from ..whole import shown, whole_file
 

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import methods
-from ..evaluation import benchmarks
 from ..evaluation.compare import Protocol, compare
-from ..evaluation.crops import Source
-from ..evaluation.data import Data, read_data
+from ..evaluation.datasets import Data, benchmarks, read_data
+from ..evaluation.datasets.crops import Source
+from ..evaluation.datasets.readers import read_embeddings, read_folders, read_scores
 from ..evaluation.passes import VERSIONS, ImageSet, Scoring, embedded
-from ..evaluation.readers import read_embeddings, read_folders, read_scores
 from ..models.preset import PRESETS, Preset
 from ..network import load_network
 from ..settings import hash_weights

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from ..evaluation.datasets.readers import read_folders
 from ..evaluation.passes import VERSIONS, ImageSet, Scoring
-from ..evaluation.readers import read_folders
 from ..evaluation.tuning import FMR, REPORTED, HeldOut, Rule, Tuned, held_out, part, tune_settings
 from ..methods.combined import ZScores, log_distance
 from ..models.preset import PRESETS

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from .all_pairs import all_pairs
 from .bootstrap import Resampled, bootstrap
 from .bootstrap_pairs import bootstrap_pairs
-from .data import Data
+from .datasets import Data
+from .datasets.readers import Images
+from .datasets.templates import Templates, template_embeddings, template_qualities
 from .edc import RATIOS, Curve, Mode, error_versus_discard
-from .readers import Images
-from .templates import Templates, template_embeddings, template_qualities
 
 _PAIRS = 100_000  # at a time
 

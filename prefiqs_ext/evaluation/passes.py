@@ -25,7 +25,7 @@ from ..pruning import Pruning
 from ..scorer import Scorer
 from ..settings import hash_weights
 from .cache import cached
-from .crops import Source, digest, name_of, read_crops
+from .datasets.crops import Source, digest, name_of, read_crops
 
 VERSIONS = {"prefiqs_ext": __version__, "torch": torch.__version__, "numpy": np.__version__}
 """Of what the numbers depend on."""

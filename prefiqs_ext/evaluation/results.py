@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..whole import whole_file
-from .benchmarks import AVERAGE_TARGET, BENCHMARKS, LEFT_OUT
 from .compare import Comparison, Protocol
+from .datasets.benchmarks import AVERAGE_TARGET, BENCHMARKS, LEFT_OUT
 from .edc import Curve
 from .plot import draw
 

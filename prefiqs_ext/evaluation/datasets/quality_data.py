@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..faces import read_rgb
-from ..files.paths import SUFFIXES
+from ...faces import read_rgb
+from ...files.paths import SUFFIXES
 from .crops import Source, Swapped
 from .readers import Images, PairList, lines, pair_list
 

@@ -1,4 +1,4 @@
-"""What `prefiqs evaluate DATA` takes, told apart by what is there."""
+"""Images and what says which of them are compared, from the files in use; benchmarks.py finds the paper's eight."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..faces import RGB, align, decode_rgb, read_rgb
+from ...faces import RGB, align, decode_rgb, read_rgb
 
 
 class Encoded(NamedTuple):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files.paths import SUFFIXES
+from ...files.paths import SUFFIXES
 from .crops import Encoded, Source, name_of
 
 _BIN_BYTES = 4 << 30

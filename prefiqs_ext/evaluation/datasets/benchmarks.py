@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from .data import Data
+from . import Data
 from .quality_data import read_adience, read_quality_data
 from .readers import read_bin, read_lfw_pairs
 from .templates import read_ijbc
