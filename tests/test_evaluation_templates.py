@@ -4,7 +4,7 @@ import benchmark_sets as sets
 import numpy as np
 import pytest
 
-from prefiqs_ext.evaluation import templates as module
+from prefiqs_ext.evaluation.datasets import templates as module
 from prefiqs_ext.evaluation.datasets.templates import Templates, read_ijbc, template_embeddings, template_qualities
 from prefiqs_ext.faces.align import TEMPLATE
 
