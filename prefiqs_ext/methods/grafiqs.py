@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -111,14 +111,14 @@ class GraFIQs:
 
         with ExitStack() as stack, torch.no_grad():
             for norm in self._norms:
-                stack.enter_context(_removed(norm.register_forward_pre_hook(statistics)))
+                stack.enter_context(norm.register_forward_pre_hook(statistics))
             for tap, module in zip(_BLOCKS, self._stage_modules, strict=True):
                 if tap in taps:
 
                     def keep(_module: nn.Module, _args: tuple[Any, ...], output: Tensor, tap: str = tap) -> Tensor:
                         return place(tap, output)
 
-                    stack.enter_context(_removed(module.register_forward_hook(keep)))
+                    stack.enter_context(module.register_forward_hook(keep))
             self.network(place("image", x) if "image" in taps else x)
             gradients: Sequence[Tensor | None] = [None] * len(places)
             if losses:
@@ -149,13 +149,13 @@ class GraFIQs:
 
         with ExitStack() as stack, torch.no_grad():
             for norm in self._norms:
-                stack.enter_context(_removed(norm.register_forward_pre_hook(norm_comes)))
+                stack.enter_context(norm.register_forward_pre_hook(norm_comes))
             for name in inside:
 
                 def hook(module: nn.Module, args: tuple[Any, ...], output: Any, name: str = name) -> None:
                     seen(module, args, output, name)
 
-                stack.enter_context(_removed(modules[name].register_forward_hook(hook)))
+                stack.enter_context(modules[name].register_forward_hook(hook))
             self.network(self._normalize(example_images(self.preset)))
         sizes = sorted(before_last_norm, key=lambda size: size[0] * size[1])[: len(_BLOCKS)]
         if len(sizes) < len(_BLOCKS):
@@ -177,12 +177,3 @@ def _loss(norm: nn.Module, value: Tensor) -> Tensor:
     mean = value.mean((2, 3), keepdim=True)
     var = (value - mean).square().mean((2, 3))  # torch.var is several times slower on CPUs
     return (mean.flatten(1) - norm.running_mean).square().mean(1) + (var - norm.running_var).square().mean(1)
-
-
-@contextmanager
-def _removed(handle: Any) -> Iterator[None]:
-    """Takes the hook away at the end, whatever happened."""
-    try:
-        yield
-    finally:
-        handle.remove()
