@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from typing import IO
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .edc import Curve
+
+_DASHES = ("-", "--", ":", "-.")  # so that equal curves are both seen, also without colours
 
 
 def draw(curves: Mapping[str, list[Curve]], title: str, file: IO[bytes], form: str) -> None:
@@ -18,14 +21,15 @@ def draw(curves: Mapping[str, list[Curve]], title: str, file: IO[bytes], form: s
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     for column, (fmr, axes) in enumerate(zip(fmrs, figure.subplots(1, len(fmrs), squeeze=False)[0], strict=True)):
-        for name, of_method in curves.items():
+        for (name, of_method), dashes in zip(curves.items(), cycle(_DASHES)):  # noqa: B905, one is endless
             curve = of_method[column]
             style = "steps-post" if curve.mode == "dasec" else "default"
-            axes.plot(curve.ratios, curve.fnmr, label=name, drawstyle=style)
+            axes.plot(curve.ratios, curve.fnmr, label=name, drawstyle=style, linestyle=dashes)
         axes.set_title(f"FMR {fmr:g}", fontsize=10)
         axes.set_xlabel("discarded share of pairs")
         axes.set_ylabel("FNMR")
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(fontsize=8, frameon=False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 9), fontsize=9, frameon=False)
     figure.savefig(file, dpi=200, format=form)
