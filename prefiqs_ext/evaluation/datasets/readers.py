@@ -103,16 +103,17 @@ def read_scores(file: str | os.PathLike[str], images: Sequence[Source]) -> NDArr
         raise ValueError("expected images that differ in person/image; two share them")
     scores = np.full(len(images), np.nan)
     for number, line in lines(file):
-        path, _, value = line.rpartition(" ")
-        place = places.get(_tail(path.strip()), places.get((Path(path.strip()).stem,)))
-        if place is None:
-            raise ValueError(f"{file}:{number}: {path.strip()!r} is none of the images")
-        if not np.isnan(scores[place]):
-            raise ValueError(f"{file}:{number}: a second score of {path.strip()!r}")
         try:
-            scores[place] = float(value)
+            path, value = line.rsplit(maxsplit=1)
+            score = float(value)
         except ValueError:
             raise ValueError(f"{file}:{number}: expected `path score`, got {line[:80]!r}") from None
+        place = places.get(_tail(path), places.get((Path(path).stem,)))
+        if place is None:
+            raise ValueError(f"{file}:{number}: {path!r} is none of the images")
+        if not np.isnan(scores[place]):
+            raise ValueError(f"{file}:{number}: a second score of {path!r}")
+        scores[place] = score
         if not np.isfinite(scores[place]):
             raise ValueError(f"{file}:{number}: expected a finite score, got {value}")
     missing = np.flatnonzero(np.isnan(scores))
