@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -36,6 +37,15 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.errno in _FULL:
             raise ValueError(f"cannot write {shown(path)} ({error.strerror})") from error
         raise
+
+
+def output_folder(path: Path) -> None:
+    """Makes it, so that a place that cannot be written is found before the work. ValueError where it cannot."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ValueError(f"cannot write {shown(str(path))} ({error.strerror}); name another folder") from error
 
 
 def shown(path: str) -> str:

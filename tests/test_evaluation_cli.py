@@ -17,6 +17,7 @@ from prefiqs_ext.cli import main
 from prefiqs_ext.evaluation import cache
 from prefiqs_ext.evaluation.all_pairs import all_pairs
 from prefiqs_ext.evaluation.datasets.crops import read_crops
+from prefiqs_ext.evaluation.passes import ImageSet
 
 
 @pytest.fixture
@@ -170,6 +171,69 @@ def test_differences(data):
     assert [(row["method"], row["other"], row["difference"], row["low"], row["high"]) for row in rows] == [
         ("a", "b", "0.0", "0.0", "0.0")
     ] * 3
+
+
+@pytest.mark.parametrize(("mode", "least", "most"), [("dasec", 0, 200), ("normalised", 1, 1)])
+def test_useless_quality_by_the_mode(data, mode, least, most):
+    """`useless` is on the scale of pAUC, and there are no intervals that would be on another."""
+    file, _ = scores_file(data)
+    for path in sorted(data.glob("*/*.png"))[:6]:  # so that a part of the mated pairs fails, not all
+        path.write_bytes((data / "p0" / "0.png").read_bytes())
+    result = run(data, "--methods", "", "--scores", f"a={file}", "--mode", mode)
+    assert result.exit_code == 0, result.output
+    with (data.parent / "out" / "edc.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    for row in rows:
+        fnmr = float(row["fnmr"])
+        assert 0 < fnmr < 1
+        ratio = np.linspace(0, 0.2, 200_001)
+        ideal = 200 * np.mean(np.maximum(fnmr - ratio, 0) / (1 - ratio))
+        expected = 1 if mode == "normalised" else 200 * fnmr - ideal
+        assert float(row["useless"]) == pytest.approx(expected, rel=1e-4)
+        assert row["low"] == row["high"] == ""
+    with (data.parent / "out" / "differences.csv").open() as table:
+        assert len(list(table)) == 1
+
+
+def test_names_are_no_formulas(data, monkeypatch):
+    """A $ in a name begins no formula; DATA may be the folder one is in."""
+    file, _ = scores_file(data)
+    folder = data.rename(data.parent / "$x_{$ a b\n")
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(
+        main,
+        ["evaluate", ".", "--max-discard", "0.3", "--resamples", "0", "-o", "../out", "--methods", ""]
+        + [x for name in ("$\\frac$", "b") for x in ("--scores", f"{name}={file}")],
+    )
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("$x_{$ a b\\n: 24 images")
+
+
+def test_faults_before_the_work(data, monkeypatch, dlib_file):
+    """What can be seen at once is said before anything is computed."""
+
+    def computed(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(ImageSet, "compute", computed)
+    few = data.parent / "few" / "p0"
+    few.mkdir(parents=True)
+    (few / "a.png").write_bytes((data / "p0" / "0.png").read_bytes())
+    np.save(data.parent / "few.npy", np.ones((3, 5)))
+    for folder, arguments, message in [
+        (few.parent, [], "few: expected mated and non-mated pairs, got no mated one"),
+        (data, ["--verifier", "dlib"], "0.png: expected a crop of 150 x 150 pixels, got 112 x 112"),
+        (data, ["--embeddings", str(data.parent / "few.npy")], "expected embeddings of 24 images, got 3"),
+        (data, ["--fit-on", str(few)], "expected a folder a person with images in it"),
+        (data, ["--seed", "-1"], "--seed"),
+        (data, ["-o", "/proc/self"], "cannot write /proc/self"),
+    ]:
+        result = run(folder, *arguments)
+        assert result.exit_code in (1, 2)
+        assert message in result.output
+        assert not (data.parent / "out" / "edc.csv").exists()
+    (few / "b.png").write_bytes((data / "p0" / "1.png").read_bytes())
+    assert "got no non-mated one" in run(few.parent).output
 
 
 def test_refused(data):

@@ -118,6 +118,19 @@ def test_blocks_agree_with_the_list(monkeypatch, block, distinct):
         np.testing.assert_array_equal(curve.ratios, expected.ratios)
 
 
+def test_dasec_discards_no_non_mated_pair():
+    """So that the ratios of the other modes, at which few images may have no mated pair left, are nothing to it."""
+    embeddings, who, quality = faces(3, identities=4, images=2)
+    quality += np.where(who > 1, 10, 0)
+    quality[-2:] = quality.max() + 1, -9  # the best pairs of images are of different persons
+    (of_all,) = all_pairs(embeddings, who, quality, fmrs=(0.1,), modes=("dasec",))
+    of_list = error_versus_discard(*pair_list(embeddings, who), quality, fmr=0.1, mode="dasec")
+    assert of_all.fnmr.tolist() == of_list.fnmr.tolist()
+    assert of_all.area(0.2) == pytest.approx(of_list.area(0.2))
+    with pytest.raises(ValueError, match="no mated pair at discard ratio"):
+        all_pairs(embeddings, who, quality, fmrs=(0.1,))
+
+
 def test_agrees_with_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")
     scores, mated, pairs = pair_list(*faces(7)[:2])

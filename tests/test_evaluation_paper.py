@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import pickle
 
 import benchmark_sets as sets
 import numpy as np
@@ -14,8 +15,10 @@ from PIL import Image
 from prefiqs_ext import Scorer
 from prefiqs_ext.cli import main
 from prefiqs_ext.evaluation import cache
+from prefiqs_ext.evaluation.compare import Comparison, Protocol
 from prefiqs_ext.evaluation.datasets.benchmarks import BENCHMARKS
-from prefiqs_ext.evaluation.edc import error_versus_discard
+from prefiqs_ext.evaluation.edc import Curve, error_versus_discard
+from prefiqs_ext.evaluation.results import Result, averages
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +83,54 @@ def test_templates(run):
     assert ijbc["images"] == sets.PEOPLE * sets.EACH
     curve = ijbc["curves"]["prefiqs"][0]
     assert (curve["mated"], curve["non_mated"]) == (6, 60)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch, sface_file):
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+
+
+def test_a_set_that_fails_midway(tmp_path, own_cache):
+    """The others are evaluated all the same; a fault that a list shows stops the command before the work."""
+    root, out = tmp_path / "sets", tmp_path / "out"
+    for seed, name in enumerate(("lfw", "cfp_fp", "calfw")):
+        sets.write_bin(root / f"{name}.bin", seed)
+    images, labels = pickle.loads((root / "cfp_fp.bin").read_bytes())
+    images[5] = b"no image"
+    (root / "cfp_fp.bin").write_bytes(pickle.dumps((images, labels)))
+    options = ["--protocol", "paper", "--methods", "brightness", "--resamples", "0", "--max-discard", "0.3"]
+    result = CliRunner().invoke(main, ["evaluate", str(root), *options, "-o", str(out)])
+    assert result.exit_code == 1
+    assert "CFP-FP: cannot read image 5 of" in result.output
+    assert result.output.splitlines()[-1].endswith("said above: CFP-FP")
+    with (out / "edc.csv").open() as table:
+        assert {row["data"] for row in csv.DictReader(table)} == {"LFW", "CALFW"}
+    assert list(json.loads((out / "edc.json").read_text())["failed"]) == ["CFP-FP"]
+    (root / "calfw.bin").write_bytes(pickle.dumps((images, [True] * len(labels))))
+    result = CliRunner().invoke(main, ["evaluate", str(root), *options, "-o", str(tmp_path / "none")])
+    assert result.output.splitlines()[-1] == "Error: CALFW: expected mated and non-mated pairs, got no non-mated one"
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "own", "expected"),
+    [
+        ("fraunhofer", True, "v prefiqs 0.001 7 128.6 10.07"),  # 6 of 150 and one of 0
+        ("fraunhofer", False, "v prefiqs 0.001 7 128.6"),
+        ("normalised", True, "v prefiqs 0.001 6 1"),
+    ],
+)
+def test_published_only_beside_what_was_published(mode, own, expected):
+    """Not in another mode, nor where another network compares. Where no pair fails there is nothing to average."""
+    ratios, protocol = np.arange(7) / 20, Protocol(mode, (1e-3,), 0.3, 0)
+    found = []
+    for benchmark in BENCHMARKS:
+        curve = Curve(mode, 1e-3, ratios, np.full(7, 0.0 if benchmark.name == "LFW" else 0.5), ratios, 9, 9)
+        comparison = Comparison({"prefiqs": [curve]}, {})
+        found.append(Result(benchmark.name, "v", 9, comparison, benchmark.target if own else None))
+    published = [row[-1] for result in found for row in result.rows(protocol)]
+    assert any(published) == (own and mode == "fraunhofer")
+    assert averages(found, protocol)[-1].split() == expected.split()
 
 
 def test_refused(root, tmp_path):

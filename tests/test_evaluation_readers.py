@@ -50,7 +50,7 @@ def test_pair_list(people):
 
 def test_scores(people):
     paths = read_folders(people).images
-    file = write(people, "s.txt", "Bo_B/Bo_B_0001.jpg 3\n/x/Ann_A/Ann_A_0001.jpg 1e-1\nAnn_A/Ann_A_0002.jpg -2\n")
+    file = write(people, "s.txt", "Bo_B/Bo_B_0001.jpg 3\n/x/Ann_A/Ann_A_0001.jpg 1e-1\nAnn_A/Ann_A_0002.jpg\t-2\n")
     assert read_scores(file, paths).tolist() == [0.1, -2, 3]
 
 
@@ -91,6 +91,7 @@ def test_bad_pair_lists(people, images, pairs, message):
         ("Ann_A/Ann_A_0001.jpg 1\nAnn_A/Ann_A_0001.jpg 1\n", "second score"),
         ("Cy/x.jpg 1\n", "none of the images"),
         ("Ann_A/Ann_A_0001.jpg high\n", "expected `path score`"),
+        ("Ann_A/Ann_A_0001.jpg\n", "expected `path score`"),
     ],
 )
 def test_bad_scores(people, text, message):

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import methods
-from ..evaluation.compare import Protocol, compare
+from ..evaluation.compare import Comparison, Protocol, check, compare
 from ..evaluation.datasets import Data, benchmarks, read_data
-from ..evaluation.datasets.crops import Source
+from ..evaluation.datasets.crops import Source, read_crops
 from ..evaluation.datasets.readers import read_embeddings, read_folders, read_scores
 from ..evaluation.passes import VERSIONS, ImageSet, Scoring, embedded
 from ..models.preset import PRESETS, Preset
 from ..network import load_network
 from ..settings import hash_weights
+from ..whole import output_folder, shown
 from .scoring import check_scoring, computing, pruning, scoring_options
 
 _FMRS = (1e-2, 1e-3, 1e-4)
@@ -57,7 +58,7 @@ _FILE = click.Path(path_type=Path, exists=True)
 @click.option(
     "--resamples", type=click.IntRange(0), default=500, show_default=True, help="Draws for intervals; 0: none."
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path, file_okay=False), default="evaluation", show_default=True
 )
@@ -68,12 +69,13 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
     DATA is a folder of aligned crops, a folder a person: every image is compared with every other, or those of --pairs
     (LFW's pairs.txt). Or a list of crops, a path a line, with --pairs (lines `path path 0|1`). Or InsightFace's .bin,
     or its folder IJBC. With --protocol paper, a folder with any of LFW, AgeDB-30, CFP-FP, CALFW, CPLFW, Adience, XQLFW
-    and IJB-C in the layouts in which they are published, at FMR 1e-3 and 1e-4; those not found are named.
+    and IJB-C in the layouts in which they are published, at FMR 1e-3 and 1e-4; those not found are named. One that
+    fails midway is named and left out, and the exit code is 1.
 
     Prints a table, and writes edc.csv, differences.csv (between methods), edc.png, edc.svg and edc.json (all settings
-    and curves) to the output folder. `low` and `high` bound, at 95 %, pAUC minus that of a useless quality, over draws
-    of persons, or of pairs where they are listed: both below 0, and the method helps. Intervals are by the fraunhofer
-    mode, whatever the mode. Needs matplotlib: `pip install prefiqs_ext[analysis]`.
+    and curves) to the output folder. `low` and `high`, in the fraunhofer mode only, bound, at 95 %, pAUC minus that
+    of a useless quality, over draws of persons, or of pairs where they are listed: both below 0, and the method helps.
+    Needs matplotlib: `pip install prefiqs_ext[analysis]`.
 
     \b
     Examples:
@@ -91,25 +93,54 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
     paper = options["protocol"] == "paper"
     settings = (options[name] for name in ("max_discard", "resamples", "seed"))
     protocol = Protocol(options["mode"], _PAPER_FMRS if paper else _FMRS, *settings)
-    sets = _benchmarks(data, options) if paper else [_Set(data.name, read_data(data, options["pairs"]))]
-    files = {} if paper else _score_files(options, names, sets[0].data.images)
+    if paper:
+        sets = _benchmarks(data, options)
+    else:
+        sets = [_Set(shown(data.resolve().name), read_data(data, options["pairs"]))]
+    files = _score_files(options, names, sets[0].data.images)
     networks = _Networks(options, names)
-    output.mkdir(parents=True, exist_ok=True)
-    found = []
+    for name, faces, _ in sets:
+        try:
+            check(faces)
+            networks.check(faces.images)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    output_folder(output)
+    found, failed = [], {}
     for name, faces, published in sets:
-        images = ImageSet(faces.images)
-        qualities = networks.qualities(images, faces.images) | files
-        for verifier, embeddings in networks.embeddings(images, faces.images).items():
-            comparison = compare(faces, embeddings, qualities, protocol)
+        try:
+            comparisons = _compare(faces, networks, files, protocol)
+        except (ValueError, OSError) as error:
+            if not paper:
+                raise
+            failed[name] = " ".join(str(error).split())
+            click.echo(f"{name}: {failed[name]}", err=True)
+            continue
+        for verifier, comparison in comparisons.items():
             # The paper's figures are those of one network that both scores and compares.
             own = published if verifier == _label(options["model"]) else None
             found.append(results.Result(name, verifier, len(faces.images), comparison, own))
-    facts = {"options": options | {"data": data}, "networks": networks.facts(), "versions": VERSIONS}
-    results.write(output, found, protocol, facts)
+    if found:
+        facts = {"options": options | {"data": data}, "networks": networks.facts(), "versions": VERSIONS}
+        results.write(output, found, protocol, facts | {"failed": failed})
     for result in found:
         click.echo("\n".join(results.shown(result, protocol)))
     if paper:
-        click.echo("\n".join(results.averages(found, protocol)))
+        for line in results.averages(found, protocol):
+            click.echo(line)
+    if failed:
+        raise ValueError(f"not evaluated, for what is said above: {', '.join(failed)}")
+
+
+def _compare(
+    faces: Data, networks: _Networks, files: dict[str, NDArray[np.float64]], protocol: Protocol
+) -> dict[str, Comparison]:
+    """By verifier."""
+    images = ImageSet(faces.images)
+    # First what other networks or saved embeddings may not fit, then what takes long.
+    embeddings = networks.embeddings(images, faces.images)
+    qualities = networks.qualities(images, faces.images) | files
+    return {verifier: compare(faces, each, qualities, protocol) for verifier, each in embeddings.items()}
 
 
 class _Set(NamedTuple):
@@ -140,6 +171,7 @@ class _Networks:
         self._options = options
         self._names = names
         self._verifiers = _verifiers(options["verifier"])
+        self._pool = None if options["fit_on"] is None else read_folders(options["fit_on"]).images
 
     @cached_property
     def _scoring(self) -> Scoring:
@@ -148,6 +180,14 @@ class _Networks:
         preset = Preset.named(options["preset"]) if options["preset"] else own
         assert preset is not None  # check_scoring
         return Scoring(network, preset, pruning(options), computing(options))
+
+    def check(self, sources: Sequence[Source]) -> None:
+        """That the first image fits all networks. ValueError naming it."""
+        presets = [preset for _, preset in self._verifiers.values()]
+        if self._names or not (self._verifiers or self._options["embeddings"]):
+            presets.append(self._scoring.preset)
+        for preset in presets:
+            next(read_crops(sources, preset.size))
 
     def qualities(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.floating]]:
         """[N] of each method, higher = better."""
@@ -168,8 +208,7 @@ class _Networks:
         return {_label(self._options["model"]): self._scoring.of(images).embeddings}
 
     def _fit_on(self, sources: Sequence[Source]) -> ImageSet:
-        folder = self._options["fit_on"]
-        pool = list(sources if folder is None else read_folders(folder).images)
+        pool = list(sources if self._pool is None else self._pool)
         return ImageSet(random.Random(self._options["seed"]).sample(pool, min(_FIT, len(pool))))
 
     def facts(self) -> dict[str, Any]:
@@ -228,4 +267,4 @@ def _verifiers(given: tuple[str, ...]) -> dict[str, tuple[nn.Module, Preset]]:
 
 
 def _label(model: str) -> str:
-    return Path(model).stem
+    return shown(Path(model).stem)

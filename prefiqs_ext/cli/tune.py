@@ -25,7 +25,7 @@ from ..models.preset import PRESETS
 from ..network import load_network
 from ..pruning import Pruning
 from ..settings import Settings, hash_weights
-from ..whole import whole_file
+from ..whole import output_folder, whole_file
 from .scoring import check_scoring
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -59,7 +59,7 @@ def tune(data: Path, folds: int, resamples: int, seed: int, output: Path, **opti
     preset = PRESETS[options["preset"]] if options["preset"] else preset
     if preset is None:
         raise click.UsageError("--model FILE.onnx needs --preset: the file cannot tell the input its network wants")
-    output.mkdir(parents=True, exist_ok=True)
+    output_folder(output)
     settings = grid(network)
     faces = ImageSet(images.images)
     bar = tqdm(settings.items(), unit="setting", disable=None, leave=False)

@@ -38,6 +38,8 @@ def all_pairs(
     """
     for fmr in fmrs:
         check_fmr(fmr)
+    if set(modes) == {"dasec"}:  # whose threshold is that of no discard
+        ratios = ratios[:1]
     order = np.argsort(ranks(quality))
     embeddings, identities = np.asarray(embeddings, np.float32), np.asarray(identities)
     if embeddings.ndim != 2 or not len(embeddings) == len(identities) == len(order):

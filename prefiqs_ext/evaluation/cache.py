@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..models.weights import cache_folder
 from ..whole import whole_file
+from .datasets.readers import read_array
 
 
 def cached(facts: dict[str, Any], shape: tuple[int | None, ...], compute: Callable[[], Any]) -> NDArray[np.float32]:
@@ -20,14 +22,16 @@ def cached(facts: dict[str, Any], shape: tuple[int | None, ...], compute: Callab
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     file = cache_folder() / "evaluation" / f"{key}.npy"
     try:
-        found = np.load(file, allow_pickle=False)
+        found = read_array(file)
         fits = found.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, found.shape, strict=True))
         if fits and found.dtype == np.float32 and np.isfinite(found).all():
-            return np.asarray(found)
-    except (OSError, ValueError, EOFError):
+            return np.array(found)
+    except ValueError:
         pass
-    array = np.asarray(compute(), np.float32)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(str(file)) as out:
+    own = f"{file}.{os.getpid()}"  # another run may compute the same
+    with whole_file(own) as out:
+        array = np.asarray(compute(), np.float32)
         np.save(out, array, allow_pickle=False)
+    os.replace(own, file)
     return array

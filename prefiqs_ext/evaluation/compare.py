@@ -22,7 +22,8 @@ _PAIRS = 100_000  # at a time
 
 @dataclass(frozen=True)
 class Protocol:
-    """How to measure. limit: the end of the partial area. resamples: draws for intervals, 0 for none."""
+    """How to measure. limit: the end of the partial area. resamples: draws for intervals, 0 for none; the other modes
+    than fraunhofer have none."""
 
     mode: Mode = "fraunhofer"
     fmrs: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
@@ -38,12 +39,28 @@ class Protocol:
     def ratios(self) -> NDArray[np.float64]:
         return RATIOS[self.max_discard + 1e-9 >= RATIOS]
 
+    @property
+    def drawn(self) -> tuple[float, ...]:
+        """The FMRs that get intervals."""
+        return self.fmrs if self.resamples and self.mode == "fraunhofer" else ()
+
 
 class Comparison(NamedTuple):
     curves: dict[str, list[Curve]]
     """Of each method, one an FMR."""
     draws: dict[float, Resampled]
-    """Of each FMR, by the fraunhofer mode whatever the mode; empty without resamples."""
+    """Of each FMR that gets intervals."""
+
+
+def check(data: Data) -> None:
+    """ValueError where nothing can be measured, whatever is computed of the images."""
+    if isinstance(data, Images):
+        counts = np.bincount(data.identities)
+        mated, non_mated = bool((counts > 1).any()), bool(np.count_nonzero(counts) > 1)
+    else:
+        mated, non_mated = bool(data.mated.any()), not bool(data.mated.all())
+    if not (mated and non_mated):
+        raise ValueError(f"expected mated and non-mated pairs, got no {'non-mated' if mated else 'mated'} one")
 
 
 def compare(
@@ -68,7 +85,7 @@ def _every_pair(
         for name, quality in qualities.items()
     }
     draws = {}
-    for fmr in fmrs if protocol.resamples else ():
+    for fmr in protocol.drawn:
         draws[fmr] = bootstrap(
             embeddings, data.identities, qualities, fmr=fmr, resamples=protocol.resamples, seed=protocol.seed
         )
@@ -90,7 +107,7 @@ def _listed_pairs(
             for fmr in protocol.fmrs
         ]
     draws = {}
-    for fmr in protocol.fmrs if protocol.resamples else ():
+    for fmr in protocol.drawn:
         draws[fmr] = bootstrap_pairs(
             scores, mated, pairs, qualities, fmr=fmr, resamples=protocol.resamples, seed=protocol.seed
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import cycle
 from typing import IO
 
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -14,6 +15,7 @@ from .edc import Curve
 _DASHES = ("-", "--", ":", "-.")  # so that equal curves are both seen, also without colours
 
 
+@rc_context({"text.parse_math": False})  # names are the user's: a $ begins no formula
 def draw(curves: Mapping[str, list[Curve]], title: str, file: IO[bytes], form: str) -> None:
     """One panel an FMR, one line a method. curves: of each method, the same FMRs in the same order; form: png, svg."""
     fmrs = [curve.fmr for curve in next(iter(curves.values()))]

@@ -31,7 +31,7 @@ class Result(NamedTuple):
     images: int
     comparison: Comparison
     published: float | None = None
-    """The paper's pAUC of PreFIQs, with its network."""
+    """The paper's pAUC of PreFIQs, with its network, in the fraunhofer mode."""
 
     @property
     def title(self) -> str:
@@ -52,8 +52,9 @@ class Result(NamedTuple):
     def _row(self, name: str, curve: Curve, protocol: Protocol) -> list[Any]:
         fnmr, draws = float(curve.fnmr[0]), self.comparison.draws.get(curve.fmr)
         row = [self.data, self.verifier, name, curve.mode, curve.fmr, fnmr, *_areas(curve, protocol)]
-        row += [1000 * protocol.limit * fnmr, *((None, None) if draws is None else draws.interval(name))]
-        return [*row, self.published if name == "prefiqs" else None]
+        useless, _ = _areas(curve._replace(fnmr=np.full_like(curve.fnmr, fnmr)), protocol)
+        row += [useless, *((None, None) if draws is None else draws.interval(name))]
+        return [*row, self.published if name == "prefiqs" and curve.mode == "fraunhofer" else None]
 
     def differences(self) -> list[list[Any]]:
         """One an FMR and pair of methods: pAUC of the one minus that of the other, mean and interval over draws."""
@@ -117,14 +118,19 @@ def shown(result: Result, protocol: Protocol) -> list[str]:
 
 
 def averages(results: Sequence[Result], protocol: Protocol) -> list[str]:
-    """Mean pAUC over the benchmarks but XQLFW, as the paper has it, by verifier, method and FMR."""
-    rows: dict[tuple[Any, ...], list[float]] = {}
+    """Mean pAUC over the benchmarks but XQLFW, as the paper has it, by verifier, method and FMR; over those that have
+    one; nothing where there is none."""
+    rows: dict[tuple[Any, ...], list[list[Any]]] = {}
     for row in (row for result in results if result.data != LEFT_OUT for row in result.rows(protocol)):
-        rows.setdefault((row[1], row[2], row[4]), []).append(row[6])
+        rows.setdefault((row[1], row[2], row[4]), []).append(row)
+    if not rows:
+        return []
     table: list[list[Any]] = []
-    for key, values in rows.items():
-        whole = key[1] == "prefiqs" and len(values) == len(BENCHMARKS) - 1
-        table.append([*key, len(values), float(np.mean(values)), AVERAGE_TARGET if whole else None])
+    for key, own in rows.items():
+        values = [row[6] for row in own if row[6] is not None]
+        as_published = len(values) == len(BENCHMARKS) - 1 and any(row[-1] is not None for row in own)
+        mean = float(np.mean(values)) if values else None
+        table.append([*key, len(values), mean, AVERAGE_TARGET if as_published else None])
     return [f"mean without {LEFT_OUT}", *_lines(("verifier", "method", "fmr", "sets", "pauc", "published"), table)]
 
 

@@ -103,16 +103,17 @@ def read_scores(file: str | os.PathLike[str], images: Sequence[Source]) -> NDArr
         raise ValueError("expected images that differ in person/image; two share them")
     scores = np.full(len(images), np.nan)
     for number, line in lines(file):
-        path, _, value = line.rpartition(" ")
-        place = places.get(_tail(path.strip()), places.get((Path(path.strip()).stem,)))
-        if place is None:
-            raise ValueError(f"{file}:{number}: {path.strip()!r} is none of the images")
-        if not np.isnan(scores[place]):
-            raise ValueError(f"{file}:{number}: a second score of {path.strip()!r}")
         try:
-            scores[place] = float(value)
+            path, value = line.rsplit(maxsplit=1)
+            score = float(value)
         except ValueError:
             raise ValueError(f"{file}:{number}: expected `path score`, got {line[:80]!r}") from None
+        place = places.get(_tail(path), places.get((Path(path).stem,)))
+        if place is None:
+            raise ValueError(f"{file}:{number}: {path!r} is none of the images")
+        if not np.isnan(scores[place]):
+            raise ValueError(f"{file}:{number}: a second score of {path!r}")
+        scores[place] = score
         if not np.isfinite(scores[place]):
             raise ValueError(f"{file}:{number}: expected a finite score, got {value}")
     missing = np.flatnonzero(np.isnan(scores))
@@ -140,7 +141,7 @@ def read_embeddings(
     if Path(path).is_dir():
         found = _embeddings_of_images(Path(path), images)
     else:
-        found = _array(path)
+        found = read_array(path)
         if found.ndim != 2:
             raise ValueError(f"{path}: expected embeddings [N, d], got {list(found.shape)}")
         if listed is not None:
@@ -168,7 +169,7 @@ def _embeddings_of_images(folder: Path, images: Sequence[Source]) -> NDArray[np.
             raise ValueError(f"{name_of(image)}: no embedding {places[0]}.npy")
         if files.setdefault(file, i) != i:
             raise ValueError(f"{file}: expected an embedding an image; {name_of(images[files[file]])} has it too")
-        row = _array(file)
+        row = read_array(file)
         length = rows[0].size if rows else row.size
         if row.shape not in ((length,), (1, length)):
             raise ValueError(f"{file}: expected [{length if rows else 'd'}], got {list(row.shape)}")
@@ -193,8 +194,9 @@ def _rows(listed: str | os.PathLike[str], images: Sequence[Source], count: int) 
     return places
 
 
-def _array(file: str | os.PathLike[str]) -> NDArray[np.floating]:
-    """A memory map, so that no header can ask for more than the file has."""
+def read_array(file: str | os.PathLike[str]) -> NDArray[np.floating]:
+    """Of floating-point numbers: a memory map, so that no header can ask for more than the file has. ValueError for any
+    other file."""
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a header is parsed as Python: TokenError, RecursionError, ...

@@ -1,0 +1,78 @@
+"""Computed arrays on disk: broken ones, and two runs at once."""
+
+import numpy as np
+import pytest
+from numpy.lib import format as npy
+
+from prefiqs_ext.evaluation import cache
+
+FACTS = {"of": "something"}
+ARRAY = np.arange(6, dtype=np.float32).reshape(3, 2)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    return tmp_path / "evaluation"
+
+
+def stored():
+    return cache.cached(FACTS, (3, None), lambda: ARRAY)
+
+
+def never():
+    raise AssertionError
+
+
+def test_computed_once():
+    assert stored().tolist() == ARRAY.tolist()
+    assert cache.cached(FACTS, (3, None), never).tolist() == ARRAY.tolist()
+    with pytest.raises(AssertionError):
+        cache.cached(FACTS | {"more": 1}, (3, None), never)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: b"",
+        lambda data: data[:-3],
+        lambda data: data[:20],
+        lambda data: b"PK\x03\x04" + data[4:],  # as a .npz
+        lambda data: data.replace(b"(3, 2)", b"(3, (("),
+        lambda data: data.replace(b"(3, 2), }       ", b"(9999999999, 9),"),
+        lambda data: data[:-4] + np.float32(np.nan).tobytes(),
+    ],
+)
+def test_broken(folder, change):
+    stored()
+    (file,) = folder.iterdir()
+    data = file.read_bytes()
+    assert data.startswith(npy.MAGIC_PREFIX)
+    file.write_bytes(change(data))
+    assert stored().tolist() == ARRAY.tolist()
+    assert file.read_bytes() == data
+
+
+def test_two_runs_at_once(folder, monkeypatch):
+    """The other one begins and ends while this one computes."""
+
+    def meanwhile():
+        with monkeypatch.context() as patch:
+            patch.setattr(cache.os, "getpid", lambda: 1)
+            stored()
+        return ARRAY
+
+    assert cache.cached(FACTS, (3, None), meanwhile).tolist() == ARRAY.tolist()
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_nothing_is_left_of_what_failed(folder):
+    with pytest.raises(KeyboardInterrupt):
+        cache.cached(FACTS, (3, None), lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert list(folder.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(folder):
+    folder.write_bytes(b"a file where the folder should be")
+    with pytest.raises(OSError, match="evaluation"):
+        cache.cached(FACTS, (3, None), never)
