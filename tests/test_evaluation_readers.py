@@ -29,8 +29,9 @@ def test_folders(people):
     images = read_folders(people)
     assert [path.rsplit("/", 1)[1] for path in images.images] == ["Ann_A_0001.jpg", "Ann_A_0002.jpg", "Bo_B_0001.jpg"]
     assert images.identities.tolist() == [0, 0, 1]
+    (people.parent / "empty" / "Ann_A").mkdir(parents=True)
     with pytest.raises(ValueError, match="a folder a person"):
-        read_folders(people / "Ann_A")
+        read_folders(people.parent / "empty")
 
 
 def test_lfw_pairs(people):
@@ -155,6 +156,11 @@ def test_not_text(people):
     (people.parent / "s.txt").write_bytes(np.arange(255, dtype=np.uint8).tobytes())
     with pytest.raises(ValueError, match="UTF-8"):
         read_scores(people.parent / "s.txt", read_folders(people).images)
+
+
+def test_unknown_identity(people):
+    with pytest.raises(ValueError, match=r"Ann_A_0001\.jpg lies in no person's folder"):
+        read_folders(people / "Ann_A")
 
 
 def test_scores_of_a_bin(tmp_path):

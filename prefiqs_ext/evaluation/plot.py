@@ -23,7 +23,7 @@ def draw(curves: Mapping[str, list[Curve]], title: str, file: IO[bytes], form: s
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     for column, (fmr, axes) in enumerate(zip(fmrs, figure.subplots(1, len(fmrs), squeeze=False)[0], strict=True)):
-        for (name, of_method), dashes in zip(curves.items(), cycle(_DASHES)):  # noqa: B905, one is endless
+        for (name, of_method), dashes in zip(curves.items(), cycle(_DASHES)):
             curve = of_method[column]
             style = "steps-post" if curve.mode == "dasec" else "default"
             axes.plot(curve.ratios, curve.fnmr, label=name, drawstyle=style, linestyle=dashes)

@@ -39,12 +39,20 @@ class PairList(NamedTuple):
 
 def read_folders(root: str | os.PathLike[str]) -> Images:
     """A folder a person, sorted by name; files that are no images by their suffix are left out."""
-    people = sorted(entry for entry in Path(root).iterdir() if entry.is_dir())
-    files = [sorted(f for f in person.iterdir() if f.suffix.lower() in SUFFIXES) for person in people]
+    entries = sorted(Path(root).iterdir())
+    stray = next(filter(_is_image, entries), None)
+    if stray is not None:
+        raise ValueError(f"{stray} lies in no person's folder, so whom it shows is not known: move it there, or away")
+    people = [entry for entry in entries if entry.is_dir()]
+    files = [sorted(filter(_is_image, person.iterdir())) for person in people]
     paths = [str(file) for person in files for file in person]
     if not paths:
         raise ValueError(f"{root}: expected a folder a person with images in it, found none")
     return Images(paths, np.repeat(np.arange(len(people)), [len(person) for person in files]))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
 
 
 def read_lfw_pairs(file: str | os.PathLike[str], root: str | os.PathLike[str]) -> PairList:
