@@ -45,7 +45,8 @@ def faces(images: int, persons: int, seed: int) -> tuple[NDArray[np.float32], ND
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "file", type=click.Path(path_type=Path))
 def main(images: int, persons: int | None, resamples: int, seed: int, file: Path | None) -> None:
-    embeddings, who, quality = faces(images, persons or max(1, images // 10), seed)
+    persons = persons or max(1, images // 10)
+    embeddings, who, quality = faces(images, persons, seed)
     results: list[dict[str, Any]] = []
     curves = _measured(results, "all_pairs", partial(all_pairs, embeddings, who, quality, fmrs=_FMRS))
     for curve in curves:

@@ -40,7 +40,7 @@ def sensitivity(
     if chunk < 1:
         raise ValueError(f"expected chunk of 1 or more, got {chunk}")
     network, own_preset = load_network(model, preset)
-    if network.training:
+    if any(module.training for module in network.modules()):
         raise ValueError("expected a model in eval mode: call model.eval() first")
     named = Preset.named(preset) if isinstance(preset, str) else preset or own_preset
     masks = pruning.masks(network)

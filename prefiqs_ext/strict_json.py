@@ -9,6 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prefiqs_ext.whole import printable, shown
+
 _T = TypeVar("_T")
 _MAX_BYTES = 1 << 20
 
@@ -18,15 +20,21 @@ def read_strictly(path: str | os.PathLike[str], what: str, make: Callable[[Any],
 
     FileNotFoundError; ValueError, in one line that says `what` was expected, also for what `make` refuses.
     """
-    path = Path(path)
-    with path.open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
+    name = shown(os.fspath(path))
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"expected {what} in {name}, cannot read it ({error.strerror})") from error
     try:
         if len(data) > _MAX_BYTES:
             raise ValueError(f"expected at most {_MAX_BYTES} bytes")
         return make(json.loads(data, parse_constant=_refuse, object_pairs_hook=_once))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"expected {what} in {path}: {' '.join(str(error).split())[:200]}") from error
+        reason = printable(" ".join(str(error).split()))[:200]
+        raise ValueError(f"expected {what} in {name}: {reason}") from error
 
 
 def made(kind: type[Any], values: Any) -> Any:

@@ -20,8 +20,8 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
 
     Raises ValueError where the place cannot be written, or when the disk fills.
     """
-    if os.path.isdir(path):
-        raise ValueError(f"expected a file to write, got the folder {shown(path)}")
+    if not path or os.path.isdir(path):
+        raise ValueError(f"expected a file to write, got {'the folder ' + shown(path) if path else 'no name'}")
     part = Path(f"{path}.part")
     try:
         file = part.open("wb")
@@ -50,5 +50,9 @@ def output_folder(path: Path) -> None:
 
 def shown(path: str) -> str:
     """A path for a person to read: one printable line, whatever bytes the name has."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
+
+
+def printable(text: str) -> str:
+    """Text in one line, with nothing in it that moves a terminal's cursor or changes its colour."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

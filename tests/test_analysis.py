@@ -108,6 +108,9 @@ def test_late_layers(network: nn.Module, images: Tensor) -> None:
     drift = Scorer(network, Pruning(layers=late.layers), preset=PRESET)(images).distance
     whole = Scorer(network, preset=PRESET)(images).distance
     assert late.agreement == pytest.approx(spearmanr(drift, whole).statistic)
+    for shares in ((1.0, 0.0), (0.5,), (1.0, 2.0)):  # 0 would be taken for recognition alone
+        with pytest.raises(ValueError, match="shares above 0 and up to 1"):
+            late_layers(network, PRESET, images, shares=shares)
     assert all(cost.milliseconds > 0 and cost.of_recognition[1] <= cost.of_recognition[2] for cost in costs)
 
 

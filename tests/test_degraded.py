@@ -113,6 +113,7 @@ def test_any_size(kind, size):
         one = step(kind, grade, np.random.default_rng(grade), size[0])
         worse = degrade(image, [one])
         assert (worse.shape, worse.dtype) == (image.shape, np.uint8)
+        assert worse.flags.writeable
         assert not np.array_equal(worse, image)
         if kind == "blur":
             assert one.parameters["sigma"] / size[0] == pytest.approx(KINDS[kind].grades[grade - 1] / 112)
@@ -124,6 +125,24 @@ def test_any_size(kind, size):
             covered = (worse == 127).all(axis=2).mean()
             # Edges are rounded to pixels, each by up to a half.
             assert covered == pytest.approx(side**2, abs=2 * side / min(size) + 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("operation", "bad", "message"),
+    [
+        (degradations.blur, {"sigma": 0}, "expected sigma of 1e-09 to 10000, got 0"),
+        (degradations.blur, {"sigma": float("nan")}, "expected sigma"),
+        (degradations.noise, {"sigma": -1, "seed": 0}, "expected sigma of 0 to inf, got -1"),
+        (degradations.down_sample, {"factor": 0}, "expected factor of 1"),
+        (degradations.occlude, {"top": -0.5, "bottom": 0.2}, r"expected top, bottom .* in \[0, 1\], got -0.5, 0.2"),
+        (degradations.occlude, {"top": 0, "bottom": 1, "left": 0.6, "right": 0.5}, "expected left, right in ascending"),
+        (degradations.darken, {"exposure": -1, "seed": 0}, "expected exposure"),
+        (degradations.jpeg, {"quality": 100}, "expected quality of 1 to 95, got 100"),
+    ],
+)
+def test_parameters_out_of_range(operation, bad, message, face):
+    with pytest.raises(ValueError, match=message):
+        operation(face, **bad)
 
 
 def test_blur_and_down_sampling_suit_the_size():

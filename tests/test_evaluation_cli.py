@@ -12,22 +12,48 @@ from click.testing import CliRunner
 from networks import pictures
 from PIL import Image
 
-from prefiqs_ext import methods, models
+from prefiqs_ext import Preset, methods
 from prefiqs_ext.cli import main
-from prefiqs_ext.evaluation import cache
+from prefiqs_ext.evaluation import cache, results
 from prefiqs_ext.evaluation.all_pairs import all_pairs
 from prefiqs_ext.evaluation.datasets.crops import read_crops
 from prefiqs_ext.evaluation.passes import ImageSet
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A cache for all tests: most want the same pass over the same pictures."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def data(tmp_path, monkeypatch, sface):
+def data(tmp_path, monkeypatch, sface, folder):
     for index, picture in enumerate(pictures(24, 112, seed=4)):
         folder = tmp_path / "data" / f"p{index // 6}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture.permute(1, 2, 0).numpy().astype(np.uint8)).save(folder / f"{index}.png")
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(cache, "cache_folder", lambda: folder)
     return tmp_path / "data"
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Two take most of the time of a command; test_score_file draws them."""
+    monkeypatch.setattr(results, "draw", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def embeddings(sface):
+    """[24, 128] of the pictures, from the network alone."""
+    crops = pictures(24, 112, seed=4).numpy().astype(np.uint8)
+    with torch.inference_mode():
+        return sface(Preset.named("sface").normalize()(torch.from_numpy(crops))).numpy()
+
+
+def all_of(embeddings, scores):
+    """pAUC of each FMR."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return [curve.area(0.3) for curve in all_pairs(unit, np.repeat(np.arange(4), 6), scores, ratios=np.arange(7) / 20)]
 
 
 def run(data, *arguments):
@@ -44,17 +70,12 @@ def scores_file(data):
     return file, np.array([i * 7 % 24 for i in range(len(images))], float)
 
 
-def test_score_file(data):
+def test_score_file(data, embeddings):
     file, scores = scores_file(data)
     result = run(data, "--methods", "", "--scores", f"theirs={file}", "--lower-better", "theirs")
     assert result.exit_code == 0, result.output
     output = data.parent / "out"
-    (cached,) = (data.parent / "cache" / "evaluation").iterdir()
-    embeddings = np.load(cached)[:, :-2]  # beside them D and norm
-    with (output / "edc.csv").open() as table:
-        rows = list(csv.DictReader(table))
-    curves = all_pairs(embeddings, np.repeat(np.arange(4), 6), -scores, ratios=np.arange(7) / 20)
-    assert [float(row["pauc"]) for row in rows] == pytest.approx([curve.area(0.3) for curve in curves])
+    assert rows_of(data) == pytest.approx(all_of(embeddings, -scores))
     kept = json.loads((output / "edc.json").read_text())
     assert kept["options"]["seed"] == 0
     assert kept["results"][0]["curves"]["theirs"][0]["mated"] == 60
@@ -62,6 +83,7 @@ def test_score_file(data):
     assert b"<svg" in (output / "edc.svg").read_bytes()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_methods_and_cache(data, monkeypatch):
     calls = []
 
@@ -82,21 +104,15 @@ def test_methods_and_cache(data, monkeypatch):
     assert "expected some of dark" in run(data, "--methods", "light").output
 
 
-def test_verifier_and_saved_embeddings(data):
+@pytest.mark.usefixtures("no_pictures")
+def test_verifier_and_saved_embeddings(data, embeddings):
     """Another network's embeddings, and the same ones from files: the same table."""
     file, scores = scores_file(data)
     common = ["--methods", "", "--scores", f"theirs={file}", "--resamples", "0"]
     compared = run(data, *common, "--verifier", "sface:sface")
     assert compared.exit_code == 0, compared.output
-    network, preset = models.load("sface")
+    assert rows_of(data) == pytest.approx(all_of(embeddings, scores))
     images = sorted(map(str, data.glob("*/*.png")))
-    with torch.inference_mode():
-        embeddings = network(preset.normalize()(torch.stack(list(read_crops(images, preset.size))))).numpy()
-    curves = all_pairs(
-        embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True),
-        np.repeat(np.arange(4), 6), scores, ratios=np.arange(7) / 20,
-    )  # fmt: skip
-    assert rows_of(data) == pytest.approx([curve.area(0.3) for curve in curves])
     for image, embedding in zip(images, embeddings, strict=True):
         folder = data.parent / "npy" / image.split("/")[-2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +121,7 @@ def test_verifier_and_saved_embeddings(data):
     for saved in ("npy", "all.npy"):
         result = run(data, *common, "--embeddings", str(data.parent / saved))
         assert result.exit_code == 0, result.output
-        assert rows_of(data) == pytest.approx([curve.area(0.3) for curve in curves])
+        assert rows_of(data) == pytest.approx(all_of(embeddings, scores))
     kept = json.loads((data.parent / "out" / "edc.json").read_text())
     assert kept["networks"] == {"weights": {}, "presets": {}}  # none was needed
 
@@ -115,6 +131,7 @@ def rows_of(data):
         return [float(row["pauc"]) for row in csv.DictReader(table)]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_list_of_pairs(data):
     """The same comparisons as a list: the same curve."""
     file, _ = scores_file(data)
@@ -134,6 +151,7 @@ def test_list_of_pairs(data):
     assert "expected --pairs FILE" in run(data / "list.txt", *common).output
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_fitted_on_other_faces(data, monkeypatch):
     fitted = []
 
@@ -161,6 +179,7 @@ def test_fitted_on_other_faces(data, monkeypatch):
     assert len(fitted[1]) == 18  # another fit: nothing of the first was taken from the cache
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_differences(data):
     file, _ = scores_file(data)
     (data.parent / "same.txt").write_text(file.read_text())
@@ -224,7 +243,7 @@ def test_faults_before_the_work(data, monkeypatch, dlib_file):
         (few.parent, [], "few: expected mated and non-mated pairs, got no mated one"),
         (data, ["--verifier", "dlib"], "0.png: expected a crop of 150 x 150 pixels, got 112 x 112"),
         (data, ["--embeddings", str(data.parent / "few.npy")], "expected embeddings of 24 images, got 3"),
-        (data, ["--fit-on", str(few)], "expected a folder a person with images in it"),
+        (data, ["--fit-on", str(few)], "lies in no person's folder"),
         (data, ["--seed", "-1"], "--seed"),
         (data, ["-o", "/proc/self"], "cannot write /proc/self"),
     ]:

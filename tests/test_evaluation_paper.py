@@ -14,7 +14,7 @@ from PIL import Image
 
 from prefiqs_ext import Scorer
 from prefiqs_ext.cli import main
-from prefiqs_ext.evaluation import cache
+from prefiqs_ext.evaluation import cache, results
 from prefiqs_ext.evaluation.compare import Comparison, Protocol
 from prefiqs_ext.evaluation.datasets.benchmarks import BENCHMARKS
 from prefiqs_ext.evaluation.edc import Curve, error_versus_discard
@@ -35,6 +35,7 @@ def run(root, tmp_path_factory, sface_file):
     options = ["--methods", "prefiqs,brightness", "--resamples", "0", "--max-discard", "0.3"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "cache_folder", lambda: output / "cache")
+        patch.setattr(results, "draw", lambda *_: None)  # two pictures a benchmark: half of the time
         result = CliRunner().invoke(main, ["evaluate", str(root), "--protocol", "paper", *options, "-o", str(output)])
     assert result.exit_code == 0, result.output
     return result.output, output
@@ -61,25 +62,27 @@ def test_all_that_are_there(run):
     assert json.loads((folder / "edc.json").read_text())["options"]["protocol"] == "paper"
 
 
+@pytest.fixture(scope="module")
+def scorer(sface):
+    return Scorer(sface, preset="sface")
+
+
 @pytest.mark.parametrize(("name", "seed"), [("lfw", 0), ("calfw", 3)])
-def test_a_list_of_pairs(run, sface, name, seed):
-    pictures = sets.faces(seed)
-    listed = np.array(sets.pairs(seed)).ravel()
-    scored = Scorer(sface, preset="sface")(torch.stack([decoded(pictures[i]) for i in listed]))
+def test_a_list_of_pairs(run, scorer, name, seed):
+    scored = scorer(torch.stack([decoded(picture) for picture in sets.faces(seed)]))
+    listed = np.array(sets.pairs(seed)).ravel()  # each place in the list is an image
     pairs = np.arange(len(listed)).reshape(-1, 2)
-    unit = scored.embedding.numpy()
+    unit, distance = scored.embedding.numpy()[listed], scored.distance.numpy()[listed]
     similar = (unit[pairs[:, 0]] * unit[pairs[:, 1]]).sum(1)
-    curve = error_versus_discard(
-        similar, np.array(sets.LABELS), pairs, -scored.distance.numpy(), fmr=1e-3, ratios=np.arange(7) / 20
-    )
-    found = next(each for each in results(run) if each["data"].lower() == name)["curves"]["prefiqs"][0]
+    curve = error_versus_discard(similar, np.array(sets.LABELS), pairs, -distance, fmr=1e-3, ratios=np.arange(7) / 20)
+    found = next(each for each in kept(run) if each["data"].lower() == name)["curves"]["prefiqs"][0]
     assert found["fnmr"] == pytest.approx(curve.fnmr.tolist())
     assert found["thresholds"] == pytest.approx(curve.thresholds.tolist(), abs=1e-5)  # batches differ in rounding
 
 
 def test_templates(run):
     """The pairs of IJB-C are of templates, which are fewer than images."""
-    ijbc = next(each for each in results(run) if each["data"] == "IJB-C")
+    ijbc = next(each for each in kept(run) if each["data"] == "IJB-C")
     assert ijbc["images"] == sets.PEOPLE * sets.EACH
     curve = ijbc["curves"]["prefiqs"][0]
     assert (curve["mated"], curve["non_mated"]) == (6, 60)
@@ -146,7 +149,7 @@ def test_refused(root, tmp_path):
     assert "IJB-C is not there" in output
 
 
-def results(run):
+def kept(run):
     return json.loads((run[1] / "edc.json").read_text())["results"]
 
 

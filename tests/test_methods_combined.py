@@ -18,7 +18,7 @@ def test_is_the_difference_of_z_scores():
     method = methods.create("prefiqs+norm", network, PRESET, pruning=pruning)
     assert method.needs_fit
     assert method.higher_is_better
-    with pytest.raises(RuntimeError, match="fit"):
+    with pytest.raises(ValueError, match=r"call fit\(\) first"):
         method.score(IMAGES)
     method.fit(IMAGES)
     scored = Scorer(network, pruning, preset=PRESET)(IMAGES)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from prefiqs_ext.methods import optimise
+from prefiqs_ext.methods import labels, optimise
 
 
 def planted(people: int = 30, each: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -36,7 +36,7 @@ def test_is_the_rule(rescale: bool) -> None:
     embeddings, truth, identities = planted(3, 5)
     scores = np.random.default_rng(7).permutation(len(truth)).astype(float)
     unit = embeddings / np.linalg.norm(embeddings, axis=1)[:, None]
-    pairs = [(i, j) for i in range(15) for j in range(i + 1, 15) if identities[i] == identities[j]]
+    pairs = [(i, j) for i in range(15) for j in range(15) if i != j and identities[i] == identities[j]]
     pairs.sort(key=lambda p: float(unit[p[0]] @ unit[p[1]]))
     got: dict[int, list[float]] = {}
     for position, (i, j) in enumerate(pairs):
@@ -53,6 +53,20 @@ def test_single_images_stay_and_seeds_repeat() -> None:
     embeddings, truth, identities = planted(3, 40)
     one, same = (optimise(truth, embeddings, identities, rescale=True, epsilon=0.5, seed=s) for s in (1, 1))
     assert np.array_equal(one, same)
+
+
+@pytest.mark.filterwarnings("error")
+def test_copies_are_no_mates() -> None:
+    """They are in one cluster, also where an identity has fewer different embeddings than clusters."""
+    embeddings, _, identities = planted(2, 12)
+    twice, scores = np.repeat(embeddings, 2, axis=0), np.random.default_rng(8).normal(size=48)
+    optimise(scores, twice, np.repeat(identities, 2), rescale=True, clusters=5)  # k-means may lose a cluster
+    for people in (np.arange(24), identities):
+        groups = labels._members(np.repeat(people, 2))
+        drawn = [labels._cluster(group, twice, 20, np.random.default_rng(0)) for group in groups]
+        assert all(len(set(map(tuple, twice[cluster]))) == 1 for clusters in drawn for cluster in clusters)
+    same = optimise(scores, twice, np.repeat(np.arange(24), 2), rescale=True, epsilon=0.5)
+    assert np.array_equal(same, scores)
 
 
 def test_refusals() -> None:

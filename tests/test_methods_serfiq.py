@@ -104,8 +104,6 @@ def test_seeded_and_the_same_bits_in_any_batch(network: nn.Module) -> None:
     assert torch.equal(scores, methods.create("serfiq", network, PRESET, seed=1).score(IMAGES))
     assert not torch.equal(scores, methods.create("serfiq", network, PRESET, seed=2).score(IMAGES))
     assert method.score(IMAGES[:0]).shape == (0,)
-    assert sum(len(module._forward_hooks) for module in network.modules()) == 0
-    assert not any(module.training for module in network.modules())
 
 
 class Rows(nn.Module):
@@ -143,8 +141,6 @@ def test_refusals(network: nn.Module) -> None:
     for plain in (nn.Dropout2d(), nn.Dropout(0.0), nn.Dropout(1.0), nn.Identity()):
         with pytest.raises(ValueError, match=r"expected a network with an nn\.Dropout of 0 < p < 1"):
             SERFIQ(nn.Sequential(nn.Conv2d(3, 4, 45), plain, nn.Flatten()).eval(), PRESET)
-    with pytest.raises(ValueError, match="eval mode"):
-        SERFIQ(ir().train(), PRESET)
     with pytest.raises(ValueError, match="2 passes or more, got 1"):
         SERFIQ(network, PRESET, passes=1)
     method = SERFIQ(network, PRESET, passes=2)

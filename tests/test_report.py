@@ -316,3 +316,5 @@ def test_full_disk(tmp_path: Path) -> None:
         file.write(b"x" * 100_000)
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     assert output.read_text() == "old"
+    with pytest.raises(ValueError, match="expected a file to write, got no name"), whole_file(""):
+        pass

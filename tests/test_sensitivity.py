@@ -75,12 +75,15 @@ def test_images_of_a_preset() -> None:
 def test_bad_calls() -> None:
     model, preset = calibrated("residual"), Preset("small", (32, 32), "bgr", (127.5,) * 3, (127.5,) * 3)
     images = pictures(2, 32)
+    part = copy.deepcopy(model)
+    next(module for module in part.modules() if isinstance(module, torch.nn.BatchNorm2d)).train()
     for call, message in (
         (lambda: sensitivity(images[:, :2], model, preset=preset), r"expected images \[N, 3, 32, 32\]"),
         (lambda: sensitivity(images.float(), model, preset=preset), r"expected floating images in \[0, 1\]"),
         (lambda: sensitivity(images / torch.zeros(()), model, preset=preset), "got NaN or infinity in rows? 0"),
         (lambda: sensitivity(images, model, preset=preset, chunk=0), "expected chunk of 1 or more"),
         (lambda: sensitivity(images, copy.deepcopy(model).train(), preset=preset), "call model.eval"),
+        (lambda: sensitivity(images, part, preset=preset), "call model.eval"),
         (lambda: sensitivity(images, "r50"), "expected a built-in model"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -167,13 +167,17 @@ def test_bad_files(what: str, scorer: Scorer, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b" " * (1 << 21)])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b" " * (1 << 21), rb'{"\u001b[31m\u202e": 1}']
+)
 def test_files_of_something_else(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_bytes(data)
     with pytest.raises(ValueError, match="expected a Scorer's settings in") as error:
         Settings.load(path)
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
+    with pytest.raises(ValueError, match=r"expected a Scorer's settings in .*, cannot read it \(Is a directory\)"):
+        Settings.load(tmp_path)
 
 
 def test_percentiles() -> None:

@@ -8,6 +8,7 @@ full setting is a matter of the network, so it is measured.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -56,8 +57,12 @@ def late_layers(
     """The cost of limiting `pruning` (its layers are "conv", "conv+linear" or patterns) to late layers.
 
     images: uint8 [N, 3, H, W] of the preset's size; all are scored once for the agreement, the first `batch` of them in
-    each round for the time. Contenders take turns in each round.
+    each round for the time. Contenders take turns in each round. shares: in (0, 1], 1 among them. ValueError otherwise.
     """
+    if 1 not in shares or not all(0 < share <= 1 for share in shares) or not len(images):
+        raise ValueError(
+            f"expected images, and shares above 0 and up to 1, 1 among them, got {len(images)} and {list(shares)}"
+        )
     order = _by_execution(network, preset, list(pruning.masks(network)))
     total = sum(operations for _, operations in order)
     scorers = {0.0: Scorer(network, replace(pruning, sparsity=0.0, method="magnitude"), preset=preset)}
@@ -86,21 +91,15 @@ def late_layers(
 def _by_execution(network: nn.Module, preset: Preset, names: Sequence[str]) -> list[tuple[str, int]]:
     """The named layers in the order in which they run, each with its multiply-adds for one image."""
     order: dict[str, int] = {}
-    handles = []
-    for name in names:
-        module = network.get_submodule(name)
+    with ExitStack() as stack, torch.no_grad():
+        for name in names:
 
-        def count(module: nn.Module, _: object, result: Tensor, name: str = name) -> None:
-            weight = module.get_parameter("weight")
-            order[name] = order.get(name, 0) + result.numel() * weight[0].numel()
+            def count(module: nn.Module, _: object, result: Tensor, name: str = name) -> None:
+                weight = module.get_parameter("weight")
+                order[name] = order.get(name, 0) + result.numel() * weight[0].numel()
 
-        handles.append(module.register_forward_hook(count))
-    try:
-        with torch.no_grad():
-            Normalized(preset, network)(levels(example_images(preset), preset))
-    finally:
-        for handle in handles:
-            handle.remove()
+            stack.enter_context(network.get_submodule(name).register_forward_hook(count))
+        Normalized(preset, network)(levels(example_images(preset), preset))
     return list(order.items())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .check import embedding
-from .convert import dualize
+from .convert import check_model, dualize
 from .cuda_graphs import CudaGraphs, out_of_memory
 from .half import to_half
 from .memory import InPlace
@@ -15,6 +15,7 @@ __all__ = [
     "DualConv2d",
     "DualLinear",
     "InPlace",
+    "check_model",
     "dualize",
     "duplicate",
     "embedding",

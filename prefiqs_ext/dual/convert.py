@@ -44,7 +44,8 @@ def dualize(
     Raises ValueError, in one line, for a model in train mode, without layers to prune, that cannot be traced, with
     operations that mix rows of the batch or hide their weights; RuntimeError if the self-check fails.
     """
-    _check_arguments(model, example)
+    check_model(model, "dualize")
+    _check_example(example)
     masks = pruning.masks(model) if isinstance(pruning, Pruning) else _checked(pruning, model)
     captured = capture(model, images(example, 2), output)
     refuse_hidden_weights(captured)
@@ -59,17 +60,21 @@ def dualize(
     return result
 
 
-def _check_arguments(model: nn.Module, example: Tensor) -> None:
+def check_model(model: nn.Module, who: str) -> None:
+    """Raises TypeError or ValueError, in the name of who asks, unless all of the model is in eval mode and float32."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"dualize: expected a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"{who}: expected a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
         if module.training:
-            raise ValueError(f"dualize: {name or 'the model'!r} is in train mode: call model.eval() first")
+            raise ValueError(f"{who}: {name or 'the model'!r} is in train mode: call model.eval() first")
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise ValueError(
-                f"dualize: expected float32 parameters, got {parameter.dtype} in {name!r}: call model.float()"
+                f"{who}: expected float32 parameters, got {parameter.dtype} in {name!r}: call model.float()"
             )
+
+
+def _check_example(example: Tensor) -> None:
     if not isinstance(example, Tensor) or example.dim() < 2 or example.shape[0] < 1:
         got = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise ValueError(f"dualize: expected an example [N, ...] of one or more inputs, got {got}")

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from prefiqs_ext.whole import printable
+
 RGB = NDArray[np.uint8]
 """Levels 0-255, [H, W, 3], red first."""
 
@@ -43,7 +45,7 @@ class UnreadableImage(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"cannot read {_printable(os.fspath(self.path))}: {self.reason}"
+        return f"cannot read {printable(os.fspath(self.path))}: {self.reason}"
 
 
 def read_rgb(path: str | os.PathLike[str]) -> RGB:
@@ -201,8 +203,4 @@ def _grey(levels: NDArray[np.uint8]) -> RGB:
 def _reason(error: Exception) -> str:
     """The cause in one line of bounded length, whatever the decoder has put into it."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return _printable(" ".join(text.split()) or type(error).__name__)[:_MAX_REASON]
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(" ".join(text.split()) or type(error).__name__)[:_MAX_REASON]

@@ -41,7 +41,7 @@ def create(
     pruning: Pruning = Pruning(),  # noqa: B008, frozen
     seed: int = 0,
 ) -> Method:
-    """The method of that name, one of NAMES, for a network in eval mode and its preset.
+    """The method of that name, one of NAMES, for a network in eval mode, in float32 and on the CPU, and its preset.
 
     pruning: what "prefiqs" and "prefiqs+norm" prune. seed: of what is drawn at random. ValueError for another name.
     """

@@ -68,9 +68,9 @@ class Combined(OfScorer):
         self._z_scores = ZScores.fit(log_distance(distance.cpu().numpy()), norm.cpu().numpy())
 
     def read(self, distance: Tensor, norm: Tensor) -> Tensor:
-        """RuntimeError before a fit."""
+        """ValueError before a fit."""
         if self._z_scores is None:
-            raise RuntimeError("expected fit() before score(): the scales of D and norm are not known")
+            raise ValueError("prefiqs+norm: call fit() first: the scales of D and norm are not known")
         return torch.from_numpy(
             self._z_scores.quality(log_distance(distance.cpu().numpy()), norm.cpu().numpy())
         ).float()

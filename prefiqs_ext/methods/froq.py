@@ -26,7 +26,7 @@ from prefiqs_ext.settings import check_sha256, hash_weights
 from prefiqs_ext.strict_json import exactly, made, read_strictly
 from prefiqs_ext.whole import whole_file
 
-from .images import check_uint8, score_chunks
+from .images import check_network, check_uint8, score_chunks
 
 Numbers = NDArray[np.float64]
 
@@ -71,7 +71,7 @@ class FROQ:
     network's code (in one imported from ONNX its additions, for example) are not. The network itself is no candidate.
 
     seed: of the noise and of the draw. images: how many `fit` draws of those that it is given. chunk: images run
-    together. ValueError for a network in train mode.
+    together. ValueError for a network that is not in eval mode, in float32 and on the CPU.
     """
 
     name = "froq"
@@ -79,11 +79,10 @@ class FROQ:
     needs_fit = True
 
     def __init__(self, network: nn.Module, preset: Preset, *, seed: int = 0, images: int = 200, chunk: int = 8) -> None:
-        if network.training:
-            raise ValueError("expected a model in eval mode: call model.eval() first")
         if images < _LEAST or chunk < 1:
             raise ValueError(f"expected {_LEAST} or more images and a chunk of 1 or more, got {images} and {chunk}")
         self.network, self.preset, self.seed, self.images, self.chunk = network, preset, seed, images, chunk
+        check_network(self)
         self.selection: Selection | None = None
         self._normalize = preset.normalize()
         self._modules = {name: module for name, module in network.named_modules() if name}
@@ -94,6 +93,7 @@ class FROQ:
         Costs 97 passes of the network an image (see `pseudo_labels`).
         TypeError, ValueError: another batch; images that no module's norm tells apart; what the Scorer raises.
         """
+        check_network(self)
         check_uint8(images, self.preset)
         if len(images) < _LEAST:
             raise ValueError(f"froq: expected {_LEAST} or more calibration images, got {len(images)}")
@@ -117,7 +117,7 @@ class FROQ:
                 raise ValueError(f"froq: {silent[0]} gave no floating tensor with a row an image")
             return torch.stack([norms[name] for name in names]).mean(0)
 
-        return score_chunks(images, self.preset, self.chunk, mean_norm)
+        return score_chunks(self, images, self.chunk, mean_norm)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the selection as JSON, whole or not at all. ValueError where it cannot be written."""

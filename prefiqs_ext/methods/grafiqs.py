@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prefiqs_ext.batches import example_images
 from prefiqs_ext.models.preset import Preset
 
-from .images import score_chunks
+from .images import check_network, score_chunks
 
 _BLOCKS = ("block1", "block2", "block3", "block4")
 TAPS = ("image", *_BLOCKS)
@@ -30,7 +30,7 @@ class GraFIQs:
     blocks; None: layer1 .. layer4 where they exist; else, among the blocks of `body` where there is one, otherwise
     among all modules, the last before the last batch norm at each of the four smallest spatial sizes above 1 x 1 (no
     loss comes after that norm, so no gradient; layer4 too is what enters an IResNet's last norm).
-    ValueError: no BatchNorm2d, a network in train mode, no such stages.
+    ValueError: no BatchNorm2d; no such stages; a network that is not in eval mode, in float32 and on the CPU.
     """
 
     name = "grafiqs"
@@ -48,15 +48,14 @@ class GraFIQs:
     ) -> None:
         if tap not in TAPS:
             raise ValueError(f"expected a tap of {', '.join(TAPS)}, got {tap!r}")
-        if network.training:
-            raise ValueError("expected a model in eval mode: call model.eval() first")
+        self.network, self.preset, self.tap, self.chunk = network, preset, tap, chunk
+        check_network(self)
         self._norms = [module for module in network.modules() if _is_norm(module)]
         if not self._norms:
             raise ValueError(
                 "grafiqs: expected a network with BatchNorm2d and its running statistics, got none; the usual cause is "
                 "batch norm folded into the convolutions: use the network as it was trained"
             )
-        self.network, self.preset, self.tap, self.chunk = network, preset, tap, chunk
         self._normalize = preset.normalize()
         self.stages = tuple(stages) if stages is not None else self._find_stages()
         modules = dict(network.named_modules())
@@ -83,7 +82,8 @@ class GraFIQs:
             tables.append(self._gradients(self._normalize(rows), taps))
             return tables[-1].sum(1)  # not finite where one of them is not
 
-        score_chunks(images, self.preset, self.chunk, at_taps)
+        with torch.inference_mode(False):  # which records nothing
+            score_chunks(self, images, self.chunk, at_taps)
         table = torch.cat(tables) if tables else torch.empty(0, len(taps))
         return table.float().unbind(1)
 
@@ -115,7 +115,9 @@ class GraFIQs:
             for tap, module in zip(_BLOCKS, self._stage_modules, strict=True):
                 if tap in taps:
 
-                    def keep(_module: nn.Module, _args: tuple[Any, ...], output: Tensor, tap: str = tap) -> Tensor:
+                    def keep(_module: nn.Module, _args: tuple[Any, ...], output: Any, tap: str = tap) -> Tensor:
+                        if not isinstance(output, Tensor):
+                            raise ValueError(f"grafiqs: expected a tensor from the stage of {tap}: choose other stages")
                         return place(tap, output)
 
                     stack.enter_context(module.register_forward_hook(keep))

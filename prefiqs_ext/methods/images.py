@@ -1,14 +1,33 @@
-"""What every method does with a batch: check it, normalise it, run it in chunks, refuse scores that are not finite."""
+"""What methods that run the caller's own network share: its check, the batch's, chunks, no score that is not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefiqs_ext.batches import check_batch, name_rows
+from prefiqs_ext.dual import check_model
 from prefiqs_ext.models.preset import Preset
+
+
+class OfNetwork(Protocol):
+    name: str
+    network: nn.Module
+    preset: Preset
+
+
+def check_network(method: OfNetwork) -> None:
+    """Raises ValueError unless the network is in eval mode, else a pass would move batch norm's statistics; in float32;
+    on the CPU."""
+    check_model(method.network, method.name)
+    for name, tensor in [*method.network.named_parameters(), *method.network.named_buffers()]:
+        if tensor.device.type != "cpu":
+            raise ValueError(
+                f"{method.name}: expected a model on the CPU, got {name!r} on {tensor.device}: call model.cpu()"
+            )
 
 
 def check_uint8(images: Tensor, preset: Preset) -> None:
@@ -18,12 +37,14 @@ def check_uint8(images: Tensor, preset: Preset) -> None:
         raise TypeError(f"expected uint8 images of 0-255, got {images.dtype}")
 
 
-def score_chunks(images: Tensor, preset: Preset, chunk: int, score: Callable[[Tensor], Tensor]) -> Tensor:
+def score_chunks(method: OfNetwork, images: Tensor, chunk: int, score: Callable[[Tensor], Tensor]) -> Tensor:
     """uint8 [N, 3, H, W] -> float32 [N], `score` being given at most `chunk` images at a time.
 
-    TypeError, ValueError: for another batch, or naming the rows whose score is not finite.
+    TypeError, ValueError: for another batch, for a network that has changed its mode, or naming the rows whose score is
+    not finite.
     """
-    check_uint8(images, preset)
+    check_network(method)
+    check_uint8(images, method.preset)
     if not len(images):
         return torch.empty(0)
     scores = torch.cat([score(rows).detach().float() for rows in torch.split(images, chunk)])

@@ -1,6 +1,11 @@
-"""Quality-label optimisation (Babnik and Struc, ERK 2022): any method's scores, moved by how similar mates are."""
+"""Quality-label optimisation (Babnik and Struc, ERK 2022): any method's scores, moved by how similar mates are.
+
+As the authors' code has it (github.com/LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques).
+"""
 
 from __future__ import annotations
+
+import warnings
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,9 +25,10 @@ def optimise(
     """The same score values, handed to the images in a better order.
 
     In each iteration every image draws one mate from each other cluster of its identity (k-means of the L2-normalised
-    embeddings; an identity of at most `clusters` images has a cluster an image). The P different pairs are sorted by
-    cosine; a pair's position goes to its image of lower rank q in 0..N-1. With g the mean position that an image got,
-    q' = q + epsilon (g - q), or q where it got none. The images' order is that of the mean of q' over the iterations.
+    embeddings; an identity of at most `clusters` different embeddings has a cluster for each). The P pairs of an image
+    and its mate, of which two images may form two, are sorted by cosine; a pair's position goes to its image of lower
+    rank q in 0..N-1. With g the mean position that an image got, q' = q + epsilon (g - q), or q where it got none. The
+    images' order is that of the mean of q' over the iterations.
 
     Args:
         scores: [N], HIGHER is better: negate D and the like. Finite.
@@ -31,7 +37,7 @@ def optimise(
 
     Raises:
         ValueError: unequal lengths, values that are not finite, numbers out of range.
-        ImportError: an identity has more than `clusters` images and SciPy is missing.
+        ImportError: an identity has more than `clusters` different embeddings and SciPy is missing.
     """
     values = np.asarray(scores, np.float64)
     unit = np.asarray(embeddings, np.float64)
@@ -83,18 +89,21 @@ def _cluster(
     members: NDArray[np.intp], unit: NDArray[np.float64], clusters: int, generator: np.random.Generator
 ) -> list[NDArray[np.intp]]:
     """One identity's images, parted into clusters."""
-    if len(members) <= clusters:
-        return [members[index : index + 1] for index in range(len(members))]
-    try:
-        from scipy.cluster.vq import kmeans2
-    except ImportError:
-        raise ImportError("k-means needs SciPy: pip install prefiqs_ext[analysis]") from None
-    labels = kmeans2(unit[members], clusters, minit="++", missing="warn", rng=generator)[1]
+    distinct, labels = np.unique(unit[members], axis=0, return_inverse=True)
+    labels = labels.ravel()
+    if len(distinct) > clusters:
+        try:
+            from scipy.cluster.vq import kmeans2
+        except ImportError:
+            raise ImportError("k-means needs SciPy: pip install prefiqs_ext[analysis]") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a cluster lost all its images: it is left out
+            labels = kmeans2(unit[members], clusters, minit="++", missing="warn", rng=generator)[1]
     return [members[labels == label] for label in np.unique(labels)]
 
 
 def _draw(groups: list[list[NDArray[np.intp]]], generator: np.random.Generator) -> NDArray[np.intp]:
-    """The different pairs [P, 2] of each image with one mate of each other cluster of its identity."""
+    """The pairs [P, 2] of each image with one mate of each other cluster of its identity: (a, b) and (b, a) are two."""
     drawn = [
         np.column_stack([images, generator.choice(others, len(images))])
         for group in groups
@@ -104,7 +113,7 @@ def _draw(groups: list[list[NDArray[np.intp]]], generator: np.random.Generator) 
     ]
     if not drawn:
         return np.empty((0, 2), np.intp)
-    return np.unique(np.sort(np.concatenate(drawn), axis=1), axis=0)
+    return np.concatenate(drawn)
 
 
 def _positions(

@@ -13,7 +13,7 @@ class Method(Protocol):
     name: str
     higher_is_better: bool
     needs_fit: bool
-    """Whether fit() must be called before score()."""
+    """Whether fit() must be called before score(), which raises ValueError otherwise."""
 
     def fit(self, images: Tensor) -> None:
         """Calibrate on uint8 RGB images [N, 3, H, W]; nothing to do where needs_fit is False."""

@@ -15,7 +15,7 @@ from prefiqs_ext.batches import example_images
 from prefiqs_ext.dual import embedding
 from prefiqs_ext.models.preset import Preset
 
-from .images import score_chunks
+from .images import check_network, score_chunks
 
 _TOLERANCE = 1e-3  # of embeddings of length 1; float32 rounds below 1e-5
 
@@ -28,8 +28,8 @@ class SERFIQ:
     images have the same m draws, and run one by one: a score has the same bits in any batch. The authors' last step, a
     logistic function of the score that changes no order, is left out.
 
-    passes: m, 2 or more. seed: of the draws. ValueError: a network in train mode, without such a dropout, or that mixes
-    rows behind it.
+    passes: m, 2 or more. seed: of the draws. ValueError: a network that is not in eval mode, in float32 and on the CPU,
+    without such a dropout, or that mixes rows behind it.
     """
 
     name = "serfiq"
@@ -37,11 +37,10 @@ class SERFIQ:
     needs_fit = False
 
     def __init__(self, network: nn.Module, preset: Preset, *, passes: int = 100, seed: int = 0) -> None:
-        if network.training:
-            raise ValueError("expected a model in eval mode: call model.eval() first")
         if passes < 2:
             raise ValueError(f"expected 2 passes or more, got {passes}")
         self.network, self.preset = network, preset
+        check_network(self)
         self._normalize = preset.normalize()
         self.dropout, self._module, shape = self._last_dropout()
         kept = torch.rand(passes, *shape, generator=torch.Generator().manual_seed(seed)) >= self._module.p
@@ -58,7 +57,7 @@ class SERFIQ:
             distances = torch.pdist(self._embeddings(image, self._draws))
             return 2 * torch.sigmoid(-distances.mean(0, keepdim=True))
 
-        return score_chunks(images, self.preset, 1, robustness)
+        return score_chunks(self, images, 1, robustness)
 
     def _embeddings(self, image: Tensor, draws: Tensor) -> Tensor:
         """Float64 [m, d], normalised, of one image; NaN where one has no direction."""
