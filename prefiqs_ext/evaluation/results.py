@@ -56,12 +56,18 @@ class Result(NamedTuple):
         row += [useless, *((None, None) if draws is None else draws.interval(name))]
         return [*row, self.published if name == "prefiqs" and curve.mode == "fraunhofer" else None]
 
-    def differences(self) -> list[list[Any]]:
-        """One an FMR and pair of methods: pAUC of the one minus that of the other, mean and interval over draws."""
+    def differences(self, protocol: Protocol) -> list[list[Any]]:
+        """One an FMR and pair of methods: pAUC of the one minus that of the other, and its interval over draws."""
         rows: list[list[Any]] = []
         for fmr, draws in self.comparison.draws.items():
-            for one, other in combinations(draws.pauc, 2):
-                difference = float(np.mean(draws.pauc[one] - draws.pauc[other]))
+            pauc = {
+                name: curve.area(protocol.limit)
+                for name, of_method in self.comparison.curves.items()
+                for curve in of_method
+                if curve.fmr == fmr
+            }
+            for one, other in combinations(pauc, 2):
+                difference = pauc[one] - pauc[other]
                 rows.append([self.data, self.verifier, fmr, one, other, difference, *draws.interval(one, other)])
         return rows
 
@@ -78,8 +84,10 @@ def write(output: Path, results: Sequence[Result], protocol: Protocol, facts: di
     their names say which."""
     contents = {
         "edc.csv": _table(COLUMNS, (row for result in results for row in result.rows(protocol))),
-        "differences.csv": _table(_DIFFERENCES, (row for result in results for row in result.differences())),
-        "edc.json": json.dumps(facts | {"results": list(map(_all, results))}, indent=1, default=str).encode(),
+        "differences.csv": _table(_DIFFERENCES, (row for result in results for row in result.differences(protocol))),
+        "edc.json": json.dumps(
+            facts | {"results": [_all(result, protocol) for result in results]}, indent=1, default=str
+        ).encode(),
     }
     for result in results:
         name = "edc" if len(results) == 1 else f"edc-{result.data}-{result.verifier}"
@@ -92,13 +100,13 @@ def write(output: Path, results: Sequence[Result], protocol: Protocol, facts: di
             file.write(content)
 
 
-def _all(result: Result) -> dict[str, Any]:
+def _all(result: Result, protocol: Protocol) -> dict[str, Any]:
     return {
         "data": result.data,
         "verifier": result.verifier,
         "images": result.images,
         "curves": {name: list(map(_values, curves)) for name, curves in result.comparison.curves.items()},
-        "differences": [dict(zip(_DIFFERENCES[2:], row[2:], strict=True)) for row in result.differences()],
+        "differences": [dict(zip(_DIFFERENCES[2:], row[2:], strict=True)) for row in result.differences(protocol)],
     }
 
 
