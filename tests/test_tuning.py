@@ -194,7 +194,7 @@ def data(tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         _save(picture, folder / f"{index}.png")
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(command, "load_network", lambda model, preset: (calibrated("mobile"), PRESET))
+    monkeypatch.setattr(command, "load_subject", lambda _: (calibrated("mobile"), PRESET))
     monkeypatch.setattr(command, "SPARSITIES", (0.3, 0.4))
     return tmp_path / "data"
 

@@ -20,8 +20,8 @@ from .. import __version__
 from ..files.paths import find_paths
 from ..files.pipeline import read_crops
 from ..models.preset import PRESETS
-from ..network import load_network
 from ..whole import shown, whole_file
+from .scoring import load_subject
 
 _LEAST = 10  # images, for a rank correlation to mean anything
 
@@ -61,10 +61,7 @@ def analyse(paths: tuple[str, ...], aligned: bool, output: Path, images: int, se
         from ..analysis.variation import Variation, count_variations, vary
     except ModuleNotFoundError as error:
         raise click.ClickException(f"{error.name} is missing: pip install 'prefiqs_ext[analysis]'") from error
-    network, preset = load_network(options["model"], options["preset"])
-    preset = PRESETS[options["preset"]] if options["preset"] else preset
-    if preset is None:
-        raise click.UsageError("--model FILE.onnx needs --preset: the file cannot tell the input its network wants")
+    network, preset = load_subject(options)
     faces = _sample(paths, preset.size, aligned, images, seed)
     output.mkdir(parents=True, exist_ok=True)
     total = count_variations(network)

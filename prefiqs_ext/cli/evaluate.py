@@ -24,7 +24,7 @@ from ..models.preset import PRESETS, Preset
 from ..network import load_network
 from ..settings import hash_weights
 from ..whole import output_folder, shown
-from .scoring import check_scoring, computing, pruning, scoring_options
+from .scoring import check_scoring, computing, load_subject, pruning, scoring_options
 
 _FMRS = (1e-2, 1e-3, 1e-4)
 _PAPER_FMRS = (1e-3, 1e-4)
@@ -175,11 +175,7 @@ class _Networks:
 
     @cached_property
     def _scoring(self) -> Scoring:
-        options = self._options
-        network, own = load_network(options["model"], options["preset"])
-        preset = Preset.named(options["preset"]) if options["preset"] else own
-        assert preset is not None  # check_scoring
-        return Scoring(network, preset, pruning(options), computing(options))
+        return Scoring(*load_subject(self._options), pruning(self._options), computing(self._options))
 
     def check(self, sources: Sequence[Source]) -> None:
         """That the first image fits all networks. ValueError naming it."""

@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 
 import click
 import torch
+from torch import nn
 
 from ..models import BUILT_IN
-from ..models.preset import PRESETS
+from ..models.preset import PRESETS, Preset
+from ..network import load_network
 from ..pruning import Pruning
 from ..scorer import Scorer
 from ..settings import Settings
@@ -74,6 +76,15 @@ def check_scoring(options: dict[str, Any]) -> None:
     given = [name for name in _FIXED_BY_SETTINGS if _was_given(context, name)]
     if given:
         raise click.UsageError(f"--settings says {', '.join(given)} already: leave --{given[0]} out")
+
+
+def load_subject(options: dict[str, Any]) -> tuple[nn.Module, Preset]:
+    """The network of --model, and the input it wants. UsageError where nothing tells that."""
+    network, own = load_network(options["model"], options["preset"])
+    preset = Preset.named(options["preset"]) if options["preset"] else own
+    if preset is None:
+        raise click.UsageError("--model FILE.onnx needs --preset: the file cannot tell the input its network wants")
+    return network, preset
 
 
 def make_scorer(options: dict[str, Any]) -> Scorer:

@@ -22,11 +22,10 @@ from ..evaluation.passes import VERSIONS, ImageSet, Scoring
 from ..evaluation.tuning import FMR, REPORTED, HeldOut, Rule, Tuned, held_out, part, tune_settings
 from ..methods.combined import ZScores, log_distance
 from ..models.preset import PRESETS
-from ..network import load_network
 from ..pruning import Pruning
 from ..settings import Settings, hash_weights
 from ..whole import output_folder, whole_file
-from .scoring import check_scoring
+from .scoring import check_scoring, load_subject
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 _D, _NORM = "D", "norm"
@@ -55,10 +54,7 @@ def tune(data: Path, folds: int, resamples: int, seed: int, output: Path, **opti
     check_scoring(options)
     images = read_folders(data)
     fold = part(images.identities, folds, seed)
-    network, preset = load_network(options["model"], options["preset"])
-    preset = PRESETS[options["preset"]] if options["preset"] else preset
-    if preset is None:
-        raise click.UsageError("--model FILE.onnx needs --preset: the file cannot tell the input its network wants")
+    network, preset = load_subject(options)
     output_folder(output)
     settings = grid(network)
     faces = ImageSet(images.images)
