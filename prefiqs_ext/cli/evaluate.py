@@ -36,7 +36,12 @@ _FILE = click.Path(path_type=Path, exists=True)
 @click.argument("data", type=_FILE)
 @click.option("--pairs", type=_FILE, help="What to compare, instead of every image with every other.")
 @click.option("--protocol", type=click.Choice(["paper"]), help="paper: DATA holds the paper's eight benchmarks.")
-@click.option("--methods", default="prefiqs,norm,random", show_default=True, help="Comma-separated; may be empty.")
+@click.option(
+    "--methods",
+    default="prefiqs,norm,random",
+    show_default=True,
+    help=f"Qualities to compare, comma-separated: {', '.join(methods.NAMES)}. May be empty.",
+)
 @click.option("--scores", multiple=True, metavar="NAME=FILE", help="Another tool's, lines `path score`; repeatable.")
 @click.option("--lower-better", multiple=True, metavar="NAME", help="Of these --scores, lower means better.")
 @click.option(
