@@ -20,10 +20,9 @@ from benchmarks.memory import high_water_mark
 from benchmarks.timing import machine
 from prefiqs_ext.evaluation.all_pairs import all_pairs
 from prefiqs_ext.evaluation.bootstrap import bootstrap
+from prefiqs_ext.evaluation.edc import FMRS, LIMIT
 
 _DIMENSIONS = 128
-_FMRS = (1e-2, 1e-3, 1e-4)
-_LIMIT = 0.3
 
 
 def faces(images: int, persons: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
@@ -48,12 +47,10 @@ def main(images: int, persons: int | None, resamples: int, seed: int, file: Path
     persons = persons or max(1, images // 10)
     embeddings, who, quality = faces(images, persons, seed)
     results: list[dict[str, Any]] = []
-    curves = _measured(results, "all_pairs", partial(all_pairs, embeddings, who, quality, fmrs=_FMRS))
+    curves = _measured(results, "all_pairs", partial(all_pairs, embeddings, who, quality, fmrs=FMRS))
     for curve in curves:
-        print(
-            f"  FMR {curve.fmr:g}: FNMR {curve.fnmr[0]:.4f}, pAUC {curve.area(_LIMIT):.4f}, {curve.mated} mated pairs"
-        )
-    for fmr in _FMRS if resamples else ():
+        print(f"  FMR {curve.fmr:g}: FNMR {curve.fnmr[0]:.4f}, pAUC {curve.area(LIMIT):.4f}, {curve.mated} mated pairs")
+    for fmr in FMRS if resamples else ():
         draw = partial(bootstrap, embeddings, who, {"quality": quality}, fmr=fmr, resamples=resamples, seed=seed)
         draws = _measured(results, f"bootstrap {fmr:g}", draw)
         print("  pAUC minus that of no discard, 95 %: {:.4f} to {:.4f}".format(*draws.interval("quality")))

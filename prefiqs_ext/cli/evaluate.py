@@ -19,6 +19,7 @@ from ..evaluation.compare import Comparison, Protocol, check, compare
 from ..evaluation.datasets import Data, benchmarks, read_data
 from ..evaluation.datasets.crops import Source, read_crops
 from ..evaluation.datasets.readers import read_embeddings, read_folders, read_scores
+from ..evaluation.edc import FMRS
 from ..evaluation.passes import VERSIONS, ImageSet, Scoring, embedded
 from ..models.preset import PRESETS, Preset
 from ..network import load_network
@@ -26,7 +27,6 @@ from ..settings import hash_weights
 from ..whole import output_folder, shown
 from .scoring import check_scoring, computing, load_subject, pruning, scoring_options
 
-_FMRS = (1e-2, 1e-3, 1e-4)
 _PAPER_FMRS = (1e-3, 1e-4)
 _FIT = 200  # images that a fitted method is given, sampled
 _FILE = click.Path(path_type=Path, exists=True)
@@ -97,7 +97,7 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
     names = _method_names(options)
     paper = options["protocol"] == "paper"
     settings = (options[name] for name in ("max_discard", "resamples", "seed"))
-    protocol = Protocol(options["mode"], _PAPER_FMRS if paper else _FMRS, *settings)
+    protocol = Protocol(options["mode"], _PAPER_FMRS if paper else FMRS, *settings)
     if paper:
         sets = _benchmarks(data, options)
     else:

@@ -18,8 +18,9 @@ from torch import nn
 from tqdm import tqdm
 
 from ..evaluation.datasets.readers import read_folders
+from ..evaluation.edc import FMRS
 from ..evaluation.passes import VERSIONS, ImageSet, Scoring
-from ..evaluation.tuning import FMR, REPORTED, HeldOut, Rule, Tuned, held_out, part, tune_settings
+from ..evaluation.tuning import FMR, HeldOut, Rule, Tuned, held_out, part, tune_settings
 from ..methods.combined import ZScores, log_distance
 from ..models.preset import PRESETS
 from ..pruning import Pruning
@@ -117,7 +118,7 @@ def _row(name: str, pruning: Pruning, tuned: Tuned) -> list[Any]:
     return [pruning.sparsity, pruning.scope, pruning.layers, *overall.values(), held_out, times_chosen]
 
 
-_COLUMNS = ["sparsity", "scope", "layers", *(f"pauc_{fmr:g}" for fmr in REPORTED), "held_out", "chosen"]
+_COLUMNS = ["sparsity", "scope", "layers", *(f"pauc_{fmr:g}" for fmr in FMRS), "held_out", "chosen"]
 
 
 def _found(tuned: Tuned, mixed: HeldOut) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import blocks, check_normalised, mated_keys, score_floor
-from .edc import RATIOS, Curve, Mode, allowed, check_fmr, check_kept, dasec, discarded_pairs, just_above, ranks
+from .edc import FMRS, RATIOS, Curve, Mode, allowed, check_fmr, check_kept, dasec, discarded_pairs, just_above, ranks
 
 _BINS = 1 << 16  # over -1 to 1
 _MARGIN = 4  # of the tail of non-mated scores that is looked at, over the share that the highest FMR needs
@@ -22,7 +22,7 @@ def all_pairs(
     identities: NDArray[np.integer],
     quality: NDArray[np.floating],
     *,
-    fmrs: tuple[float, ...] = (1e-2, 1e-3, 1e-4),
+    fmrs: tuple[float, ...] = FMRS,
     modes: tuple[Mode, ...] = ("fraunhofer",),
     ratios: NDArray[np.float64] = RATIOS,
 ) -> list[Curve]:

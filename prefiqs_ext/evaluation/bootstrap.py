@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import blocks, check_normalised, mated_keys, score_floor
-from .edc import RATIOS, allowed, check_fmr, check_kept, ranks
+from .edc import LIMIT, allowed, check_fmr, check_kept, ranks, ratios_to
 
 _MOST = 1_000_000  # non-mated pairs to keep
 
@@ -60,7 +60,7 @@ def bootstrap(
     qualities: Mapping[str, NDArray[np.floating]],
     *,
     fmr: float = 1e-3,
-    limit: float = 0.3,
+    limit: float = LIMIT,
     resamples: int = 500,
     seed: int = 0,
 ) -> Resampled:
@@ -107,10 +107,6 @@ def bootstrap(
             return resampled(fnmr, ratios)
         except _TailTooShort:
             share *= 4
-
-
-def ratios_to(limit: float) -> NDArray[np.float64]:
-    return RATIOS[limit + 1e-9 >= RATIOS]
 
 
 def resampled(fnmr: Mapping[str, NDArray[np.float64]], ratios: NDArray[np.float64]) -> Resampled:

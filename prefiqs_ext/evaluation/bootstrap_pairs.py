@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .bootstrap import Resampled, ratios_to, resampled
-from .edc import allowed, check_fmr, check_kept, check_pairs, discard_order, discarded_pairs
+from .bootstrap import Resampled, resampled
+from .edc import LIMIT, allowed, check_fmr, check_kept, check_pairs, discard_order, discarded_pairs, ratios_to
 
 
 def bootstrap_pairs(
@@ -23,7 +23,7 @@ def bootstrap_pairs(
     qualities: Mapping[str, NDArray[np.floating]],
     *,
     fmr: float = 1e-3,
-    limit: float = 0.3,
+    limit: float = LIMIT,
     resamples: int = 500,
     seed: int = 0,
 ) -> Resampled:

@@ -15,7 +15,7 @@ from .bootstrap_pairs import bootstrap_pairs
 from .datasets import Data
 from .datasets.readers import Images
 from .datasets.templates import Templates, template_embeddings, template_qualities
-from .edc import RATIOS, Curve, Mode, error_versus_discard
+from .edc import FMRS, LIMIT, Curve, Mode, error_versus_discard, ratios_to
 
 _PAIRS = 100_000  # at a time
 
@@ -26,18 +26,18 @@ class Protocol:
     than fraunhofer have none."""
 
     mode: Mode = "fraunhofer"
-    fmrs: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
+    fmrs: tuple[float, ...] = FMRS
     max_discard: float = 0.95
     resamples: int = 500
     seed: int = 0
 
     @property
     def limit(self) -> float:
-        return 0.2 if self.mode == "dasec" else 0.3
+        return 0.2 if self.mode == "dasec" else LIMIT
 
     @property
     def ratios(self) -> NDArray[np.float64]:
-        return RATIOS[self.max_discard + 1e-9 >= RATIOS]
+        return ratios_to(self.max_discard)
 
     @property
     def drawn(self) -> tuple[float, ...]:

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 Mode = Literal["fraunhofer", "dasec", "normalised"]
 RATIOS = np.arange(20) / 20
+FMRS = (1e-2, 1e-3, 1e-4)
+LIMIT = 0.3
+"""Of the discard ratios that count for a partial area."""
 _EXACT = 1e-9  # .001 * 3000 must count as 3, whatever the float says
 
 
@@ -137,6 +140,11 @@ def discard_order(pairs: NDArray[np.integer], quality: NDArray[np.floating]) -> 
     """[P] indices of the pairs, the first to be discarded first. Raises ValueError as ranks."""
     both = np.sort(ranks(quality)[pairs], axis=1)
     return np.lexsort((both[:, 1], both[:, 0]))
+
+
+def ratios_to(limit: float) -> NDArray[np.float64]:
+    """RATIOS up to the limit, itself included."""
+    return RATIOS[limit + _EXACT >= RATIOS]
 
 
 def error_versus_discard(

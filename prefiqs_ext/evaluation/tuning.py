@@ -25,12 +25,10 @@ from numpy.typing import NDArray
 
 from .all_pairs import all_pairs
 from .bootstrap import bootstrap
-from .edc import RATIOS
+from .edc import FMRS, LIMIT, ratios_to
 
 FMR = 1e-3
-LIMIT = 0.3
-_RATIOS = RATIOS[LIMIT + 1e-9 >= RATIOS]
-REPORTED = (1e-2, FMR, 1e-4)
+_RATIOS = ratios_to(LIMIT)
 # With fewer, draws of persons that hold no mated pair at all are to be expected: one in exp(number).
 _LEAST_PEOPLE = 10
 
@@ -122,8 +120,7 @@ def tune_settings(
     everyone = np.ones(len(fold), dtype=bool)
     folds = range(int(fold.max()) + 1)
     overall = {
-        name: dict(zip(REPORTED, measured(quality, everyone, REPORTED), strict=True))
-        for name, quality in settings.items()
+        name: dict(zip(FMRS, measured(quality, everyone, FMRS), strict=True)) for name, quality in settings.items()
     }
     training = {
         name: np.array([measured(quality, fold != index, (FMR,))[0] for index in folds])
