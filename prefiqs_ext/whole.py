@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -46,6 +48,20 @@ def output_folder(path: Path) -> None:
         TemporaryFile(dir=path).close()
     except OSError as error:
         raise ValueError(f"cannot write {shown(str(path))} ({error.strerror}); name another folder") from error
+
+
+def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Each file by its name, whole; as whole_file."""
+    for name, content in contents.items():
+        with whole_file(str(folder / name)) as file:
+            file.write(content)
+
+
+def csv_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A table's file; names that are not UTF-8 are kept as os.fsdecode gave them."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def shown(path: str) -> str:

@@ -17,7 +17,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def stored():
-    return cache.cached(FACTS, (3, None), lambda: ARRAY)
+    return cache.cached(FACTS, 3, lambda: ARRAY)
 
 
 def never():
@@ -26,9 +26,9 @@ def never():
 
 def test_computed_once():
     assert stored().tolist() == ARRAY.tolist()
-    assert cache.cached(FACTS, (3, None), never).tolist() == ARRAY.tolist()
+    assert cache.cached(FACTS, 3, never).tolist() == ARRAY.tolist()
     with pytest.raises(AssertionError):
-        cache.cached(FACTS | {"more": 1}, (3, None), never)
+        cache.cached(FACTS | {"more": 1}, 3, never)
 
 
 @pytest.mark.parametrize(
@@ -62,17 +62,17 @@ def test_two_runs_at_once(folder, monkeypatch):
             stored()
         return ARRAY
 
-    assert cache.cached(FACTS, (3, None), meanwhile).tolist() == ARRAY.tolist()
+    assert cache.cached(FACTS, 3, meanwhile).tolist() == ARRAY.tolist()
     assert len(list(folder.iterdir())) == 1
 
 
 def test_nothing_is_left_of_what_failed(folder):
     with pytest.raises(KeyboardInterrupt):
-        cache.cached(FACTS, (3, None), lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        cache.cached(FACTS, 3, lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     assert list(folder.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_found_before_the_work(folder):
     folder.write_bytes(b"a file where the folder should be")
     with pytest.raises(OSError, match="evaluation"):
-        cache.cached(FACTS, (3, None), never)
+        cache.cached(FACTS, 3, never)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from .. import __version__
 from ..files.paths import find_paths
 from ..files.pipeline import read_crops
 from ..models.preset import PRESETS
-from ..whole import shown, whole_file
+from ..whole import csv_table, output_folder, shown, write_folder
 from .scoring import load_subject
 
 _LEAST = 10  # images, for a rank correlation to mean anything
@@ -63,7 +62,7 @@ def analyse(paths: tuple[str, ...], aligned: bool, output: Path, images: int, se
         raise click.ClickException(f"{error.name} is missing: pip install 'prefiqs_ext[analysis]'") from error
     network, preset = load_subject(options)
     faces = _sample(paths, preset.size, aligned, images, seed)
-    output.mkdir(parents=True, exist_ok=True)
+    output_folder(output)
     total = count_variations(network)
     variations = list(tqdm(vary(network, preset, faces), total=total, unit="setting", disable=None, leave=False))
     costs = late_layers(network, preset, faces)
@@ -84,14 +83,12 @@ def analyse(paths: tuple[str, ...], aligned: bool, output: Path, images: int, se
     names = [field.name for field in fields(Variation)]
     columns = ["share", "first", "milliseconds", "of_recognition", "of_full", "agreement", "layers"]
     contents = {
-        "variation.csv": _table(names, ([getattr(row, name) for name in names] for row in variations)),
-        "late.csv": _table(columns, (_late_row(cost) for cost in costs)),
+        "variation.csv": csv_table(names, ([getattr(row, name) for name in names] for row in variations)),
+        "late.csv": csv_table(columns, (_late_row(cost) for cost in costs)),
         "analysis.png": picture.getvalue(),
         "analysis.json": json.dumps(facts, indent=1, allow_nan=True).encode(),
     }
-    for name, content in contents.items():
-        with whole_file(str(output / name)) as file:
-            file.write(content)
+    write_folder(output, contents)
     click.echo("share  time / recognition   time / all layers   Spearman   from")
     for cost in costs:
         click.echo(_line(cost))
@@ -123,11 +120,3 @@ def _line(cost: Any) -> str:
     recognition, full = (f"{m:5.2f} ({low:.2f}-{high:.2f})" for m, low, high in (cost.of_recognition, cost.of_full))
     what = cost.first or "nothing pruned: recognition alone"
     return f"{cost.share:5.0%}  {recognition:<19}  {full:<18}  {cost.agreement:8.3f}   {what}"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue().encode()

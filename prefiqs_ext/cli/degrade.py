@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from ..evaluation.datasets.crops import name_of
 from ..evaluation.datasets.readers import read_folders
 from ..evaluation.degraded import Step, degrade, draw
 from ..faces import read_rgb
-from ..whole import shown, whole_file
+from ..whole import csv_table, shown, whole_file, write_folder
 
 _COLUMNS = ("path", "kinds", "grades", "parameters")
 _TABLE = "degradations.csv"
@@ -48,18 +46,15 @@ def degrade_command(data: Path, output: Path, seed: int) -> None:
     if output.is_dir() and any(output.iterdir()):
         raise ValueError(f"{shown(str(output))} is not empty: name another folder with --output, or empty it")
     targets = _targets(list(map(name_of, read_folders(data).images)))
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    rows = []
     for target, path in tqdm(targets.items(), unit="file", disable=None, leave=False):
         image = read_rgb(path)
         steps = draw(target, seed, image.shape[0])
         (output / target).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(str(output / target)) as file:
             Image.fromarray(degrade(image, steps)).save(file, "png")
-        writer.writerow([target, *_cells(steps)])
-    with whole_file(str(output / _TABLE)) as file:
-        file.write(table.getvalue().encode("utf-8", "surrogateescape"))
+        rows.append([target, *_cells(steps)])
+    write_folder(output, {_TABLE: csv_table(_COLUMNS, rows)})
     click.echo(f"{len(targets)} images: {shown(str(output))}", err=True)
 
 

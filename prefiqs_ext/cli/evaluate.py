@@ -193,10 +193,11 @@ class _Networks:
     def qualities(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.floating]]:
         """[N] of each method, higher = better."""
         found: dict[str, NDArray[np.floating]] = {}
+        fit_on, seed = self._fit_on(sources), self._options["seed"]
         for name in self._names:
-            scoring, seed = self._scoring, self._options["seed"]
+            scoring = self._scoring
             method = methods.create(name, scoring.network, scoring.preset, pruning=scoring.pruning, seed=seed)
-            found[name] = scoring.quality(method, images, self._fit_on(sources), seed)
+            found[name] = scoring.quality(method, images, fit_on, seed)
         return found
 
     def embeddings(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.float32]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,7 +23,7 @@ from ..methods.combined import ZScores, log_distance
 from ..models.preset import PRESETS
 from ..pruning import Pruning
 from ..settings import Settings, hash_weights
-from ..whole import output_folder, whole_file
+from ..whole import csv_table, output_folder, write_folder
 from .scoring import check_scoring, load_subject
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -75,7 +73,11 @@ def tune(data: Path, folds: int, resamples: int, seed: int, output: Path, **opti
         "options": options | {"data": str(data), "folds": folds, **common},
     }
     rows = [_row(name, pruning, tuned) for name, pruning in settings.items()]
-    _write(output, rows, facts | _found(tuned, mixed))
+    contents = {
+        "tune.csv": csv_table(_COLUMNS, rows),
+        "tune.json": json.dumps(facts | _found(tuned, mixed), indent=1).encode(),
+    }
+    write_folder(output, contents)
     Settings(options["model"], weights, preset, settings[tuned.recommended]).save(output / "settings.json")
     _print(rows, tuned, mixed)
 
@@ -145,15 +147,6 @@ def _found(tuned: Tuned, mixed: HeldOut) -> dict[str, Any]:
 def _contrasts(names: Mapping[str, Any]) -> list[tuple[str, str]]:
     mixtures = [name for name in names if name not in (_D, _NORM)]
     return [(mixture, single) for mixture in mixtures for single in (_D, _NORM)]
-
-
-def _write(output: Path, rows: list[list[Any]], facts: dict[str, Any]) -> None:
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([_COLUMNS, *rows])
-    contents = {"tune.csv": table.getvalue(), "tune.json": json.dumps(facts, indent=1)}
-    for name, content in contents.items():
-        with whole_file(str(output / name)) as file:
-            file.write(content.encode())
 
 
 def _print(rows: list[list[Any]], tuned: Tuned, mixed: HeldOut) -> None:

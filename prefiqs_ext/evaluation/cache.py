@@ -16,15 +16,14 @@ from ..whole import whole_file
 from .datasets.readers import read_array
 
 
-def cached(facts: dict[str, Any], shape: tuple[int | None, ...], compute: Callable[[], Any]) -> NDArray[np.float32]:
-    """The float32 array that these facts (JSON values) decide. One of another shape (None: any) in the cache, or one
-    that is broken or not finite, is computed again."""
+def cached(facts: dict[str, Any], rows: int, compute: Callable[[], Any]) -> NDArray[np.float32]:
+    """The float32 array [rows, d] that these facts (JSON values) decide. One of another shape in the cache, or one that
+    is broken or not finite, is computed again."""
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     file = cache_folder() / "evaluation" / f"{key}.npy"
     try:
         found = read_array(file)
-        fits = found.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, found.shape, strict=True))
-        if fits and found.dtype == np.float32 and np.isfinite(found).all():
+        if found.ndim == 2 and len(found) == rows and found.dtype == np.float32 and np.isfinite(found).all():
             return np.array(found)
     except ValueError:
         pass

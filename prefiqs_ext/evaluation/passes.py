@@ -60,7 +60,7 @@ class ImageSet:
         def rows() -> Any:
             return np.concatenate(list(self._batches(what, function, preset)))[self._places]
 
-        return cached(facts, (len(self._places), None), rows)
+        return cached(facts, len(self._places), rows)
 
     def _batches(
         self, what: str, function: Callable[[Tensor], Tensor], preset: Preset

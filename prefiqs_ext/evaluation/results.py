@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..whole import whole_file
+from ..whole import csv_table, write_folder
 from .compare import Comparison, Protocol
 from .datasets.benchmarks import AVERAGE_TARGET, BENCHMARKS, LEFT_OUT
 from .edc import Curve
@@ -83,8 +82,8 @@ def write(output: Path, results: Sequence[Result], protocol: Protocol, facts: di
     """edc.csv, differences.csv, edc.json, and a picture of each result, edc.png and edc.svg; where there are several,
     their names say which."""
     contents = {
-        "edc.csv": _table(COLUMNS, (row for result in results for row in result.rows(protocol))),
-        "differences.csv": _table(_DIFFERENCES, (row for result in results for row in result.differences(protocol))),
+        "edc.csv": csv_table(COLUMNS, (row for result in results for row in result.rows(protocol))),
+        "differences.csv": csv_table(_DIFFERENCES, (row for result in results for row in result.differences(protocol))),
         "edc.json": json.dumps(
             facts | {"results": [_all(result, protocol) for result in results]}, indent=1, default=str
         ).encode(),
@@ -95,9 +94,7 @@ def write(output: Path, results: Sequence[Result], protocol: Protocol, facts: di
             picture = io.BytesIO()
             draw(result.comparison.curves, result.title, picture, form)
             contents[f"{name}.{form}"] = picture.getvalue()
-    for name, content in contents.items():
-        with whole_file(str(output / name)) as file:
-            file.write(content)
+    write_folder(output, contents)
 
 
 def _all(result: Result, protocol: Protocol) -> dict[str, Any]:
@@ -112,12 +109,6 @@ def _all(result: Result, protocol: Protocol) -> dict[str, Any]:
 
 def _values(curve: Curve) -> dict[str, Any]:
     return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in curve._asdict().items()}
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    return text.getvalue().encode()
 
 
 def shown(result: Result, protocol: Protocol) -> list[str]:

@@ -39,7 +39,6 @@ class Found(NamedTuple):
     """A benchmark that is there."""
 
     benchmark: Benchmark
-    paths: tuple[Path, ...]
     load: Callable[[], Data]
     """Reads lists, not the images. ValueError or OSError for files that are wrong."""
 
@@ -101,7 +100,7 @@ def find(root: str | os.PathLike[str]) -> tuple[list[Found], list[Absent]]:
         for layout in benchmark.layouts:
             paths = tuple(Path(root) / path for path in layout.paths)
             if all(path.exists() for path in paths):
-                found.append(Found(benchmark, paths, partial(layout.read, *paths)))
+                found.append(Found(benchmark, partial(layout.read, *paths)))
                 break
         else:
             absent.append(Absent(benchmark, tuple(" + ".join(layout.paths) for layout in benchmark.layouts)))
