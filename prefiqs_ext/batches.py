@@ -22,7 +22,8 @@ def check_batch(batch: Tensor, preset: Preset | None, rank: int | None = None) -
         if batch.dtype not in (torch.float32, torch.uint8):
             raise TypeError(f"expected a float32 or uint8 batch, got {batch.dtype}")
         if rank is not None and batch.dim() != rank:
-            raise ValueError(f"expected a batch of {rank} dimensions, got shape {list(batch.shape)}")
+            remedy = ": add a first dimension, batch[None]" if batch.dim() == rank - 1 else ""
+            raise ValueError(f"expected a batch of {rank} dimensions, got shape {list(batch.shape)}{remedy}")
         return
     if batch.dtype != torch.uint8 and not batch.is_floating_point():
         raise TypeError(f"expected uint8 images of 0-255 or floating ones of [0, 1], got {batch.dtype}")
@@ -30,8 +31,28 @@ def check_batch(batch: Tensor, preset: Preset | None, rank: int | None = None) -
     if batch.dim() != 4 or tuple(batch.shape[1:]) != (3, height, width):
         raise ValueError(
             f"expected images [N, 3, {height}, {width}] (preset {preset.name!r}), got {list(batch.shape)}; "
-            "align and crop them to that size first"
+            f"{_layout_remedy(list(batch.shape), height, width)}"
         )
+
+
+def _layout_remedy(shape: list[int], height: int, width: int) -> str:
+    """What to do with a batch of this shape where [N, 3, height, width] is expected."""
+    size = [height, width]
+    if shape[1:] == [*size, 3]:
+        return "channels come second: batch.permute(0, 3, 1, 2)"
+    if shape == [3, *size]:
+        return "add a first dimension: batch[None]"
+    if shape == [*size, 3]:
+        return "channels come second, behind a first dimension: batch.permute(2, 0, 1)[None]"
+    if shape[1:] == [1, *size]:
+        return "repeat the grey channel: batch.expand(-1, 3, -1, -1)"
+    if len(shape) == 3 and shape[1:] == size:
+        return "repeat the grey channel: batch[:, None].expand(-1, 3, -1, -1)"
+    if shape == size:
+        return "repeat the grey channel behind a first dimension: batch.expand(1, 3, -1, -1)"
+    if shape[1:] == [4, *size]:
+        return "leave the fourth channel out: batch[:, :3]"
+    return "align and crop them to that size first"
 
 
 def check_values(batch: Tensor, preset: Preset | None, least: float, most: float) -> None:
@@ -40,10 +61,11 @@ def check_values(batch: Tensor, preset: Preset | None, least: float, most: float
         rows = name_rows(~batch.isfinite().flatten(1).all(dim=1))
         raise ValueError(f"expected finite values, got NaN or infinity in {rows}")
     if preset is not None and (least < -_OVERSHOOT or most > 1 + _OVERSHOOT):
-        raise ValueError(
-            f"expected floating images in [0, 1], got values from {least:g} to {most:g}; "
-            "divide levels of 0-255 by 255, or pass them as uint8"
-        )
+        if least < -_OVERSHOOT:
+            remedy = "they look normalised already, which the preset does itself: pass levels of 0-255 as uint8"
+        else:
+            remedy = "divide levels of 0-255 by 255, or pass them as uint8"
+        raise ValueError(f"expected floating images in [0, 1], got values from {least:g} to {most:g}; {remedy}")
 
 
 def check_images(batch: Tensor, preset: Preset | None) -> None:

@@ -41,7 +41,7 @@ class Pruning:
         divide stays dense: `kept_dense` lists those.
     sparsity: the fraction removed, in [0, 1). Exactly Python's round(sparsity * n) of n weights go, the lowest ranked;
         among equals the lowest flat index of the weight as torch stores its shape (OIHW for a convolution) goes first.
-        Of filters likewise. With "n:m" it is 1 - n/m: leave it out.
+        Of filters likewise. Left out, it is 0.4, the paper's, and with "n:m" 1 - n/m, the only value that this takes.
     scope: "layer" ranks each layer by itself; "global" ranks all chosen layers together, equal weights going in the
         order of `model.named_modules()`; only for "magnitude" and "random".
     layers: "conv" (every Conv1d and Conv2d: depthwise, shortcut and stem included), "conv+linear" (those and every
@@ -53,7 +53,7 @@ class Pruning:
     """
 
     method: Literal["magnitude", "random", "structured"] | str = "magnitude"
-    sparsity: float = _DEFAULT_SPARSITY
+    sparsity: float = None  # type: ignore[assignment]  # a number in every instance
     scope: Literal["layer", "global"] = "layer"
     layers: str | Sequence[str] = "conv"
     seed: int = 0
@@ -67,13 +67,15 @@ class Pruning:
             raise ValueError(f"pruning scope must be one of {', '.join(_SCOPES)}, got {self.scope!r}")
         if self.scope == "global" and self.method not in ("magnitude", "random"):
             raise ValueError(f"pruning method {self.method!r} ranks each layer by itself: use scope='layer'")
+        own = _DEFAULT_SPARSITY if self._n_of_m is None else 1 - self._n_of_m[0] / self._n_of_m[1]
+        if self.sparsity is None:
+            object.__setattr__(self, "sparsity", own)
         if isinstance(self.sparsity, bool) or not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity must be a number in [0, 1), got {self.sparsity!r}")
-        if self._n_of_m is not None:
-            n, m = self._n_of_m
-            if self.sparsity not in (_DEFAULT_SPARSITY, 1 - n / m):
-                raise ValueError(f"pruning method {self.method!r} has sparsity {1 - n / m:g}, got {self.sparsity!r}")
-            object.__setattr__(self, "sparsity", 1 - n / m)
+        if self._n_of_m is not None and self.sparsity != own:
+            raise ValueError(
+                f"pruning method {self.method!r} has sparsity {own:g}, got {self.sparsity!r}: leave sparsity out"
+            )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"pruning seed must be an integer, got {self.seed!r}")
         if not isinstance(self.layers, str):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.torch_defaults import torch_defaults
 
 
 def score(
@@ -30,10 +31,10 @@ def score(
     L2-normalised embedding and pruned_embedding [N, d]; embedding_norm [N], the norm of the dense embedding before
     normalisation. A pruned embedding of zeros stays zeros, at distance 1 from any other.
     """
-    masks = pruning.masks(model)
-    dense = copy.deepcopy(model).to(dtype).eval()
-    pruned = copy.deepcopy(dense)
-    with torch.no_grad():
+    with torch_defaults(batch.device), torch.no_grad():
+        masks = pruning.masks(model)
+        dense = copy.deepcopy(model).to(dtype).eval()
+        pruned = copy.deepcopy(dense)
         for name, mask in masks.items():
             weight = pruned.get_parameter(f"{name}.weight")
             weight.mul_(mask.to(weight.device))

@@ -19,7 +19,8 @@ from prefiqs_ext.network import Normalized, load_network
 from prefiqs_ext.ops import embedding_distance
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning
-from prefiqs_ext.settings import Settings, hash_weights
+from prefiqs_ext.settings import Settings, dtype_name, hash_weights
+from prefiqs_ext.torch_defaults import torch_defaults, without_autocast
 
 # Images run together: what stays in a CPU's cache; what fills a GPU.
 _CHUNK = {"cpu": 16, "cuda": 256}
@@ -59,6 +60,7 @@ class Scorer(nn.Module):
         RuntimeError: when the converted network does not give what the network gives.
     """
 
+    @torch_defaults()
     def __init__(
         self,
         model: str | PathLike[str] | nn.Module = "sface",
@@ -89,7 +91,9 @@ class Scorer(nn.Module):
         self._settings = None
         if isinstance(pruning, Pruning):
             name = None if isinstance(model, nn.Module) else str(model)
-            self._settings = Settings(name, weights_hash, self.preset, pruning, output)
+            self._settings = Settings(
+                name, weights_hash, self.preset, pruning, self.device.type, dtype_name(self.dtype), output
+            )
         if self.preset is not None:
             # Masks come first: pruning knows layers by the names they have in the caller's model.
             network = Normalized(self.preset, network)
@@ -137,15 +141,30 @@ class Scorer(nn.Module):
     ) -> Scorer:
         """The scorer that gave these settings, or one like it; its `settings` have their calibration.
 
-        settings: or a file of them. model: None for the one that the settings name. options: device, dtype, example,
-        chunk, fuse, on_bad. ValueError where the model has not the weights that the settings were made with.
+        settings: or a file of them. model: None for the one that the settings name. options: device and dtype, None for
+        those of the settings; example, chunk, fuse, on_bad. ValueError where the model has not the weights that the
+        settings were made with, and for a device or dtype other than the one that their scale was fitted in.
         """
         if not isinstance(settings, Settings):
             settings = Settings.load(settings)
+        device = options.pop("device", None) or settings.device
+        dtype = options.pop("dtype", None)
+        if dtype is None and torch.device(device).type == settings.device:
+            dtype = getattr(torch, settings.dtype)
+        place, dtype = resolve(device, dtype, None)
+        settings = settings.computed_in(place, dtype)
         source = settings.model if model is None else model
         if source is None:
             raise ValueError("expected the model that these settings were made with: they name none, it was a module")
-        scorer = cls(source, settings.pruning, preset=settings.preset, output=settings.output, **options)
+        scorer = cls(
+            source,
+            settings.pruning,
+            preset=settings.preset,
+            output=settings.output,
+            device=place,
+            dtype=dtype,
+            **options,
+        )
         found = scorer.settings.model_sha256
         if found != settings.model_sha256:
             raise ValueError(
@@ -169,7 +188,8 @@ class Scorer(nn.Module):
 
     def forward(self, batch: Tensor) -> ScoreOutput:
         """One pass, all rows together, nothing checked: what torch.compile and torch.export get of the scorer."""
-        return _score_output(self._dual, levels(batch, self.preset))
+        with without_autocast(self.device.type):
+            return _score_output(self._dual, levels(batch, self.preset))
 
     def __call__(self, batch: Tensor) -> ScoreOutput:
         """Score a batch.
@@ -180,7 +200,7 @@ class Scorer(nn.Module):
 
         Raises:
             TypeError, ValueError: naming what was expected and what came.
-            MemoryError: on CUDA, naming a chunk to try.
+            MemoryError: naming a chunk to try, where there is a smaller one.
         """
         if torch.compiler.is_compiling():
             output: ScoreOutput = super().__call__(batch)
@@ -189,7 +209,7 @@ class Scorer(nn.Module):
         if not batch.shape[0]:
             return self._empty()
         on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-        with on_device, torch.inference_mode():
+        with on_device, without_autocast(self.device.type), torch.inference_mode():
             extremes = batch.aminmax() if batch.is_floating_point() else ()
             outputs = [self._scored(levels(rows, self.preset)) for rows in torch.split(batch, self.chunk)]
         # Joined outside inference mode, so that the results are ordinary tensors.
@@ -207,11 +227,15 @@ class Scorer(nn.Module):
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-        half = max(1, len(rows) // 2)
+        if len(rows) == 1:
+            raise MemoryError(
+                f"{self.device} has too little memory for one image: free some of it, or use another device"
+            )
+        half = len(rows) // 2
         raise MemoryError(f"{self.device} has too little memory for {len(rows)} images together: try chunk={half}")
 
     def _empty(self) -> ScoreOutput:
-        none = torch.empty(0, device=self.device)
+        none = torch.empty(0, dtype=torch.float32, device=self.device)
         no_embedding = none.new_empty(0, self._embedding_size)
         return ScoreOutput(none, none.clone(), no_embedding, no_embedding.clone(), none.clone())
 

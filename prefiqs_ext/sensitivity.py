@@ -20,8 +20,10 @@ from prefiqs_ext.dual import embedding
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.network import Normalized, load_network
 from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.torch_defaults import torch_defaults
 
 
+@torch_defaults()
 def sensitivity(
     batch: Tensor,
     model: str | PathLike[str] | nn.Module = "sface",

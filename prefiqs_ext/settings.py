@@ -19,23 +19,38 @@ from prefiqs_ext.strict_json import exactly, made, read_strictly
 from prefiqs_ext.whole import whole_file
 
 _VERSION = 1
+_DEVICES = ("cpu", "cuda")
+_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Settings:
     """model: a built-in name or the file that was loaded, None for a module. model_sha256: of the network's weights,
-    see `hash_weights`. output: which of a network's outputs is the embedding. The rest as in Scorer."""
+    see `hash_weights`. device: "cpu" or "cuda", and dtype: "float32", "float16" or "bfloat16", what was computed in.
+    output: which of a network's outputs is the embedding. The rest as in Scorer."""
 
     model: str | None
     model_sha256: str
     preset: Preset | None
     pruning: Pruning
+    device: str
+    dtype: str
     output: int | str | None = None
     calibration: Calibration | None = None
 
     def calibrated(self, calibration: Calibration) -> Settings:
-        """The same with a scale, fitted on qualities that this model and pruning gave."""
+        """The same with a scale, fitted on qualities that this model and pruning gave, on this device in this dtype."""
         return replace(self, calibration=calibration)
+
+    def computed_in(self, device: torch.device, dtype: torch.dtype) -> Settings:
+        """The same on another device. ValueError with a scale: in half precision D and its scale are others."""
+        where, name = device.type, dtype_name(dtype)
+        if self.calibration is not None and (where, name) != (self.device, self.dtype):
+            raise ValueError(
+                f"expected to compute in {self.dtype} on {self.device}, where the scale of these settings was fitted, "
+                f"got {name} on {where}: leave device and dtype out, or calibrate again there"
+            )
+        return replace(self, device=where, dtype=name)
 
     def to_json(self) -> str:
         return json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n"
@@ -56,6 +71,9 @@ class Settings:
         version = named.pop("version")
         if type(version) is not int or version != _VERSION:
             raise ValueError(f"version {_VERSION} is what this program reads, got {version!r}")
+        for name, known in (("device", _DEVICES), ("dtype", _DTYPES)):
+            if named[name] not in known:
+                raise ValueError(f"{name} is {named[name]!r}, expected {' or '.join(known)}")
         for name, kinds in (("model", (str, type(None))), ("output", (int, str, type(None)))):
             if type(named[name]) not in kinds:
                 raise ValueError(f"{name} is {named[name]!r}")
@@ -71,6 +89,11 @@ class Settings:
                 "calibration": made(Calibration, named["calibration"]),
             }
         )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float32" for torch.float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def hash_weights(network: nn.Module) -> str:

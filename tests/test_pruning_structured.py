@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,7 +110,8 @@ def test_a_scorer() -> None:
         ({"method": "1:65"}, "got '1:65'"),
         ({"method": "2:4x"}, "got '2:4x'"),
         ({"method": 24}, "got 24"),
-        ({"method": "2:4", "sparsity": 0.3}, r"'2:4' has sparsity 0.5, got 0.3"),
+        ({"method": "2:4", "sparsity": 0.3}, r"'2:4' has sparsity 0.5, got 0.3: leave sparsity out"),
+        ({"method": "2:4", "sparsity": 0.4}, r"'2:4' has sparsity 0.5, got 0.4"),
         ({"method": "2:4", "scope": "global"}, "'2:4' ranks each layer by itself"),
         ({"method": "structured", "scope": "global"}, "'structured' ranks each layer by itself"),
     ],
@@ -118,6 +120,14 @@ def test_refusals(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         Pruning(**arguments)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
+
+
+def test_the_sparsity_that_is_left_out() -> None:
+    assert Pruning() == Pruning(sparsity=0.4)
+    assert Pruning("structured").sparsity == Pruning("random").sparsity == 0.4
+    assert Pruning("2:4") == Pruning("2:4", 0.5)
+    assert Pruning("1:4").sparsity == 0.75
+    assert replace(Pruning("2:4"), layers="conv+linear").sparsity == 0.5
 
 
 def test_nothing_left_to_prune() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,14 +250,21 @@ def test_score_uses_the_built_in_network(sface_file: Path, scorer: Scorer, crops
 
 BAD_BATCHES: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
     "not a tensor": (lambda x: x.numpy(), TypeError, "expected a torch.Tensor, got ndarray"),
-    "rank": (lambda x: x[0], ValueError, r"expected images \[N, 3, 16, 20\] \(preset 'tiny'\), got \[3, 16, 20\]"),
-    "channels": (lambda x: x[:, :1], ValueError, r"expected images \[N, 3, 16, 20\] .* got \[11, 1, 16, 20\]"),
-    "channels last": (lambda x: x.permute(0, 2, 3, 1), ValueError, r"got \[11, 16, 20, 3\]; align and crop"),
-    "size": (lambda x: x[..., :19], ValueError, r"expected images \[N, 3, 16, 20\] .* got \[11, 3, 16, 19\]"),
+    "size": (
+        lambda x: x[..., :19],
+        ValueError,
+        r"expected images \[N, 3, 16, 20\] \(preset 'tiny'\), got \[11, 3, 16, 19\]; align and crop them",
+    ),
+    "two channels": (lambda x: x[:, :2], ValueError, r"got \[11, 2, 16, 20\]; align and crop them"),
     "integers": (lambda x: x.long(), TypeError, r"expected uint8 images of 0-255 or floating .* got torch.int64"),
     "device": (lambda x: x.to("meta"), ValueError, "expected a batch on the scorer's device cpu, got meta"),
     "levels": (lambda x: x.float(), ValueError, r"expected floating images in \[0, 1\], got values from 0 to 255"),
-    "negative": (lambda x: x / 127.5 - 1, ValueError, r"expected floating images in \[0, 1\], got values from -1 to 1"),
+    "normalised": (
+        lambda x: x / 127.5 - 1,
+        ValueError,
+        r"expected floating images in \[0, 1\], got values from -1 to 1; they look normalised already, .* as uint8",
+    ),
+    "normalised otherwise": (lambda x: x / 60 - 2, ValueError, r"from -2 to 2.25; they look normalised already"),
     "nan": (lambda x: spoiled(x, torch.nan), ValueError, "expected finite values, got NaN or infinity in rows 2, 9"),
     "infinity": (
         lambda x: spoiled(x, torch.inf),
@@ -280,9 +288,35 @@ def test_bad_batches(small_scorer: Scorer, images: Tensor, case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+LAYOUTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "NHWC": (lambda x: x.permute(0, 2, 3, 1), "batch.permute(0, 3, 1, 2)"),
+    "CHW": (lambda x: x[0], "batch[None]"),
+    "HWC": (lambda x: x[0].permute(1, 2, 0), "batch.permute(2, 0, 1)[None]"),
+    "N1HW": (lambda x: x[:, :1], "batch.expand(-1, 3, -1, -1)"),
+    "NHW": (lambda x: x[:, 0], "batch[:, None].expand(-1, 3, -1, -1)"),
+    "HW": (lambda x: x[0, 0], "batch.expand(1, 3, -1, -1)"),
+    "RGBA": (lambda x: torch.cat([x, x[:, :1]], dim=1), "batch[:, :3]"),
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_another_layout_gets_the_line_that_mends_it(small_scorer: Scorer, images: Tensor, case: str) -> None:
+    change, remedy = LAYOUTS[case]
+    batch = change(images)
+    with pytest.raises(ValueError, match=re.escape(f"got {list(batch.shape)}; ")) as caught:
+        small_scorer(batch)
+    assert str(caught.value).endswith(remedy)
+    mended = eval(remedy)
+    small_scorer(mended)
+    if case in ("NHWC", "CHW", "HWC", "RGBA"):
+        assert torch.equal(mended, images[: len(mended)])
+
+
 def test_bad_batches_without_a_preset(small: nn.Module) -> None:
     scorer = Scorer(small, example=torch.randn(1, 3, 16, 20))
-    with pytest.raises(ValueError, match=r"expected a batch of 4 dimensions, got shape \[3, 16, 20\]"):
+    with pytest.raises(
+        ValueError, match=r"expected a batch of 4 dimensions, got shape \[3, 16, 20\]: .*batch\[None\]$"
+    ):
         scorer(torch.randn(3, 16, 20))
     with pytest.raises(TypeError, match=r"expected a float32 or uint8 batch, got torch.float64"):
         scorer(torch.randn(1, 3, 16, 20).double())
@@ -356,3 +390,14 @@ def test_a_missing_file_is_named(tmp_path: Any) -> None:
 def test_the_known_networks() -> None:
     assert models.BUILT_IN == ("sface", "facexzoo", "dlib", "w600k_mbf")
     assert weights.KNOWN["sface"].preset == "sface"
+
+
+def test_too_little_memory_on_the_cpu_names_a_chunk(small: nn.Module, images: Tensor) -> None:
+    scorer = Scorer(small, example=torch.zeros(1, 3, 16, 20), chunk=4)
+
+    def starved(rows: Tensor) -> Any:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    scorer._run = starved
+    with pytest.raises(MemoryError, match=r"cpu has too little memory for 4 images together: try chunk=2$"):
+        scorer(images)

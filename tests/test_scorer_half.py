@@ -264,6 +264,8 @@ def test_too_little_memory_names_a_chunk(in_half: Callable[..., Scorer]) -> None
     scorer._run = starved
     with pytest.raises(MemoryError, match=r"cpu has too little memory for 6 images together: try chunk=3$"):
         scorer(images())
+    with pytest.raises(MemoryError, match=r"cpu has too little memory for one image: free some of it, or use another"):
+        scorer(images()[:1])
 
 
 def test_a_scorer_stays_where_it_was_made(in_half: Callable[..., Scorer]) -> None:

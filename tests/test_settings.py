@@ -9,6 +9,7 @@ import math
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from prefiqs_ext.cli import main
 from prefiqs_ext.settings import hash_weights
 
 PRESET = Preset("small", (32, 32), "bgr", (127.5, 120, 110), (127.5,) * 3)
+FLOAT32 = ("cpu", "float32")
 PRUNING = Pruning(sparsity=0.3, scope="global", layers=["stem.*", "conv?"])
 
 
@@ -45,10 +47,10 @@ def images() -> Tensor:
 @pytest.mark.parametrize(
     "settings",
     [
-        Settings(None, "0" * 64, None, Pruning()),
-        Settings("sface", "1" * 64, PRESET, PRUNING, output=1, calibration=Calibration("logistic", (0.7, 0.05))),
-        Settings("a b.pth", "2" * 64, PRESET, Pruning("2:4"), "emb", Calibration("percentile", tuple(range(101)))),
-        Settings(None, "3" * 64, None, Pruning("structured", 0.1, seed=-3, layers="conv+linear")),
+        Settings(None, "0" * 64, None, Pruning(), "cuda", "bfloat16"),
+        Settings("sface", "1" * 64, PRESET, PRUNING, *FLOAT32, 1, Calibration("logistic", (0.7, 0.05))),
+        Settings("a", "2" * 64, PRESET, Pruning("2:4"), *FLOAT32, "emb", Calibration("percentile", tuple(range(101)))),
+        Settings(None, "3" * 64, None, Pruning("structured", 0.1, seed=-3, layers="conv+linear"), *FLOAT32),
     ],
 )
 def test_saved_and_loaded(settings: Settings, tmp_path: Path) -> None:
@@ -65,6 +67,23 @@ def test_the_same_scorer(network: nn.Module, scorer: Scorer, images: Tensor, tmp
     assert again.settings.calibration == calibration
     for ours, theirs in zip(again(images), out, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_scale_is_for_what_it_was_fitted_in(network: nn.Module, scorer: Scorer, images: Tensor) -> None:
+    """In half precision D moves by more than a step of the scale: tests/test_scorer_half.py."""
+    assert (scorer.settings.device, scorer.settings.dtype) == FLOAT32
+    calibrated_settings = scorer.settings.calibrated(Calibration.fit(scorer(images).quality))
+    on_gpu = replace(calibrated_settings, device="cuda", dtype="float16")
+    with pytest.raises(ValueError, match=r"expected to compute in float16 on cuda, .* got float32 on cpu: .*calibrate"):
+        Scorer.from_settings(on_gpu, network, device="cpu")
+    with pytest.raises(ValueError, match=r"got bfloat16 on cuda"):
+        calibrated_settings.computed_in(torch.device("cuda", 1), torch.bfloat16)
+    # Without a scale they are made anew wherever the caller wants.
+    elsewhere = Scorer.from_settings(replace(on_gpu, calibration=None), network, device="cpu")
+    assert elsewhere.settings == scorer.settings
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="cannot compute on 'cuda'"):
+            Scorer.from_settings(on_gpu, network)
 
 
 def test_another_model_is_refused(network: nn.Module, scorer: Scorer) -> None:
@@ -134,6 +153,8 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a field less": (lambda s: {k: v for k, v in s.items() if k != "pruning"}, "settings with"),
     "version": (lambda s: {**s, "version": 2}, "version 1 is what this program reads, got 2"),
     "method": (lambda s: {**s, "pruning": {**s["pruning"], "method": "l1"}}, "pruning method must be one of"),
+    "device": (lambda s: {**s, "device": "tpu"}, "device is 'tpu', expected cpu or cuda"),
+    "dtype": (lambda s: {**s, "dtype": None}, "dtype is None, expected float32 or float16 or bfloat16"),
     "sparsity": (lambda s: {**s, "pruning": {**s["pruning"], "sparsity": "x"}}, "sparsity must be a number"),
     "no pruning": (lambda s: {**s, "pruning": None}, "pruning is missing"),
     "hash": (lambda s: {**s, "model_sha256": 3}, "model_sha256 is 3"),
@@ -308,7 +329,7 @@ def test_the_commands(folder: Path, sface_file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", [("--sparsity", "0.4"), ("--preset", "arcface"), ("--scope", "layer")])
 def test_settings_say_it_already(option: tuple[str, str], folder: Path, sface_file: Path, tmp_path: Path) -> None:
-    Settings("sface", "0" * 64, Preset.named("sface"), Pruning()).save(tmp_path / "settings.json")
+    Settings("sface", "0" * 64, Preset.named("sface"), Pruning(), *FLOAT32).save(tmp_path / "settings.json")
     command = ["score", str(folder), "--aligned", "--settings", str(tmp_path / "settings.json")]
     result = CliRunner().invoke(main, [*command, *option])
     assert result.exit_code == 2

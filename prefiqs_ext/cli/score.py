@@ -104,7 +104,7 @@ def _score_rest(files: list[str], results: Results, options: dict[str, Any]) -> 
     scorer = make_scorer(options)
     workers = options["workers"] if options["workers"] is not None else _default_workers()
     rest: Iterator[str] = (files[index] for index in range(done, len(files)))
-    batch_size = options["batch_size"] or _BATCH_SIZES[options["device"]]
+    batch_size = options["batch_size"] or _BATCH_SIZES[scorer.device.type]
     scored = score_files(rest, scorer, aligned=options["aligned"], batch_size=batch_size, workers=workers)
     # disable=None: only on a terminal
     with closing(scored), tqdm(total=len(files), initial=done, unit="file", disable=None, leave=False) as bar:

@@ -35,7 +35,7 @@ _OPTIONS = (
         help="How weights to prune are chosen.",
     ),
     click.option(
-        "--sparsity", type=float, default=0.4, show_default=True, help="Fraction of weights to prune, in [0, 1)."
+        "--sparsity", type=float, help="Fraction of weights to prune, in [0, 1). [default: 0.4; for N:M 1 - N/M]"
     ),
     click.option(
         "--scope",
@@ -91,7 +91,10 @@ def make_scorer(options: dict[str, Any]) -> Scorer:
     """A scorer by these options, or by --settings, that gives NaN for a face it cannot assess."""
     common: dict[str, Any] = computing(options) | {"on_bad": "nan"}
     if options.get("settings") is not None:
-        model = options["model"] if _was_given(click.get_current_context(), "model") else None
+        context = click.get_current_context()
+        model = options["model"] if _was_given(context, "model") else None
+        if not _was_given(context, "device"):
+            common["device"] = None  # what the settings say
         return Scorer.from_settings(options["settings"], model, **common)
     return Scorer(options["model"], pruning(options), preset=options["preset"], **common)
 
@@ -102,10 +105,10 @@ def computing(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def pruning(options: dict[str, Any]) -> Pruning:
-    layers = options["layers"]
+    layers, sparsity = options["layers"], options["sparsity"]
     return Pruning(
         method=options["method"],
-        sparsity=options["sparsity"],
+        **({} if sparsity is None else {"sparsity": sparsity}),
         scope=options["scope"],
         layers=layers if len(layers) > 1 else layers[0],
     )

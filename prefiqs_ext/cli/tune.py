@@ -78,7 +78,9 @@ def tune(data: Path, folds: int, resamples: int, seed: int, output: Path, **opti
         "tune.json": json.dumps(facts | _found(tuned, mixed), indent=1).encode(),
     }
     write_folder(output, contents)
-    Settings(options["model"], weights, preset, settings[tuned.recommended]).save(output / "settings.json")
+    Settings(options["model"], weights, preset, settings[tuned.recommended], "cpu", "float32").save(
+        output / "settings.json"
+    )
     _print(rows, tuned, mixed)
 
 

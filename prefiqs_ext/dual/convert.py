@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..pruning import Pruning
+from ..torch_defaults import torch_defaults
 from .capture import PREFIX, Captured, capture
 from .check import self_check
+from .defaults import fix_defaults
 from .fuse import fuse as fold
+from .inference import inference_form
 from .layers import LAYERS, Layer, find_layers, refuse_hidden_weights
 from .pairing import pair
 from .rows import Value, images, leaves, observe
@@ -46,11 +49,23 @@ def dualize(
     """
     check_model(model, "dualize")
     _check_example(example)
+    with torch_defaults(example.device):
+        return _convert(model, pruning, example, output, fuse)
+
+
+def _convert(
+    model: nn.Module,
+    pruning: Pruning | Mapping[str, Tensor],
+    example: Tensor,
+    output: int | str | None,
+    fuse: bool,
+) -> fx.GraphModule:
     masks = pruning.masks(model) if isinstance(pruning, Pruning) else _checked(pruning, model)
     captured = capture(model, images(example, 2), output)
     refuse_hidden_weights(captured)
     values = observe(captured, example)
     _keep_embedding(captured.graph, values)
+    fix_defaults(captured.graph, values, example.device)
     layers = find_layers(captured, values, masks)
     if fuse:
         fold(captured, values, layers)
@@ -142,9 +157,4 @@ def _copy(root: nn.Module, target: str) -> object:
     source = reduce(getattr, target.split("."), root)
     if isinstance(source, Tensor):
         return source.detach().clone()
-    own = copy.deepcopy(source)
-    if isinstance(own, nn.Module):
-        own.requires_grad_(False)
-        if "inplace" in vars(own):
-            vars(own)["inplace"] = False  # capture has put the readers of what it wrote in order
-    return own
+    return inference_form(source) if isinstance(source, nn.Module) else copy.deepcopy(source)

@@ -148,12 +148,15 @@ def _key(batch: Tensor) -> tuple[object, ...]:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether the GPU had too little memory: the error says so, or one that it came from (a capture that broke).
+    """Whether the device had too little memory: the error says so, or one that it came from (a capture that broke).
 
-    Our operators, built on torch's stable ABI, know no class of torch's for it, and say so in words.
+    On the CPU torch has no class for it, and our operators, built on torch's stable ABI, know none: they say so.
     """
     while error is not None:
-        if isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA out of memory" in str(error):
+        said = any(
+            words in str(error) for words in ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory")
+        )
+        if isinstance(error, torch.cuda.OutOfMemoryError) or said:
             return True
         error = error.__cause__ or error.__context__
     return False

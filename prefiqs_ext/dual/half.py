@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from .inference import InferenceNorm
 from .modules import DualConv2d, DualLinear, is_layer
 
 
@@ -83,7 +83,7 @@ def _move(graph_module: fx.GraphModule, target: str, device: torch.device, dtype
     if isinstance(own, (DualConv2d, DualLinear)):
         own.to(device)
         own.weight = own.weight.to(dtype)
-    elif isinstance(own, _BatchNorm):
+    elif isinstance(own, InferenceNorm):
         own.to(device)  # takes half-precision inputs; its variances may be beyond float16
     elif isinstance(own, nn.Module):
         own.to(device, dtype)

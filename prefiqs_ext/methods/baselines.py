@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prefiqs_ext.batches import check_images, levels
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.torch_defaults import torch_defaults
 
 # ITU-R BT.601.
 _LUMA = (0.299, 0.587, 0.114)
@@ -31,6 +32,7 @@ class _Pictures:
     def fit(self, images: Tensor) -> None:
         """Nothing to do."""
 
+    @torch_defaults()
     def score(self, images: Tensor) -> Tensor:
         check_images(images, self._preset)
         pictures = levels(images, self._preset).double().cpu()

@@ -24,6 +24,7 @@ from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer
 from prefiqs_ext.settings import check_sha256, hash_weights
 from prefiqs_ext.strict_json import exactly, made, read_strictly
+from prefiqs_ext.torch_defaults import torch_defaults
 from prefiqs_ext.whole import whole_file
 
 from .images import check_network, check_uint8, score_chunks
@@ -87,6 +88,7 @@ class FROQ:
         self._normalize = preset.normalize()
         self._modules = {name: module for name, module in network.named_modules() if name}
 
+    @torch_defaults()
     def fit(self, images: Tensor) -> None:
         """Calibrate on uint8 RGB faces [N, 3, H, W], 20 or more; of more than `images`, as many are drawn.
 

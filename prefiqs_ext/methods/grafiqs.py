@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prefiqs_ext.batches import example_images
 from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.torch_defaults import torch_defaults
 
 from .images import check_network, score_chunks
 
@@ -37,6 +38,7 @@ class GraFIQs:
     higher_is_better = False
     needs_fit = False
 
+    @torch_defaults()
     def __init__(
         self,
         network: nn.Module,
@@ -82,8 +84,7 @@ class GraFIQs:
             tables.append(self._gradients(self._normalize(rows), taps))
             return tables[-1].sum(1)  # not finite where one of them is not
 
-        with torch.inference_mode(False):  # which records nothing
-            score_chunks(self, images, self.chunk, at_taps)
+        score_chunks(self, images, self.chunk, at_taps)
         table = torch.cat(tables) if tables else torch.empty(0, len(taps))
         return table.float().unbind(1)
 

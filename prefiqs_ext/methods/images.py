@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prefiqs_ext.batches import check_batch, name_rows
 from prefiqs_ext.dual import check_model
 from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.torch_defaults import torch_defaults
 
 
 class OfNetwork(Protocol):
@@ -37,6 +38,7 @@ def check_uint8(images: Tensor, preset: Preset) -> None:
         raise TypeError(f"expected uint8 images of 0-255, got {images.dtype}")
 
 
+@torch_defaults()
 def score_chunks(method: OfNetwork, images: Tensor, chunk: int, score: Callable[[Tensor], Tensor]) -> Tensor:
     """uint8 [N, 3, H, W] -> float32 [N], `score` being given at most `chunk` images at a time.
 

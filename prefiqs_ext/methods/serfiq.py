@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prefiqs_ext.batches import example_images
 from prefiqs_ext.dual import embedding
 from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.torch_defaults import torch_defaults
 
 from .images import check_network, score_chunks
 
@@ -36,6 +37,7 @@ class SERFIQ:
     higher_is_better = True
     needs_fit = False
 
+    @torch_defaults()
     def __init__(self, network: nn.Module, preset: Preset, *, passes: int = 100, seed: int = 0) -> None:
         if passes < 2:
             raise ValueError(f"expected 2 passes or more, got {passes}")

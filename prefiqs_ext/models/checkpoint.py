@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..torch_defaults import torch_defaults
 from .dlib import load_dlib
 from .ir import IR
 from .iresnet import IResNet
@@ -50,6 +51,7 @@ class Family:
     extra: str = r"(?!)"
 
 
+@torch_defaults()
 def load_model(path: str | os.PathLike[str], preset: Preset | str | None = None) -> tuple[nn.Module, Preset | None]:
     """The recognition network in a file, in eval mode on the CPU in float32, and the preset of its input.
 

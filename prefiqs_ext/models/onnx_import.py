@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 from torch import fx
 
+from ..torch_defaults import torch_defaults
 from .onnx_node import Node, State, evaluate, identifier
 from .onnx_operators import OPERATORS, SHAPED_BY_INFERENCE
 from .onnx_shapes import infer_shapes
@@ -32,6 +33,7 @@ _DATA_TYPES = frozenset(
 _CONSTANT_OPERATORS = frozenset({"Constant", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"})
 
 
+@torch_defaults()
 def import_onnx(path: str | os.PathLike[str]) -> fx.GraphModule:
     """The network in an ONNX file of float32, opset 7 or later, with one input and all weights inside; in eval mode.
 
