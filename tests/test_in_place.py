@@ -76,10 +76,11 @@ def test_large_maps_go_a_few_images_at_a_time(images: int, monkeypatch: pytest.M
     values = stages.observe_shapes(graph, batch[:1])
     widest = 4 * (2 * 64 * 112 * 112) * 2  # bytes that the widest layer, 64 channels of 112 x 112, reads and writes
     monkeypatch.setattr(stages, "_CACHE", widest * images)
+    cut = stages.find_cut(graph, values, 5)
+    assert cut is not None
     in_place = InPlace(graph, batch, chunk=5)
-    assert in_place._cut is not None
-    assert in_place._cut.images == images
-    assert in_place._cut.shape == values[in_place._cut.node]
+    assert in_place._early_images == images
+    assert [place.shape for place in in_place._joined] == [values[cut.node]]
     early, late = in_place._stages
     assert early.places
     assert late.places

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from .modules import DualConv2d, is_layer, module_of
-from .stages import Cut, find_cut, observe_shapes, split
+from .stages import find_cut, observe_shapes, split
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,21 @@ class InPlace:
         self._plain = graph_module
         self._input_shape = example.shape[1:]
         shapes = observe_shapes(graph_module, example[:1])
-        self._cut = find_cut(graph_module, shapes, chunk)
-        if self._cut is None:
+        # Where the graph is cut, if it is: what joins the parts' results, and how many images the first part takes at a
+        # time. No node of a graph is kept: nodes cannot be pickled.
+        self._joined: list[_Place] = []
+        self._early_images = chunk
+        cut = find_cut(graph_module, shapes, chunk)
+        if cut is None:
             self._stages = [_Stage(graph_module, shapes)]
         else:
-            early, late = split(graph_module, self._cut.node)
-            crossing = torch.zeros(shapes[self._cut.node]).contiguous(memory_format=torch.channels_last)
+            early, late = split(graph_module, cut.node)
+            crossing = torch.zeros(cut.shape, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
             self._stages = [
                 _Stage(early, observe_shapes(early, example[:1]), keep_result=True),
                 _Stage(late, observe_shapes(late, crossing)),
             ]
+            self._joined, self._early_images = [_Place(cut.shape, 0)], cut.images
         self._idle: list[_Memory] = []
 
     def __call__(self, batch: Tensor) -> Any:
@@ -64,15 +69,15 @@ class InPlace:
         try:
             memory = self._idle.pop()  # not after a look whether there is one: another thread may take it in between
         except IndexError:
-            memory = _Memory(self._stages, self._cut)
+            memory = _Memory(self._stages, self._joined)
         try:
             return self._run(batch, memory)
         finally:
             self._idle.append(memory)
 
     def _run(self, batch: Tensor, memory: _Memory) -> Any:
-        if self._cut is not None:
-            batch = self._run_early(batch, self._cut.images, memory)
+        if self._joined:
+            batch = self._run_early(batch, self._early_images, memory)
         return self._stages[-1].run(batch, memory.buffers[-1])
 
     def _run_early(self, batch: Tensor, images: int, memory: _Memory) -> Tensor:
@@ -113,9 +118,9 @@ class _Stage:
 class _Memory:
     """What one call at a time writes to: the buffers of each stage, and where the first one's results come together."""
 
-    def __init__(self, stages: Sequence[_Stage], cut: Cut | None) -> None:
+    def __init__(self, stages: Sequence[_Stage], joined: list[_Place]) -> None:
         self.buffers = [_Buffers(stage.places) for stage in stages]
-        self.joined = _Buffers([] if cut is None else [_Place(cut.shape, 0)])
+        self.joined = _Buffers(joined)
 
 
 class _Buffers:
@@ -135,7 +140,7 @@ class _Buffers:
             sizes = [0] * (1 + max((place.buffer for place in self._places), default=-1))
             for place in self._places:
                 sizes[place.buffer] = max(sizes[place.buffer], prod(place.shape))
-            self._buffers = [torch.empty(size * images) for size in sizes]
+            self._buffers = [torch.empty(size * images, dtype=torch.float32, device="cpu") for size in sizes]
             self._images = images
         if images not in self._results:
             self._results[images] = [self._result(place, images) for place in self._places]
