@@ -145,3 +145,22 @@ def test_the_default_dtype_comes_back_when_the_last_thread_has_left() -> None:
         for thread in threads:
             thread.join()
     assert seen == [torch.float32] * 3
+
+
+class _Parent(nn.Module):
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scorer(x).distance
+
+
+def test_a_parent_in_train_mode_exported_and_compiled_under_autocast() -> None:
+    images = pictures(3, 32)
+    scorer = Scorer(calibrated("residual"), preset=PRESET)
+    expected, parent = scorer(images).distance, _Parent(scorer).train()
+    with STATES["autocast"]():
+        assert torch.equal(torch.export.export(parent, (images,)).module()(images), expected)
+        assert torch.equal(torch.compile(parent, backend="aot_eager")(images), expected)
+    torch.compiler.reset()
