@@ -118,8 +118,8 @@ def test_a_set_that_fails_midway(tmp_path, own_cache):
 @pytest.mark.parametrize(
     ("mode", "own", "expected"),
     [
-        ("fraunhofer", True, "v prefiqs 0.001 7 128.6 10.07"),  # 6 of 150 and one of 0
-        ("fraunhofer", False, "v prefiqs 0.001 7 128.6"),
+        ("rethresholded", True, "v prefiqs 0.001 7 128.6 10.07"),  # 6 of 150 and one of 0
+        ("rethresholded", False, "v prefiqs 0.001 7 128.6"),
         ("normalised", True, "v prefiqs 0.001 6 1"),
     ],
 )
@@ -132,7 +132,7 @@ def test_published_only_beside_what_was_published(mode, own, expected):
         comparison = Comparison({"prefiqs": [curve]}, {})
         found.append(Result(benchmark.name, "v", 9, comparison, benchmark.target if own else None))
     published = [row[-1] for result in found for row in result.rows(protocol)]
-    assert any(published) == (own and mode == "fraunhofer")
+    assert any(published) == (own and mode == "rethresholded")
     assert averages(found, protocol)[-1].split() == expected.split()
 
 

@@ -57,7 +57,10 @@ _FILE = click.Path(path_type=Path, exists=True)
     help=f"A folder a person, of crops to fit methods on that need it. [default: DATA; {_FIT} images either way]",
 )
 @click.option(
-    "--mode", type=click.Choice(["fraunhofer", "dasec", "normalised"]), default="fraunhofer", show_default=True
+    "--mode",
+    type=click.Choice(["rethresholded", "fixed-threshold", "normalised"]),
+    default="rethresholded",
+    show_default=True,
 )
 @click.option("--max-discard", type=click.FloatRange(0.3, 0.95), default=0.95, show_default=True)
 @click.option(
@@ -78,7 +81,7 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
     fails midway is named and left out, and the exit code is 1.
 
     Prints a table, and writes edc.csv, differences.csv (between methods), edc.png, edc.svg and edc.json (all settings
-    and curves) to the output folder. `low` and `high`, in the fraunhofer mode only, bound, at 95 %, pAUC minus that
+    and curves) to the output folder. `low` and `high`, in the rethresholded mode only, bound, at 95 %, pAUC minus that
     of a useless quality, over draws of persons, or of pairs where they are listed: both below 0, and the method helps.
     Needs matplotlib: `pip install prefiqs_ext[analysis]`.
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import blocks, check_normalised, mated_keys, score_floor
-from .edc import FMRS, RATIOS, Curve, Mode, allowed, check_fmr, check_kept, dasec, discarded_pairs, just_above, ranks
+from .edc import FMRS, RATIOS, Curve, Mode, allowed, check_fmr, check_kept, discarded_pairs, just_above, ranks, steps
 
 _BINS = 1 << 16  # over -1 to 1
 _MARGIN = 4  # of the tail of non-mated scores that is looked at, over the share that the highest FMR needs
@@ -23,7 +23,7 @@ def all_pairs(
     quality: NDArray[np.floating],
     *,
     fmrs: tuple[float, ...] = FMRS,
-    modes: tuple[Mode, ...] = ("fraunhofer",),
+    modes: tuple[Mode, ...] = ("rethresholded",),
     ratios: NDArray[np.float64] = RATIOS,
 ) -> list[Curve]:
     """The curves of all N (N - 1) / 2 pairs, modes first, then FMRs; the same as `error_versus_discard` over them.
@@ -38,7 +38,7 @@ def all_pairs(
     """
     for fmr in fmrs:
         check_fmr(fmr)
-    if set(modes) == {"dasec"}:  # whose threshold is that of no discard
+    if set(modes) == {"fixed-threshold"}:  # whose threshold is that of no discard
         ratios = ratios[:1]
     order = np.argsort(ranks(quality))
     embeddings, identities = np.asarray(embeddings, np.float32), np.asarray(identities)
@@ -66,8 +66,8 @@ def all_pairs(
     curves = []
     for mode in modes:
         for fmr, at in zip(fmrs, thresholds, strict=True):
-            if mode == "dasec":
-                curves.append(dasec(mated_scores, quality[mated // n], float(at[0]), fmr, kept[0]))
+            if mode == "fixed-threshold":
+                curves.append(steps(mated_scores, quality[mated // n], float(at[0]), fmr, kept[0]))
                 continue
             fnmr = [float(np.mean(mated_scores[i:] < t)) for i, t in zip(first, at, strict=True)]
             curves.append(Curve(mode, fmr, ratios, np.array(fnmr), at, len(mated), kept[0]))

@@ -23,9 +23,9 @@ _PAIRS = 100_000  # at a time
 @dataclass(frozen=True)
 class Protocol:
     """How to measure. limit: the end of the partial area. resamples: draws for intervals, 0 for none; the other modes
-    than fraunhofer have none."""
+    than rethresholded have none."""
 
-    mode: Mode = "fraunhofer"
+    mode: Mode = "rethresholded"
     fmrs: tuple[float, ...] = FMRS
     max_discard: float = 0.95
     resamples: int = 500
@@ -33,7 +33,7 @@ class Protocol:
 
     @property
     def limit(self) -> float:
-        return 0.2 if self.mode == "dasec" else LIMIT
+        return 0.2 if self.mode == "fixed-threshold" else LIMIT
 
     @property
     def ratios(self) -> NDArray[np.float64]:
@@ -42,7 +42,7 @@ class Protocol:
     @property
     def drawn(self) -> tuple[float, ...]:
         """The FMRs that get intervals."""
-        return self.fmrs if self.resamples and self.mode == "fraunhofer" else ()
+        return self.fmrs if self.resamples and self.mode == "rethresholded" else ()
 
 
 class Comparison(NamedTuple):

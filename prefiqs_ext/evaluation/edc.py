@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Mode = Literal["fraunhofer", "dasec", "normalised"]
+Mode = Literal["rethresholded", "fixed-threshold", "normalised"]
 RATIOS = np.arange(20) / 20
 FMRS = (1e-2, 1e-3, 1e-4)
 LIMIT = 0.3
@@ -32,7 +32,7 @@ class Curve(NamedTuple):
     fmr: float
     """The false match rate that the threshold was set for."""
     ratios: NDArray[np.float64]
-    """[R] discarded share of the pairs, rising from 0 (dasec: of the mated pairs)."""
+    """[R] discarded share of the pairs, rising from 0 (fixed-threshold: of the mated pairs)."""
     fnmr: NDArray[np.float64]
     """[R] false non-match rate of the kept pairs, 0 to 1; lower is better."""
     thresholds: NDArray[np.float64]
@@ -45,9 +45,10 @@ class Curve(NamedTuple):
     def area(self, limit: float) -> float:
         """The area under the curve up to a discard ratio, by the mode's own rule; lower is better.
 
-        fraunhofer: trapezoids over the ratios <= limit, times 1000.
-        dasec: the step curve's area up to limit minus the ideal's, times 1000. The ideal discards failing pairs first:
-            its error is (f - x) / (1 - x) up to x = f, the error without discard, then 0.
+        rethresholded: trapezoids over the ratios <= limit, times 1000.
+        fixed-threshold: the step curve's area up to limit minus the ideal's, times 1000. The ideal's error at x is
+            max(0, f - x), f the error without discard, as in the code of arXiv 2303.13294. No order of the pairs
+            reaches it: discarding failing pairs first leaves (f - x) / (1 - x), which is more.
         normalised: trapezoids up to limit over limit * (error without discard); 1 = useless.
 
         Raises:
@@ -55,14 +56,14 @@ class Curve(NamedTuple):
         """
         if not 0 < limit <= 1:
             raise ValueError(f"expected an area's limit in (0, 1], got {limit}")
-        if self.mode == "dasec":
+        if self.mode == "fixed-threshold":
             return 1000 * (self._steps(limit) - _ideal_area(float(self.fnmr[0]), limit))
         within = self.ratios <= limit + _EXACT
         if within.sum() < 2:
             raise ValueError(f"expected at least two discard ratios up to {limit}, got {within.sum()}")
         x, y = self.ratios[within], self.fnmr[within]
         area = float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))
-        if self.mode == "fraunhofer":
+        if self.mode == "rethresholded":
             return 1000 * area
         if y[0] == 0:
             raise ValueError("expected an error to improve on; no mated pair fails without discard: use a lower FMR")
@@ -74,10 +75,8 @@ class Curve(NamedTuple):
 
 
 def _ideal_area(error: float, limit: float) -> float:
-    if error >= 1:  # nothing but failing pairs: discarding helps no one
-        return limit
     end = min(error, limit)
-    return float(end + (1 - error) * np.log1p(-end))  # the integral of (error - x) / (1 - x)
+    return end * (error - end / 2)  # the integral of max(0, error - x)
 
 
 def allowed(fmr: float, n: int) -> int:
@@ -154,7 +153,7 @@ def error_versus_discard(
     quality: NDArray[np.floating],
     *,
     fmr: float = 1e-3,
-    mode: Mode = "fraunhofer",
+    mode: Mode = "rethresholded",
     ratios: NDArray[np.float64] = RATIOS,
 ) -> Curve:
     """The curve of a list of pairs; for all pairs of many images see `all_pairs`.
@@ -165,7 +164,8 @@ def error_versus_discard(
         pairs: [P, 2] indices into quality.
         quality: [N] higher = better.
         fmr: false match rate, in (0, 1).
-        mode: "dasec" keeps the threshold of no discard, discards mated pairs only and has a point at every quality.
+        mode: "fixed-threshold" keeps the threshold of no discard, discards mated pairs only and has a point at every
+            quality.
         ratios: [R] for the other modes.
 
     Raises:
@@ -176,11 +176,11 @@ def error_versus_discard(
     scores, mated, pairs = check_pairs(scores, mated, pairs, np.size(quality))
     order = discard_order(pairs, quality)
     scores, mated = scores[order], mated[order]
-    if mode == "dasec":
+    if mode == "fixed-threshold":
         check_kept(int(mated.sum()), int((~mated).sum()), 0)
         start = threshold(scores[~mated], fmr)
         worst = np.asarray(quality)[pairs].min(1)[order]
-        return dasec(scores[mated], worst[mated], start, fmr, int((~mated).sum()))
+        return steps(scores[mated], worst[mated], start, fmr, int((~mated).sum()))
     thresholds, fnmr = [], []
     for r, cut in zip(ratios, discarded_pairs(ratios, len(scores)), strict=True):
         kept, kept_mated = scores[cut:], mated[cut:]
@@ -190,16 +190,15 @@ def error_versus_discard(
     return Curve(mode, fmr, ratios, np.array(fnmr), np.array(thresholds), int(mated.sum()), int((~mated).sum()))
 
 
-def dasec(
+def steps(
     mated_scores: NDArray[np.floating], quality: NDArray[np.floating], t: float, fmr: float, non_mated: int
 ) -> Curve:
     """The step curve of mated pairs: scores [M] and pair qualities [M], sorted by quality, at one threshold."""
     _, first = np.unique(quality, return_index=True)
     failing = np.cumsum((mated_scores < t)[::-1])[::-1]  # from each pair to the last
     kept = len(mated_scores) - first
-    return Curve(
-        "dasec", fmr, first / len(mated_scores), failing[first] / kept, np.full(len(first), t), len(quality), non_mated
-    )
+    ratios, fnmr = first / len(mated_scores), failing[first] / kept
+    return Curve("fixed-threshold", fmr, ratios, fnmr, np.full(len(first), t), len(quality), non_mated)
 
 
 def check_fmr(fmr: float) -> None:

@@ -25,7 +25,7 @@ def draw(curves: Mapping[str, list[Curve]], title: str, file: IO[bytes], form: s
     for column, (fmr, axes) in enumerate(zip(fmrs, figure.subplots(1, len(fmrs), squeeze=False)[0], strict=True)):
         for (name, of_method), dashes in zip(curves.items(), cycle(_DASHES)):
             curve = of_method[column]
-            style = "steps-post" if curve.mode == "dasec" else "default"
+            style = "steps-post" if curve.mode == "fixed-threshold" else "default"
             axes.plot(curve.ratios, curve.fnmr, label=name, drawstyle=style, linestyle=dashes)
         axes.set_title(f"FMR {fmr:g}", fontsize=10)
         axes.set_xlabel("discarded share of pairs")

@@ -30,7 +30,7 @@ class Result(NamedTuple):
     images: int
     comparison: Comparison
     published: float | None = None
-    """The paper's pAUC of PreFIQs, with its network, in the fraunhofer mode."""
+    """The paper's pAUC of PreFIQs, with its network, in the rethresholded mode."""
 
     @property
     def title(self) -> str:
@@ -53,7 +53,7 @@ class Result(NamedTuple):
         row = [self.data, self.verifier, name, curve.mode, curve.fmr, fnmr, *_areas(curve, protocol)]
         useless, _ = _areas(curve._replace(fnmr=np.full_like(curve.fnmr, fnmr)), protocol)
         row += [useless, *((None, None) if draws is None else draws.interval(name))]
-        return [*row, self.published if name == "prefiqs" and curve.mode == "fraunhofer" else None]
+        return [*row, self.published if name == "prefiqs" and curve.mode == "rethresholded" else None]
 
     def differences(self, protocol: Protocol) -> list[list[Any]]:
         """One an FMR and pair of methods: pAUC of the one minus that of the other, and its interval over draws."""

@@ -3,7 +3,7 @@
 The rule, stated before any result was seen:
 
 1. People are parted into folds: shuffled by the seed, then dealt in turn.
-2. For each fold that setting is chosen which has the lowest pAUC (mode fraunhofer, to a discard ratio of .30, at FMR
+2. For each fold that setting is chosen which has the lowest pAUC (mode rethresholded, to a discard ratio of .30, at FMR
    1e-3) over all pairs of the people of the other folds; of equal ones the first, and the default is the first of all.
 3. The chosen setting and the default are measured, by the same pAUC, over all pairs of the fold's own people.
 4. The held-out difference is the mean over folds of pAUC(chosen) - pAUC(default). For its 95 % interval persons are
