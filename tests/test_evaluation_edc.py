@@ -6,7 +6,7 @@ import pytest
 from prefiqs_ext.evaluation import all_pairs as all_pairs_module
 from prefiqs_ext.evaluation import blocks as blocks_module
 from prefiqs_ext.evaluation.all_pairs import all_pairs
-from prefiqs_ext.evaluation.edc import Curve, error_versus_discard, threshold
+from prefiqs_ext.evaluation.edc import Around, Curve, error_versus_discard, threshold
 
 
 def by_loops(scores, mated, pairs, quality, fmr, ratio):
@@ -50,7 +50,8 @@ def pair_list(embeddings, who):
     ],
 )
 def test_threshold_by_hand(scores, fmr, above):
-    assert threshold(np.array(scores), fmr) == np.nextafter(above, 1)
+    around = Around.of(np.array(scores), fmr)
+    assert threshold("rethresholded", around, np.zeros(1), fmr) == np.nextafter(above, 1)
 
 
 def test_curves_by_hand():
@@ -114,18 +115,13 @@ def test_blocks_agree_with_the_list(monkeypatch, block, distinct):
     who = np.repeat(np.arange(12), 5)
     embeddings = rng.permuted(np.tile([0.5] * 4 + [0.0] * 4, (60, 1)), axis=1) * rng.choice([-1, 1], (60, 8))
     quality = rng.normal(size=60) if distinct else rng.integers(0, 4, 60).astype(float)
-    fmrs, modes, ratios = (
-        (0.2, 0.05, 1e-4),
-        ("rethresholded", "fixed-threshold", "normalised"),
-        np.array([0, 0.15, 0.3, 0.6]),
-    )
-    curves = all_pairs(embeddings, who, quality, fmrs=fmrs, modes=modes, ratios=ratios)
-    arguments = *pair_list(embeddings.astype(np.float32), who), quality
-    for curve, (mode, fmr) in zip(curves, [(m, f) for m in modes for f in fmrs], strict=True):
-        expected = error_versus_discard(*arguments, fmr=fmr, mode=mode, ratios=ratios)
-        assert (curve.mode, curve.fmr, curve.mated, curve.non_mated) == (mode, fmr, expected.mated, expected.non_mated)
-        np.testing.assert_array_equal(curve.fnmr, expected.fnmr)
-        np.testing.assert_array_equal(curve.ratios, expected.ratios)
+    arguments, ratios = (*pair_list(embeddings.astype(np.float32), who), quality), np.array([0, 0.15, 0.3, 0.6])
+    for mode in ("rethresholded", "fixed-threshold", "normalised"):
+        for curve in all_pairs(embeddings, who, quality, fmrs=(0.2, 0.05, 1e-4), mode=mode, ratios=ratios):
+            expected = error_versus_discard(*arguments, fmr=curve.fmr, mode=mode, ratios=ratios)
+            assert (curve.mode, curve.mated, curve.non_mated) == (mode, expected.mated, expected.non_mated)
+            np.testing.assert_array_equal(curve.fnmr, expected.fnmr)
+            np.testing.assert_array_equal(curve.ratios, expected.ratios)
 
 
 def test_fixed_threshold_discards_no_non_mated_pair():
@@ -133,7 +129,7 @@ def test_fixed_threshold_discards_no_non_mated_pair():
     embeddings, who, quality = faces(3, identities=4, images=2)
     quality += np.where(who > 1, 10, 0)
     quality[-2:] = quality.max() + 1, -9  # the best pairs of images are of different persons
-    (of_all,) = all_pairs(embeddings, who, quality, fmrs=(0.1,), modes=("fixed-threshold",))
+    (of_all,) = all_pairs(embeddings, who, quality, fmrs=(0.1,), mode="fixed-threshold")
     of_list = error_versus_discard(*pair_list(embeddings, who), quality, fmr=0.1, mode="fixed-threshold")
     assert of_all.fnmr.tolist() == of_list.fnmr.tolist()
     assert of_all.area(0.2) == pytest.approx(of_list.area(0.2))
