@@ -241,7 +241,7 @@ def test_too_few_pairs(data, mode):
     assert [curve["thresholds"] == TOO_FEW for curve in curves] == [False, True, True]
     (hint,) = [line for line in result.output.splitlines() if line.startswith("Use ")]
     assert "more images, for 216 non-mated pairs cannot show FMR 0.001, 0.0001" in hint
-    assert "a harder set (prefiqs degrade), for no mated pair fails at FMR 0.01" in hint
+    assert "a harder set (prefiqs degrade), for no mated pair fails at FMR 0.01." in hint
 
 
 def test_names_are_no_formulas(data, monkeypatch):

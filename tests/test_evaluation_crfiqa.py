@@ -6,6 +6,8 @@ import pytest
 from prefiqs_ext.evaluation import all_pairs as all_pairs_module
 from prefiqs_ext.evaluation import blocks as blocks_module
 from prefiqs_ext.evaluation.all_pairs import all_pairs
+from prefiqs_ext.evaluation.compare import Protocol, compare
+from prefiqs_ext.evaluation.datasets import PairList
 from prefiqs_ext.evaluation.edc import error_versus_discard
 
 RATIOS = np.arange(0, 0.98, 0.05)
@@ -154,3 +156,12 @@ def test_differs_from_rethresholded():
     arguments = pair_list(2, 6000, tied=False)
     ours, theirs = (error_versus_discard(*arguments, fmr=1e-3, mode=mode) for mode in ("rethresholded", "crfiqa"))
     assert ours.area(0.3) != theirs.area(0.3)
+
+
+def test_scores_of_a_list_are_added_up_in_double_precision():
+    """In single precision 1 + 2^-26 is 1, which is the threshold, and the mated pair fails."""
+    embeddings = np.array([[1, 2**-13], [1, 2**-13], [1, 0]], np.float32)
+    data = PairList(["a", "b", "c"], np.array([[0, 1], [1, 2]]), np.array([True, False]))
+    protocol = Protocol("crfiqa", (0.5,), resamples=0, max_discard=0.3)
+    (curve,) = compare(data, embeddings, {"any": np.zeros(3)}, protocol).curves["any"]
+    assert (curve.thresholds[0], curve.fnmr[0]) == (1, 0)

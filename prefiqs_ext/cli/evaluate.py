@@ -63,7 +63,11 @@ _FILE = click.Path(path_type=Path, exists=True)
 )
 @click.option("--max-discard", type=click.FloatRange(0.3, 0.95), default=0.95, show_default=True)
 @click.option(
-    "--resamples", type=click.IntRange(0), default=500, show_default=True, help="Draws for intervals; 0: none."
+    "--resamples",
+    type=click.IntRange(0),
+    default=500,
+    show_default=True,
+    help="Draws for intervals, with --mode rethresholded; 0: none.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(

@@ -63,14 +63,14 @@ class Result(NamedTuple):
     def hint(self) -> list[str]:
         """What to do where pairs are too few, or none fails: a line or none."""
         curves = next(iter(self.comparison.curves.values()))
-        few = [f"{curve.fmr:g}" for curve in curves if not curve.measurable]
-        none = [f"{curve.fmr:g}" for curve in curves if curve.fnmr[0] == 0]
+        few = [curve.fmr for curve in curves if not curve.measurable]
+        none = [curve for curve in curves if curve.fnmr[0] == 0]
+        zero = [curve.fmr for curve in none if curve.measurable] or [curve.fmr for curve in none[:1]]
         remedies = []
         if few:
-            number = curves[0].non_mated
-            remedies.append(f"more images, for {number} non-mated pairs cannot show FMR {', '.join(few)}")
-        if none:
-            remedies.append(f"a harder set (prefiqs degrade), for no mated pair fails at FMR {', '.join(none)}")
+            remedies.append(f"more images, for {curves[0].non_mated} non-mated pairs cannot show FMR {_listed(few)}")
+        if zero:
+            remedies.append(f"a harder set (prefiqs degrade), for no mated pair fails at FMR {_listed(zero)}")
         return [f"Use {'; and '.join(remedies)}."] if remedies else []
 
     def differences(self, protocol: Protocol) -> list[list[Any]]:
@@ -154,7 +154,13 @@ def averages(results: Sequence[Result], protocol: Protocol) -> list[str]:
 
 def _lines(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     used = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
-    return ["  ".join(f"{_short(row[i]):>10}" for i in used) for row in (columns, *rows)]
+    cells = [[_short(row[i]) for i in used] for row in (columns, *rows)]
+    widths = [max(10, *map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in cells]
+
+
+def _listed(fmrs: Sequence[float]) -> str:
+    return ", ".join(f"{fmr:g}" for fmr in fmrs)
 
 
 def _short(value: Any) -> str:
