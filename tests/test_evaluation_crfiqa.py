@@ -8,7 +8,7 @@ from prefiqs_ext.evaluation import blocks as blocks_module
 from prefiqs_ext.evaluation.all_pairs import all_pairs
 from prefiqs_ext.evaluation.compare import Protocol, compare
 from prefiqs_ext.evaluation.datasets import PairList
-from prefiqs_ext.evaluation.edc import error_versus_discard
+from prefiqs_ext.evaluation.edc import discarded_pairs, error_versus_discard
 
 RATIOS = np.arange(0, 0.98, 0.05)
 FMRS = (1e-2, 1e-3, 1e-4)
@@ -142,6 +142,12 @@ def test_next_lower_score_is_looked_at():
     expected = error_versus_discard(scores, mated, pairs, quality, fmr=fmr, mode="crfiqa", ratios=RATIOS[:7])
     assert curve.thresholds[0] == 0.75
     np.testing.assert_array_equal(curve.thresholds, expected.thresholds)
+
+
+def test_number_discarded_is_that_of_the_floats():
+    """.29 * 100 is 28.999999999999996: 28 go here, 29 in the other modes."""
+    ratios = np.array([0, 0.29])
+    assert (discarded_pairs(ratios, 100, "crfiqa"), discarded_pairs(ratios, 100)) == ([0, 28], [0, 29])
 
 
 def test_areas():

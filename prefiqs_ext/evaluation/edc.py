@@ -1,18 +1,19 @@
 """Error-versus-discard: how the share of false non-matches falls as the pairs of lowest quality are left out.
 
-Said once, for everything in this package. In mode "crfiqa", the rule of CR-FIQA's scripts, with which published figures
-compare:
+Said once, for everything in this package. FNMR is the share of the kept mated pairs that fail.
+
+In mode "crfiqa", the rule of CR-FIQA's scripts, with which published figures compare:
 
 * The candidates for t are all kept scores, mated and non-mated; FMR(t) is the share of non-mated scores >= t. Of those
   whose FMR is nearest to the target, below or above it, t is the lowest.
 * A mated comparison fails where its score <= t, so one equal to t fails although it would count in FMR(t).
 * A pair's quality is the lower of its images' qualities. Pairs are discarded from the lowest on, equal ones in the
-  order of the list (of `all_pairs`: that of numpy.triu_indices). At ratio r, int(r * P) pairs go, r and product as
-  floats.
+  order of the list, a stable sort (of `all_pairs`: as numpy.triu_indices lists them). At ratio r, int(r * P) pairs go,
+  r and product as floats.
 
 In all other modes the FMR never exceeds its target:
 
-* A mated comparison fails where its score < t. FNMR is the share of mated pairs that fail.
+* A mated comparison fails where its score < t.
 * t at a given FMR lies just above the (k+1)-th largest non-mated score, k = floor(FMR * n): the lowest t at which at
   most k of the n non-mated scores are >= t. Scores equal to that score are rejected together. With FMR < 1/n, t lies
   just above the largest; with k >= n it is -infinity.
@@ -257,9 +258,9 @@ def steps(
 ) -> Curve:
     """The step curve of mated pairs: scores [M] and pair qualities [M], sorted by quality, at one threshold."""
     _, first = np.unique(quality, return_index=True)
-    failing = np.cumsum((mated_scores < t)[::-1])[::-1]  # from each pair to the last
+    fail = np.cumsum((mated_scores < t)[::-1])[::-1]  # from each pair to the last
     kept = len(mated_scores) - first
-    ratios, fnmr = first / len(mated_scores), failing[first] / kept
+    ratios, fnmr = first / len(mated_scores), fail[first] / kept
     return Curve("fixed-threshold", fmr, ratios, fnmr, np.full(len(first), t), len(quality), non_mated)
 
 
