@@ -30,6 +30,7 @@ def draw(curves: Mapping[str, list[Curve]], title: str, file: IO[bytes], form: s
             axes.plot(*line, label=name, drawstyle=style, linestyle=dashes)
         if not curve.measurable:
             axes.text(0.5, 0.5, TOO_FEW, transform=axes.transAxes, ha="center")
+            axes.set(xticks=[], yticks=[])
         axes.set_title(f"FMR {fmr:g}", fontsize=10)
         axes.set_xlabel("discarded share of pairs")
         axes.set_ylabel("FNMR")
