@@ -4,6 +4,7 @@ import csv
 import json
 from itertools import combinations
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from prefiqs_ext.cli import main
 from prefiqs_ext.evaluation import cache, results
 from prefiqs_ext.evaluation.all_pairs import all_pairs
 from prefiqs_ext.evaluation.datasets.crops import read_crops
+from prefiqs_ext.evaluation.edc import TOO_FEW, Mode
 from prefiqs_ext.evaluation.passes import ImageSet
 
 
@@ -53,7 +55,9 @@ def embeddings(sface):
 def all_of(embeddings, scores):
     """pAUC of each FMR."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return [curve.area(0.3) for curve in all_pairs(unit, np.repeat(np.arange(4), 6), scores, ratios=np.arange(7) / 20)]
+    curves = all_pairs(unit, np.repeat(np.arange(4), 6), scores, ratios=np.arange(7) / 20)
+    assert [curve.measurable for curve in curves] == [True, False, False]  # 216 non-mated pairs
+    return [curves[0].area(0.3)]
 
 
 def run(data, *arguments):
@@ -80,7 +84,7 @@ def test_score_file(data, embeddings):
     assert kept["options"]["seed"] == 0
     assert kept["results"][0]["curves"]["theirs"][0]["mated"] == 60
     assert (output / "edc.png").read_bytes()[1:4] == b"PNG"
-    assert b"<svg" in (output / "edc.svg").read_bytes()
+    assert (output / "edc.svg").read_text().count(f"<!-- {TOO_FEW} -->") == 2  # matplotlib's note of a text
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -128,7 +132,7 @@ def test_verifier_and_saved_embeddings(data, embeddings):
 
 def rows_of(data):
     with (data.parent / "out" / "edc.csv").open() as table:
-        return [float(row["pauc"]) for row in csv.DictReader(table)]
+        return [float(row["pauc"]) for row in csv.DictReader(table) if row["pauc"] != TOO_FEW]
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -189,10 +193,10 @@ def test_differences(data):
         rows = list(csv.DictReader(table))
     assert [(row["method"], row["other"], row["difference"], row["low"], row["high"]) for row in rows] == [
         ("a", "b", "0.0", "0.0", "0.0")
-    ] * 3
+    ]
 
 
-@pytest.mark.parametrize(("mode", "least", "most"), [("dasec", 0, 200), ("normalised", 1, 1)])
+@pytest.mark.parametrize(("mode", "least", "most"), [("fixed-threshold", 0, 200), ("normalised", 1, 1)])
 def test_useless_quality_by_the_mode(data, mode, least, most):
     """`useless` is on the scale of pAUC, and there are no intervals that would be on another."""
     file, _ = scores_file(data)
@@ -202,16 +206,42 @@ def test_useless_quality_by_the_mode(data, mode, least, most):
     assert result.exit_code == 0, result.output
     with (data.parent / "out" / "edc.csv").open() as table:
         rows = list(csv.DictReader(table))
-    for row in rows:
+    assert [row["fnmr"] == TOO_FEW for row in rows] == [False, True, True]
+    for row in rows[:1]:
         fnmr = float(row["fnmr"])
         assert 0 < fnmr < 1
         ratio = np.linspace(0, 0.2, 200_001)
-        ideal = 200 * np.mean(np.maximum(fnmr - ratio, 0) / (1 - ratio))
+        ideal = 200 * np.mean(np.maximum(fnmr - ratio, 0))
         expected = 1 if mode == "normalised" else 200 * fnmr - ideal
         assert float(row["useless"]) == pytest.approx(expected, rel=1e-4)
         assert row["low"] == row["high"] == ""
     with (data.parent / "out" / "differences.csv").open() as table:
         assert len(list(table)) == 1
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_too_few_pairs(data, mode):
+    """24 crops, 216 non-mated pairs, people far apart: FMR 1e-2 is measured, of the others there is no number."""
+    file, _ = scores_file(data)
+    apart = np.repeat(np.eye(4), 6, axis=0) + np.random.default_rng(0).normal(0, 0.1, (24, 4))
+    np.save(data.parent / "apart.npy", apart)
+    result = run(data, "--methods", "", "--scores", f"a={file}", "--embeddings", f"{data.parent}/apart.npy",
+                 "--mode", mode)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    with (data.parent / "out" / "edc.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    intervals = [TOO_FEW if mode == "rethresholded" else ""] * 2
+    for row in rows[1:]:
+        numbers = [row[name] for name in ("fnmr", "pauc", "auc", "useless", "low", "high")]
+        assert numbers == [TOO_FEW] * 4 + intervals
+    assert rows[0]["fnmr"] == "0.0"
+    curves = json.loads((data.parent / "out" / "edc.json").read_text())["results"][0]["curves"]["a"]
+    assert [curve["fnmr"] == TOO_FEW for curve in curves] == [False, True, True]
+    assert [curve["thresholds"] == TOO_FEW for curve in curves] == [False, True, True]
+    (hint,) = [line for line in result.output.splitlines() if line.startswith("Use ")]
+    assert "more images, for 216 non-mated pairs cannot show FMR 0.001, 0.0001" in hint
+    assert "a harder set (prefiqs degrade), for no mated pair fails at FMR 0.01." in hint
 
 
 def test_names_are_no_formulas(data, monkeypatch):

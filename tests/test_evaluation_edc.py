@@ -6,7 +6,7 @@ import pytest
 from prefiqs_ext.evaluation import all_pairs as all_pairs_module
 from prefiqs_ext.evaluation import blocks as blocks_module
 from prefiqs_ext.evaluation.all_pairs import all_pairs
-from prefiqs_ext.evaluation.edc import Curve, error_versus_discard, threshold
+from prefiqs_ext.evaluation.edc import Around, Curve, error_versus_discard, threshold
 
 
 def by_loops(scores, mated, pairs, quality, fmr, ratio):
@@ -50,7 +50,8 @@ def pair_list(embeddings, who):
     ],
 )
 def test_threshold_by_hand(scores, fmr, above):
-    assert threshold(np.array(scores), fmr) == np.nextafter(above, 1)
+    around = Around.of(np.array(scores), fmr)
+    assert threshold("rethresholded", around, np.zeros(1), fmr) == np.nextafter(above, 1)
 
 
 def test_curves_by_hand():
@@ -68,18 +69,24 @@ def test_curves_by_hand():
     assert curve.area(0.5) == pytest.approx(1000 * 0.25 / 6)
     normalised = error_versus_discard(*arguments, fmr=0.4, mode="normalised", ratios=np.array([0, 0.25, 0.5]))
     assert normalised.area(0.5) == pytest.approx(0.25)
-    # dasec: qualities of mated pairs 0, 0, 1; the step falls at two thirds.
-    dasec = error_versus_discard(*arguments, fmr=0.4, mode="dasec")
-    assert dasec.ratios.tolist() == [0, 2 / 3]
-    assert dasec.fnmr.tolist() == [1 / 3, 0]
-    grid = np.linspace(0, 0.2, 200_001)
-    ideal = np.mean((1 / 3 - grid) / (1 - grid)) * 0.2
-    assert dasec.area(0.2) == pytest.approx(1000 * (0.2 / 3 - ideal), abs=1e-4)
+    # fixed-threshold: qualities of mated pairs 0, 0, 1; the step falls at two thirds.
+    steps = error_versus_discard(*arguments, fmr=0.4, mode="fixed-threshold")
+    assert steps.ratios.tolist() == [0, 2 / 3]
+    assert steps.fnmr.tolist() == [1 / 3, 0]
+    ideal = 0.2 * (1 / 3 - 0.1)  # of max(0, 1/3 - x) up to .2, where it is still above 0
+    assert steps.area(0.2) == pytest.approx(1000 * (0.2 / 3 - ideal))
+
+
+def test_ideal_area_by_hand():
+    """Nothing is discarded and .1 fail: the steps are .1 high, the ideal is the triangle below .1 - x."""
+    curve = Curve("fixed-threshold", 1e-3, np.zeros(1), np.array([0.1]), np.zeros(1), 10, 9999)
+    assert curve.area(0.2) == pytest.approx(1000 * (0.1 * 0.2 - 0.1**2 / 2))
+    assert curve._replace(fnmr=np.ones(1)).area(0.2) == pytest.approx(1000 * 0.2**2 / 2)
 
 
 def test_area_is_seven_points():
     ratios = np.arange(20) / 20
-    curve = Curve("fraunhofer", 1e-3, ratios, 0.01 * (1 - ratios), ratios, 1, 1)
+    curve = Curve("rethresholded", 1e-3, ratios, 0.01 * (1 - ratios), ratios, 1, 1)
     assert curve.area(0.3) == pytest.approx(1000 * 0.01 * (0.3 - 0.045))
 
 
@@ -108,23 +115,22 @@ def test_blocks_agree_with_the_list(monkeypatch, block, distinct):
     who = np.repeat(np.arange(12), 5)
     embeddings = rng.permuted(np.tile([0.5] * 4 + [0.0] * 4, (60, 1)), axis=1) * rng.choice([-1, 1], (60, 8))
     quality = rng.normal(size=60) if distinct else rng.integers(0, 4, 60).astype(float)
-    fmrs, modes, ratios = (0.2, 0.05, 1e-4), ("fraunhofer", "dasec", "normalised"), np.array([0, 0.15, 0.3, 0.6])
-    curves = all_pairs(embeddings, who, quality, fmrs=fmrs, modes=modes, ratios=ratios)
-    arguments = *pair_list(embeddings.astype(np.float32), who), quality
-    for curve, (mode, fmr) in zip(curves, [(m, f) for m in modes for f in fmrs], strict=True):
-        expected = error_versus_discard(*arguments, fmr=fmr, mode=mode, ratios=ratios)
-        assert (curve.mode, curve.fmr, curve.mated, curve.non_mated) == (mode, fmr, expected.mated, expected.non_mated)
-        np.testing.assert_array_equal(curve.fnmr, expected.fnmr)
-        np.testing.assert_array_equal(curve.ratios, expected.ratios)
+    arguments, ratios = (*pair_list(embeddings.astype(np.float32), who), quality), np.array([0, 0.15, 0.3, 0.6])
+    for mode in ("rethresholded", "fixed-threshold", "normalised"):
+        for curve in all_pairs(embeddings, who, quality, fmrs=(0.2, 0.05, 1e-4), mode=mode, ratios=ratios):
+            expected = error_versus_discard(*arguments, fmr=curve.fmr, mode=mode, ratios=ratios)
+            assert (curve.mode, curve.mated, curve.non_mated) == (mode, expected.mated, expected.non_mated)
+            np.testing.assert_array_equal(curve.fnmr, expected.fnmr)
+            np.testing.assert_array_equal(curve.ratios, expected.ratios)
 
 
-def test_dasec_discards_no_non_mated_pair():
+def test_fixed_threshold_discards_no_non_mated_pair():
     """So that the ratios of the other modes, at which few images may have no mated pair left, are nothing to it."""
     embeddings, who, quality = faces(3, identities=4, images=2)
     quality += np.where(who > 1, 10, 0)
     quality[-2:] = quality.max() + 1, -9  # the best pairs of images are of different persons
-    (of_all,) = all_pairs(embeddings, who, quality, fmrs=(0.1,), modes=("dasec",))
-    of_list = error_versus_discard(*pair_list(embeddings, who), quality, fmr=0.1, mode="dasec")
+    (of_all,) = all_pairs(embeddings, who, quality, fmrs=(0.1,), mode="fixed-threshold")
+    of_list = error_versus_discard(*pair_list(embeddings, who), quality, fmr=0.1, mode="fixed-threshold")
     assert of_all.fnmr.tolist() == of_list.fnmr.tolist()
     assert of_all.area(0.2) == pytest.approx(of_list.area(0.2))
     with pytest.raises(ValueError, match="no mated pair at discard ratio"):

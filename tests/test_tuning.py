@@ -222,6 +222,8 @@ def test_command(data, monkeypatch):
     expected = tune_settings(outputs["0.4 layer conv"].embedding.numpy(), who, part(who, 2), settings, resamples=10)
     assert kept["chosen"] == expected.chosen
     assert kept["difference"] == pytest.approx(expected.difference)
+    assert 0 < float(rows[0]["pauc_0.001"]) == kept["settings"]["0.4 layer conv"]["overall"]["0.001"]
+    assert rows[0]["pauc_0.0001"] == kept["settings"]["0.4 layer conv"]["overall"]["0.0001"] == "too few pairs"  # 4,750
     assert float(rows[0]["held_out"]) == pytest.approx(expected.testing["0.4 layer conv"].mean())
     recommended = Settings.load(output / "settings.json")
     assert recommended.pruning == command.grid(calibrated("mobile"))[expected.recommended]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import click
 import numpy as np
@@ -19,7 +19,7 @@ from ..evaluation.compare import Comparison, Protocol, check, compare
 from ..evaluation.datasets import Data, benchmarks, read_data
 from ..evaluation.datasets.crops import Source, read_crops
 from ..evaluation.datasets.readers import read_embeddings, read_folders, read_scores
-from ..evaluation.edc import FMRS
+from ..evaluation.edc import FMRS, Mode
 from ..evaluation.passes import VERSIONS, ImageSet, Scoring, embedded
 from ..models.preset import PRESETS, Preset
 from ..network import load_network
@@ -57,11 +57,17 @@ _FILE = click.Path(path_type=Path, exists=True)
     help=f"A folder a person, of crops to fit methods on that need it. [default: DATA; {_FIT} images either way]",
 )
 @click.option(
-    "--mode", type=click.Choice(["fraunhofer", "dasec", "normalised"]), default="fraunhofer", show_default=True
+    "--mode",
+    type=click.Choice(get_args(Mode)),
+    help="The rule of the curves and areas. [default: crfiqa with --protocol paper, else rethresholded]",
 )
 @click.option("--max-discard", type=click.FloatRange(0.3, 0.95), default=0.95, show_default=True)
 @click.option(
-    "--resamples", type=click.IntRange(0), default=500, show_default=True, help="Draws for intervals; 0: none."
+    "--resamples",
+    type=click.IntRange(0),
+    default=500,
+    show_default=True,
+    help="Draws for intervals, with --mode rethresholded; 0: none.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
@@ -78,9 +84,10 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
     fails midway is named and left out, and the exit code is 1.
 
     Prints a table, and writes edc.csv, differences.csv (between methods), edc.png, edc.svg and edc.json (all settings
-    and curves) to the output folder. `low` and `high`, in the fraunhofer mode only, bound, at 95 %, pAUC minus that
+    and curves) to the output folder. `low` and `high`, with --mode rethresholded only, bound, at 95 %, pAUC minus that
     of a useless quality, over draws of persons, or of pairs where they are listed: both below 0, and the method helps.
-    Needs matplotlib: `pip install prefiqs_ext[analysis]`.
+    An FMR below 1/n is not measured by n non-mated pairs: its rows say so. Needs matplotlib:
+    `pip install prefiqs_ext[analysis]`.
 
     \b
     Examples:
@@ -97,6 +104,7 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
     names = _method_names(options)
     paper = options["protocol"] == "paper"
     settings = (options[name] for name in ("max_discard", "resamples", "seed"))
+    options["mode"] = options["mode"] or ("crfiqa" if paper else "rethresholded")
     protocol = Protocol(options["mode"], _PAPER_FMRS if paper else FMRS, *settings)
     if paper:
         sets = _benchmarks(data, options)

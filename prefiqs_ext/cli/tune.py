@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..evaluation.datasets.readers import read_folders
-from ..evaluation.edc import FMRS
+from ..evaluation.edc import FMRS, LIMIT, TOO_FEW
 from ..evaluation.passes import VERSIONS, ImageSet, Scoring
 from ..evaluation.tuning import FMR, HeldOut, Rule, Tuned, held_out, part, tune_settings
 from ..methods.combined import ZScores, log_distance
@@ -116,10 +116,17 @@ def _mixtures(distance: NDArray[np.floating], norm: NDArray[np.floating]) -> dic
 
 
 def _row(name: str, pruning: Pruning, tuned: Tuned) -> list[Any]:
-    overall = tuned.overall[name]
+    overall = _overall(name, tuned)
     times_chosen = tuned.chosen.count(name)
     held_out = float(tuned.testing[name].mean())
     return [pruning.sparsity, pruning.scope, pruning.layers, *overall.values(), held_out, times_chosen]
+
+
+def _overall(name: str, tuned: Tuned) -> dict[str, Any]:
+    """pAUC over all people by FMR, or that there are too few pairs for it."""
+    return {
+        f"{fmr:g}": curve.area(LIMIT) if curve.measurable else TOO_FEW for fmr, curve in tuned.overall[name].items()
+    }
 
 
 _COLUMNS = ["sparsity", "scope", "layers", *(f"pauc_{fmr:g}" for fmr in FMRS), "held_out", "chosen"]
@@ -130,11 +137,11 @@ def _found(tuned: Tuned, mixed: HeldOut) -> dict[str, Any]:
         "fmr": FMR,
         "settings": {
             name: {
-                "overall": {f"{fmr:g}": value for fmr, value in overall.items()},
+                "overall": _overall(name, tuned),
                 "training": tuned.training[name].tolist(),
                 "held_out": tuned.testing[name].tolist(),
             }
-            for name, overall in tuned.overall.items()
+            for name in tuned.overall
         },
         "chosen": tuned.chosen,
         "difference": tuned.difference,
@@ -152,9 +159,9 @@ def _contrasts(names: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _print(rows: list[list[Any]], tuned: Tuned, mixed: HeldOut) -> None:
-    click.echo("  ".join(f"{column:>11}" for column in _COLUMNS))
+    click.echo("  ".join(f"{column:>13}" for column in _COLUMNS))
     for row in rows:
-        click.echo("  ".join(f"{value:>11.3f}" if isinstance(value, float) else f"{value:>11}" for value in row))
+        click.echo("  ".join(f"{value:>13.3f}" if isinstance(value, float) else f"{value:>13}" for value in row))
     default = next(iter(tuned.overall))
     for index, name in enumerate(tuned.chosen):
         own, of_default = tuned.testing[name][index], tuned.testing[default][index]

@@ -1,8 +1,9 @@
 """How sure is a pAUC? Persons, not pairs, are drawn again: pairs that share a person are not independent.
 
 A draw gives each person a weight w, how often they were drawn, as if each time were another person: a mated pair of
-person i counts w_i times, a non-mated one of i and j w_i * w_j times. Curves follow the rules of `edc` ("fraunhofer"),
-where a pair goes, with all its weight, if the weight before it in discard order is below int(r * total).
+person i counts w_i times, a non-mated one of i and j w_i * w_j times. Curves follow the rules of `edc`
+("rethresholded"), where a pair goes, with all its weight, if the weight before it in discard order is below
+int(r * total).
 """
 
 from __future__ import annotations

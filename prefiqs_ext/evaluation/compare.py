@@ -22,10 +22,10 @@ _PAIRS = 100_000  # at a time
 
 @dataclass(frozen=True)
 class Protocol:
-    """How to measure. limit: the end of the partial area. resamples: draws for intervals, 0 for none; the other modes
-    than fraunhofer have none."""
+    """How to measure. limit: the end of the partial area. resamples: draws for intervals, 0 for none; modes other than
+    rethresholded have none."""
 
-    mode: Mode = "fraunhofer"
+    mode: Mode = "rethresholded"
     fmrs: tuple[float, ...] = FMRS
     max_discard: float = 0.95
     resamples: int = 500
@@ -33,23 +33,22 @@ class Protocol:
 
     @property
     def limit(self) -> float:
-        return 0.2 if self.mode == "dasec" else LIMIT
+        return 0.2 if self.mode == "fixed-threshold" else LIMIT
 
     @property
     def ratios(self) -> NDArray[np.float64]:
         return ratios_to(self.max_discard)
 
     @property
-    def drawn(self) -> tuple[float, ...]:
-        """The FMRs that get intervals."""
-        return self.fmrs if self.resamples and self.mode == "fraunhofer" else ()
+    def intervals(self) -> bool:
+        return self.resamples > 0 and self.mode == "rethresholded"
 
 
 class Comparison(NamedTuple):
     curves: dict[str, list[Curve]]
     """Of each method, one an FMR."""
     draws: dict[float, Resampled]
-    """Of each FMR that gets intervals."""
+    """Of each FMR that gets intervals: none that cannot be measured."""
 
 
 def check(data: Data) -> None:
@@ -79,13 +78,13 @@ def compare(
 def _every_pair(
     data: Images, embeddings: NDArray[np.floating], qualities: Mapping[str, NDArray[np.floating]], protocol: Protocol
 ) -> Comparison:
-    fmrs, modes, ratios = protocol.fmrs, (protocol.mode,), protocol.ratios
+    fmrs, mode, ratios = protocol.fmrs, protocol.mode, protocol.ratios
     curves = {
-        name: all_pairs(embeddings, data.identities, quality, fmrs=fmrs, modes=modes, ratios=ratios)
+        name: all_pairs(embeddings, data.identities, quality, fmrs=fmrs, mode=mode, ratios=ratios)
         for name, quality in qualities.items()
     }
     draws = {}
-    for fmr in protocol.drawn:
+    for fmr in _drawn(curves, protocol):
         draws[fmr] = bootstrap(
             embeddings, data.identities, qualities, fmr=fmr, resamples=protocol.resamples, seed=protocol.seed
         )
@@ -107,14 +106,19 @@ def _listed_pairs(
             for fmr in protocol.fmrs
         ]
     draws = {}
-    for fmr in protocol.drawn:
+    for fmr in _drawn(curves, protocol):
         draws[fmr] = bootstrap_pairs(
             scores, mated, pairs, qualities, fmr=fmr, resamples=protocol.resamples, seed=protocol.seed
         )
     return Comparison(curves, draws)
 
 
-def _similarities(embeddings: NDArray[np.floating], pairs: NDArray[np.integer]) -> NDArray[np.float32]:
+def _drawn(curves: Mapping[str, list[Curve]], protocol: Protocol) -> list[float]:
+    """The FMRs that get intervals."""
+    return [curve.fmr for curve in next(iter(curves.values())) if protocol.intervals and curve.measurable]
+
+
+def _similarities(embeddings: NDArray[np.floating], pairs: NDArray[np.integer]) -> NDArray[np.float64]:
     """[P] cosines, a few pairs at a time: a benchmark may have millions, of embeddings of 2 kB."""
     parts = np.array_split(pairs, len(pairs) // _PAIRS + 1)
-    return np.concatenate([np.einsum("pd,pd->p", embeddings[part[:, 0]], embeddings[part[:, 1]]) for part in parts])
+    return np.concatenate([np.einsum("pd,pd->p", *embeddings[part.T], dtype=np.float64) for part in parts])

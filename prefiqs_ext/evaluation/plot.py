@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .edc import Curve
+from .edc import TOO_FEW, Curve
 
 _DASHES = ("-", "--", ":", "-.")  # so that equal curves are both seen, also without colours
 
@@ -25,8 +25,12 @@ def draw(curves: Mapping[str, list[Curve]], title: str, file: IO[bytes], form: s
     for column, (fmr, axes) in enumerate(zip(fmrs, figure.subplots(1, len(fmrs), squeeze=False)[0], strict=True)):
         for (name, of_method), dashes in zip(curves.items(), cycle(_DASHES)):
             curve = of_method[column]
-            style = "steps-post" if curve.mode == "dasec" else "default"
-            axes.plot(curve.ratios, curve.fnmr, label=name, drawstyle=style, linestyle=dashes)
+            style = "steps-post" if curve.mode == "fixed-threshold" else "default"
+            line = (curve.ratios, curve.fnmr) if curve.measurable else ([], [])
+            axes.plot(*line, label=name, drawstyle=style, linestyle=dashes)
+        if not curve.measurable:
+            axes.text(0.5, 0.5, TOO_FEW, transform=axes.transAxes, ha="center")
+            axes.set(xticks=[], yticks=[])
         axes.set_title(f"FMR {fmr:g}", fontsize=10)
         axes.set_xlabel("discarded share of pairs")
         axes.set_ylabel("FNMR")

@@ -14,7 +14,7 @@ import numpy as np
 from ..whole import csv_table, write_folder
 from .compare import Comparison, Protocol
 from .datasets.benchmarks import AVERAGE_TARGET, BENCHMARKS, LEFT_OUT
-from .edc import Curve
+from .edc import TOO_FEW, Curve
 from .plot import draw
 
 COLUMNS = ("data", "verifier", "method", "mode", "fmr", "fnmr", "pauc", "auc", "useless", "low", "high", "published")
@@ -30,7 +30,7 @@ class Result(NamedTuple):
     images: int
     comparison: Comparison
     published: float | None = None
-    """The paper's pAUC of PreFIQs, with its network, in the fraunhofer mode."""
+    """The paper's pAUC of PreFIQs, with its network, in the mode crfiqa."""
 
     @property
     def title(self) -> str:
@@ -41,7 +41,8 @@ class Result(NamedTuple):
         )
 
     def rows(self, protocol: Protocol) -> list[list[Any]]:
-        """One a method and FMR, by COLUMNS; None for what was not or cannot be computed."""
+        """One a method and FMR, by COLUMNS; None for what was not or cannot be computed, TOO_FEW in place of all that
+        would follow from an FMR that cannot be measured."""
         return [
             self._row(name, curve, protocol)
             for name, of_method in self.comparison.curves.items()
@@ -49,11 +50,28 @@ class Result(NamedTuple):
         ]
 
     def _row(self, name: str, curve: Curve, protocol: Protocol) -> list[Any]:
-        fnmr, draws = float(curve.fnmr[0]), self.comparison.draws.get(curve.fmr)
-        row = [self.data, self.verifier, name, curve.mode, curve.fmr, fnmr, *_areas(curve, protocol)]
-        useless, _ = _areas(curve._replace(fnmr=np.full_like(curve.fnmr, fnmr)), protocol)
-        row += [useless, *((None, None) if draws is None else draws.interval(name))]
-        return [*row, self.published if name == "prefiqs" and curve.mode == "fraunhofer" else None]
+        row: list[Any] = [self.data, self.verifier, name, curve.mode, curve.fmr]
+        if curve.measurable:
+            fnmr, draws = float(curve.fnmr[0]), self.comparison.draws.get(curve.fmr)
+            useless, _ = _areas(curve._replace(fnmr=np.full_like(curve.fnmr, fnmr)), protocol)
+            row += [fnmr, *_areas(curve, protocol), useless, *((None, None) if draws is None else draws.interval(name))]
+        else:
+            row += [TOO_FEW] * 4 + [TOO_FEW if protocol.intervals else None] * 2
+        return [*row, self.published if name == "prefiqs" and curve.mode == "crfiqa" else None]
+
+    @property
+    def hint(self) -> list[str]:
+        """What to do where pairs are too few, or none fails: a line or none."""
+        curves = next(iter(self.comparison.curves.values()))
+        few = [curve.fmr for curve in curves if not curve.measurable]
+        none = [curve for curve in curves if curve.fnmr[0] == 0]
+        zero = [curve.fmr for curve in none if curve.measurable] or [curve.fmr for curve in none[:1]]
+        remedies = []
+        if few:
+            remedies.append(f"more images, for {curves[0].non_mated} non-mated pairs cannot show FMR {_listed(few)}")
+        if zero:
+            remedies.append(f"a harder set (prefiqs degrade), for no mated pair fails at FMR {_listed(zero)}")
+        return [f"Use {'; and '.join(remedies)}."] if remedies else []
 
     def differences(self, protocol: Protocol) -> list[list[Any]]:
         """One an FMR and pair of methods: pAUC of the one minus that of the other, and its interval over draws."""
@@ -108,17 +126,18 @@ def _all(result: Result, protocol: Protocol) -> dict[str, Any]:
 
 
 def _values(curve: Curve) -> dict[str, Any]:
-    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in curve._asdict().items()}
+    values = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in curve._asdict().items()}
+    return values if curve.measurable else values | {"fnmr": TOO_FEW, "thresholds": TOO_FEW}
 
 
 def shown(result: Result, protocol: Protocol) -> list[str]:
-    """A title and a table for a terminal; columns that are empty are left out."""
-    return [result.title, *_lines(COLUMNS[2:], [row[2:] for row in result.rows(protocol)])]
+    """A title, a table for a terminal, and a hint; columns that are empty are left out."""
+    return [result.title, *_lines(COLUMNS[2:], [row[2:] for row in result.rows(protocol)]), *result.hint]
 
 
 def averages(results: Sequence[Result], protocol: Protocol) -> list[str]:
     """Mean pAUC over the benchmarks but XQLFW, as the paper has it, by verifier, method and FMR; over those that have
-    one; nothing where there is none."""
+    one; nothing, or TOO_FEW, where there is none."""
     rows: dict[tuple[Any, ...], list[list[Any]]] = {}
     for row in (row for result in results if result.data != LEFT_OUT for row in result.rows(protocol)):
         rows.setdefault((row[1], row[2], row[4]), []).append(row)
@@ -126,16 +145,22 @@ def averages(results: Sequence[Result], protocol: Protocol) -> list[str]:
         return []
     table: list[list[Any]] = []
     for key, own in rows.items():
-        values = [row[6] for row in own if row[6] is not None]
+        values = [row[6] for row in own if row[6] not in (None, TOO_FEW)]
         as_published = len(values) == len(BENCHMARKS) - 1 and any(row[-1] is not None for row in own)
-        mean = float(np.mean(values)) if values else None
+        mean = float(np.mean(values)) if values else TOO_FEW if any(row[6] == TOO_FEW for row in own) else None
         table.append([*key, len(values), mean, AVERAGE_TARGET if as_published else None])
     return [f"mean without {LEFT_OUT}", *_lines(("verifier", "method", "fmr", "sets", "pauc", "published"), table)]
 
 
 def _lines(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     used = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
-    return ["  ".join(f"{_short(row[i]):>10}" for i in used) for row in (columns, *rows)]
+    cells = [[_short(row[i]) for i in used] for row in (columns, *rows)]
+    widths = [max(10, *map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in cells]
+
+
+def _listed(fmrs: Sequence[float]) -> str:
+    return ", ".join(f"{fmr:g}" for fmr in fmrs)
 
 
 def _short(value: Any) -> str:

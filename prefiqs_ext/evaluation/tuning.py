@@ -3,7 +3,7 @@
 The rule, stated before any result was seen:
 
 1. People are parted into folds: shuffled by the seed, then dealt in turn.
-2. For each fold that setting is chosen which has the lowest pAUC (mode fraunhofer, to a discard ratio of .30, at FMR
+2. For each fold that setting is chosen which has the lowest pAUC (mode rethresholded, to a discard ratio of .30, at FMR
    1e-3) over all pairs of the people of the other folds; of equal ones the first, and the default is the first of all.
 3. The chosen setting and the default are measured, by the same pAUC, over all pairs of the fold's own people.
 4. The held-out difference is the mean over folds of pAUC(chosen) - pAUC(default). For its 95 % interval persons are
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from .all_pairs import all_pairs
 from .bootstrap import bootstrap
-from .edc import FMRS, LIMIT, ratios_to
+from .edc import FMRS, LIMIT, Curve, ratios_to
 
 FMR = 1e-3
 _RATIOS = ratios_to(LIMIT)
@@ -51,9 +51,9 @@ class HeldOut(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """The settings' pAUC, times 1000, and what the rule makes of them."""
+    """The settings' curves and pAUC, times 1000, and what the rule makes of them."""
 
-    overall: dict[str, dict[float, float]]
+    overall: dict[str, dict[float, Curve]]
     """Of each setting, over all people, by FMR."""
     training: dict[str, NDArray[np.float64]]
     """[folds] of each setting, over the people of the other folds."""
@@ -113,22 +113,20 @@ def tune_settings(
     """
     default = next(iter(settings))
 
-    def measured(quality: NDArray[np.floating], within: NDArray[np.bool_], fmrs: tuple[float, ...]) -> list[float]:
-        chosen = embeddings[within], identities[within], quality[within]
-        return [curve.area(LIMIT) for curve in all_pairs(*chosen, fmrs=fmrs, ratios=_RATIOS)]
+    def measured(quality: NDArray[np.floating], within: NDArray[np.bool_]) -> float:
+        (curve,) = all_pairs(embeddings[within], identities[within], quality[within], fmrs=(FMR,), ratios=_RATIOS)
+        return curve.area(LIMIT)
 
-    everyone = np.ones(len(fold), dtype=bool)
     folds = range(int(fold.max()) + 1)
     overall = {
-        name: dict(zip(FMRS, measured(quality, everyone, FMRS), strict=True)) for name, quality in settings.items()
+        name: {curve.fmr: curve for curve in all_pairs(embeddings, identities, quality, fmrs=FMRS, ratios=_RATIOS)}
+        for name, quality in settings.items()
     }
     training = {
-        name: np.array([measured(quality, fold != index, (FMR,))[0] for index in folds])
-        for name, quality in settings.items()
+        name: np.array([measured(quality, fold != index) for index in folds]) for name, quality in settings.items()
     }
     testing = {
-        name: np.array([measured(quality, fold == index, (FMR,))[0] for index in folds])
-        for name, quality in settings.items()
+        name: np.array([measured(quality, fold == index) for index in folds]) for name, quality in settings.items()
     }
     chosen = [min(settings, key=lambda name, index=index: training[name][index]) for index in folds]  # type: ignore[misc]
     rules: dict[str, Rule] = {
@@ -138,7 +136,7 @@ def tune_settings(
     difference = held_out(embeddings, identities, fold, rules, resamples=resamples, seed=seed).difference(
         "chosen", "default"
     )
-    best = min(settings, key=lambda name: overall[name][FMR])
+    best = min(settings, key=lambda name: overall[name][FMR].area(LIMIT))
     return Tuned(overall, training, testing, chosen, difference, best if difference[2] < 0 else default)
 
 
