@@ -29,9 +29,9 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def data(tmp_path, monkeypatch, sface, folder):
     for index, picture in enumerate(pictures(24, 112, seed=4)):
-        folder = tmp_path / "data" / f"p{index // 6}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture.permute(1, 2, 0).numpy().astype(np.uint8)).save(folder / f"{index}.png")
+        person = tmp_path / "data" / f"p{index // 6}"
+        person.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.permute(1, 2, 0).numpy().astype(np.uint8)).save(person / f"{index}.png")
     monkeypatch.setattr(cache, "cache_folder", lambda: folder)
     return tmp_path / "data"
 

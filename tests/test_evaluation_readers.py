@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
+from prefiqs_ext.evaluation.datasets.bins import read_bin
 from prefiqs_ext.evaluation.datasets.crops import Encoded
-from prefiqs_ext.evaluation.datasets.readers import read_bin, read_folders, read_lfw_pairs, read_pair_list, read_scores
+from prefiqs_ext.evaluation.datasets.readers import read_folders, read_lfw_pairs, read_pair_list, read_scores
 
 
 @pytest.fixture
@@ -72,10 +73,10 @@ def test_bad_lfw_pairs(people, text, message):
 @pytest.mark.parametrize(
     ("images", "pairs", "message"),
     [
-        ("faces/Ann_A/Ann_A_0001.jpg\n" * 2, "", "listed twice"),
+        ("\n", "", "expected images, found none"),
         ("faces/Ann_A/no.jpg\n", "", "no image"),
         ("faces/Ann_A/Ann_A_0001.jpg\n", "faces/Ann_A/Ann_A_0001.jpg other 1\n", "'other' is not in"),
-        ("faces/Ann_A/Ann_A_0001.jpg\n", "a b 2\n", "expected `path path 0|1`"),
+        ("faces/Ann_A/Ann_A_0001.jpg\n", "a b 2\n", "expected `name name 0|1`"),
     ],
 )
 def test_bad_pair_lists(people, images, pairs, message):
@@ -89,7 +90,10 @@ def test_bad_pair_lists(people, images, pairs, message):
         ("Ann_A/Ann_A_0001.jpg 1\n", "no score of 2 images"),
         ("Ann_A/Ann_A_0001.jpg nan\n", "finite score"),
         ("Ann_A/Ann_A_0001.jpg inf\n", "finite score"),
-        ("Ann_A/Ann_A_0001.jpg 1\nAnn_A/Ann_A_0001.jpg 1\n", "second score"),
+        (
+            "Ann_A/Ann_A_0001.jpg 1\nx/Ann_A/Ann_A_0001.jpg 2\n",
+            "s.txt:2: another score of 'x/Ann_A/Ann_A_0001.jpg', 2 after 1",
+        ),
         ("Cy/x.jpg 1\n", "none of the images"),
         ("Ann_A/Ann_A_0001.jpg high\n", "expected `path score`"),
         ("Ann_A/Ann_A_0001.jpg\n", "expected `path score`"),
@@ -127,7 +131,7 @@ class Hostile:
 def test_hostile_bin(tmp_path, protocol):
     file, target = tmp_path / "set.bin", tmp_path / "written"
     file.write_bytes(pickle.dumps((Hostile(str(target)), []), protocol))
-    with pytest.raises(ValueError, match="do not need"):
+    with pytest.raises(ValueError, match=r"names .*open"):
         read_bin(file)
     assert not target.exists()
 
@@ -153,9 +157,14 @@ def test_broken_bin(tmp_path, data):
 
 
 def test_not_text(people):
-    (people.parent / "s.txt").write_bytes(np.arange(255, dtype=np.uint8).tobytes())
-    with pytest.raises(ValueError, match="UTF-8"):
-        read_scores(people.parent / "s.txt", read_folders(people).images)
+    for content, message in [
+        (np.arange(255, dtype=np.uint8).tobytes(), r"s\.txt:1: expected text, got NUL bytes"),
+        ("Ann_A/Ann_A_0001.jpg 1\n".encode("utf-16"), r"s\.txt: expected UTF-8 text, got UTF-16; save it as UTF-8"),
+        (b"x" * 70_000, r"s\.txt:1: expected text, got a line of more than 65536 bytes"),
+    ]:
+        (people.parent / "s.txt").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_scores(people.parent / "s.txt", read_folders(people).images)
 
 
 def test_unknown_identity(people):
