@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
-from prefiqs_ext import methods
-from prefiqs_ext.evaluation import revisions
+from prefiqs_ext import Preset, Pruning, methods
+from prefiqs_ext.evaluation import cache, revisions
+from prefiqs_ext.evaluation.datasets.crops import Encoded
+from prefiqs_ext.evaluation.passes import ImageSet, Scoring
 
 ROOT = Path(__file__).parents[1]
 DIGESTS = Path(__file__).parent / "data" / "revisions.json"
@@ -89,6 +95,33 @@ def test_every_method_that_computes_has_a_revision() -> None:
     computing = {name for name in methods.NAMES if not issubclass(_class_of(name), methods.drift.OfScorer)}
     assert set(revisions.METHODS) == computing
     assert set(FILES) == {"ENGINE", *computing}
+
+
+def test_another_revision_computes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    file = io.BytesIO()
+    Image.new("RGB", (112, 112)).save(file, "PNG")
+    images = ImageSet([Encoded(file.getvalue(), "image 0")])
+    scoring = Scoring(torch.nn.Linear(2, 2), Preset.named("sface"), Pruning())
+    calls = []
+
+    def score(crops: torch.Tensor) -> torch.Tensor:
+        calls.append(len(crops))
+        return crops.float().mean((1, 2, 3))
+
+    method = SimpleNamespace(name="sharpness", higher_is_better=True, needs_fit=False, score=score)
+    for expected in (1, 1):
+        scoring.quality(method, images, images, 0)
+        assert len(calls) == expected
+    monkeypatch.setitem(revisions.METHODS, "brightness", 99)
+    scoring.quality(method, images, images, 0)
+    assert len(calls) == 1
+    monkeypatch.setitem(revisions.METHODS, "sharpness", 99)
+    scoring.quality(method, images, images, 0)
+    assert len(calls) == 2
+    monkeypatch.setattr(revisions, "ENGINE", 99)
+    scoring.quality(method, images, images, 0)
+    assert len(calls) == 3
 
 
 def _class_of(name: str) -> type:

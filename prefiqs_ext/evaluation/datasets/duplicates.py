@@ -25,16 +25,17 @@ def refuse_shared(data: Data, contents: NDArray[np.integer]) -> None:
         same = np.diff(contents[order]) == 0
         found = np.flatnonzero(same & (np.diff(data.identities[order]) != 0))
         pairs = np.stack([order[found], order[found + 1]], axis=1)
-        what = "people's folders"
+        where = "of two people"
     elif isinstance(data, PairList):
         one, other = contents[data.pairs].T
         pairs = data.pairs[(one == other) & ~data.mated]
-        what = "sides of a non-mated pair"
+        where = "of a non-mated pair"
     else:
         return
     if len(pairs):
         one, other = (shown(name_of(data.images[i])) for i in pairs[0])
-        more = f", and so are {len(pairs) - 1} more" if len(pairs) > 1 else ""
+        others = len(pairs) - 1
+        more = f", and so {f'are {others} more pairs' if others > 1 else 'is 1 more pair'}" if others else ""
         raise ValueError(
-            f"{one} and {other} are the same file in two {what}{more}: take one away, or give --allow-duplicates"
+            f"{one} and {other} are the same file, {where}{more}: take one away, or give --allow-duplicates"
         )
