@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import PurePath
 
 from ...files.folders import stem
 from ...whole import shown
@@ -23,8 +22,8 @@ class Names:
 
     def __init__(self, images: Sequence[Source]) -> None:
         self._images = images
-        paths = [os.path.abspath(name_of(image)) for image in images if not isinstance(image, Encoded)]
-        shared = len(PurePath(os.path.commonpath(map(os.path.dirname, paths))).parts) if paths else 0
+        folders = {os.path.dirname(name_of(image)) for image in images if not isinstance(image, Encoded)}
+        shared = len(_parts(os.path.commonpath(map(os.path.abspath, folders)))) if folders else 0
         self.keys = [_key(i, image, shared) for i, image in enumerate(images)]
         """What each is called: the parts of its path below the folder that holds all, its own folder at least, without
         suffix."""
@@ -67,10 +66,15 @@ def _says_nothing(parts: tuple[str, ...]) -> bool:
 def _key(index: int, image: Source, shared: int) -> tuple[str, ...]:
     if isinstance(image, Encoded):
         return (f"{index:05d}",)
-    parts = _without_suffix(os.path.abspath(name_of(image)))
+    name = name_of(image)
+    parts = _without_suffix(name if os.path.isabs(name) else os.path.abspath(name))
     return parts[min(shared, len(parts) - 2) :]
 
 
 def _without_suffix(path: str) -> tuple[str, ...]:
-    parts = PurePath(path).parts
+    parts = _parts(path)
     return (*parts[:-1], stem(parts[-1])) if parts else ()
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
