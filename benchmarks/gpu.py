@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import conv
@@ -30,6 +29,9 @@ from benchmarks.steps import record
 from benchmarks.timing import Spread, machine, ratios
 from prefiqs_ext import ops, reference
 from prefiqs_ext.device import why_no_cuda
+from prefiqs_ext.evaluation.datasets.crops import name_of
+from prefiqs_ext.evaluation.datasets.readers import read_folders
+from prefiqs_ext.faces import read_rgb
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import pack_mask
 from prefiqs_ext.scorer import Scorer
@@ -309,10 +311,7 @@ def accuracy(bench: Bench, arguments: argparse.Namespace) -> None:
 
 
 def _faces(folder: Path) -> Tensor:
-    files = sorted(folder.glob("*/*.jpg"))
-    if not files:
-        raise SystemExit(f"expected folders of aligned JPEGs in {folder}, found none")
-    pixels = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    pixels = [read_rgb(name_of(image)) for image in read_folders(folder).images]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
 

@@ -23,7 +23,13 @@ def torch_defaults(device: torch.device | str = "cpu") -> Iterator[None]:
     Default device and autocast are this thread's. The default dtype is the process's: where it is not float32, other
     threads see float32 until the last of those inside has left. So what is called for every batch does not use this.
     """
-    with _float32(), torch.device(device), torch.inference_mode(False), without_autocast("cpu"), without_autocast("cuda"):
+    with (
+        _float32(),
+        torch.device(device),
+        torch.inference_mode(False),
+        without_autocast("cpu"),
+        without_autocast("cuda"),
+    ):
         yield
 
 

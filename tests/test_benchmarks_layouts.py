@@ -9,7 +9,7 @@ import torch
 
 from prefiqs_ext.evaluation.datasets.benchmarks import BENCHMARKS, find
 from prefiqs_ext.evaluation.datasets.crops import Swapped, read_crops
-from prefiqs_ext.evaluation.datasets.quality_data import read_adience, read_quality_data
+from prefiqs_ext.evaluation.datasets.quality_data import read_quality_data
 from prefiqs_ext.evaluation.datasets.readers import Images, PairList
 from prefiqs_ext.evaluation.datasets.templates import Templates
 
@@ -114,12 +114,12 @@ def test_adience_without_all_pairs_is_a_pair_list(tmp_path):
     file = folder / "pair_list.txt"
     rows = file.read_text().splitlines(keepends=True)
     file.write_text("".join(rows[:-1]))
-    data = read_adience(folder)
+    data = read_quality_data(folder)
     assert isinstance(data, PairList)
     assert len(data.pairs) == len(rows) - 1
     assert data.mated.tolist() == (IDENTITIES[data.pairs[:, 0]] == IDENTITIES[data.pairs[:, 1]]).tolist()
     file.unlink()
-    assert isinstance(read_adience(folder), Images)
+    assert isinstance(read_quality_data(folder), Images)
 
 
 @pytest.mark.parametrize(
@@ -133,15 +133,16 @@ def test_adience_without_all_pairs_is_a_pair_list(tmp_path):
         ("image_path_list.txt", "quality_data/lfw/images/no.jpg\n", "image_path_list.txt:1: no image .*no.jpg"),
         (
             "image_path_list.txt",
-            "quality_data/lfw/images/00000.jpg\nquality_data/lfw/00000.jpg\n",
-            "image_path_list.txt:2: another image is called '00000'",
+            "quality_data/lfw/images/00000.jpg\nquality_data/lfw/other/00000.jpg\n",
+            "pair_list.txt:1: '00000' may be .*images/00000.jpg or .*other/00000.jpg",
         ),
     ],
 )
 def test_bad_quality_data(tmp_path, file, text, message):
     folder = tmp_path / "quality_data" / "lfw"
     sets.write_quality_data_of_bin(folder)
-    (folder / "00000.jpg").write_bytes(b"")
+    (folder / "other").mkdir()
+    (folder / "other" / "00000.jpg").write_bytes(b"")
     (folder / file).write_text(text)
     with pytest.raises(ValueError, match=message):
         read_quality_data(folder)

@@ -178,6 +178,10 @@ def test_nothing_to_score(command: Command, network: str) -> None:
     arguments = _arguments(network)
     arguments[1] = "empty"
     assert command(*arguments) == (1, "", "Error: expected images, found none in empty\n")
+    for i in range(12):
+        Path(f"empty/{i}.heic").touch()
+    said = "12 files passed over: .heic 12; convert photos to JPEG or PNG first"
+    assert command(*arguments) == (1, "", f"Error: expected images, found none in empty; {said}\n")
     arguments[1] = "none.png"
     result = command(*arguments)
     _error(result, "nothing could be scored: 1 unreadable")

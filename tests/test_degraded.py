@@ -17,6 +17,7 @@ from PIL import Image
 
 from prefiqs_ext.cli import main
 from prefiqs_ext.demo.degradations import DEGRADATIONS
+from prefiqs_ext.evaluation.datasets import read_data
 from prefiqs_ext.evaluation.degraded import KINDS, SHARES, Step, degrade, draw, step
 from prefiqs_ext.faces import degradations
 
@@ -231,13 +232,48 @@ def test_same_seed_same_bytes_and_other_images_do_not_matter(crops, tmp_path):
     assert set(table) <= set(whole["degradations.csv"].splitlines())
 
 
+def test_nested_folders_and_hidden_ones(crops, tmp_path):
+    for name in ("ann/2020/1.jpg", "ann/2021/1.jpg", ".ipynb_checkpoints/1.jpg", "bob/._1.jpg", "__MACOSX/bob/._1.jpg"):
+        (crops / name).parent.mkdir(parents=True, exist_ok=True)
+        (crops / name).write_bytes((crops / "ann" / "1.jpg").read_bytes())
+    assert run(crops, tmp_path / "out").exit_code == 0
+    written = set(contents(tmp_path / "out")) - {"degradations.csv"}
+    assert written == {
+        *("ann/1.png", "ann/2.png", "ann/2020/1.png", "ann/2021/1.png"),
+        *("bob/1.png", "bob/2.png", "bob/3.png", "eve/x.y.png"),
+    }
+
+
+def test_the_same_file_of_two_people(crops, tmp_path):
+    """It could not be told any more once both are degraded."""
+    (crops / "eve" / "twin.jpg").write_bytes((crops / "ann" / "1.jpg").read_bytes())
+    result = run(crops, tmp_path / "out")
+    assert result.exit_code == 1
+    assert f"{crops}/ann/1.jpg and {crops}/eve/twin.jpg are the same file, of two people" in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert run(crops, tmp_path / "out", "--allow-duplicates").exit_code == 0
+
+
+def test_lfw_pairs_find_degraded_images(crops, tmp_path):
+    for file in list(crops.glob("[ab]*/[123].*")):
+        file.rename(file.with_name(f"{file.parent.name}_000{file.name}"))
+    (tmp_path / "pairs.txt").write_text("ann 1 2\nann 1 bob 3\n")
+    before = read_data(crops, tmp_path / "pairs.txt")
+    assert run(crops, tmp_path / "out").exit_code == 0
+    after = read_data(tmp_path / "out", tmp_path / "pairs.txt")
+    assert after.pairs.tolist() == before.pairs.tolist()
+    names = [Path(path).relative_to(crops).with_suffix(".png") for path in before.images]
+    assert list(map(Path, after.images)) == [tmp_path / "out" / name for name in names]
+
+
 def test_refusals(crops, tmp_path):
     output = tmp_path / "out"
 
     def refused(*parts: str) -> None:
         result = run(crops, output)
         assert (result.exit_code, result.stdout) == (1, "")
-        (line,) = result.stderr.strip().splitlines()
+        *said, line = result.stderr.strip().splitlines()
+        assert said in ([], ["prefiqs: 1 file passed over: .txt 1; convert photos to JPEG or PNG first"])
         assert all(part in line for part in parts), line
 
     output.mkdir()

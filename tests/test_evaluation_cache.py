@@ -76,3 +76,14 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(folder):
     folder.write_bytes(b"a file where the folder should be")
     with pytest.raises(OSError, match="evaluation"):
         cache.cached(FACTS, 3, never)
+
+
+def test_in_memory(folder):
+    keep = cache.in_memory()
+    assert keep(FACTS, 3, lambda: ARRAY).tolist() == ARRAY.tolist()
+    assert keep(FACTS, 3, never).tolist() == ARRAY.tolist()
+    with pytest.raises(AssertionError):
+        keep(FACTS | {"more": 1}, 3, never)
+    with pytest.raises(AssertionError):
+        cache.in_memory()(FACTS, 3, never)
+    assert not folder.exists()

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from networks import pictures
 from PIL import Image
 
-from prefiqs_ext import Preset, methods
+from prefiqs_ext import Preset, Scorer, methods
 from prefiqs_ext.cli import main
 from prefiqs_ext.evaluation import cache, results
 from prefiqs_ext.evaluation.all_pairs import all_pairs
@@ -31,9 +31,9 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def data(tmp_path, monkeypatch, sface, folder):
     for index, picture in enumerate(pictures(24, 112, seed=4)):
-        folder = tmp_path / "data" / f"p{index // 6}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture.permute(1, 2, 0).numpy().astype(np.uint8)).save(folder / f"{index}.png")
+        person = tmp_path / "data" / f"p{index // 6}"
+        person.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.permute(1, 2, 0).numpy().astype(np.uint8)).save(person / f"{index}.png")
     monkeypatch.setattr(cache, "cache_folder", lambda: folder)
     return tmp_path / "data"
 
@@ -105,7 +105,64 @@ def test_methods_and_cache(data, monkeypatch):
     assert first.exit_code == 0, first.output
     assert first.output == second.output
     assert calls == [24]
+    assert run(data, "--methods", "dark", "--no-cache").output == first.output
+    assert calls == [24] * 2
     assert "expected some of dark" in run(data, "--methods", "light").output
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_no_cache_passes_once_and_keeps_nothing(data, monkeypatch):
+    """Two methods and the verifier read one pass."""
+    calls = []
+    score = Scorer.__call__
+    monkeypatch.setattr(Scorer, "__call__", lambda self, images: calls.append(len(images)) or score(self, images))
+    kept = data.parent / "kept"
+    monkeypatch.setattr(cache, "cache_folder", lambda: kept)
+    result = run(data, "--methods", "prefiqs,norm", "--no-cache", "--resamples", "0")
+    assert result.exit_code == 0, result.output
+    assert calls == [24]
+    assert not kept.exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_hidden_and_system_folders_change_nothing(data):
+    file, _ = scores_file(data)
+    common = ["--methods", "", "--scores", f"a={file}", "--resamples", "0"]
+    before = run(data, *common)
+    assert before.exit_code == 0, before.output
+    face = (data / "p0" / "0.png").read_bytes()
+    for name in (".ipynb_checkpoints/0.png", "@eaDir/0.png", "__MACOSX/p1/._0.png", "p1/._6.png", "p2/.x/0.png"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_bytes(face)
+    assert run(data, *common).output == before.output
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_same_file_of_two_people(data):
+    twin = data / "p1" / "session" / "twin.png"
+    twin.parent.mkdir()
+    twin.write_bytes((data / "p0" / "0.png").read_bytes())
+    file, _ = scores_file(data)
+    with file.open("a") as scores:
+        scores.write("p1/session/twin.png 5\n")
+    common = ["--methods", "", "--scores", f"a={file}", "--resamples", "0"]
+    result = run(data, *common)
+    assert result.exit_code == 1
+    said = f"{data}/p0/0.png and {twin} are the same file, of two people: take one away, or give --allow-duplicates"
+    assert said in result.output
+    assert not (data.parent / "out" / "edc.csv").exists()
+    allowed = run(data, *common, "--allow-duplicates")
+    assert allowed.exit_code == 0, allowed.output
+    assert "data: 25 images" in allowed.output
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_is_passed_over_is_said(data):
+    file, _ = scores_file(data)
+    (data / "p0" / "x.heic").write_bytes(b"")
+    result = run(data, "--methods", "", "--scores", f"a={file}", "--resamples", "0")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "prefiqs: 1 file passed over: .heic 1; convert photos to JPEG or PNG first\n"
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -173,11 +230,13 @@ def test_fitted_on_other_faces(data, monkeypatch):
     others = data.parent / "others"
     others.mkdir()
     (data / "p0").rename(others / "p0")
+    (others / "__MACOSX").mkdir()
+    (others / "__MACOSX" / "1.png").write_bytes(b"no image")
     common = ["--methods", "fitted", "--resamples", "0"]
     result = run(data, *common, "--fit-on", str(others))
     assert result.exit_code == 0, result.output
     (images,) = fitted
-    expected = torch.stack(list(read_crops(sorted(map(str, others.glob("*/*.png"))), (112, 112))))
+    expected = torch.stack(list(read_crops(sorted(map(str, others.glob("p0/*.png"))), (112, 112))))
     assert sorted(map(bytes, images.flatten(1).numpy())) == sorted(map(bytes, expected.flatten(1).numpy()))
     assert run(data, *common).exit_code == 0
     assert len(fitted[1]) == 18  # another fit: nothing of the first was taken from the cache

@@ -11,6 +11,7 @@ from networks import pictures
 from PIL import Image
 
 from prefiqs_ext.evaluation.datasets.crops import Encoded, Landmarked, Swapped, digest, read_crops
+from prefiqs_ext.evaluation.datasets.readers import read_folders
 from prefiqs_ext.faces import UnreadableImage, align, decode_rgb, read_rgb
 from prefiqs_ext.faces.align import TEMPLATE, similarity
 
@@ -42,6 +43,16 @@ def test_every_kind_in_order(tmp_path, photo):
     assert torch.equal(torch.stack(crops[:2]), faces)
     assert torch.equal(next(read_crops([Swapped(str(tmp_path / "crop.png"))], SIZE)), faces[0].flip(0))
     assert np.array_equal(crops[2].permute(1, 2, 0), align(read_rgb(photo), landmarks, SIZE))
+
+
+def test_mpo_is_its_first_picture(tmp_path):
+    """As cameras of two lenses write them, in a folder of a person."""
+    first, second = (Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures(2, SIZE))
+    (tmp_path / "people" / "ann").mkdir(parents=True)
+    first.save(tmp_path / "people" / "ann" / "1.MPO", "MPO", save_all=True, append_images=[second], quality=95)
+    first.save(tmp_path / "alone.jpg", quality=95)
+    (crop,) = read_crops(read_folders(tmp_path / "people").images, SIZE)
+    assert np.array_equal(crop.permute(1, 2, 0), read_rgb(tmp_path / "alone.jpg"))
 
 
 def test_lazy(photo):

@@ -164,7 +164,7 @@ def test_refused(root, tmp_path):
         result = CliRunner().invoke(main, ["evaluate", *map(str, arguments), "-o", str(tmp_path / "out")])
         return result.exit_code, result.output
 
-    assert refusal(root, "--protocol", "paper", "--scores", f"a={root}/XQLFW/xqlfw_pairs.txt")[0] == 2
+    assert refusal(root, "--protocol", "paper", "--pairs", root / "XQLFW" / "xqlfw_pairs.txt")[0] == 2
     (tmp_path / "empty").mkdir()
     code, output = refusal(tmp_path / "empty", "--protocol", "paper")
     assert code == 1

@@ -32,6 +32,16 @@ def test_files(ijbc):
     assert data.mated.sum() == sets.PEOPLE
 
 
+def test_byte_order_marks(ijbc):
+    expected = read(ijbc)
+    for file in (ijbc / "meta").iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    found = read(ijbc)
+    assert found.pairs.tolist() == expected.pairs.tolist()
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert [image.path for image in found.images] == [image.path for image in expected.images]
+
+
 def made(seed=0, images=300, templates=40):
     """Templates of several images and media, in no order; media numbers come again in other templates."""
     random = np.random.default_rng(seed)

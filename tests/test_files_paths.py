@@ -32,10 +32,32 @@ def _find(*arguments: str) -> tuple[list[str], list[str]]:
 
 @pytest.mark.usefixtures("here")
 def test_folders_are_read_recursively_and_sorted() -> None:
-    _touch("a/b/2.PNG", "a/b/10.jpg", "a/z.jpeg", "a/c.txt", "a/.hidden.jpg", "a/.git/x.jpg", "a/b/deep/e/1.webp")
+    _touch("a/b/2.PNG", "a/b/10.jpg", "a/z.jpeg", "a/c.txt", "a/b/deep/e/1.webp")
     found, reports = _find("a")
     assert found == ["a/z.jpeg", "a/b/10.jpg", "a/b/2.PNG", "a/b/deep/e/1.webp"]
-    assert reports == []
+    assert reports == ["1 file passed over: .txt 1; convert photos to JPEG or PNG first"]
+
+
+@pytest.mark.usefixtures("here")
+def test_hidden_and_system_files_and_folders_are_no_part_of_a_folder() -> None:
+    _touch("a/.hidden.jpg", "a/._1.jpg", "a/.git/x.jpg", "a/.ipynb_checkpoints/1.jpg", "a/.DS_Store", "a/Thumbs.db")
+    _touch("a/@eaDir/1.jpg/thumb.jpg", "a/__MACOSX/1.jpg", "a/desktop.ini", "a/#recycle/1.jpg", "a/lost+found/1.jpg")
+    _touch("a/$RECYCLE.BIN/1.jpg", "a/System Volume Information/1.jpg", "a/1.jpg", "a/2.MPO")
+    assert _find("a") == (["a/1.jpg", "a/2.MPO"], [])
+    assert _find("a/.git", "a/._1.jpg")[0] == ["a/.git/x.jpg", "a/._1.jpg"]  # named themselves
+
+
+@pytest.mark.usefixtures("here")
+def test_what_is_passed_over_for_its_suffix_is_counted() -> None:
+    _touch(*(f"a/{i}.HEIC" for i in range(12)), "a/b/notes.txt")
+    said = r"found none in a; 13 files passed over: \.heic 12, \.txt 1; convert photos to JPEG or PNG first"
+    with pytest.raises(ValueError, match=said):
+        _find("a")
+    _touch("a/1.jpg", "a/0", *(f"a/x.{kind}" for kind in ("a", "b", "c\x1b[31m", "d")))
+    (report,) = _find("a")[1]
+    assert report.startswith("18 files passed over: .heic 12, no suffix 1, .a 1, ")
+    assert ", 2 other kinds; " in report
+    assert report.isprintable()
 
 
 @pytest.mark.usefixtures("here")
@@ -56,7 +78,7 @@ def test_lists_that_cannot_be_read() -> None:
     with pytest.raises(ValueError, match=r"cannot read none\.txt \(No such file"):
         _find("@none.txt")
     Path("image.jpg").write_bytes(b"\xff\xd8\0\0")
-    with pytest.raises(ValueError, match=r"one path a line in image\.jpg, got NUL bytes"):
+    with pytest.raises(ValueError, match=r"image\.jpg:1: expected text, got NUL bytes"):
         _find("@image.jpg")
 
 
@@ -89,7 +111,7 @@ def test_loops_of_links_end() -> None:
     os.symlink("self.jpg", "a/self.jpg")
     found, reports = _find("a")
     assert found == ["a/self.jpg", "a/b/1.jpg"]  # reading the link to itself is what fails
-    assert reports == ["a/b/up: folder met before, read once"]
+    assert reports[0] == "a/b/up: folder met before, read once"
 
 
 @pytest.mark.usefixtures("here")

@@ -29,7 +29,7 @@ pickle.dump(scored, sys.stdout.buffer)
 def exported(tmp_path: Path) -> nn.Module:
     path = tmp_path / "exported.onnx"
     example = network_input(pictures(1, 32))
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="legacy TorchScript-based ONNX export"):
         torch.onnx.export(calibrated("groups"), (example,), path, dynamo=False)
     return import_onnx(path)
 

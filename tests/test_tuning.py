@@ -232,6 +232,8 @@ def test_command(data, monkeypatch):
 
     monkeypatch.setattr(Scoring, "scorer", property(lambda _: pytest.fail("computed again")))
     assert run(data).output == result.output
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        run(data, "--no-cache")
 
 
 def test_command_refuses(data):
@@ -247,3 +249,10 @@ def test_command_refuses(data):
     assert "large.png: expected a crop of 32 x 32 pixels" in large.output
     assert "Traceback" not in large.output
     assert not list((data.parent / "out").iterdir())
+    (data / "p00" / "large.png").rename(data / "p00" / ".large.png")  # hidden: no part of the set
+    (data / "p01" / "twin.png").write_bytes((data / "p00" / "0.png").read_bytes())
+    twins = run(data, "-o", str(data.parent / "none"))
+    assert twins.exit_code == 1
+    assert "p00/0.png and " in twins.output
+    assert "p01/twin.png are the same file, of two people: take one away, or give --allow-duplicates" in twins.output
+    assert not (data.parent / "none").exists()

@@ -20,6 +20,7 @@ from ..files.paths import find_paths
 from ..files.pipeline import read_crops
 from ..models.preset import PRESETS
 from ..whole import csv_table, output_folder, shown, write_folder
+from .people import tell
 from .scoring import load_subject
 
 _LEAST = 10  # images, for a rank correlation to mean anything
@@ -96,7 +97,7 @@ def analyse(paths: tuple[str, ...], aligned: bool, output: Path, images: int, se
 
 
 def _sample(paths: Sequence[str], size: tuple[int, int], aligned: bool, count: int, seed: int) -> Tensor:
-    files = find_paths(paths, lambda line: click.echo(f"prefiqs: {line}", err=True))
+    files = find_paths(paths, tell)
     random.Random(seed).shuffle(files)
     crops: list[Tensor] = []
     bar = tqdm(total=min(count, len(files)), unit="face", disable=None, leave=False)

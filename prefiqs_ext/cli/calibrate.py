@@ -14,7 +14,8 @@ from tqdm import tqdm
 from ..calibration import Calibration
 from ..files.paths import find_paths
 from ..files.pipeline import score_files
-from ..whole import shown, whole_file
+from ..whole import whole_file
+from .people import tell
 from .scoring import check_scoring, make_scorer, scoring_options
 
 
@@ -49,9 +50,7 @@ def calibrate(paths: tuple[str, ...], aligned: bool, output: Path, kind: Any, **
       prefiqs score more/ --settings settings.json --output qualities.csv
     """
     check_scoring(options)
-    files = find_paths(paths, lambda line: click.echo(f"prefiqs: {line}", err=True))
-    if not files:
-        raise ValueError(f"expected images, found none in {', '.join(map(shown, paths))}")
+    files = find_paths(paths, tell)
     qualities: list[float] = []
     with whole_file(str(output)) as file:
         scorer = make_scorer(options)

@@ -10,10 +10,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..evaluation.datasets.crops import name_of
+from ..evaluation.datasets.duplicates import refuse_shared
 from ..evaluation.datasets.readers import read_folders
 from ..evaluation.degraded import Step, degrade, draw
+from ..evaluation.passes import ImageSet
 from ..faces import read_rgb
 from ..whole import csv_table, shown, whole_file, write_folder
+from .people import allow_duplicates_option, tell
 
 _COLUMNS = ("path", "kinds", "grades", "parameters")
 _TABLE = "degradations.csv"
@@ -30,13 +33,15 @@ _TABLE = "degradations.csv"
     help="A new or empty folder.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
-def degrade_command(data: Path, output: Path, seed: int) -> None:
+@allow_duplicates_option
+def degrade_command(data: Path, output: Path, seed: int, allow_duplicates: bool) -> None:
     """Make a harder set for `prefiqs evaluate` by degrading faces.
 
     DATA has a folder a person, of aligned crops. One image in eight stays clean, half get one degradation, the others
     two or three: occlusion, blur, down-sampling, darkness, noise, JPEG, each in one of five grades. What an image gets
-    depends on the seed, its folder and its name alone. Writes PERSON/NAME.png, without loss, and when all are there
-    degradations.csv: path, kinds, grades (1 to 5) and parameters of each image.
+    depends on the seed, and its name and its folders' below DATA, alone. Writes PERSON/NAME.png, without loss, folders
+    in PERSON as they are, and when all are there degradations.csv: path, kinds, grades (1 to 5) and parameters of each
+    image.
 
     \b
     Example:
@@ -45,7 +50,10 @@ def degrade_command(data: Path, output: Path, seed: int) -> None:
     """
     if output.is_dir() and any(output.iterdir()):
         raise ValueError(f"{shown(str(output))} is not empty: name another folder with --output, or empty it")
-    targets = _targets(list(map(name_of, read_folders(data).images)))
+    faces = read_folders(data, tell)
+    targets = _targets(data, list(map(name_of, faces.images)))
+    if not allow_duplicates:  # once degraded, each in its own way, they could not be told
+        refuse_shared(faces, ImageSet(faces.images).contents)
     rows = []
     for target, path in tqdm(targets.items(), unit="file", disable=None, leave=False):
         image = read_rgb(path)
@@ -58,11 +66,11 @@ def degrade_command(data: Path, output: Path, seed: int) -> None:
     click.echo(f"{len(targets)} images: {shown(str(output))}", err=True)
 
 
-def _targets(paths: list[str]) -> dict[str, str]:
-    """Where each image goes, PERSON/NAME.png -> its path."""
+def _targets(data: Path, paths: list[str]) -> dict[str, str]:
+    """Where each image goes, its path below the data with the suffix .png -> its path."""
     targets: dict[str, str] = {}
     for path in paths:
-        target = "/".join(Path(path).with_suffix(".png").parts[-2:])
+        target = Path(path).relative_to(data).with_suffix(".png").as_posix()
         other = targets.setdefault(target, path)
         if other != path:
             raise ValueError(f"{shown(other)} and {shown(path)} would both become {shown(target)}: rename one of them")

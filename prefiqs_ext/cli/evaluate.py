@@ -15,16 +15,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import methods
+from ..evaluation.cache import cached, in_memory
 from ..evaluation.compare import Comparison, Protocol, check, compare
 from ..evaluation.datasets import Data, benchmarks, read_data
 from ..evaluation.datasets.crops import Source, read_crops
-from ..evaluation.datasets.readers import read_embeddings, read_folders, read_scores
+from ..evaluation.datasets.duplicates import refuse_shared
+from ..evaluation.datasets.readers import read_embeddings, read_folders
 from ..evaluation.edc import FMRS, Mode
 from ..evaluation.passes import VERSIONS, ImageSet, Scoring, embedded
 from ..models.preset import PRESETS, Preset
 from ..network import load_network
 from ..settings import hash_weights
 from ..whole import output_folder, shown
+from .people import allow_duplicates_option, no_cache_option, tell
+from .score_files import given_scores, of_benchmark, qualities
 from .scoring import check_scoring, computing, load_subject, pruning, scoring_options
 
 _PAPER_FMRS = (1e-3, 1e-4)
@@ -42,7 +46,13 @@ _FILE = click.Path(path_type=Path, exists=True)
     show_default=True,
     help=f"Qualities to compare, comma-separated: {', '.join(methods.NAMES)}. May be empty.",
 )
-@click.option("--scores", multiple=True, metavar="NAME=FILE", help="Another tool's, lines `path score`; repeatable.")
+@click.option(
+    "--scores",
+    multiple=True,
+    metavar="NAME=FILE|DIR",
+    help="Another tool's, lines `path score`; repeatable. With --protocol paper a folder with a file a benchmark: "
+    "lfw/NAME.txt, lfw/NAME_lfw.txt or NAME_lfw.txt.",
+)
 @click.option("--lower-better", multiple=True, metavar="NAME", help="Of these --scores, lower means better.")
 @click.option(
     "--verifier",
@@ -73,15 +83,17 @@ _FILE = click.Path(path_type=Path, exists=True)
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path, file_okay=False), default="evaluation", show_default=True
 )
+@allow_duplicates_option
+@no_cache_option
 @scoring_options
 def evaluate(data: Path, output: Path, **options: Any) -> None:
     """Compare qualities by the errors that discarding the worst pairs of faces removes.
 
     DATA is a folder of aligned crops, a folder a person: every image is compared with every other, or those of --pairs
-    (LFW's pairs.txt). Or a list of crops, a path a line, with --pairs (lines `path path 0|1`). Or InsightFace's .bin,
-    or its folder IJBC. With --protocol paper, a folder with any of LFW, AgeDB-30, CFP-FP, CALFW, CPLFW, Adience, XQLFW
-    and IJB-C in the layouts in which they are published, at FMR 1e-3 and 1e-4; those not found are named. One that
-    fails midway is named and left out, and the exit code is 1.
+    (LFW's pairs.txt). Or a list of crops, a path a line, with --pairs (lines `path path 0|1`). Or CR-FIQA's folder
+    quality_data/NAME. Or InsightFace's .bin, or its folder IJBC. With --protocol paper, a folder with any of LFW,
+    AgeDB-30, CFP-FP, CALFW, CPLFW, Adience, XQLFW and IJB-C in the layouts in which they are published, at FMR 1e-3 and
+    1e-4; those not found are named. One that fails midway is named and left out, and the exit code is 1.
 
     Prints a table, and writes edc.csv, differences.csv (between methods), edc.png, edc.svg and edc.json (all settings
     and curves) to the output folder. `low` and `high`, with --mode rethresholded only, bound, at 95 %, pAUC minus that
@@ -94,6 +106,7 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
       prefiqs evaluate people/ --methods prefiqs,grafiqs,norm,random --output evaluation
       prefiqs evaluate people/ --scores theirs=theirs.txt --verifier facexzoo
       prefiqs evaluate lfw/ --pairs pairs.txt
+      prefiqs evaluate quality_data/XQLFW --scores CRFIQAL=quality_data/XQLFW/CRFIQAL.txt
       prefiqs evaluate benchmarks/ --protocol paper --model arcface.pth --preset arcface --verifier magface:magface.pth
     """
     try:
@@ -106,13 +119,15 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
     settings = (options[name] for name in ("max_discard", "resamples", "seed"))
     options["mode"] = options["mode"] or ("crfiqa" if paper else "rethresholded")
     protocol = Protocol(options["mode"], _PAPER_FMRS if paper else FMRS, *settings)
+    given = given_scores(options, names)
     if paper:
-        sets = _benchmarks(data, options)
+        sets = _benchmarks(data, options, given)
     else:
-        sets = [_Set(shown(data.resolve().name), read_data(data, options["pairs"]))]
-    files = _score_files(options, names, sets[0].data.images)
+        faces = read_data(data, options["pairs"], tell)
+        files = qualities(given, faces.images, options["lower_better"])
+        sets = [_Set(shown(data.resolve().name), faces, files)]
     networks = _Networks(options, names)
-    for name, faces, _ in sets:
+    for name, faces, _, _ in sets:
         try:
             check(faces)
             networks.check(faces.images)
@@ -120,9 +135,9 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
             raise ValueError(f"{name}: {error}") from error
     output_folder(output)
     found, failed = [], {}
-    for name, faces, published in sets:
+    for name, faces, files, published in sets:
         try:
-            comparisons = _compare(faces, networks, files, protocol)
+            comparisons = _compare(faces, networks, files, protocol, published_set=paper)
         except (ValueError, OSError) as error:
             if not paper:
                 raise
@@ -146,33 +161,58 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
 
 
 def _compare(
-    faces: Data, networks: _Networks, files: dict[str, NDArray[np.float64]], protocol: Protocol
+    faces: Data,
+    networks: _Networks,
+    files: dict[str, NDArray[np.float64]],
+    protocol: Protocol,
+    *,
+    published_set: bool,
 ) -> dict[str, Comparison]:
-    """By verifier."""
-    images = ImageSet(faces.images)
+    """By verifier. published_set: taken as it was published, whatever is twice in it."""
+    images = networks.image_set(faces.images)
+    if not (published_set or networks.options["allow_duplicates"]):
+        refuse_shared(faces, images.contents)
     # First what other networks or saved embeddings may not fit, then what takes long.
     embeddings = networks.embeddings(images, faces.images)
-    qualities = networks.qualities(images, faces.images) | files
-    return {verifier: compare(faces, each, qualities, protocol) for verifier, each in embeddings.items()}
+    found = networks.qualities(images, faces.images) | files
+    return {verifier: compare(faces, each, found, protocol) for verifier, each in embeddings.items()}
 
 
 class _Set(NamedTuple):
     name: str
     data: Data
+    files: dict[str, NDArray[np.float64]]
+    """Of --scores."""
     published: float | None = None
     """pAUC of the paper."""
 
 
-def _benchmarks(data: Path, options: dict[str, Any]) -> list[_Set]:
+def _benchmarks(data: Path, options: dict[str, Any], given: dict[str, Path]) -> list[_Set]:
     """Those of the paper's that are there; which are not is said."""
-    if options["pairs"] or options["scores"] or options["embeddings"]:
-        raise click.UsageError("--protocol paper has sets of its own: leave --pairs, --scores and --embeddings out")
+    if options["pairs"] or options["embeddings"]:
+        raise click.UsageError("--protocol paper has sets of its own: leave --pairs and --embeddings out")
     found, absent = benchmarks.find(data)
     for missing, looked in absent:
         click.echo(f"{missing.name} is not there: looked for {', '.join(looked)}")
     if not found:
         raise ValueError(f"{data}: expected one of the paper's benchmarks or more, found none")
-    return [_Set(each.benchmark.name, each.load(), each.benchmark.target) for each in found]
+    file = next((path for path in given.values() if path.is_file()), None)
+    if file is not None and len(found) > 1:  # the images of two .bin have the same names
+        raise click.UsageError(f"--scores: expected a folder with a file a benchmark, got the file {shown(str(file))}")
+    sets, used = [], set()
+    for each in found:
+        benchmark, faces = each.benchmark, each.load()
+        paths, missing_scores = of_benchmark(given, benchmark.dataset)
+        for line in missing_scores:
+            click.echo(f"{benchmark.name}: {line}")
+        files = qualities(paths, faces.images, options["lower_better"])
+        if files or options["methods"]:
+            sets.append(_Set(benchmark.name, faces, files, benchmark.target))
+        used |= set(files)
+    unused = next((name for name in given if name not in used), None)
+    if unused is not None:
+        raise ValueError(f"--scores {unused}: no file for any of the benchmarks in {shown(str(given[unused]))}")
+    return sets
 
 
 class _Networks:
@@ -181,19 +221,23 @@ class _Networks:
     def __init__(self, options: dict[str, Any], names: list[str]) -> None:
         if options["embeddings"] and options["verifier"]:
             raise click.UsageError("--embeddings and --verifier both say what compares the faces: leave one out")
-        self._options = options
+        self.options = options
         self._names = names
+        self._keep = in_memory() if options["no_cache"] else cached
         self._verifiers = _verifiers(options["verifier"])
-        self._pool = None if options["fit_on"] is None else read_folders(options["fit_on"]).images
+        self._pool = None if options["fit_on"] is None else read_folders(options["fit_on"], tell).images
+
+    def image_set(self, sources: Sequence[Source]) -> ImageSet:
+        return ImageSet(sources, self._keep)
 
     @cached_property
     def _scoring(self) -> Scoring:
-        return Scoring(*load_subject(self._options), pruning(self._options), computing(self._options))
+        return Scoring(*load_subject(self.options), pruning(self.options), computing(self.options))
 
     def check(self, sources: Sequence[Source]) -> None:
         """That the first image fits all networks. ValueError naming it."""
         presets = [preset for _, preset in self._verifiers.values()]
-        if self._names or not (self._verifiers or self._options["embeddings"]):
+        if self._names or not (self._verifiers or self.options["embeddings"]):
             presets.append(self._scoring.preset)
         for preset in presets:
             next(read_crops(sources, preset.size))
@@ -201,7 +245,7 @@ class _Networks:
     def qualities(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.floating]]:
         """[N] of each method, higher = better."""
         found: dict[str, NDArray[np.floating]] = {}
-        fit_on, seed = self._fit_on(sources), self._options["seed"]
+        fit_on, seed = self._fit_on(sources), self.options["seed"]
         for name in self._names:
             scoring = self._scoring
             method = methods.create(name, scoring.network, scoring.preset, pruning=scoring.pruning, seed=seed)
@@ -210,23 +254,23 @@ class _Networks:
 
     def embeddings(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.float32]]:
         """[N, d] by verifier: saved ones, those of other networks, or the scoring network's own."""
-        saved = self._options["embeddings"]
+        saved = self.options["embeddings"]
         if saved is not None:
             return {saved.stem: read_embeddings(saved, sources)}
         if self._verifiers:
             return {name: embedded(images, *of) for name, of in self._verifiers.items()}
-        return {_label(self._options["model"]): self._scoring.of(images).embeddings}
+        return {_label(self.options["model"]): self._scoring.of(images).embeddings}
 
     def _fit_on(self, sources: Sequence[Source]) -> ImageSet:
         pool = list(sources if self._pool is None else self._pool)
-        return ImageSet(random.Random(self._options["seed"]).sample(pool, min(_FIT, len(pool))))
+        return self.image_set(random.Random(self.options["seed"]).sample(pool, min(_FIT, len(pool))))
 
     def facts(self) -> dict[str, Any]:
         """For the record."""
         weights = {name: hash_weights(network) for name, (network, _) in self._verifiers.items()}
         presets = {name: asdict(preset) for name, (_, preset) in self._verifiers.items()}
         if "_scoring" in vars(self):  # it was needed
-            name = _label(self._options["model"])
+            name = _label(self.options["model"])
             weights[name], presets[name] = self._scoring.weights, asdict(self._scoring.preset)
         return {"weights": weights, "presets": presets}
 
@@ -239,22 +283,6 @@ def _method_names(options: dict[str, Any]) -> list[str]:
     if not names and not options["scores"]:
         raise click.UsageError("expected at least one of --methods or --scores")
     return list(dict.fromkeys(names))
-
-
-def _score_files(options: dict[str, Any], names: list[str], images: Sequence[Source]) -> dict[str, NDArray[np.float64]]:
-    qualities = {}
-    for given in options["scores"]:
-        name, equals, file = given.partition("=")
-        if not (name and equals and file):
-            raise click.UsageError(f"expected --scores NAME=FILE, got {given!r}")
-        if name in qualities or name in names:
-            raise click.UsageError(f"two methods are called {name!r}")
-        scores = read_scores(file, images)
-        qualities[name] = -scores if name in options["lower_better"] else scores
-    unknown = set(options["lower_better"]) - set(qualities)
-    if unknown:
-        raise click.UsageError(f"--lower-better {sorted(unknown)[0]}: no --scores of that name")
-    return qualities
 
 
 def _verifiers(given: tuple[str, ...]) -> dict[str, tuple[nn.Module, Preset]]:

@@ -16,6 +16,7 @@ from ..report import Selection, render
 from ..scorer import Scorer
 from ..whole import shown, whole_file
 from .device import device_option
+from .people import tell
 
 
 @click.command()
@@ -43,9 +44,7 @@ def report(folder: str, aligned: bool, output: str, device: str) -> None:
       prefiqs report photos/
       prefiqs report crops/ --aligned --output crops.html
     """
-    paths = find_paths([folder], lambda line: click.echo(f"prefiqs: {line}", err=True))
-    if not paths:
-        raise click.ClickException(f"expected images in {shown(folder)}, found none")
+    paths = find_paths([folder], tell)
     with whole_file(output) as file:
         scorer = Scorer(device=device, on_bad="nan")
         selection = Selection()

@@ -73,8 +73,6 @@ def score(paths: tuple[str, ...], **options: Any) -> None:
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     files = find_paths(paths, _report)
-    if not files:
-        raise ValueError(f"expected images, found none in {', '.join(map(shown, paths))}")
     calibration = Settings.load(options["settings"]).calibration if options["settings"] else None
     pick = Pick(options["top"], options["below"])
     results = Results(

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from ..evaluation.cache import cached, in_memory
+from ..evaluation.datasets.duplicates import refuse_shared
 from ..evaluation.datasets.readers import read_folders
 from ..evaluation.edc import FMRS, LIMIT, TOO_FEW
 from ..evaluation.passes import VERSIONS, ImageSet, Scoring
@@ -24,6 +26,7 @@ from ..models.preset import PRESETS
 from ..pruning import Pruning
 from ..settings import Settings, hash_weights
 from ..whole import csv_table, output_folder, write_folder
+from .people import allow_duplicates_option, no_cache_option, tell
 from .scoring import check_scoring, load_subject
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -38,7 +41,18 @@ _D, _NORM = "D", "norm"
 @click.option("--resamples", type=click.IntRange(2), default=500, show_default=True, help="Of persons, for intervals.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of folds and resamples.")
 @click.option("--output", "-o", type=click.Path(path_type=Path, file_okay=False), default="tune", show_default=True)
-def tune(data: Path, folds: int, resamples: int, seed: int, output: Path, **options: Any) -> None:
+@allow_duplicates_option
+@no_cache_option
+def tune(
+    data: Path,
+    folds: int,
+    resamples: int,
+    seed: int,
+    output: Path,
+    allow_duplicates: bool,
+    no_cache: bool,
+    **options: Any,
+) -> None:
     """Find the sparsity, scope and layers that serve a network best.
 
     DATA has a folder a person, of aligned crops. In each of the folds a setting is chosen on the people of the others,
@@ -51,12 +65,14 @@ def tune(data: Path, folds: int, resamples: int, seed: int, output: Path, **opti
       prefiqs tune crops/ --model sface --output tune
     """
     check_scoring(options)
-    images = read_folders(data)
+    images = read_folders(data, tell)
     fold = part(images.identities, folds, seed)
     network, preset = load_subject(options)
+    faces = ImageSet(images.images, in_memory() if no_cache else cached)
+    if not allow_duplicates:
+        refuse_shared(images, faces.contents)
     output_folder(output)
     settings = grid(network)
-    faces = ImageSet(images.images)
     bar = tqdm(settings.items(), unit="setting", disable=None, leave=False)
     passes = {name: Scoring(network, preset, pruning).of(faces) for name, pruning in bar}
     common: dict[str, Any] = {"resamples": resamples, "seed": seed}

@@ -1,4 +1,4 @@
-"""Arrays that were computed before, by what they depend on."""
+"""Arrays that were computed before, by what they depend on: in files, or in memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,26 @@ from ..models.weights import cache_folder
 from ..whole import whole_file
 from .datasets.readers import read_array
 
+Keep = Callable[[dict[str, Any], int, Callable[[], Any]], NDArray[np.float32]]
+"""(facts, rows, compute) -> the float32 array [rows, d] that these facts (JSON values) decide."""
+
+
+def in_memory() -> Keep:
+    """Keeps for as long as it lives itself."""
+    kept: dict[str, NDArray[np.float32]] = {}
+
+    def keep(facts: dict[str, Any], rows: int, compute: Callable[[], Any]) -> NDArray[np.float32]:
+        key = _key(facts)
+        if key not in kept:
+            kept[key] = np.asarray(compute(), np.float32)
+        return kept[key]
+
+    return keep
+
 
 def cached(facts: dict[str, Any], rows: int, compute: Callable[[], Any]) -> NDArray[np.float32]:
-    """The float32 array [rows, d] that these facts (JSON values) decide. One of another shape in the cache, or one that
-    is broken or not finite, is computed again."""
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    file = cache_folder() / "evaluation" / f"{key}.npy"
+    """A Keep in files. One of another shape in the cache, or one that is broken or not finite, is computed again."""
+    file = cache_folder() / "evaluation" / f"{_key(facts)}.npy"
     try:
         found = read_array(file)
         if found.ndim == 2 and len(found) == rows and found.dtype == np.float32 and np.isfinite(found).all():
@@ -34,3 +48,7 @@ def cached(facts: dict[str, Any], rows: int, compute: Callable[[], Any]) -> NDAr
         np.save(out, array, allow_pickle=False)
     os.replace(own, file)
     return array
+
+
+def _key(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

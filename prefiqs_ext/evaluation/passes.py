@@ -24,7 +24,8 @@ from ..models.preset import Preset
 from ..pruning import Pruning
 from ..scorer import Scorer
 from ..settings import hash_weights
-from .cache import cached
+from . import revisions
+from .cache import Keep, cached
 from .datasets.crops import Source, digest, name_of, read_crops
 
 VERSIONS = {"prefiqs_ext": __version__, "torch": torch.__version__, "numpy": np.__version__}
@@ -38,29 +39,33 @@ class ImageSet:
     ValueError, while computing: a source that gives no crop, or whose result is not finite, by name.
     """
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], keep: Keep = cached) -> None:
+        """keep: what was computed: for other runs too, or in_memory()."""
+        self._keep = keep
         digests = list(map(digest, sources))
         rows: dict[bytes, int] = {}
-        self._places = np.array([rows.setdefault(value, len(rows)) for value in digests])
-        self._different = [sources[i] for i in np.unique(self._places, return_index=True)[1]]
+        self.contents = np.array([rows.setdefault(value, len(rows)) for value in digests])
+        """[N] a number for each different content."""
+        self._different = [sources[i] for i in np.unique(self.contents, return_index=True)[1]]
         self.hash = hashlib.sha256(b"".join(digests)).hexdigest()
         """Of contents in order."""
 
     def crops(self, preset: Preset) -> Tensor:
         """uint8 [N, 3, H, W]: all of them."""
-        return torch.stack(list(read_crops(self._different, preset.size)))[self._places]
+        return torch.stack(list(read_crops(self._different, preset.size)))[self.contents]
 
     def compute(
         self, what: str, function: Callable[[Tensor], Tensor], preset: Preset, facts: dict[str, Any]
     ) -> NDArray[np.float32]:
         """[N, d] of a function, crops [n, 3, H, W] -> [n, d] or, for d = 1, [n]. what: it is; facts: what decides it
-        beside images and preset, as JSON values."""
+        beside images, preset and the engine, as JSON values."""
         facts = facts | {"of": what, "preset": asdict(preset), "images": self.hash, "versions": VERSIONS}
+        facts |= {"engine": revisions.ENGINE}
 
         def rows() -> Any:
-            return np.concatenate(list(self._batches(what, function, preset)))[self._places]
+            return np.concatenate(list(self._batches(what, function, preset)))[self.contents]
 
-        return cached(facts, len(self._places), rows)
+        return self._keep(facts, len(self.contents), rows)
 
     def _batches(
         self, what: str, function: Callable[[Tensor], Tensor], preset: Preset
@@ -130,6 +135,7 @@ class Scoring:
             scores = method.read(*self.of(images)[1:]).numpy()
         else:
             facts: dict[str, Any] = {"weights": self.weights, "seed": seed}
+            facts |= {"revision": revisions.METHODS.get(method.name)}
             facts |= {"fitted on": fit_on.hash} if method.needs_fit else {}
             score = _fitting(method, fit_on, self.preset) if method.needs_fit else method.score
             scores = images.compute(method.name, score, self.preset, facts)[:, 0]

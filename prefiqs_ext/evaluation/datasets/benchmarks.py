@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import Data
-from .quality_data import read_adience, read_quality_data
-from .readers import read_bin, read_lfw_pairs
+from .bins import read_bin
+from .quality_data import read_quality_data
+from .readers import read_lfw_pairs
 from .templates import read_ijbc
 
 
@@ -33,6 +34,8 @@ class Benchmark(NamedTuple):
     target: float | None
     """The paper's pAUC x 1000 with ArcFace as scorer and verifier, lower is better; None: not known to us."""
     layouts: tuple[_Layout, ...]
+    dataset: str
+    """What CR-FIQA's scripts call it, in names of folders and of score files."""
 
 
 class Found(NamedTuple):
@@ -57,12 +60,12 @@ def _bins(name: str) -> tuple[_Layout, ...]:
 
 
 BENCHMARKS = (
-    Benchmark("LFW", None, _bins("lfw")),
-    Benchmark("AgeDB-30", 6.876, _bins("agedb_30")),
-    Benchmark("CFP-FP", 3.755, _bins("cfp_fp")),
-    Benchmark("CALFW", None, _bins("calfw")),
-    Benchmark("CPLFW", 21.180, _bins("cplfw")),
-    Benchmark("Adience", 10.009, (_Layout(("quality_data/adience",), read_adience),)),
+    Benchmark("LFW", None, _bins("lfw"), "lfw"),
+    Benchmark("AgeDB-30", 6.876, _bins("agedb_30"), "agedb_30"),
+    Benchmark("CFP-FP", 3.755, _bins("cfp_fp"), "cfp_fp"),
+    Benchmark("CALFW", None, _bins("calfw"), "calfw"),
+    Benchmark("CPLFW", 21.180, _bins("cplfw"), "cplfw"),
+    Benchmark("Adience", 10.009, (_Layout(("quality_data/adience",), read_quality_data),), "adience"),
     Benchmark(
         "XQLFW",
         None,
@@ -71,6 +74,7 @@ BENCHMARKS = (
             _Layout(("xqlfw_pairs.txt", "xqlfw_aligned_112"), read_lfw_pairs),
             _Layout(("quality_data/XQLFW",), read_quality_data),
         ),
+        "XQLFW",
     ),
     Benchmark(
         "IJB-C",
@@ -79,6 +83,7 @@ BENCHMARKS = (
             _Layout((f"{folder}/meta", f"{folder}/loose_crop"), read_ijbc)
             for folder in ("IJBC", "IJB_release/IJBC", "ijb/IJBC")
         ),
+        "IJBC",
     ),
 )
 LEFT_OUT = "XQLFW"

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import io
+import math
 import os
-import pickle
-import pickletools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...files.paths import SUFFIXES
-from .crops import Encoded, Source, name_of
+from ...files.folders import SUFFIXES, Folders, counted, entries, stem, suffix
+from ...files.text import lines
+from ...whole import shown
+from .crops import Source, name_of
+from .names import Names
 
-_BIN_BYTES = 4 << 30
+_SAME = 1e-5  # relative: a GPU gives an image in two batches scores that differ by less
 
 
 class Images(NamedTuple):
@@ -37,27 +40,51 @@ class PairList(NamedTuple):
     """[P]"""
 
 
-def read_folders(root: str | os.PathLike[str]) -> Images:
-    """A folder a person, sorted by name; files that are no images by their suffix are left out."""
-    entries = sorted(Path(root).iterdir())
-    stray = next(filter(_is_image, entries), None)
+def read_folders(root: str | os.PathLike[str], report: Callable[[str], None] = lambda line: None) -> Images:
+    """A folder a person, sorted by name, with images in it at any depth, by the rule of files/folders.py.
+
+    report: gets one line that counts the files in these folders that are no images by their suffix.
+    """
+    top = entries(os.fspath(root))
+    stray = next((name for name, is_folder in top if not is_folder and suffix(name) in SUFFIXES), None)
     if stray is not None:
-        raise ValueError(f"{stray} lies in no person's folder, so whom it shows is not known: move it there, or away")
-    people = [entry for entry in entries if entry.is_dir()]
-    files = [sorted(filter(_is_image, person.iterdir())) for person in people]
-    paths = [str(file) for person in files for file in person]
+        path = shown(os.path.join(root, stray))
+        raise ValueError(f"{path} lies in no person's folder, so whom it shows is not known: move it there, or away")
+    people = [name for name, is_folder in top if is_folder]
+    passed_over: Counter[str] = Counter()
+    files = [_images_of(os.path.join(root, person), passed_over) for person in people]
+    paths = [file for person in files for file in person]
+    said = counted(passed_over)
     if not paths:
-        raise ValueError(f"{root}: expected a folder a person with images in it, found none")
+        others = counted(passed_over + Counter(suffix(name) for name, is_folder in top if not is_folder))
+        none = f"{shown(os.fspath(root))}: expected a folder a person with images in it, found none"
+        raise ValueError(f"{none}; {others}" if others else none)
+    if said:
+        report(said)
     return Images(paths, np.repeat(np.arange(len(people)), [len(person) for person in files]))
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+def _images_of(person: str, passed_over: Counter[str]) -> list[str]:
+    def refuse(folder: str, what: str) -> None:
+        raise ValueError(f"{shown(folder)}: {what}; take it out of the set")
+
+    folders = Folders(refuse)
+    found = list(folders.images(person))
+    passed_over.update(folders.passed_over)
+    return found
 
 
 def read_lfw_pairs(file: str | os.PathLike[str], root: str | os.PathLike[str]) -> PairList:
     """LFW's pairs.txt: a head of one or two numbers, then `name i j` (mated) or `name i other j`; image i of a person
-    is root/name/name_000i.jpg."""
+    is called name_000i, with any image's suffix, and lies in root/name or below."""
+
+    @cache
+    def images_of(name: str) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in _images_of(os.path.join(root, name), Counter()):
+            found.setdefault(stem(os.path.basename(path)), []).append(path)
+        return found
+
     index: dict[str, int] = {}
     pairs, mated = [], []
     for number, line in lines(file):
@@ -70,60 +97,85 @@ def read_lfw_pairs(file: str | os.PathLike[str], root: str | os.PathLike[str]) -
         for name, which in ((words[0], words[1]), (words[-2] if len(words) == 4 else words[0], words[-1])):
             if not (Path(root) / name).is_dir():
                 raise ValueError(f"{file}:{number}: no folder of {name!r} in {root}")
-            pair.append(_index(index, _existing(Path(root) / name / f"{name}_{int(which):04d}.jpg", file, number)))
+            image = f"{name}_{int(which):04d}"
+            found = images_of(name).get(image, [])
+            if not found:
+                raise ValueError(f"{file}:{number}: no image {Path(root) / name / image}")
+            if len(found) > 1:
+                raise ValueError(f"{file}:{number}: {image!r} may be {shown(found[0])} or {shown(found[1])}")
+            pair.append(_index(index, found[0]))
         pairs.append(pair)
         mated.append(len(words) == 3)
     return pair_list(file, list(index), pairs, mated)
 
 
 def read_pair_list(images: str | os.PathLike[str], pairs: str | os.PathLike[str]) -> PairList:
-    """image_path_list.txt, a path a line, and pair_list.txt, `a b label` with label 1 = mated; the paths must be
-    listed, and lie where they say or relative to the list."""
-    index: dict[str, int] = {}
-    found = []
-    for number, line in lines(images):
-        if line in index:
-            raise ValueError(f"{images}:{number}: {line!r} is listed twice")
-        _index(index, line)
-        found.append(_existing(Path(images).parent / line, images, number))
+    """image_path_list.txt, as read_images_listed, and pair_list.txt, `a b label` with label 1 = mated, be it padded. A
+    pair names images by the ends of their paths, with or without suffix, see Names."""
+    found = read_images_listed(images)
+    names = Names(found)
     rows, mated = [], []
     for number, line in lines(pairs):
         words = line.split()
-        if len(words) != 3 or words[2] not in ("0", "1"):
-            raise ValueError(f"{pairs}:{number}: expected `path path 0|1`, got {line[:80]!r}")
-        for word in words[:2]:
-            if word not in index:
-                raise ValueError(f"{pairs}:{number}: {word!r} is not in {images}")
-        rows.append([index[word] for word in words[:2]])
-        mated.append(words[2] == "1")
+        if len(words) != 3 or not words[2].isdecimal() or words[2].lstrip("0") not in ("", "1"):
+            raise ValueError(f"{pairs}:{number}: expected `name name 0|1`, got {line[:80]!r}")
+        rows.append([_place(names, word, f"{pairs}:{number}", f"not in {images}") for word in words[:2]])
+        mated.append(words[2].endswith("1"))
     return pair_list(pairs, found, rows, mated)
 
 
-def read_scores(file: str | os.PathLike[str], images: Sequence[Source]) -> NDArray[np.float64]:
-    """[len(images)] from lines `path score`; a path is known by its last two parts (person/image), an image of a
-    .bin by its number of five digits, as CR-FIQA's scripts call it.
+def read_images_listed(file: str | os.PathLike[str]) -> list[str]:
+    """image_path_list.txt: a path a line, which may come again.
 
-    Every image must have exactly one finite score; scores of other images are a fault as well.
+    It lies where the line says, relative to the list; or, as CR-FIQA's scripts write it, to the folder above
+    quality_data; or in images beside the list, if that folder was renamed.
     """
-    keys = (_number(i) if isinstance(image, Encoded) else _tail(name_of(image)) for i, image in enumerate(images))
-    places = {key: i for i, key in enumerate(keys)}
-    if len(places) != len(images):
-        raise ValueError("expected images that differ in person/image; two share them")
+    folder = Path(file).parent
+    index: dict[str, int] = {}
+    for number, line in lines(file):
+        path = line.strip()
+        # absolute(), or the folder above "." would be none. A path that is absolute replaces what stands before it.
+        places = (folder / path, folder.absolute().parent.parent / path, folder / "images" / Path(path).name)
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise ValueError(f"{file}:{number}: no image {places[0]}")
+        _index(index, str(found))
+    if not index:
+        raise ValueError(f"{file}: expected images, found none")
+    return list(index)
+
+
+def _place(names: Names, word: str, where: str, none: str) -> int:
+    """ValueError, naming file and line, for a name of no image or of two."""
+    try:
+        place = names.find(word)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if place is None:
+        raise ValueError(f"{where}: {word!r} is {none}")
+    return place
+
+
+def read_scores(file: str | os.PathLike[str], images: Sequence[Source]) -> NDArray[np.float64]:
+    """[len(images)] from lines `path score`; a path is known by its end, see Names.
+
+    Every image must have one finite score, and may have it again; scores of other images are a fault as well.
+    """
+    names = Names(images)
     scores = np.full(len(images), np.nan)
     for number, line in lines(file):
         try:
-            path, value = line.rsplit(maxsplit=1)
+            path, value = line.strip().rsplit(maxsplit=1)
             score = float(value)
         except ValueError:
             raise ValueError(f"{file}:{number}: expected `path score`, got {line[:80]!r}") from None
-        place = places.get(_tail(path), places.get((Path(path).stem,)))
-        if place is None:
-            raise ValueError(f"{file}:{number}: {path!r} is none of the images")
-        if not np.isnan(scores[place]):
-            raise ValueError(f"{file}:{number}: a second score of {path!r}")
-        scores[place] = score
-        if not np.isfinite(scores[place]):
+        place = _place(names, path, f"{file}:{number}", "none of the images")
+        if not math.isfinite(score):
             raise ValueError(f"{file}:{number}: expected a finite score, got {value}")
+        if np.isnan(scores[place]):
+            scores[place] = score
+        elif not math.isclose(scores[place], score, rel_tol=_SAME):
+            raise ValueError(f"{file}:{number}: another score of {path!r}, {score:g} after {scores[place]:g}")
     missing = np.flatnonzero(np.isnan(scores))
     if len(missing):
         raise ValueError(f"{file}: no score of {len(missing)} images, the first {name_of(images[missing[0]])}")
@@ -139,7 +191,7 @@ def read_embeddings(
         path: a .npy of [N, d]; or a folder with a .npy of [d] or [1, d] an image, person/image.npy or image.npy. The
             image is called as its file without suffix, or, from a .bin, by its number of five digits, as CR-FIQA's
             scripts do. What a folder has beside them is not looked at.
-        listed: to a file [N, d], an image_path_list.txt of N lines; a path is known by its last two parts. Without
+        listed: to a file [N, d], an image_path_list.txt of N lines; a path is known by its end, see Names. Without
             it the rows are the images, in order.
 
     Raises:
@@ -169,8 +221,7 @@ def read_embeddings(
 def _embeddings_of_images(folder: Path, images: Sequence[Source]) -> NDArray[np.floating]:
     files: dict[Path, int] = {}
     rows: list[NDArray[np.floating]] = []
-    for i, image in enumerate(images):
-        parts = _number(i) if isinstance(image, Encoded) else Path(name_of(image)).with_suffix("").parts[-2:]
+    for i, (image, parts) in enumerate(zip(images, Names(images).keys, strict=True)):
         places = [folder.joinpath(*parts[k:]) for k in range(len(parts))]
         file = next((f for f in (place.with_name(f"{place.name}.npy") for place in places) if f.is_file()), None)
         if file is None:
@@ -187,19 +238,25 @@ def _embeddings_of_images(folder: Path, images: Sequence[Source]) -> NDArray[np.
 
 def _rows(listed: str | os.PathLike[str], images: Sequence[Source], count: int) -> list[int]:
     """The place of each image in the list."""
-    rows: dict[tuple[str, ...], int] = {}
+    names = Names(images)
+    rows: dict[int, int] = {}
+    count_listed = 0
     for number, line in lines(listed):
-        if _tail(line) in rows:
-            raise ValueError(f"{listed}:{number}: {line!r} is listed twice")
-        rows[_tail(line)] = len(rows)
-    if len(rows) != count:
-        raise ValueError(f"{listed}: expected {count} images, one an embedding, got {len(rows)}")
-    places = [rows.get(_tail(name_of(image)), -1) for image in images]
-    if -1 in places:
-        raise ValueError(f"{listed}: {name_of(images[places.index(-1)])} is not listed")
-    if len(set(places)) != len(places):
-        raise ValueError("expected images that differ in person/image; two share them")
-    return places
+        try:
+            place = names.find(line.strip())
+        except ValueError as error:
+            raise ValueError(f"{listed}:{number}: {error}") from None
+        if place in rows:
+            raise ValueError(f"{listed}:{number}: {line.strip()!r} is listed twice")
+        if place is not None:
+            rows[place] = count_listed
+        count_listed += 1
+    if count_listed != count:
+        raise ValueError(f"{listed}: expected {count} images, one an embedding, got {count_listed}")
+    missing = next((i for i in range(len(images)) if i not in rows), None)
+    if missing is not None:
+        raise ValueError(f"{listed}: {name_of(images[missing])} is not listed")
+    return [rows[i] for i in range(len(images))]
 
 
 def read_array(file: str | os.PathLike[str]) -> NDArray[np.floating]:
@@ -214,68 +271,8 @@ def read_array(file: str | os.PathLike[str]) -> NDArray[np.floating]:
     return array
 
 
-# What a list of byte strings and a list of truth values need. Nothing here imports, calls or builds an object.
-_HARMLESS = (
-    {"PROTO", "FRAME", "STOP", "MARK", "EMPTY_LIST", "LIST", "APPEND", "APPENDS"}
-    | {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "NEWTRUE", "NEWFALSE", "BININT1"}
-    | {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING"}
-    | {"BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "MEMOIZE"}
-)
-
-
-def read_bin(file: str | os.PathLike[str]) -> PairList:
-    """InsightFace's .bin, a pickle of (encoded images, truth values): images 2k and 2k + 1, from 0, are pair k.
-
-    Refuses, before anything is loaded, a pickle that holds anything but lists, bytes and truth values.
-    """
-    size = os.path.getsize(file)
-    if size > _BIN_BYTES:
-        raise ValueError(f"{file}: expected at most {_BIN_BYTES} bytes, got {size}")
-    data = Path(file).read_bytes()
-    try:
-        for opcode, argument, _ in pickletools.genops(data):
-            # A memo's place allocates; a real one is below the count of objects, hence of bytes.
-            if opcode.name not in _HARMLESS or (opcode.name == "LONG_BINPUT" and int(argument or 0) > size):
-                raise ValueError(f"a pickle with {opcode.name}, which image lists do not need")
-        images, labels = pickle.Unpickler(io.BytesIO(data), encoding="bytes").load()
-    except (ValueError, TypeError, IndexError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{file}: expected InsightFace's (images, labels); {str(error)[:120]}") from None
-    if not isinstance(images, list) or not isinstance(labels, list) or len(images) != 2 * len(labels):
-        raise ValueError(f"{file}: expected two lists, with twice as many images as labels")
-    if not all(isinstance(image, bytes) for image in images) or not all(label in (0, 1) for label in labels):
-        raise ValueError(f"{file}: expected images as bytes and labels that are true or false")
-    encoded = [Encoded(image, f"image {i} of {file}") for i, image in enumerate(images)]
-    return pair_list(file, encoded, np.arange(len(images)).reshape(-1, 2).tolist(), [bool(x) for x in labels])
-
-
-def lines(file: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, stripped, with their numbers."""
-    try:
-        with open(file, encoding="utf-8") as text:
-            for number, line in enumerate(text, 1):
-                if line.strip():
-                    yield number, line.strip()
-    except UnicodeDecodeError:
-        raise ValueError(f"{file}: expected UTF-8 text") from None
-
-
-def _existing(path: Path, file: str | os.PathLike[str], number: int) -> str:
-    if not path.is_file():
-        raise ValueError(f"{file}:{number}: no image {path}")
-    return str(path)
-
-
 def _index(index: dict[str, int], path: str) -> int:
     return index.setdefault(path, len(index))
-
-
-def _number(index: int) -> tuple[str]:
-    """What CR-FIQA's scripts call an image of a .bin."""
-    return (f"{index:05d}",)
-
-
-def _tail(path: str) -> tuple[str, ...]:
-    return Path(path).parts[-2:]
 
 
 def pair_list(

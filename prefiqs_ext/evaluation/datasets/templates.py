@@ -13,8 +13,8 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from ...files.text import lines
 from .crops import Landmarked
-from .readers import lines
 
 _BLOCK = 20_000  # images summed at a time
 _LINES = 1_000_000  # of pairs looked up at a time
@@ -169,7 +169,7 @@ def _pairs(file: Path, ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArr
     try:
         if next(lines(file), None) is None:  # np.loadtxt would warn
             raise ValueError
-        rows = np.loadtxt(file, np.int32, comments=None, ndmin=2, encoding="utf-8")
+        rows = np.loadtxt(file, np.int32, comments=None, ndmin=2, encoding="utf-8-sig")
         if rows.shape[1] != 3:
             raise ValueError
         pairs, mated = np.empty((len(rows), 2), np.int32), np.empty(len(rows), bool)

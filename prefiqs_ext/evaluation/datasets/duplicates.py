@@ -1,0 +1,41 @@
+"""One file for two persons, which makes a non-mated pair of similarity 1 and with it every threshold worthless."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...whole import shown
+from . import Data
+from .crops import name_of
+from .readers import Images, PairList
+
+
+def refuse_shared(data: Data, contents: NDArray[np.integer]) -> None:
+    """Of folders of people, and of lists in which such a pair is called non-mated.
+
+    Args:
+        contents: [N] a number for each different content of the images, as ImageSet's.
+
+    Raises:
+        ValueError: naming two files that are the same.
+    """
+    if isinstance(data, Images):
+        order = np.lexsort((data.identities, contents))
+        same = np.diff(contents[order]) == 0
+        found = np.flatnonzero(same & (np.diff(data.identities[order]) != 0))
+        pairs = np.stack([order[found], order[found + 1]], axis=1)
+        where = "of two people"
+    elif isinstance(data, PairList):
+        one, other = contents[data.pairs].T
+        pairs = data.pairs[(one == other) & ~data.mated]
+        where = "of a non-mated pair"
+    else:
+        return
+    if len(pairs):
+        one, other = (shown(name_of(data.images[i])) for i in pairs[0])
+        others = len(pairs) - 1
+        more = f", and so {f'are {others} more pairs' if others > 1 else 'is 1 more pair'}" if others else ""
+        raise ValueError(
+            f"{one} and {other} are the same file, {where}{more}: take one away, or give --allow-duplicates"
+        )
