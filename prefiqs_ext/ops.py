@@ -87,6 +87,10 @@ def dual_conv2d(
         tap_shift: float32 ``[2, Co, kh, kw]`` (dense, pruned), ``[1, Co, kh, kw]`` without a mask.
         slope: float32 ``[1]`` or ``[Co]``: PReLU slopes, 0 for ReLU. None: no activation.
         residual: ``[N, Co, H', W']``, added to both branches, or a pair ``[2N, Co, H', W']``; of the result's dtype.
+        stride, padding, dilation: two numbers each, of rows and columns, as in torch's conv2d. The padded image, like
+            any tensor here, has at most 2**48 numbers.
+        groups: as in torch's conv2d.
+        paired: whether ``src`` is a pair.
         out: where to write the result: of its shape and dtype, channels_last, apart from all inputs.
 
     Returns:
