@@ -8,6 +8,7 @@
 namespace prefiqs {
 
 // For every output position along one axis, the class of its range of taps [begin, end) that fall inside the image.
+// Along the axis both ends only ever fall, so positions of one class are neighbours.
 struct TapRanges {
   std::vector<int32_t> position_class;
   std::vector<int64_t> begin, end;  // of each class
@@ -17,13 +18,11 @@ struct TapRanges {
       int64_t first = 0, last = kernel;
       while (first < last && o * stride - pad + first * dilation < 0) ++first;
       while (first < last && o * stride - pad + (last - 1) * dilation >= in) --last;
-      size_t found = 0;
-      while (found < begin.size() && (begin[found] != first || end[found] != last)) ++found;
-      if (found == begin.size()) {
+      if (begin.empty() || begin.back() != first || end.back() != last) {
         begin.push_back(first);
         end.push_back(last);
       }
-      position_class.push_back(static_cast<int32_t>(found));
+      position_class.push_back(static_cast<int32_t>(begin.size() - 1));
     }
   }
   int64_t classes() const { return static_cast<int64_t>(begin.size()); }

@@ -1,9 +1,15 @@
 // What the operators expect of their inputs, and the geometry that follows from them, shared by the CPU and CUDA glue.
 // prefiqs_ext/ops.py says the same, in the same order and words, for the fake kernels; one table of bad calls in
-// tests/test_ops_contract.py holds the two together.
+// tests/bad_calls.py holds the two together.
+//
+// No sum or product here or in the kernels can overflow: every tensor and every padded image has at most `most_numbers`
+// numbers, and steps are no longer than the padded image. Geometry is refused in the words of torch's conv2d.
 #pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -19,13 +25,26 @@ namespace prefiqs {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline std::string shape_text(const Tensor& t) {
-  std::ostringstream text;
+// Beyond any machine's memory, and far enough below 2^63 for the factors of kernels: a number's bytes, a tile's pixels.
+constexpr int64_t most_numbers = int64_t{1} << 48;
+
+// Numbers as a message shows them; it becomes text only there.
+struct ListText {
+  const int64_t *begin, *end;
+};
+
+inline std::ostream& operator<<(std::ostream& text, ListText list) {
   text << '[';
-  for (int64_t d = 0; d < t.dim(); ++d) text << (d == 0 ? "" : ", ") << t.size(d);
-  text << ']';
-  return text.str();
+  for (const int64_t* at = list.begin; at < list.end; ++at) text << (at == list.begin ? "" : ", ") << *at;
+  return text << ']';
 }
+
+template <class Sizes>
+ListText list_text(const Sizes& sizes) {
+  return {sizes.data(), sizes.data() + sizes.size()};
+}
+
+inline ListText shape_text(const Tensor& t) { return list_text(t.sizes()); }
 
 template <class... Parts>
 void expect(bool condition, const char* op, const Parts&... parts) {
@@ -39,10 +58,49 @@ void expect(bool condition, const char* op, const Parts&... parts) {
 inline void expect_shape(const char* op, const char* name, const Tensor& t, const std::vector<int64_t>& shape) {
   bool same = t.dim() == static_cast<int64_t>(shape.size());
   for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == shape[static_cast<size_t>(d)];
-  if (same) return;
-  std::ostringstream wanted;
-  for (size_t d = 0; d < shape.size(); ++d) wanted << (d == 0 ? "" : ", ") << shape[d];
-  expect(false, op, "expected ", name, " of shape [", wanted.str(), "], got ", shape_text(t));
+  expect(same, op, "expected ", name, " of shape ", list_text(shape), ", got ", shape_text(t));
+}
+
+// Whether a tensor of these sizes has few enough numbers; empty dimensions count as one, as in strides.
+template <class Sizes>
+bool countable(const Sizes& sizes) {
+  int64_t product = 1;
+  for (const int64_t size : sizes) {
+    if (size > most_numbers / product) return false;
+    product *= std::max<int64_t>(size, 1);
+  }
+  return true;
+}
+
+template <class Sizes>
+void expect_countable(const char* op, const char* name, const Sizes& sizes) {
+  expect(countable(sizes), op, "expected ", name, " of at most ", most_numbers, " numbers, got shape ",
+         list_text(sizes));
+}
+
+// From a tensor's first number to its last, gaps included.
+inline int64_t span_of(const Tensor& t) {
+  if (t.numel() == 0) return 0;
+  int64_t last = 0;
+  for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+  return last + 1;
+}
+
+inline bool share_memory(const Tensor& a, const Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0) return false;
+  const auto* a_begin = static_cast<const char*>(a.const_data_ptr());
+  const auto* b_begin = static_cast<const char*>(b.const_data_ptr());
+  return a_begin < b_begin + span_of(b) * static_cast<int64_t>(b.element_size()) &&
+         b_begin < a_begin + span_of(a) * static_cast<int64_t>(a.element_size());
+}
+
+// Storage may shrink under a tensor (UntypedStorage.resize_), which then reaches beyond it. Fake tensors have none.
+inline void expect_stored(const char* op, const char* name, const Tensor& t) {
+  int64_t stored = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &stored));
+  const int64_t needed = (t.storage_offset() + span_of(t)) * static_cast<int64_t>(t.element_size());
+  expect(t.numel() == 0 || needed <= stored, op, "expected ", name, " with a storage of ", needed,
+         " bytes or more, got ", stored);
 }
 
 inline const char* dtype_name(ScalarType dtype) {
@@ -93,16 +151,37 @@ inline ScalarType result_dtype(const Tensor& src, const Tensor& weight) {
   return src.scalar_type() == ScalarType::Byte ? weight.scalar_type() : src.scalar_type();
 }
 
-inline void expect_device(const char* op, const char* name, const Tensor& t, const Tensor& src) {
+inline void expect_place(const char* op, const char* name, const Tensor& t, const Tensor& src) {
   expect(t.device() == src.device(), op, "expected ", name, " on the device of src");
+  expect_stored(op, name, t);
 }
 
-// A result is written in place only into a tensor of the layout that the kernels write.
-inline void check_out(
-    const char* op, const Tensor& out, const Tensor& src, ScalarType dtype, const std::vector<int64_t>& shape) {
+// What `make` allocates for numbers of these sizes; the stable ABI reports a failure without its cause.
+template <class Sizes, class Make>
+Tensor expect_memory(
+    const char* op, const Sizes& sizes, ScalarType dtype, const std::string& device, const Make& make) {
+  try {
+    return make();
+  } catch (const std::exception&) {
+    int64_t numbers = 1;
+    for (const int64_t size : sizes) numbers *= size;
+    const char* cause = device == "cpu" ? "" : " (CUDA out of memory)";
+    expect(false, op, "expected memory for ", numbers, " numbers of dtype ", dtype_name(dtype), " on ", device,
+           ", got none", cause, ": use a smaller batch");
+    throw;
+  }
+}
+
+// A result is written in place only into a tensor of the layout that the kernels write, while the inputs are read.
+inline void check_out(const char* op,
+                      const Tensor& out,
+                      ScalarType dtype,
+                      const std::vector<int64_t>& shape,
+                      const Tensor& src,
+                      std::initializer_list<std::optional<Tensor>> others) {
   expect_dtype(op, "out", out, dtype);
   expect_shape(op, "out", out, shape);
-  expect_device(op, "out", out, src);
+  expect_place(op, "out", out, src);
   bool dense = true;
   int64_t step = 1;
   for (const int64_t d : {1, 3, 2, 0}) {
@@ -110,6 +189,17 @@ inline void check_out(
     step *= out.size(d);
   }
   expect(dense, op, "expected out in channels_last layout without gaps");
+  bool apart = !share_memory(out, src);
+  for (const auto& other : others) apart = apart && !(other && share_memory(out, *other));
+  expect(apart, op,
+         "expected out apart from all inputs: some elements of the input tensor and the written-to tensor refer to a "
+         "single memory location");
+}
+
+inline void expect_two(const char* op, const char* name, const std::vector<int64_t>& values) {
+  expect(values.size() == 2, op, "expected ", name,
+         " to be a single integer value or a list of 2 values to match the convolution dimensions, but got ", name, "=",
+         list_text(values));
 }
 
 inline int64_t mask_words(int64_t depth) { return (depth + 31) / 32; }
@@ -120,17 +210,21 @@ inline void check_weight_companions(const char* op,
                                     int64_t depth,
                                     const std::optional<Tensor>& mask,
                                     const std::optional<Tensor>& bias) {
-  expect_device(op, "weight", weight, src);
+  expect_place(op, "weight", weight, src);
   if (mask) {
     expect_dtype(op, "mask", *mask, ScalarType::Int);
     expect_shape(op, "mask", *mask, {weight.size(0), mask_words(depth)});
-    expect_device(op, "mask", *mask, src);
+    expect_place(op, "mask", *mask, src);
   }
   if (bias) {
     expect_dtype(op, "bias", *bias, ScalarType::Float);
     expect_shape(op, "bias", *bias, {weight.size(0)});
-    expect_device(op, "bias", *bias, src);
+    expect_place(op, "bias", *bias, src);
   }
+}
+
+inline std::vector<int64_t> conv_dst_shape(const ConvGeometry& g) {
+  return {g.images * g.branches, g.out_c, g.out_h, g.out_w};
 }
 
 inline ConvGeometry check_conv2d(const Tensor& src,
@@ -157,35 +251,51 @@ inline ConvGeometry check_conv2d(const Tensor& src,
   for (int64_t d = 0; d < 4; ++d) {
     expect(weight.size(d) > 0, op, "expected weight without empty dimensions, got ", shape_text(weight));
   }
+  expect_countable(op, "src", src.sizes());
+  expect_stored(op, "src", src);
+  expect_countable(op, "weight", weight.sizes());
+  expect_two(op, "stride", stride);
+  expect_two(op, "padding", padding);
+  expect_two(op, "dilation", dilation);
   for (size_t d = 0; d < 2; ++d) {
-    expect(stride[d] >= 1, op, "expected stride of 1 or more, got ", stride[d]);
-    expect(padding[d] >= 0, op, "expected padding of 0 or more, got ", padding[d]);
-    expect(dilation[d] >= 1, op, "expected dilation of 1 or more, got ", dilation[d]);
+    expect(stride[d] >= 1, op, "non-positive stride is not supported: expected 1 or more, got ", stride[d]);
+    expect(padding[d] >= 0, op, "negative padding is not supported: expected 0 or more, got ", padding[d]);
+    expect(padding[d] <= most_numbers, op, "Given padding=", padding[d], " at dimension ", d,
+           ", expected padding to be at most ", most_numbers);
+    expect(dilation[d] >= 1, op, "non-positive dilation is not supported: expected 1 or more, got ", dilation[d]);
   }
-  expect(groups >= 1 && weight.size(0) % groups == 0, op, "expected groups that divide the ", weight.size(0),
-         " output channels, got ", groups);
-  expect(src.size(1) == weight.size(1) * groups, op, "expected src with ", weight.size(1) * groups,
-         " channels (weight's C/groups x groups), got ", src.size(1));
+  expect(groups >= 1, op, "non-positive groups is not supported: expected 1 or more, got ", groups);
+  expect(weight.size(0) % groups == 0, op, "Given groups=", groups, ", expected weight to be divisible by ", groups,
+         " at dimension 0, but got weight of size ", shape_text(weight), " instead");
+  expect(src.size(1) == weight.size(1) * groups, op, "Given groups=", groups, ", weight of size ", shape_text(weight),
+         ", expected src", shape_text(src), " to have ", weight.size(1) * groups, " channels, but got ", src.size(1),
+         " channels instead");
+  expect(src.size(0) == 0 || (src.size(2) > 0 && src.size(3) > 0), op,
+         "Only zero batch inputs are supported, but got input shape: ", shape_text(src));
   const int64_t channels = weight.size(0);
   check_weight_companions(op, src, weight, weight.size(1) * weight.size(2) * weight.size(3), mask, bias);
   if (tap_shift) {
     expect_dtype(op, "tap_shift", *tap_shift, ScalarType::Float);
     expect_shape(op, "tap_shift", *tap_shift, {mask ? 2 : 1, channels, weight.size(2), weight.size(3)});
-    expect_device(op, "tap_shift", *tap_shift, src);
+    expect_place(op, "tap_shift", *tap_shift, src);
   }
   if (slope) {
     expect_dtype(op, "slope", *slope, ScalarType::Float);
     expect(slope->dim() == 1 && (slope->size(0) == 1 || slope->size(0) == channels), op,
            "expected slope of shape [1] or [", channels, "], got ", shape_text(*slope));
-    expect_device(op, "slope", *slope, src);
+    expect_place(op, "slope", *slope, src);
   }
+  const int64_t padded[2] = {src.size(2) + 2 * padding[0], src.size(3) + 2 * padding[1]};
+  expect(countable(std::array{src.size(1), padded[0], padded[1]}), op, "expected a padded image of at most ",
+         most_numbers, " numbers, got image ", shape_text(src), " and padding ", list_text(padding));
   int64_t out[2];
   for (size_t d = 0; d < 2; ++d) {
-    const int64_t axis = static_cast<int64_t>(d) + 2;
-    const int64_t span = src.size(axis) + 2 * padding[d] - dilation[d] * (weight.size(axis) - 1) - 1;
-    expect(span >= 0, op, "expected a padded image that holds the kernel, got image ", shape_text(src), " and kernel ",
-           shape_text(weight));
-    out[d] = span / stride[d] + 1;
+    const int64_t last_tap = weight.size(static_cast<int64_t>(d) + 2) - 1;
+    expect(last_tap == 0 ? padded[d] > 0 : dilation[d] <= (padded[d] - 1) / last_tap, op,
+           "Calculated padded input size per channel: (", padded[0], " x ", padded[1], "). Kernel size: (",
+           weight.size(2), " x ", weight.size(3), "), dilation: (", dilation[0], " x ", dilation[1],
+           "). Kernel size can't be greater than actual input size");
+    out[d] = (padded[d] - 1 - dilation[d] * last_tap) / stride[d] + 1;
   }
   ConvGeometry g{};
   g.images = paired ? src.size(0) / 2 : src.size(0);
@@ -193,25 +303,30 @@ inline ConvGeometry check_conv2d(const Tensor& src,
   g.in_h = src.size(2), g.in_w = src.size(3), g.in_c = src.size(1);
   g.out_h = out[0], g.out_w = out[1], g.out_c = channels;
   g.kernel_h = weight.size(2), g.kernel_w = weight.size(3);
-  g.stride_h = stride[0], g.stride_w = stride[1];
+  // Steps beyond the padded image lead nowhere: all are alike.
+  g.stride_h = std::min(stride[0], padded[0]), g.stride_w = std::min(stride[1], padded[1]);
   g.pad_h = padding[0], g.pad_w = padding[1];
-  g.dilation_h = dilation[0], g.dilation_w = dilation[1];
+  g.dilation_h = std::min(dilation[0], padded[0]), g.dilation_w = std::min(dilation[1], padded[1]);
   g.groups = groups;
   g.src_shared = !paired;
   g.mask_words = mask_words(g.depth());
   g.slope_stride = slope && slope->size(0) > 1 ? 1 : 0;
+  expect_countable(op, "a result", conv_dst_shape(g));
   if (residual) {
     expect_dtype(op, "residual", *residual, result_dtype(src, weight));
     g.residual_shared = residual->dim() == 4 && residual->size(0) == g.images;
     const int64_t rows = g.residual_shared ? g.images : g.images * g.branches;
     expect_shape(op, "residual", *residual, {rows, g.out_c, g.out_h, g.out_w});
-    expect_device(op, "residual", *residual, src);
+    expect_place(op, "residual", *residual, src);
   }
   return g;
 }
 
-inline std::vector<int64_t> conv_dst_shape(const ConvGeometry& g) {
-  return {g.images * g.branches, g.out_c, g.out_h, g.out_w};
+inline std::vector<int64_t> linear_dst_shape(const Tensor& src, const Tensor& weight, const ConvGeometry& g) {
+  std::vector<int64_t> shape(src.sizes().begin(), src.sizes().end());
+  shape[0] = g.src_shared ? shape[0] * g.branches : shape[0];
+  shape.back() = weight.size(0);
+  return shape;
 }
 
 // A linear layer is a 1 x 1 convolution of images of one pixel, the rows of src.
@@ -231,6 +346,9 @@ inline ConvGeometry check_linear(const Tensor& src,
          shape_text(weight));
   expect(src.size(src.dim() - 1) == weight.size(1), op, "expected src with ", weight.size(1),
          " features in its last dimension, got ", src.size(src.dim() - 1));
+  expect_countable(op, "src", src.sizes());
+  expect_stored(op, "src", src);
+  expect_countable(op, "weight", weight.sizes());
   check_weight_companions(op, src, weight, weight.size(1), mask, bias);
   ConvGeometry g{};
   g.images = src.numel() / weight.size(1) / (paired ? 2 : 1);
@@ -240,14 +358,8 @@ inline ConvGeometry check_linear(const Tensor& src,
   g.kernel_h = g.kernel_w = g.stride_h = g.stride_w = g.dilation_h = g.dilation_w = g.groups = 1;
   g.src_shared = !paired;
   g.mask_words = mask_words(g.depth());
+  expect_countable(op, "a result", linear_dst_shape(src, weight, g));
   return g;
-}
-
-inline std::vector<int64_t> linear_dst_shape(const Tensor& src, const Tensor& weight, const ConvGeometry& g) {
-  std::vector<int64_t> shape(src.sizes().begin(), src.sizes().end());
-  shape[0] = g.src_shared ? shape[0] * g.branches : shape[0];
-  shape.back() = weight.size(0);
-  return shape;
 }
 
 inline void check_pair(const Tensor& pair) {
@@ -256,6 +368,8 @@ inline void check_pair(const Tensor& pair) {
   expect_float(op, "pair", pair, pair);
   expect(pair.size(0) % 2 == 0, op, "expected an even number of rows in pair, got ", pair.size(0));
   expect(pair.size(1) > 0, op, "expected pair with at least one feature, got ", shape_text(pair));
+  expect_countable(op, "pair", pair.sizes());
+  expect_stored(op, "pair", pair);
 }
 
 }  // namespace prefiqs

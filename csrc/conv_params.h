@@ -9,6 +9,9 @@ namespace prefiqs {
 // groups) + c. Branch 0 is dense, branch 1 uses the masked weights (the same weights where mask is null). A pair's
 // second half follows its first, so a branch's rows start `images` images later, unless the tensor is shared by both
 // branches.
+//
+// checks.h makes sure that nothing but `images` is 0, that a product of sizes of one tensor, or of the padded image, is
+// at most 2^48, and that steps are no longer than the padded image.
 struct ConvGeometry {
   int64_t images;    // per branch
   int64_t branches;  // 1 or 2

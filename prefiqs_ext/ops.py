@@ -7,6 +7,7 @@ Only convolutions and linear layers treat the halves apart. Inference only: an i
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -86,6 +87,10 @@ def dual_conv2d(
         tap_shift: float32 ``[2, Co, kh, kw]`` (dense, pruned), ``[1, Co, kh, kw]`` without a mask.
         slope: float32 ``[1]`` or ``[Co]``: PReLU slopes, 0 for ReLU. None: no activation.
         residual: ``[N, Co, H', W']``, added to both branches, or a pair ``[2N, Co, H', W']``; of the result's dtype.
+        stride, padding, dilation: two numbers each, of rows and columns, as in torch's conv2d. The padded image, like
+            any tensor here, has at most 2**48 numbers.
+        groups: as in torch's conv2d.
+        paired: whether ``src`` is a pair.
         out: where to write the result: of its shape and dtype, channels_last, apart from all inputs.
 
     Returns:
@@ -185,17 +190,42 @@ def _dtype_text(t: Tensor) -> str:
     return names.get(t.dtype, str(t.dtype).removeprefix("torch.").capitalize())
 
 
-def _shape_text(shape: Sequence[Any]) -> str:
-    return "[" + ", ".join(str(n) for n in shape) + "]"
+def _list_text(sizes: Sequence[Any]) -> str:
+    return "[" + ", ".join(str(n) for n in sizes) + "]"
 
 
 def _expect_shape(op: str, name: str, t: Tensor, shape: Sequence[Any]) -> None:
     same = t.dim() == len(shape) and all(have == want for have, want in zip(t.shape, shape, strict=True))
-    _expect(same, op, f"expected {name} of shape {_shape_text(shape)}, got {_shape_text(t.shape)}")
+    _expect(same, op, f"expected {name} of shape {_list_text(shape)}, got {_list_text(t.shape)}")
 
 
 def _expect_device(op: str, name: str, t: Tensor, src: Tensor) -> None:
     _expect(t.device == src.device, op, f"expected {name} on the device of src")
+
+
+# What checks.h says of sizes. A symbolic size is left to the native check: no guard on it is worth a recompilation.
+_MOST_NUMBERS = 2**48
+
+
+def _countable(sizes: Sequence[Any]) -> bool:
+    return math.prod(n for n in sizes if isinstance(n, int) and n > 0) <= _MOST_NUMBERS
+
+
+def _expect_countable(op: str, name: str, sizes: Sequence[Any]) -> None:
+    wanted = f"expected {name} of at most {_MOST_NUMBERS} numbers, got shape {_list_text(sizes)}"
+    _expect(_countable(sizes), op, wanted)
+
+
+def _check_window(op: str, stride: list[int], padding: list[int], dilation: list[int]) -> None:
+    for name, values in (("stride", stride), ("padding", padding), ("dilation", dilation)):
+        wanted = "to be a single integer value or a list of 2 values to match the convolution dimensions"
+        _expect(len(values) == 2, op, f"expected {name} {wanted}, but got {name}={_list_text(values)}")
+    for axis, (step, pad, tap_step) in enumerate(zip(stride, padding, dilation, strict=True)):
+        _expect(step >= 1, op, f"non-positive stride is not supported: expected 1 or more, got {step}")
+        _expect(pad >= 0, op, f"negative padding is not supported: expected 0 or more, got {pad}")
+        most = f"expected padding to be at most {_MOST_NUMBERS}"
+        _expect(pad <= _MOST_NUMBERS, op, f"Given padding={pad} at dimension {axis}, {most}")
+        _expect(tap_step >= 1, op, f"non-positive dilation is not supported: expected 1 or more, got {tap_step}")
 
 
 def _check_weight_companions(
@@ -228,28 +258,31 @@ def _fake_dual_conv2d(
     paired: bool,
 ) -> Tensor:
     op = "dual_conv2d"
-    _expect(src.dim() == 4, op, f"expected src of shape [N, C, H, W], got {_shape_text(src.shape)}")
+    _expect(src.dim() == 4, op, f"expected src of shape [N, C, H, W], got {_list_text(src.shape)}")
     known = src.dtype in (*_float_dtypes(src), torch.uint8)
     _expect(known, op, f"expected src of dtype {_float_names(src)} or uint8, got {_dtype_text(src)}")
     wanted = f"expected a paired src of dtype {_float_names(src)}, got uint8"
     _expect(src.dtype != torch.uint8 or not paired, op, wanted)
     even = not paired or src.shape[0] % 2 == 0
     _expect(even, op, f"expected an even number of rows in a paired src, got {src.shape[0]}")
-    weight_shape = _shape_text(weight.shape)
+    weight_shape = _list_text(weight.shape)
     _expect(weight.dim() == 4, op, f"expected weight of shape [Co, C/groups, kh, kw], got {weight_shape}")
     _expect_float(op, "weight", weight, src)
     _expect_one_format(op, src, weight)
     _expect(all(n > 0 for n in weight.shape), op, f"expected weight without empty dimensions, got {weight_shape}")
     channels, group_channels, *kernel = weight.shape
-    for axis in range(2):
-        _expect(stride[axis] >= 1, op, f"expected stride of 1 or more, got {stride[axis]}")
-        _expect(padding[axis] >= 0, op, f"expected padding of 0 or more, got {padding[axis]}")
-        _expect(dilation[axis] >= 1, op, f"expected dilation of 1 or more, got {dilation[axis]}")
-    divides = groups >= 1 and channels % groups == 0
-    _expect(divides, op, f"expected groups that divide the {channels} output channels, got {groups}")
-    in_channels = group_channels * groups
-    wanted = f"expected src with {in_channels} channels (weight's C/groups x groups), got {src.shape[1]}"
+    _expect_countable(op, "src", src.shape)
+    _expect_countable(op, "weight", weight.shape)
+    _check_window(op, stride, padding, dilation)
+    _expect(groups >= 1, op, f"non-positive groups is not supported: expected 1 or more, got {groups}")
+    wanted = f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0"
+    _expect(channels % groups == 0, op, f"{wanted}, but got weight of size {weight_shape} instead")
+    image_shape, in_channels = _list_text(src.shape), group_channels * groups
+    wanted = f"Given groups={groups}, weight of size {weight_shape}, expected src{image_shape} to have {in_channels}"
+    wanted = f"{wanted} channels, but got {src.shape[1]} channels instead"
     _expect(src.shape[1] == in_channels, op, wanted)
+    pixels = (src.shape[2] > 0 and src.shape[3] > 0) or src.shape[0] == 0
+    _expect(pixels, op, f"Only zero batch inputs are supported, but got input shape: {image_shape}")
     _check_weight_companions(op, src, weight, group_channels * kernel[0] * kernel[1], mask, bias)
     if tap_shift is not None:
         _expect_dtype(op, "tap_shift", tap_shift, torch.float32)
@@ -258,14 +291,19 @@ def _fake_dual_conv2d(
     if slope is not None:
         _expect_dtype(op, "slope", slope, torch.float32)
         fits = slope.dim() == 1 and slope.shape[0] in (1, channels)
-        _expect(fits, op, f"expected slope of shape [1] or [{channels}], got {_shape_text(slope.shape)}")
+        _expect(fits, op, f"expected slope of shape [1] or [{channels}], got {_list_text(slope.shape)}")
         _expect_device(op, "slope", slope, src)
-    spans = [src.shape[a + 2] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1 for a in range(2)]
-    images = f"image {_shape_text(src.shape)} and kernel {weight_shape}"
-    _expect(all(span >= 0 for span in spans), op, f"expected a padded image that holds the kernel, got {images}")
+    padded = [src.shape[a + 2] + 2 * padding[a] for a in range(2)]
+    wanted = f"expected a padded image of at most {_MOST_NUMBERS} numbers, got image {image_shape}"
+    _expect(_countable([src.shape[1], *padded]), op, f"{wanted} and padding {_list_text(padding)}")
+    spans = [padded[a] - dilation[a] * (kernel[a] - 1) - 1 for a in range(2)]
+    sizes = [f"({' x '.join(map(str, values))})" for values in (padded, kernel, dilation)]
+    wanted = "Calculated padded input size per channel: {}. Kernel size: {}, dilation: {}".format(*sizes)
+    _expect(all(span >= 0 for span in spans), op, f"{wanted}. Kernel size can't be greater than actual input size")
     base_rows = src.shape[0] // 2 if paired else src.shape[0]
     out_rows = src.shape[0] if mask is None else 2 * base_rows
     out_shape = [channels, *(span // stride[a] + 1 for a, span in enumerate(spans))]
+    _expect_countable(op, "a result", [out_rows, *out_shape])
     if residual is not None:
         _expect_dtype(op, "residual", residual, _result_dtype(src, weight))
         shared = residual.dim() == 4 and residual.shape[0] == base_rows
@@ -289,11 +327,11 @@ def _fake_dual_conv2d_out(*inputs: Any, out: Tensor) -> None:
 @torch.library.register_fake("prefiqs_ext::dual_linear")  # type: ignore[untyped-decorator]
 def _fake_dual_linear(src: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None, paired: bool) -> Tensor:
     op = "dual_linear"
-    _expect(src.dim() >= 2, op, f"expected src of shape [N, ..., I], got {_shape_text(src.shape)}")
+    _expect(src.dim() >= 2, op, f"expected src of shape [N, ..., I], got {_list_text(src.shape)}")
     _expect_float(op, "src", src, src)
     even = not paired or src.shape[0] % 2 == 0
     _expect(even, op, f"expected an even number of rows in a paired src, got {src.shape[0]}")
-    weight_shape = _shape_text(weight.shape)
+    weight_shape = _list_text(weight.shape)
     _expect(weight.dim() == 2, op, f"expected weight of shape [O, I], got {weight_shape}")
     _expect_float(op, "weight", weight, src)
     _expect_one_format(op, src, weight)
@@ -301,18 +339,22 @@ def _fake_dual_linear(src: Tensor, weight: Tensor, mask: Tensor | None, bias: Te
     outputs, features = weight.shape
     wanted = f"expected src with {features} features in its last dimension, got {src.shape[-1]}"
     _expect(src.shape[-1] == features, op, wanted)
+    _expect_countable(op, "src", src.shape)
+    _expect_countable(op, "weight", weight.shape)
     _check_weight_companions(op, src, weight, features, mask, bias)
     rows = src.shape[0] if mask is None or paired else 2 * src.shape[0]
+    _expect_countable(op, "a result", [rows, *src.shape[1:-1], outputs])
     return src.new_empty([rows, *src.shape[1:-1], outputs])
 
 
 @torch.library.register_fake("prefiqs_ext::embedding_distance")  # type: ignore[untyped-decorator]
 def _fake_embedding_distance(pair: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     op = "embedding_distance"
-    _expect(pair.dim() == 2, op, f"expected pair of shape [2N, d], got {_shape_text(pair.shape)}")
+    _expect(pair.dim() == 2, op, f"expected pair of shape [2N, d], got {_list_text(pair.shape)}")
     _expect_float(op, "pair", pair, pair)
     _expect(pair.shape[0] % 2 == 0, op, f"expected an even number of rows in pair, got {pair.shape[0]}")
-    _expect(pair.shape[1] > 0, op, f"expected pair with at least one feature, got {_shape_text(pair.shape)}")
+    _expect(pair.shape[1] > 0, op, f"expected pair with at least one feature, got {_list_text(pair.shape)}")
+    _expect_countable(op, "pair", pair.shape)
     rows, features = pair.shape[0] // 2, pair.shape[1]
     distance, norm = (pair.new_empty([rows], dtype=torch.float32) for _ in range(2))
     embedding, pruned_embedding = (pair.new_empty([rows, features], dtype=torch.float32) for _ in range(2))

@@ -51,11 +51,14 @@ def assert_needs_torch_2_10(library: Path) -> None:
 
 
 @pytest.mark.parametrize("has_torch", [True, False])
-def test_torch_is_a_build_requirement_only_where_the_target_has_none(
+def test_torch_is_a_build_requirement_only_of_wheels_and_where_the_target_has_none(
     has_torch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(CMAKE)
-    requirement = importlib.import_module("torch_requirement")
+    monkeypatch.chdir(CMAKE.parent)
+    named = re.search('build-backend = "(.+)"', Path("pyproject.toml").read_text())
+    assert named is not None
+    backend = importlib.import_module(named[1])
     if not has_torch:  # an interpreter without site-packages
         bare = tmp_path / "python"
         bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
@@ -63,7 +66,10 @@ def test_torch_is_a_build_requirement_only_where_the_target_has_none(
         monkeypatch.setattr(sys, "executable", str(bare))
     # What a build's own overlay holds must not count.
     monkeypatch.setenv("PYTHONPATH", str(Path(torch.__file__).parents[1]))
-    assert requirement.get_requires_for_dynamic_metadata({}) == ([] if has_torch else ["torch>=2.10"])
+    wanted = set() if has_torch else {"torch>=2.10"}
+    for what, of_torch in (("wheel", wanted), ("editable", wanted), ("sdist", set())):
+        requirements = getattr(backend, f"get_requires_for_build_{what}")()
+        assert {name for name in requirements if name.startswith("torch")} == of_torch, what
 
 
 def test_torch_is_found_without_importing_it() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prefiqs_ext import ops
+from tests.bad_calls import BAD_CALLS, GOOD, ONLY_CPU, ONLY_CUDA, good_conv, good_linear
 from tests.test_ops import random_mask
 
 
@@ -22,162 +23,8 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-# --- errors: one table, run through the native kernels and the fake ones -------------------------------------------
+# --- errors: one table (bad_calls.py), run through the native kernels and the fake ones -----------------------------
 
-
-def good_conv() -> dict[str, Any]:
-    weight = torch.randn(6, 4, 3, 3)
-    return {
-        "src": torch.randn(2, 4, 5, 5),
-        "weight": weight,
-        "mask": random_mask(weight),
-        "bias": torch.randn(6),
-        "tap_shift": torch.randn(2, 6, 3, 3),
-        "slope": torch.rand(6),
-        "residual": torch.randn(2, 6, 5, 5),
-        "padding": (1, 1),
-    }
-
-
-def good_linear() -> dict[str, Any]:
-    weight = torch.randn(6, 40)
-    return {"src": torch.randn(2, 40), "weight": weight, "mask": random_mask(weight), "bias": torch.randn(6)}
-
-
-BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
-    "rank": ({"src": torch.randn(4, 5, 5)}, "expected src of shape [N, C, H, W], got [4, 5, 5]"),
-    "dtype": ({"src": torch.randn(2, 4, 5, 5).double()}, "expected src of dtype {floats} or uint8, got Double"),
-    "uint8 pair": (
-        {"src": torch.zeros(2, 4, 5, 5, dtype=torch.uint8), "paired": True},
-        "expected a paired src of dtype {floats}, got uint8",
-    ),
-    "odd pair": (
-        {"src": torch.randn(3, 4, 5, 5), "paired": True},
-        "expected an even number of rows in a paired src, got 3",
-    ),
-    "channels": ({"src": torch.randn(2, 3, 5, 5)}, "expected src with 4 channels (weight's C/groups x groups), got 3"),
-    "weight rank": ({"weight": torch.randn(6, 36)}, "expected weight of shape [Co, C/groups, kh, kw], got [6, 36]"),
-    "weight dtype": ({"weight": torch.randn(6, 4, 3, 3).double()}, "expected weight of dtype {floats}, got Double"),
-    "weight empty": (
-        {"weight": torch.randn(6, 4, 0, 3)},
-        "expected weight without empty dimensions, got [6, 4, 0, 3]",
-    ),
-    "stride": ({"stride": (1, 0)}, "expected stride of 1 or more, got 0"),
-    "padding": ({"padding": (-1, 0)}, "expected padding of 0 or more, got -1"),
-    "dilation": ({"dilation": (0, 1)}, "expected dilation of 1 or more, got 0"),
-    "groups": ({"groups": 4}, "expected groups that divide the 6 output channels, got 4"),
-    "groups zero": ({"groups": 0}, "expected groups that divide the 6 output channels, got 0"),
-    "mask dtype": ({"mask": torch.zeros(6, 2, dtype=torch.int64)}, "expected mask of dtype int32, got Long"),
-    "mask words": (
-        {"mask": torch.zeros(6, 3, dtype=torch.int32)},
-        "expected mask of shape [6, 2], got [6, 3]",
-    ),
-    "bias": ({"bias": torch.randn(5)}, "expected bias of shape [6], got [5]"),
-    "bias dtype": ({"bias": torch.randn(6).double()}, "expected bias of dtype float32, got Double"),
-    "tap_shift": (
-        {"tap_shift": torch.randn(1, 6, 3, 3)},
-        "expected tap_shift of shape [2, 6, 3, 3], got [1, 6, 3, 3]",
-    ),
-    "slope": ({"slope": torch.rand(2)}, "expected slope of shape [1] or [6], got [2]"),
-    "residual": (
-        {"residual": torch.randn(2, 6, 4, 5)},
-        "expected residual of shape [2, 6, 5, 5], got [2, 6, 4, 5]",
-    ),
-    "residual rows": (
-        {"residual": torch.randn(3, 6, 5, 5)},
-        "expected residual of shape [4, 6, 5, 5], got [3, 6, 5, 5]",
-    ),
-    "residual dtype": (
-        {"residual": torch.randn(2, 6, 5, 5).double()},
-        "expected residual of dtype float32, got Double",
-    ),
-    "small image": (
-        {"src": torch.randn(2, 4, 2, 5), "padding": (0, 0)},
-        "expected a padded image that holds the kernel, got image [2, 4, 2, 5] and kernel [6, 4, 3, 3]",
-    ),
-}
-
-BAD_LINEAR: dict[str, tuple[dict[str, Any], str]] = {
-    "rank": ({"src": torch.randn(40)}, "expected src of shape [N, ..., I], got [40]"),
-    "dtype": ({"src": torch.randn(2, 40).double()}, "expected src of dtype {floats}, got Double"),
-    "odd pair": (
-        {"src": torch.randn(3, 40), "paired": True},
-        "expected an even number of rows in a paired src, got 3",
-    ),
-    "features": ({"src": torch.randn(2, 39)}, "expected src with 40 features in its last dimension, got 39"),
-    "weight dtype": ({"weight": torch.randn(6, 40).double()}, "expected weight of dtype {floats}, got Double"),
-    "weight rank": ({"weight": torch.randn(6, 40, 1)}, "expected weight of shape [O, I], got [6, 40, 1]"),
-    "weight empty": ({"weight": torch.randn(0, 40)}, "expected weight without empty dimensions, got [0, 40]"),
-    "mask": ({"mask": torch.zeros(6, 1, dtype=torch.int32)}, "expected mask of shape [6, 2], got [6, 1]"),
-    "bias": ({"bias": torch.randn(6, 1)}, "expected bias of shape [6], got [6, 1]"),
-}
-
-BAD_PAIR: dict[str, tuple[dict[str, Any], str]] = {
-    "rank": ({"pair": torch.randn(4)}, "expected pair of shape [2N, d], got [4]"),
-    "dtype": ({"pair": torch.randn(4, 2).double()}, "expected pair of dtype {floats}, got Double"),
-    "odd": ({"pair": torch.randn(3, 2)}, "expected an even number of rows in pair, got 3"),
-    "no features": ({"pair": torch.randn(4, 0)}, "expected pair with at least one feature, got [4, 0]"),
-}
-
-# What the CPU refuses and CUDA takes, and what only CUDA can get wrong.
-HALF, BFLOAT16 = torch.float16, torch.bfloat16
-ONLY_CPU: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "half src": (
-        ops.dual_conv2d,
-        {"src": torch.randn(2, 4, 5, 5).half()},
-        "expected src of dtype {floats} or uint8, got Half",
-    ),
-    "half weight": (
-        ops.dual_linear,
-        {"weight": torch.randn(6, 40).half()},
-        "expected weight of dtype {floats}, got Half",
-    ),
-    "half pair": (
-        ops.embedding_distance,
-        {"pair": torch.randn(4, 2).half()},
-        "expected pair of dtype {floats}, got Half",
-    ),
-}
-ONLY_CUDA: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "two formats": (
-        ops.dual_conv2d,
-        {"src": torch.randn(2, 4, 5, 5).half(), "weight": torch.randn(6, 4, 3, 3).bfloat16()},
-        "expected src of dtype float32 or of weight's, bfloat16, got Half",
-    ),
-    "half src of a float32 weight": (
-        ops.dual_linear,
-        {"src": torch.randn(2, 40).half()},
-        "expected src of dtype float32 or of weight's, float32, got Half",
-    ),
-    "residual of another dtype than src": (
-        ops.dual_conv2d,
-        {"src": torch.randn(2, 4, 5, 5).half(), "weight": torch.randn(6, 4, 3, 3).half()},
-        "expected residual of dtype float16, got Float",
-    ),
-    "residual of another dtype than the weight of a uint8 src": (
-        ops.dual_conv2d,
-        {"src": torch.zeros(2, 4, 5, 5, dtype=torch.uint8), "weight": torch.randn(6, 4, 3, 3).bfloat16()},
-        "expected residual of dtype bfloat16, got Float",
-    ),
-    "half residual of a float32 src": (
-        ops.dual_conv2d,
-        {"weight": torch.randn(6, 4, 3, 3).half(), "residual": torch.randn(2, 6, 5, 5).half()},
-        "expected residual of dtype float32, got Half",
-    ),
-    "half bias": (
-        ops.dual_linear,
-        {"src": torch.randn(2, 40).half(), "weight": torch.randn(6, 40).half(), "bias": torch.randn(6).half()},
-        "expected bias of dtype float32, got Half",
-    ),
-}
-
-GOOD: dict[Any, Callable[[], dict[str, Any]]] = {
-    ops.dual_conv2d: good_conv,
-    ops.dual_linear: good_linear,
-    ops.embedding_distance: dict,
-}
-TABLES = ((ops.dual_conv2d, BAD_CONV), (ops.dual_linear, BAD_LINEAR), (ops.embedding_distance, BAD_PAIR))
-BAD_CALLS = {f"{op.__name__}-{name}": (op, *bad) for op, table in TABLES for name, bad in table.items()}
 # "fake-cuda": what tracing sees of CUDA tensors, on any machine. "meta" stands for the CPU.
 CUDA = ("fake-cuda", pytest.param("cuda", marks=pytest.mark.cuda))
 FLOATS = {"cpu": "float32", "meta": "float32"} | dict.fromkeys(("fake-cuda", "cuda"), "float32 or float16 or bfloat16")
@@ -186,9 +33,11 @@ FLOATS = {"cpu": "float32", "meta": "float32"} | dict.fromkeys(("fake-cuda", "cu
 def call_on(device: str, op: Any, inputs: dict[str, Any]) -> Any:
     fake = device == "fake-cuda"
 
-    def place(t: Tensor) -> Tensor:  # Tensor.to would close gaps
-        placed = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda" if fake else device)
-        return placed if fake else placed.copy_(t)
+    def place(t: Tensor) -> Tensor:  # Tensor.to would close gaps, and copy what is expanded
+        if fake:
+            return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda")
+        stored = t.as_strided((t.untyped_storage().nbytes() // t.element_size(),), (1,), 0).to(device)
+        return stored.as_strided(t.shape, t.stride(), t.storage_offset())
 
     with FakeTensorMode() if fake else nullcontext():
         return op(**{k: place(v) if isinstance(v, Tensor) else v for k, v in inputs.items()})
@@ -219,6 +68,7 @@ def test_bad_calls_on_cuda(case: str, device: str) -> None:
     assert_refused(device, *ONLY_CUDA[case])
 
 
+HALF, BFLOAT16 = torch.float16, torch.bfloat16
 # src, weight, result
 CUDA_DTYPES = [
     (torch.float32, torch.float32, torch.float32),

@@ -320,7 +320,7 @@ def test_bad_batches_without_a_preset(small: nn.Module) -> None:
         scorer(torch.randn(3, 16, 20))
     with pytest.raises(TypeError, match=r"expected a float32 or uint8 batch, got torch.float64"):
         scorer(torch.randn(1, 3, 16, 20).double())
-    with pytest.raises(RuntimeError, match=r"expected src with 3 channels .* got 4"):
+    with pytest.raises(RuntimeError, match=r"to have 3 channels, but got 4 channels instead"):
         scorer(torch.randn(1, 4, 16, 20))
     with pytest.raises(ValueError, match=r"NaN or infinity in row 1$"):
         scorer(torch.stack([torch.zeros(3, 16, 20), torch.full((3, 16, 20), torch.nan)]))

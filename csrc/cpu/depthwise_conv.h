@@ -17,6 +17,7 @@ constexpr int lanes = Vec::width;
 constexpr int most_pixels = 8;
 constexpr int64_t cache_line = 16;          // floats
 constexpr int64_t ring_budget = 24 * 1024;  // floats; less would break the reading of src into shorter pieces
+constexpr int64_t most_ring = 1 << 20;      // floats of one cache line of channels: beyond any cache
 
 struct DepthwisePlan {
   int64_t ring_rows, ring_cols;  // what the taps of one output row span, padding included
@@ -26,7 +27,7 @@ struct DepthwisePlan {
       : ring_rows((p.kernel_h - 1) * p.dilation_h + 1),
         ring_cols((p.out_w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1) {
     const int64_t lines = ceil_div(p.out_c, cache_line);
-    const int64_t fitting = max_of(1, ring_budget / (ring_rows * ring_cols * cache_line));
+    const int64_t fitting = max_of(1, ring_budget / cache_line / ring_cols / ring_rows);
     block = ceil_div(lines, ceil_div(lines, fitting)) * cache_line;
   }
   int64_t ring_floats() const { return ring_rows * ring_cols * block; }
@@ -145,7 +146,12 @@ void depthwise_rows(const ConvParams& p, const DepthwisePlan& plan, const Depthw
   }
 }
 
-bool depthwise_fits(const ConvParams& p) { return p.group_in_c() == 1 && p.in_c == p.out_c && p.groups > 1; }
+// Taps or pixels that lie far apart span more rows and columns than a ring should hold.
+bool depthwise_fits(const ConvParams& p) {
+  const DepthwisePlan plan(p);
+  const bool ring_fits = plan.ring_rows <= most_ring / cache_line / plan.ring_cols;
+  return p.group_in_c() == 1 && p.in_c == p.out_c && p.groups > 1 && ring_fits;
+}
 
 int64_t depthwise_work_items(const ConvParams& p) { return p.images * p.out_h; }
 

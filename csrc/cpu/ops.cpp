@@ -13,11 +13,20 @@ namespace {
 using torch::headeronly::MemoryFormat;
 using OptionalTensor = std::optional<Tensor>;
 
-Tensor empty_float(const std::vector<int64_t>& shape, MemoryFormat format = MemoryFormat::Contiguous) {
-  return torch::stable::empty(shape, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt, format);
+Tensor empty_float(const char* op, const std::vector<int64_t>& shape, MemoryFormat format = MemoryFormat::Contiguous) {
+  return expect_memory(op, shape, ScalarType::Float, "cpu", [&] {
+    return torch::stable::empty(shape, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt, format);
+  });
 }
 
-Tensor channels_last(const Tensor& t) { return torch::stable::contiguous(t, MemoryFormat::ChannelsLast); }
+// As the kernels want it: float32, dense in `format`. Most tensors are already.
+Tensor dense_float(const char* op, const Tensor& t, MemoryFormat format = MemoryFormat::Contiguous) {
+  return expect_memory(op, t.sizes(), ScalarType::Float, "cpu", [&] {
+    // An 8-bit image is a few kilobytes: widening it costs nothing beside the layer it feeds.
+    return torch::stable::contiguous(t.scalar_type() == ScalarType::Byte ? torch::stable::to(t, ScalarType::Float) : t,
+                                     format);
+  });
+}
 
 const float* data_or_null(const OptionalTensor& t) { return t ? t->const_data_ptr<float>() : nullptr; }
 
@@ -48,14 +57,14 @@ Tensor dual_conv2d_into(OptionalTensor out,
   const ConvGeometry geometry =
       check_conv2d(src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired);
   const std::vector<int64_t> dst_shape = conv_dst_shape(geometry);
-  if (out) check_out("dual_conv2d", *out, src, ScalarType::Float, dst_shape);
-  Tensor dst = out ? *out : empty_float(dst_shape, MemoryFormat::ChannelsLast);
+  if (out) {
+    check_out("dual_conv2d", *out, ScalarType::Float, dst_shape, src, {weight, mask, bias, tap_shift, slope, residual});
+  }
+  Tensor dst = out ? *out : empty_float("dual_conv2d", dst_shape, MemoryFormat::ChannelsLast);
   if (dst.numel() == 0) return dst;
 
-  // An 8-bit image is a few kilobytes: widening it costs nothing beside the layer it feeds.
-  const Tensor src_nhwc =
-      channels_last(src.scalar_type() == ScalarType::Byte ? torch::stable::to(src, ScalarType::Float) : src);
-  const Tensor weight_nhwc = channels_last(weight);
+  const auto channels_last = [](const Tensor& t) { return dense_float("dual_conv2d", t, MemoryFormat::ChannelsLast); };
+  const Tensor src_nhwc = channels_last(src), weight_nhwc = channels_last(weight);
   const OptionalTensor residual_nhwc = residual ? OptionalTensor(channels_last(*residual)) : std::nullopt;
   const OptionalTensor mask_rows = contiguous(mask), bias_row = contiguous(bias), shifts = contiguous(tap_shift),
                        slopes = contiguous(slope);
@@ -118,10 +127,10 @@ void dual_conv2d_out(const Tensor& src,
 Tensor dual_linear(
     const Tensor& src, const Tensor& weight, const OptionalTensor& mask, const OptionalTensor& bias, bool paired) {
   const ConvGeometry geometry = check_linear(src, weight, mask, bias, paired);
-  Tensor dst = empty_float(linear_dst_shape(src, weight, geometry));
+  Tensor dst = empty_float("dual_linear", linear_dst_shape(src, weight, geometry));
   if (dst.numel() == 0) return dst;
 
-  const Tensor src_rows = torch::stable::contiguous(src), weight_rows = torch::stable::contiguous(weight);
+  const Tensor src_rows = dense_float("dual_linear", src), weight_rows = dense_float("dual_linear", weight);
   const OptionalTensor mask_rows = contiguous(mask);
   const TapRanges one(1, 1, 0, 1, 0, 1);
   const std::vector<float> bias_table =
@@ -144,9 +153,10 @@ Tensor dual_linear(
 std::tuple<Tensor, Tensor, Tensor, Tensor> embedding_distance(const Tensor& pair) {
   check_pair(pair);
   const int64_t rows = pair.size(0) / 2, features = pair.size(1);
-  const Tensor contiguous_pair = torch::stable::contiguous(pair);
-  Tensor distance = empty_float({rows}), norm = empty_float({rows});
-  Tensor embedding = empty_float({rows, features}), pruned_embedding = empty_float({rows, features});
+  const char* op = "embedding_distance";
+  const Tensor contiguous_pair = dense_float(op, pair);
+  Tensor distance = empty_float(op, {rows}), norm = empty_float(op, {rows});
+  Tensor embedding = empty_float(op, {rows, features}), pruned_embedding = empty_float(op, {rows, features});
   const DistanceParams p{
       rows,
       features,

@@ -90,12 +90,13 @@ struct Conv {
   // Of one segment's sums in the workspace, which are laid out like dst.
   __host__ __device__ int64_t partial_floats() const { return static_cast<int64_t>(branches) * pixels * out_c; }
 
-  // Positions of dst, and of one padded image, are counted in 32 bits; offsets into whole tensors in 64. Masked
-  // weights make two branches, and only they give a shared source two results.
+  // Positions of dst, and of one padded image, are counted in 32 bits, and so are filters and a filter's weights;
+  // offsets into whole tensors in 64. Masked weights make two branches, and only they give a shared source two results.
   static bool fits(const ConvParams& p) {
     const int64_t padded = (p.in_h + 2 * p.pad_h) * (p.in_w + 2 * p.pad_w) * p.in_c;
     const bool modes = p.mask == nullptr ? p.branches == 1 || !p.src_shared : p.branches == 2;
-    return modes && p.pixels() * p.branches < INT32_MAX / 2 && padded < INT32_MAX / 2 && p.depth() < INT32_MAX / 2;
+    constexpr int64_t most = INT32_MAX / 2;
+    return modes && p.pixels() * p.branches < most && padded < most && p.depth() < most && p.out_c < most;
   }
 };
 

@@ -161,7 +161,7 @@ constexpr int chunks = Shape::channels / 8;
 template <class Shape, int room>
 __device__ TapShift stage_tap_shift(const Conv& p, const BlockWork& work, int branch, float* staged) {
   const int chunk = threadIdx.x % chunks<Shape>;
-  if (p.tap_shift == nullptr || p.taps * Shape::channels > room) {
+  if (p.tap_shift == nullptr || p.taps > room / Shape::channels) {
     return TapShift::in_place(p, branch, work.channel + chunk * 8);
   }
   const float* shifts = TapShift::in_place(p, branch, work.channel).values;

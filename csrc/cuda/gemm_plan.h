@@ -45,9 +45,10 @@ inline int64_t gemm_blocks(const Conv& p, const GemmPlan& plan) {
 // batches: a block that runs several segments needs registers for their totals, and so reads shared memory more often.
 inline void cut_segments(const Conv& p, GemmPlan& plan) {
   constexpr int few_tiles = 24, wanted_blocks = 128, least_steps = 16;
-  const int tiles =
-      p.groups * channel_tiles(p, Tile::narrow) * ceil_div(p.out_h * p.out_w, tile_shape(Tile::narrow).pixels);
-  const int wanted = tiles < few_tiles ? max_of(1, min_of(wanted_blocks / tiles, p.steps / least_steps)) : 1;
+  const int64_t tiles = static_cast<int64_t>(p.groups) * channel_tiles(p, Tile::narrow) *
+                        ceil_div(p.out_h * p.out_w, tile_shape(Tile::narrow).pixels);
+  const int wanted =
+      tiles < few_tiles ? max_of(1, min_of(static_cast<int>(wanted_blocks / tiles), p.steps / least_steps)) : 1;
   plan.segment_steps = ceil_div(p.steps, wanted);
   plan.segments = ceil_div(p.steps, plan.segment_steps);
 }

@@ -7,8 +7,6 @@
 #include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdlib>
-#include <functional>
-#include <numeric>
 #include <string>
 
 #include "checks.h"
@@ -82,19 +80,13 @@ class Launch {
   int multiprocessors() const { return device_.multiprocessors; }
   cudaStream_t stream() const { return stream_; }
 
-  // The stable ABI reports a failed allocation without its cause.
   Tensor empty(const std::vector<int64_t>& shape,
                ScalarType dtype,
                MemoryFormat format = MemoryFormat::Contiguous) const {
-    try {
+    return expect_memory(op_, shape, dtype, "cuda:" + std::to_string(index_), [&] {
       const torch::stable::Device here(torch::headeronly::DeviceType::CUDA, index_);
       return torch::stable::empty(shape, dtype, std::nullopt, here, std::nullopt, format);
-    } catch (const std::exception&) {
-      const int64_t numbers = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
-      expect(false, op_, "expected memory for ", numbers, " numbers of dtype ", dtype_name(dtype), " on cuda:", index_,
-             ", got none (CUDA out of memory): use a smaller batch");
-      throw;
-    }
+    });
   }
 
   void expect_success(cudaError_t status) const {
@@ -211,7 +203,9 @@ Tensor dual_conv2d_into(OptionalTensor out,
       check_conv2d(src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired);
   const std::vector<int64_t> dst_shape = conv_dst_shape(p);
   const ScalarType dst_dtype = result_dtype(src, weight);
-  if (out) check_out("dual_conv2d", *out, src, dst_dtype, dst_shape);
+  if (out) {
+    check_out("dual_conv2d", *out, dst_dtype, dst_shape, src, {weight, mask, bias, tap_shift, slope, residual});
+  }
   const Launch launch("dual_conv2d", src);
   const Tensor dst = out ? *out : launch.empty(dst_shape, dst_dtype, MemoryFormat::ChannelsLast);
   if (dst.numel() > 0) {
