@@ -24,13 +24,16 @@ def fix_defaults(graph: fx.Graph, values: dict[fx.Node, Value], device: torch.de
         if operation(node) in _FACTORIES and not tensors:
             said = {name: given for name, given in node.kwargs.items() if given is not None}
             node.kwargs = {"dtype": value.dtype, "device": device, **said}
-        elif operation(node) in _ARITHMETIC and value.dtype.is_floating_point:
-            if not any(_is_floating(values[source]) for source in tensors):
-                for source in tensors:
-                    with graph.inserting_before(node):
-                        floats = graph.call_method("to", (source, value.dtype))
-                    values[floats] = replace(values[source], dtype=value.dtype, constant=None)
-                    node.replace_input_with(source, floats)
+        elif (
+            operation(node) in _ARITHMETIC
+            and value.dtype.is_floating_point
+            and not any(_is_floating(values[source]) for source in tensors)
+        ):
+            for source in tensors:
+                with graph.inserting_before(node):
+                    floats = graph.call_method("to", (source, value.dtype))
+                values[floats] = replace(values[source], dtype=value.dtype, constant=None)
+                node.replace_input_with(source, floats)
 
 
 def _is_floating(value: Value) -> bool:
