@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prefiqs_ext import Pruning, Scorer, models, reference
-from prefiqs_ext.models import load_model
+from prefiqs_ext.models import checkpoint, load_model
 from prefiqs_ext.models.mobilefacenet import MobileFaceNet
 from prefiqs_ext.models.preset import Preset
 
@@ -106,7 +106,7 @@ def wrapped(prefix: str, state: State) -> State:
 
 
 def magface(state: State) -> object:
-    head = {"module.fc.weight": torch.zeros(30, 100)}
+    head = {"fc.weight": torch.zeros(100, 30)}
     return {"epoch": 25, "arch": "iresnet100", "state_dict": {**wrapped("features.module.", state), **head}}
 
 
@@ -177,6 +177,19 @@ def test_magface(guessed: bool, tmp_path: Path) -> None:
     assert found == preset
     assert difference(model, layout._replace(forward=partial(layouts.iresnet, eps=2e-5)), state) < TOLERANCE
     assert difference(model, layout, state) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("prefix", ["features.module.", "module.features.module.", "backbone.", "model.", "module."])
+def test_a_head_outside_named_as_a_layer_inside(prefix: str) -> None:
+    """A MagFace training file has `features.module.fc.weight` and `fc.weight`: of the network, and of the head."""
+    layout = LAYOUTS["iresnet, 64 pixels"]
+    state = layout.state()
+    for head in ("fc.weight", "fc.bias", "bn1.weight", "head.fc.weight", "weight"):
+        centres = f"{head.rpartition('.')[0]}.weight".removeprefix(".")
+        beside = {centres: torch.zeros(100, 30), head: torch.zeros(100, 30) if head == centres else torch.zeros(100)}
+        with pytest.warns(UserWarning, match=rf"^left out, a classification head: {', '.join(beside)}$"):
+            model, _ = checkpoint._network({**wrapped(prefix, state), **beside}, preset_of(layout))
+        assert torch.equal(model.state_dict()["fc.weight"], state["fc.weight"])
 
 
 def test_safetensors(tmp_path: Path) -> None:

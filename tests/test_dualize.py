@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -185,6 +186,14 @@ def test_a_constant_batch_is_freed(layers: str) -> None:
     one = [expected_pair(model, pruning.masks(model), row[None]) for row in x]
     expected = torch.cat([pair[half : half + 1] for half in (0, 1) for pair in one])
     torch.testing.assert_close(graph(x).double(), expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
+
+
+def test_an_export_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    model = Net(lambda m, x: m.late(x) if x.shape[1] == 4 else x)  # torch.fx cannot trace the comparison
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dualize(model, example=randn(1, 3, 6, 6))
+    assert capfd.readouterr() == ("", "")
 
 
 class InPlace(nn.Module):

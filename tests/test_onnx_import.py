@@ -26,6 +26,7 @@ from onnx_files import (
 )
 from torch import Tensor, fx, nn
 
+from prefiqs_ext import Scorer
 from prefiqs_ext.models import import_onnx, onnx_import
 
 _IMAGE = (4, 7, 6)
@@ -178,7 +179,9 @@ class _Embedder(nn.Module):
 
 @pytest.mark.parametrize("open_batch", [False, True])
 @pytest.mark.parametrize("opset", [11, 13, 17, 20])
-def test_what_pytorch_exports_comes_back(opset: int, open_batch: bool, tmp_path: Path) -> None:
+def test_what_pytorch_exports_comes_back(
+    opset: int, open_batch: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     model = _Embedder().eval()
     for module in model.modules():
@@ -194,10 +197,16 @@ def test_what_pytorch_exports_comes_back(opset: int, open_batch: bool, tmp_path:
         torch.onnx.export(
             model, (x[:1],), path, input_names=["input"], dynamic_axes=axes, opset_version=opset, dynamo=False
         )
+    capfd.readouterr()
     imported = import_onnx(path)
     with torch.no_grad():
         assert_equal(imported(x).numpy(), model(x).numpy())
     assert {"gate", "fc"} & {name for name, _ in imported.named_modules()}
+    if opset == 17:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Scorer(imported, example=x)
+        assert capfd.readouterr() == ("", "")
 
 
 # --- the real network ---------------------------------------------------------------------------------------------

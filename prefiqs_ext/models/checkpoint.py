@@ -87,20 +87,20 @@ def load_model(path: str | os.PathLike[str], preset: Preset | str | None = None)
 def _network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module, Preset]:
     family, prefix = _family(state)
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    outside = [name for name in state if not name.startswith(prefix)]
     shapes = {name: tuple(tensor.shape) for name, tensor in inside.items()}
     guess = Preset.named(family.guess(prefix, shapes))
     with torch.device("meta"):
         network = family.build(shapes, (preset or guess).name)
     size = (network.input_size, network.input_size)
     guess = replace(guess, size=size)
-    extra = [name for name in inside if re.fullmatch(family.extra, name)]
-    beside = [name for name in inside if name not in network.state_dict() and name not in extra]
-    heads = _heads({name: state[name] for name in outside} | {name: inside[name] for name in beside}, network)
-    _fill(network, {name: tensor for name, tensor in inside.items() if name not in (*extra, *heads)}, family)
-    unknown = [name for name in outside if name not in heads]
+    # By full names: a head outside the prefix may be called as a layer of the network is inside.
+    own = {prefix + name for name in network.state_dict()}
+    own |= {prefix + name for name in inside if re.fullmatch(family.extra, name)}
+    heads = _heads({name: tensor for name, tensor in state.items() if name not in own}, network)
+    unknown = [name for name in state if name not in own and name not in heads]
     if unknown:
         raise ValueError(f"expected the weights of {family.name} alone, the file also has {_names(unknown)}")
+    _fill(network, inside, family)
     if heads:
         warnings.warn(f"left out, a classification head: {_names(heads)}", stacklevel=4)
     if preset is not None and preset.size != size:
@@ -139,21 +139,18 @@ def _heads(others: Mapping[str, Tensor], network: nn.Module) -> list[str]:
 
 
 def _fill(network: nn.Module, state: Mapping[str, Tensor], family: Family) -> None:
+    """Gives the network its weights, checked; others in `state` are left."""
     expected = network.state_dict()
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
         raise ValueError(f"expected {family.name}, whose {_names(missing)} the file lacks")
-    unknown = [name for name in state if name not in expected]
-    if unknown:
-        raise ValueError(f"expected the weights of {family.name} alone, the file also has {_names(unknown)}")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(f"expected {name} of shape {list(expected[name].shape)}, got {list(tensor.shape)}")
-        _check_values(name, tensor, expected[name])
-    filled = {
-        name: (state[name] if name in state else torch.zeros(like.shape)).to(like.dtype).contiguous()
-        for name, like in expected.items()
-    }
+    filled = {}
+    for name, like in expected.items():
+        tensor = state[name] if name in state else torch.zeros(like.shape)
+        if tensor.shape != like.shape:
+            raise ValueError(f"expected {name} of shape {list(like.shape)}, got {list(tensor.shape)}")
+        _check_values(name, tensor, like)
+        filled[name] = tensor.to(like.dtype).contiguous()
     network.load_state_dict(filled, assign=True)
 
 
