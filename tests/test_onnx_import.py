@@ -388,6 +388,27 @@ def _refusal(path: Path) -> str | None:
     return None
 
 
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8])
+def test_half_and_quantised_weights_are_refused_by_name(kind: int, tmp_path: Path) -> None:
+    model = _CONV.model()
+    weights = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    values = numpy_helper.to_array(weights).astype(helper.tensor_dtype_to_np_dtype(kind))
+    weights.CopyFrom(numpy_helper.from_array(values, weights.name))
+    remedy = "take the one in float32" if kind != TensorProto.FLOAT16 else "export the network in float32"
+    assert_refused(saved(model, tmp_path), rf"ONNX type {TensorProto.DataType.Name(kind)}\b.*{remedy}")
+
+
+def test_an_output_without_a_type_and_an_input(tmp_path: Path) -> None:
+    model, x = _CONV.model(), floats(2, *_IMAGE)
+    expected = run(import_onnx(saved(model, tmp_path)), x)
+    model.graph.output[0].ClearField("type")
+    path = saved(model, tmp_path)
+    np.testing.assert_array_equal(run(import_onnx(path), x), expected)
+    assert_equal(expected, onnx_runtime(path, x)[0])
+    model.graph.input[0].ClearField("type")
+    assert_refused(saved(model, tmp_path), r"expected a float32 input .* does not say what 'x' is")
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"not an ONNX file at all\n" * 50])
 def test_other_files(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "other.onnx"

@@ -28,10 +28,11 @@ from .iresnet import IResNet
 from .mobilefacenet import Bottlenecks, MobileFaceNet
 from .onnx_import import import_onnx
 from .preset import Preset
-from .state_dict import read_state_dict
+from .state_dict import QUANTISED, read_state_dict
 
 _EPS = {"magface": 2e-5}  # of batch norms, by preset; 1e-5 elsewhere
 _SHOWN = 4
+_READ = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 Shapes = Mapping[str, tuple[int, ...]]
 Network = IResNet | IR | MobileFaceNet
@@ -155,8 +156,9 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], family: Family) -> No
 
 
 def _check_values(name: str, tensor: Tensor, like: Tensor) -> None:
-    if like.is_floating_point() and not tensor.is_floating_point():
-        raise ValueError(f"expected floating numbers in {name}, got {tensor.dtype}")
+    if like.is_floating_point() and tensor.dtype not in _READ:
+        quantised = f", {QUANTISED}" if tensor.element_size() == 1 else ""
+        raise ValueError(f"expected floating numbers in {name}, got {tensor.dtype}{quantised}")
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         raise ValueError(f"{name} has NaN or infinite values")
     if name.endswith("running_var") and bool((tensor < 0).any()):
