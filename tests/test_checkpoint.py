@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +57,7 @@ LAYOUTS = {
 
 
 def preset_of(layout: Layout, name: str | None = None) -> Preset:
-    return replace(models.PRESETS[name or layout.preset], size=(layout.size, layout.size))
+    return models.PRESETS[name or layout.preset].with_size(layout.size)
 
 
 def loaded(path: Path) -> nn.Module:
@@ -244,15 +243,15 @@ REFUSED: dict[str, tuple[Callable[[State], object], str]] = {
         r"expected floating numbers in layer2\.0\.conv1\.weight, got torch\.int8",
     ),
     "complex": (converted(lambda tensor: tensor.to(torch.complex64)), r"expected floating .*, got torch\.complex64"),
-    "sparse": (converted(Tensor.to_sparse), r"dense tensors, layer2\.0\.conv1\.weight is sparse, quantised or"),
+    "sparse": (converted(Tensor.to_sparse), r"dense tensors, layer2\.0\.conv1\.weight is sparse or without values"),
     "quantised": (
         converted(lambda tensor: torch.quantize_per_tensor(tensor, 0.01, 0, torch.qint8)),
-        "expected ordinary dense tensors",
+        r"expected ordinary dense tensors, layer2\.0\.conv1\.weight is of a quantised network: take the one in float32",
     ),
     "meta": (converted(lambda tensor: tensor.to("meta")), "expected ordinary dense tensors"),
     "another size": (
         lambda state: state,
-        r"size \(64, 64\), got \(112, 112\) \('arcface'\); pass dataclasses.replace\(PRESETS\[...\], size=\(64, 64\)\)",
+        r"size \(64, 64\), got \(112, 112\) \('arcface'\): pass it with_size\(\(64, 64\)\), on .* --size 64x64",
     ),
     "another network": (lambda state: {"encoder.0.weight": torch.zeros(3)}, "the file has encoder.0.weight"),
     "no tensors": (lambda state: {"epoch": 3, "name": "r50"}, "expected a state dict, the file holds 'epoch', 'name'"),

@@ -111,13 +111,13 @@ def test_shape_chain_is_not_needed(tmp_path: Path) -> None:
         assert_equal(run(module, x), onnx_runtime(path, x)[0])
 
 
-def test_several_outputs_come_as_a_tuple(tmp_path: Path) -> None:
+def test_several_outputs_come_by_name(tmp_path: Path) -> None:
     nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Sigmoid", ["x"], ["z"])]
     path = saved(make_model(nodes, ("n", 4), outputs=("y", "z")), tmp_path)
     x = floats(2, 4)
     got = import_onnx(path)(torch.from_numpy(x))
-    assert isinstance(got, tuple)
-    for ours, theirs in zip(got, onnx_runtime(path, x), strict=True):
+    assert list(got) == ["y", "z"]
+    for ours, theirs in zip(got.values(), onnx_runtime(path, x), strict=True):
         assert_equal(ours.numpy(), theirs)
 
 

@@ -15,7 +15,7 @@ from ..calibration import Calibration
 from ..files.paths import find_paths
 from ..files.pipeline import score_files
 from ..whole import shown, whole_file
-from .scoring import check_scoring, make_scorer, scoring_options
+from .scoring import make_scorer, scoring_options
 
 
 @click.command()
@@ -48,7 +48,6 @@ def calibrate(paths: tuple[str, ...], aligned: bool, output: Path, kind: Any, **
       prefiqs calibrate photos/ --output settings.json
       prefiqs score more/ --settings settings.json --output qualities.csv
     """
-    check_scoring(options)
     files = find_paths(paths, lambda line: click.echo(f"prefiqs: {line}", err=True))
     if not files:
         raise ValueError(f"expected images, found none in {', '.join(map(shown, paths))}")

@@ -15,7 +15,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .dlib import load_dlib
+from .input_size import check_input
 from .ir import IR
 from .iresnet import IResNet
 from .mobilefacenet import Bottlenecks, MobileFaceNet
@@ -58,20 +59,21 @@ def load_model(path: str | os.PathLike[str], preset: Preset | str | None = None)
         name), .safetensors, .onnx, or dlib's .dat. The network maps what the preset gives to embeddings [N, d], not
         normalised.
     preset: what input the network wants; None: a guess from the layout, said in a warning, since files do not tell (for
-        ONNX there is no guess, and the result is None). The size is no guess: a checkpoint's last layer tells it.
+        ONNX there is no guess, and the result is None). The size is no guess.
 
     Weights of a classification head beside the network are left out, with a warning. FileNotFoundError; ValueError, in
     one line, for a file that is damaged, hostile, of an unknown layout, or has weights too many, missing, of other
-    shapes, or not finite; or for a checkpoint and a preset of different sizes.
+    shapes, or not finite; or for a preset of another size than the network's, which a checkpoint's last layer or the
+    declaration in an ONNX file tells.
     """
     path = Path(path)
     named = Preset.named(preset) if isinstance(preset, str) else preset
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     if path.suffix.lower() == ".onnx":
-        return import_onnx(path), named
+        return _checked(path, import_onnx(path), named), named
     if path.suffix.lower() == ".dat":
-        return load_dlib(path), named or Preset.named("dlib")
+        return _checked(path, load_dlib(path), named), named or Preset.named("dlib")
     try:
         network, guess = _network(read_state_dict(path), named)
     except ValueError as error:
@@ -82,7 +84,17 @@ def load_model(path: str | os.PathLike[str], preset: Preset | str | None = None)
             f"{guess.std[0]:g}), a guess by its layout: pass preset= to be sure",
             stacklevel=2,
         )
-    return network, named or guess
+    return _checked(path, network, named), named or guess
+
+
+def _checked(path: Path, network: nn.Module, preset: Preset | None) -> nn.Module:
+    """The network itself."""
+    if preset is not None:
+        try:
+            check_input(network, preset)
+        except ValueError as error:
+            raise ValueError(f"cannot load {path}: {error}") from error
+    return network
 
 
 def _network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module, Preset]:
@@ -92,8 +104,7 @@ def _network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module
     guess = Preset.named(family.guess(prefix, shapes))
     with torch.device("meta"):
         network = family.build(shapes, (preset or guess).name)
-    size = (network.input_size, network.input_size)
-    guess = replace(guess, size=size)
+    guess = guess.with_size(network.input_size)
     # By full names: a head outside the prefix may be called as a layer of the network is inside.
     own = {prefix + name for name in network.state_dict()}
     own |= {prefix + name for name in inside if re.fullmatch(family.extra, name)}
@@ -104,11 +115,6 @@ def _network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module
     _fill(network, inside, family)
     if heads:
         warnings.warn(f"left out, a classification head: {_names(heads)}", stacklevel=4)
-    if preset is not None and preset.size != size:
-        raise ValueError(
-            f"expected a preset of the network's size {size}, got {preset.size} ({preset.name!r}); "
-            f"pass dataclasses.replace(PRESETS[...], size={size})"
-        )
     return network.eval(), guess
 
 

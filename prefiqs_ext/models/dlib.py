@@ -80,6 +80,7 @@ class DlibResNet(nn.Module):
     """float [N, 3, 150, 150], RGB levels 0-255 -> embedding [N, 128], not normalised, as dlib gives it."""
 
     mean: Tensor
+    input_size = SIZE
 
     def __init__(self) -> None:
         super().__init__()
