@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import layouts
+import numpy as np
 import pytest
 import torch
 from onnx import helper
@@ -164,7 +165,7 @@ def test_classes_as_keys_and_later_protocols(
     content = {
         "callbacks": {lightning(monkeypatch): {"best_model_score": torch.tensor(0.9)}},
         "lr_schedulers": [{"milestones": Counter([12, 20])}],
-        "hyper_parameters": argparse.Namespace(arch="ir_101"),
+        "hyper_parameters": argparse.Namespace(arch="ir_101", best=np.float64(0.9), seen={1, 2}),
         "state_dict": {f"model.{name}": tensor for name, tensor in state.items()}
         | {"head.kernel": torch.zeros(len(state["linear.weight"]), 9)},
     }

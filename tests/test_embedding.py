@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from duals import randn, seeded
 from onnx import helper
-from onnx_files import floats, make_model
+from onnx_files import assert_equal, floats, make_model, onnx_runtime, saved
 from torch import Tensor, nn
 
 from prefiqs_ext import Pruning, Scorer, Settings, dualize, methods, models, reference, sensitivity
@@ -107,6 +107,16 @@ def test_an_output_of_a_network_that_has_one() -> None:
         Scorer(model, example=x, output="logits")
 
 
+def test_several_outputs_come_by_name(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Sigmoid", ["x"], ["z"])]
+    path = saved(make_model(nodes, ("n", 4), outputs=("y", "z")), tmp_path)
+    x = floats(2, 4)
+    got = models.import_onnx(path)(torch.from_numpy(x))
+    assert list(got) == ["y", "z"]
+    for ours, theirs in zip(got.values(), onnx_runtime(path, x), strict=True):
+        assert_equal(ours.numpy(), theirs)
+
+
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An ONNX file of three outputs, whose names are numbers as in files of InsightFace; and 24 crops of four
@@ -174,6 +184,18 @@ def test_evaluation_and_its_cache(file: str, command: Command, monkeypatch: pyte
     assert first.embeddings.shape != second.embeddings.shape
     np.testing.assert_allclose(embedded(images, network, PRESET), first.embeddings, atol=1e-6)
     arguments = ["--model", file, "--preset", "arcface", "--size", str(SIZE), "--output-name", "1"]
-    result = command("evaluate", "people", *arguments, "--methods", "norm", "--resamples", "0", "--max-discard", "0.3", "-o", "evaluation")
+    result = command(
+        "evaluate",
+        "people",
+        *arguments,
+        "--methods",
+        "norm",
+        "--resamples",
+        "0",
+        "--max-discard",
+        "0.3",
+        "-o",
+        "evaluation",
+    )
     assert result.code == 0, result.err
     assert json.loads(Path("evaluation/edc.json").read_text())["options"]["output_name"] == "1"

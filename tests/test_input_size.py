@@ -101,7 +101,9 @@ def test_channels_last_are_permuted(tmp_path: Path) -> None:
 
 def test_networks_of_other_images(tmp_path: Path) -> None:
     grey = pooled(tmp_path, ("n", 1, 112, 112))
-    with pytest.raises(ValueError, match=r"a network of colour images \[N, 3, H, W\], this one takes \[N, 1, 112, 112\]"):
+    with pytest.raises(
+        ValueError, match=r"a network of colour images \[N, 3, H, W\], this one takes \[N, 1, 112, 112\]"
+    ):
         Scorer(grey, preset="arcface")
     assert Scorer(grey, example=torch.rand(1, 1, 112, 112)).preset is None
 

@@ -111,16 +111,6 @@ def test_shape_chain_is_not_needed(tmp_path: Path) -> None:
         assert_equal(run(module, x), onnx_runtime(path, x)[0])
 
 
-def test_several_outputs_come_by_name(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Sigmoid", ["x"], ["z"])]
-    path = saved(make_model(nodes, ("n", 4), outputs=("y", "z")), tmp_path)
-    x = floats(2, 4)
-    got = import_onnx(path)(torch.from_numpy(x))
-    assert list(got) == ["y", "z"]
-    for ours, theirs in zip(got.values(), onnx_runtime(path, x), strict=True):
-        assert_equal(ours.numpy(), theirs)
-
-
 def test_names_come_from_weights_then_nodes_and_are_always_valid(tmp_path: Path) -> None:
     names = ["forward", "class", "a b; import os", "/layer/0.conv/Conv", "", "graph", "layer1.0.conv1", "1.x"]
     nodes, constants, value = [], {}, "x"
@@ -386,27 +376,6 @@ def _refusal(path: Path) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8])
-def test_half_and_quantised_weights_are_refused_by_name(kind: int, tmp_path: Path) -> None:
-    model = _CONV.model()
-    weights = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
-    values = numpy_helper.to_array(weights).astype(helper.tensor_dtype_to_np_dtype(kind))
-    weights.CopyFrom(numpy_helper.from_array(values, weights.name))
-    remedy = "take the one in float32" if kind != TensorProto.FLOAT16 else "export the network in float32"
-    assert_refused(saved(model, tmp_path), rf"ONNX type {TensorProto.DataType.Name(kind)}\b.*{remedy}")
-
-
-def test_an_output_without_a_type_and_an_input(tmp_path: Path) -> None:
-    model, x = _CONV.model(), floats(2, *_IMAGE)
-    expected = run(import_onnx(saved(model, tmp_path)), x)
-    model.graph.output[0].ClearField("type")
-    path = saved(model, tmp_path)
-    np.testing.assert_array_equal(run(import_onnx(path), x), expected)
-    assert_equal(expected, onnx_runtime(path, x)[0])
-    model.graph.input[0].ClearField("type")
-    assert_refused(saved(model, tmp_path), r"expected a float32 input .* does not say what 'x' is")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"not an ONNX file at all\n" * 50])

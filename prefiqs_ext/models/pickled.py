@@ -60,6 +60,9 @@ _SHELLS = {
     ("builtins", "set"),
     ("__builtin__", "set"),
     ("argparse", "Namespace"),
+    *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),  # a best accuracy, and what it is made of
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
     *((_ZOO, name) for name in ("MobileFaceNet", "Conv_block", "Depth_Wise", "Linear_block", "Residual", "Flatten")),
 }
 
@@ -116,7 +119,10 @@ def read_pickled(path: Path) -> tuple[object, Callable[[View], Tensor]]:
     def tensor(view: View) -> Tensor:
         if view.storage not in storages:
             values = bytearray(storage(view.storage))
-            storages[view.storage] = torch.frombuffer(values, dtype=view.storage.dtype) if values else torch.empty(0)
+            dtype = view.storage.dtype
+            storages[view.storage] = (
+                torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype, device="cpu")
+            )
         # Refuses what does not lie in the storage.
         return storages[view.storage].as_strided(view.size, view.stride, view.offset)
 
@@ -207,6 +213,8 @@ class _Unpickler(pickle._Unpickler):
         if isinstance(pid, tuple) and pid[0] == "module":
             return pid[1]
         if isinstance(pid, tuple) and pid[0] == "storage" and pid[1].__module__ == "torch" and not any(pid[5:]):
+            if pid[1].__name__ not in _STORAGES:
+                raise _Refused(f"it holds a {printable(pid[1].__name__)}")
             key = str(pid[2])
             self.dtypes[key] = _STORAGES[pid[1].__name__]
             return _Storage(key, self.dtypes[key])
