@@ -77,6 +77,10 @@ def capture(model: nn.Module, x: Tensor, output: int | str | None = None) -> Cap
             )
     parameters = {id(parameter): parameter for parameter in model.parameters()}
     root = _OneInput(copy.deepcopy(model, parameters), output)
+    for module in root.modules():
+        # A copied graph has a class of its own, whose call prints what fails in it; torch.export may yet succeed.
+        if isinstance(module, fx.GraphModule) and "__call__" in vars(type(module)):
+            delattr(type(module), "__call__")
     graph = _graph(root, x)
     _without_mutation(graph, root)
     for node in graph.nodes:
