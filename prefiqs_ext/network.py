@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prefiqs_ext import models
+from prefiqs_ext.models.input_size import check_input
 from prefiqs_ext.models.preset import Preset
 
 
@@ -19,16 +20,18 @@ def load_network(
     """A built-in model, a file or a module, and the preset that comes with it; a module brings none.
 
     preset: what the caller says, which keeps a checkpoint from guessing. ValueError for a name that is no model and no
-    file; what models.load_model raises.
+    file, and for a preset whose images the network is known not to take; what models.load_model raises.
     """
-    if isinstance(model, nn.Module):
-        return _on_cpu(model), None
-    if model in models.BUILT_IN:
-        return models.load(str(model))
+    said = Preset.named(preset) if isinstance(preset, str) else preset
+    if isinstance(model, nn.Module) or model in models.BUILT_IN:
+        network, own = (_on_cpu(model), None) if isinstance(model, nn.Module) else models.load(str(model))
+        if said is not None:
+            check_input(network, said)
+        return network, own
     if not Path(model).exists():
         built_in = ", ".join(models.BUILT_IN)
         raise ValueError(f"expected a built-in model ({built_in}), a file or a torch.nn.Module, got {str(model)!r}")
-    return models.load_model(model, preset)
+    return models.load_model(model, said)
 
 
 class Normalized(nn.Module):

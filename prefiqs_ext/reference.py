@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from prefiqs_ext.embedding import embedding
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning
@@ -19,12 +20,14 @@ def score(
     pruning: Pruning = Pruning(),  # noqa: B008, frozen
     *,
     preset: Preset | str | None = None,
+    output: int | str | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> ScoreOutput:
     """PreFIQs (arXiv 2605.13396) by its definition: D = || e - e_pruned ||_2 of the L2-normalised embeddings.
 
     model: maps a batch to embeddings [N, d]; two copies of it are run in eval mode, the model itself is untouched.
     batch: with a preset, uint8 [N, 3, H, W] RGB of 0-255, or floating RGB in [0, 1]; without, the network's own input.
+    output: which of several outputs is the embedding, by index or key; None: the first floating [N, d] with d > 1.
     dtype: what both copies, the batch and every output are computed in.
 
     Returns distance D [N] in [0, 2], lower is better; quality Q = 1 - D/2 [N] in [0, 1], higher is better; the
@@ -39,12 +42,12 @@ def score(
             weight = pruned.get_parameter(f"{name}.weight")
             weight.mul_(mask.to(weight.device))
         x = batch.to(dtype) if preset is None else _network_input(batch, preset, dtype)
-        raw, raw_pruned = dense(x), pruned(x)
-        embedding, pruned_embedding = _l2_normalise(raw), _l2_normalise(raw_pruned)
+        raw, raw_pruned = embedding(dense(x), output), embedding(pruned(x), output)
+        unit, pruned_unit = _l2_normalise(raw), _l2_normalise(raw_pruned)
         # The norm of the difference: sqrt(2 - 2 cos) would cancel where D is small.
-        distance = torch.linalg.vector_norm(embedding - pruned_embedding, dim=1)
+        distance = torch.linalg.vector_norm(unit - pruned_unit, dim=1)
         norm = torch.linalg.vector_norm(raw, dim=1)
-    return ScoreOutput(distance, 1 - distance / 2, embedding, pruned_embedding, norm)
+    return ScoreOutput(distance, 1 - distance / 2, unit, pruned_unit, norm)
 
 
 def _network_input(batch: Tensor, preset: Preset | str, dtype: torch.dtype) -> Tensor:

@@ -49,7 +49,7 @@ class Scorer(nn.Module):
             overflow float16 (the error says so).
         example: a batch like those to come, ``[N, ...]``; needed where there is no preset to tell the shape.
         output: which of a network's several outputs is the embedding, by index or key; None: the first floating
-            ``[N, d]``.
+            ``[N, d]`` of two columns or more.
         chunk: images run together; bounds memory, never changes a result. None: 16 on the CPU, 256 on CUDA.
         fuse: fold batch norm, input normalisation, activations and residuals into the convolutions.
         on_bad: a row whose embedding has no direction (norm 0 or not finite): "raise", or "nan" for its distance and

@@ -16,7 +16,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prefiqs_ext.batches import check_images, levels
-from prefiqs_ext.dual import embedding
+from prefiqs_ext.embedding import embedding
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.network import Normalized, load_network
 from prefiqs_ext.pruning import Pruning
@@ -30,12 +30,13 @@ def sensitivity(
     pruning: Pruning = Pruning(sparsity=0.1),  # noqa: B008, frozen
     *,
     preset: Preset | str | None = None,
+    output: int | str | None = None,
     chunk: int = 16,
 ) -> Tensor:
     """|| J_theta e . delta ||_2 of each image, by forward-mode differentiation of the plain network: no embedding is
     computed twice, and no pruned network is.
 
-    batch, model, pruning, preset: as Scorer takes them, on the CPU. chunk: images run together.
+    batch, model, pruning, preset, output: as Scorer takes them, on the CPU. chunk: images run together.
     Returns [N] in the network's dtype, at least 0, LOWER is better, like D, which it approaches as sparsity goes to 0.
     TypeError, ValueError: naming what was expected and what came; a row whose embedding has no direction raises too.
     """
@@ -59,7 +60,7 @@ def sensitivity(
     for rows in torch.split(batch, chunk) if len(batch) else ():
 
         def normalised(own: dict[str, Tensor], rows: Tensor = rows) -> Tensor:
-            raw = embedding(functional_call(network, own, (levels(rows, named),)))
+            raw = embedding(functional_call(network, own, (levels(rows, named),)), output)
             return F.normalize(raw, eps=0)
 
         # Of torch's ways to compute attention, the one that has a forward derivative.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prefiqs_ext import Pruning, Scorer, models, reference
-from prefiqs_ext.models import load_model
+from prefiqs_ext.models import checkpoint, load_model
 from prefiqs_ext.models.mobilefacenet import MobileFaceNet
 from prefiqs_ext.models.preset import Preset
 
@@ -58,7 +57,7 @@ LAYOUTS = {
 
 
 def preset_of(layout: Layout, name: str | None = None) -> Preset:
-    return replace(models.PRESETS[name or layout.preset], size=(layout.size, layout.size))
+    return models.PRESETS[name or layout.preset].with_size(layout.size)
 
 
 def loaded(path: Path) -> nn.Module:
@@ -106,7 +105,7 @@ def wrapped(prefix: str, state: State) -> State:
 
 
 def magface(state: State) -> object:
-    head = {"module.fc.weight": torch.zeros(30, 100)}
+    head = {"fc.weight": torch.zeros(100, 30)}
     return {"epoch": 25, "arch": "iresnet100", "state_dict": {**wrapped("features.module.", state), **head}}
 
 
@@ -179,6 +178,19 @@ def test_magface(guessed: bool, tmp_path: Path) -> None:
     assert difference(model, layout, state) > 100 * TOLERANCE
 
 
+@pytest.mark.parametrize("prefix", ["features.module.", "module.features.module.", "backbone.", "model.", "module."])
+def test_a_head_outside_named_as_a_layer_inside(prefix: str) -> None:
+    """A MagFace training file has `features.module.fc.weight` and `fc.weight`: of the network, and of the head."""
+    layout = LAYOUTS["iresnet, 64 pixels"]
+    state = layout.state()
+    for head in ("fc.weight", "fc.bias", "bn1.weight", "head.fc.weight", "weight"):
+        centres = f"{head.rpartition('.')[0]}.weight".removeprefix(".")
+        beside = {centres: torch.zeros(100, 30), head: torch.zeros(100, 30) if head == centres else torch.zeros(100)}
+        with pytest.warns(UserWarning, match=rf"^left out, a classification head: {', '.join(beside)}$"):
+            model, _ = checkpoint._network({**wrapped(prefix, state), **beside}, preset_of(layout))
+        assert torch.equal(model.state_dict()["fc.weight"], state["fc.weight"])
+
+
 def test_safetensors(tmp_path: Path) -> None:
     layout = LAYOUTS["facexzoo"]
     save_file(layout.state(), tmp_path / "backbone.safetensors")
@@ -231,15 +243,15 @@ REFUSED: dict[str, tuple[Callable[[State], object], str]] = {
         r"expected floating numbers in layer2\.0\.conv1\.weight, got torch\.int8",
     ),
     "complex": (converted(lambda tensor: tensor.to(torch.complex64)), r"expected floating .*, got torch\.complex64"),
-    "sparse": (converted(Tensor.to_sparse), r"dense tensors, layer2\.0\.conv1\.weight is sparse, quantised or"),
+    "sparse": (converted(Tensor.to_sparse), r"dense tensors, layer2\.0\.conv1\.weight is sparse or without values"),
     "quantised": (
         converted(lambda tensor: torch.quantize_per_tensor(tensor, 0.01, 0, torch.qint8)),
-        "expected ordinary dense tensors",
+        r"expected ordinary dense tensors, layer2\.0\.conv1\.weight is of a quantised network: take the one in float32",
     ),
     "meta": (converted(lambda tensor: tensor.to("meta")), "expected ordinary dense tensors"),
     "another size": (
         lambda state: state,
-        r"size \(64, 64\), got \(112, 112\) \('arcface'\); pass dataclasses.replace\(PRESETS\[...\], size=\(64, 64\)\)",
+        r"size \(64, 64\), got \(112, 112\) \('arcface'\): pass it with_size\(\(64, 64\)\), on .* --size 64x64",
     ),
     "another network": (lambda state: {"encoder.0.weight": torch.zeros(3)}, "the file has encoder.0.weight"),
     "no tensors": (lambda state: {"epoch": 3, "name": "r50"}, "expected a state dict, the file holds 'epoch', 'name'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -185,6 +186,25 @@ def test_a_constant_batch_is_freed(layers: str) -> None:
     one = [expected_pair(model, pruning.masks(model), row[None]) for row in x]
     expected = torch.cat([pair[half : half + 1] for half in (0, 1) for pair in one])
     torch.testing.assert_close(graph(x).double(), expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
+
+
+def graph_module() -> nn.Module:
+    """As other tools make them: with a method as a function, which torch.fx cannot trace again."""
+    layers, graph = Net(lambda m, x: x), fx.Graph()
+    x = graph.call_module("late", (graph.call_module("conv", (graph.placeholder("x"),)),))
+    x = graph.call_function(torch.Tensor.expand, (x, (-1, 4, -1, -1)))
+    graph.output(graph.call_method("mean", (x, (2, 3))))
+    return nn.Sequential(fx.GraphModule(layers, graph)).eval()
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_an_export_is_silent(graph: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    # torch.fx cannot trace the comparison.
+    model = graph_module() if graph else Net(lambda m, x: m.late(x) if x.shape[1] == 4 else x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dualize(model, example=randn(1, 3, 6, 6))
+    assert capfd.readouterr() == ("", "")
 
 
 class InPlace(nn.Module):

@@ -91,7 +91,7 @@ def test_score_file(data, embeddings):
 def test_methods_and_cache(data, monkeypatch):
     calls = []
 
-    def create(name, network, preset, *, pruning, seed):
+    def create(name, network, preset, *, pruning, seed, output):
         def score(images):
             assert images.dtype == torch.uint8
             calls.append(len(images))
@@ -216,7 +216,7 @@ def test_list_of_pairs(data):
 def test_fitted_on_other_faces(data, monkeypatch):
     fitted = []
 
-    def create(name, network, preset, *, pruning, seed):
+    def create(name, network, preset, *, pruning, seed, output):
         return SimpleNamespace(
             name=name,
             higher_is_better=True,

@@ -26,6 +26,7 @@ from onnx_files import (
 )
 from torch import Tensor, fx, nn
 
+from prefiqs_ext import Scorer
 from prefiqs_ext.models import import_onnx, onnx_import
 
 _IMAGE = (4, 7, 6)
@@ -110,16 +111,6 @@ def test_shape_chain_is_not_needed(tmp_path: Path) -> None:
         assert_equal(run(module, x), onnx_runtime(path, x)[0])
 
 
-def test_several_outputs_come_as_a_tuple(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Sigmoid", ["x"], ["z"])]
-    path = saved(make_model(nodes, ("n", 4), outputs=("y", "z")), tmp_path)
-    x = floats(2, 4)
-    got = import_onnx(path)(torch.from_numpy(x))
-    assert isinstance(got, tuple)
-    for ours, theirs in zip(got, onnx_runtime(path, x), strict=True):
-        assert_equal(ours.numpy(), theirs)
-
-
 def test_names_come_from_weights_then_nodes_and_are_always_valid(tmp_path: Path) -> None:
     names = ["forward", "class", "a b; import os", "/layer/0.conv/Conv", "", "graph", "layer1.0.conv1", "1.x"]
     nodes, constants, value = [], {}, "x"
@@ -178,7 +169,9 @@ class _Embedder(nn.Module):
 
 @pytest.mark.parametrize("open_batch", [False, True])
 @pytest.mark.parametrize("opset", [11, 13, 17, 20])
-def test_what_pytorch_exports_comes_back(opset: int, open_batch: bool, tmp_path: Path) -> None:
+def test_what_pytorch_exports_comes_back(
+    opset: int, open_batch: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     model = _Embedder().eval()
     for module in model.modules():
@@ -194,10 +187,16 @@ def test_what_pytorch_exports_comes_back(opset: int, open_batch: bool, tmp_path:
         torch.onnx.export(
             model, (x[:1],), path, input_names=["input"], dynamic_axes=axes, opset_version=opset, dynamo=False
         )
+    capfd.readouterr()
     imported = import_onnx(path)
     with torch.no_grad():
         assert_equal(imported(x).numpy(), model(x).numpy())
     assert {"gate", "fc"} & {name for name, _ in imported.named_modules()}
+    if opset == 17:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Scorer(imported, example=x)
+        assert capfd.readouterr() == ("", "")
 
 
 # --- the real network ---------------------------------------------------------------------------------------------

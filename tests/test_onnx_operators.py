@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx_files import Case, assert_equal, assert_refused, floats, ints, onnx_runtime, positive, run, saved
+from torch import fx
 
 from prefiqs_ext.models import import_onnx
 from prefiqs_ext.models.onnx_operators import OPERATORS
@@ -132,6 +133,7 @@ def test_operator_equals_onnx_runtime(name: str, tmp_path: Path) -> None:
     for batch in (1, 5):
         x = floats(batch, *case.shape, seed=batch)
         assert_equal(run(module, x), onnx_runtime(path, x)[0])
+    fx.symbolic_trace(module)  # where that fails, conversion is by torch.export, which prints a trace
 
 
 @pytest.mark.parametrize("name", EQUAL)

@@ -65,9 +65,9 @@ def test_by_hand() -> None:
 
 def test_opposite_embeddings_are_at_two() -> None:
     # A weight of 4 masks one of -3 in the dense network; (1, 1.5) -> 4 - 4.5 dense, 4 once the -3 is gone.
-    out = score(linear([[4.0, -3.0]]), torch.tensor([[1.0, 1.5]]), HALF)
-    assert out.distance.tolist() == [2]
-    assert out.quality.tolist() == [0]
+    out = score(linear([[4.0, -3.0], [4.0, -3.0]]), torch.tensor([[1.0, 1.5]]), HALF)
+    assert out.distance.item() == pytest.approx(2, rel=1e-15)
+    assert out.quality.item() == pytest.approx(0, abs=1e-15)
 
 
 def test_zero_pruned_embedding_is_at_distance_one() -> None:

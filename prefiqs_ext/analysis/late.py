@@ -53,11 +53,13 @@ def late_layers(
     shares: Sequence[float] = SHARES,
     rounds: int = 5,
     batch: int = 16,
+    output: int | str | None = None,
 ) -> list[Cost]:
     """The cost of limiting `pruning` (its layers are "conv", "conv+linear" or patterns) to late layers.
 
     images: uint8 [N, 3, H, W] of the preset's size; all are scored once for the agreement, the first `batch` of them in
-    each round for the time. Contenders take turns in each round. shares: in (0, 1], 1 among them. ValueError otherwise.
+    each round for the time. Contenders take turns in each round. shares: in (0, 1], 1 among them. output: as
+    Scorer takes it. ValueError otherwise.
     """
     if 1 not in shares or not all(0 < share <= 1 for share in shares) or not len(images):
         raise ValueError(
@@ -65,11 +67,11 @@ def late_layers(
         )
     order = _by_execution(network, preset, list(pruning.masks(network)))
     total = sum(operations for _, operations in order)
-    scorers = {0.0: Scorer(network, replace(pruning, sparsity=0.0, method="magnitude"), preset=preset)}
+    scorers = {0.0: Scorer(network, replace(pruning, sparsity=0.0, method="magnitude"), preset=preset, output=output)}
     layers: dict[float, tuple[str, ...]] = {0.0: ()}
     for share in sorted(shares):
         layers[share] = _latest(order, share * total)
-        scorers[share] = Scorer(network, replace(pruning, layers=layers[share]), preset=preset)
+        scorers[share] = Scorer(network, replace(pruning, layers=layers[share]), preset=preset, output=output)
     drifts = {share: scorer(images).distance.numpy() for share, scorer in scorers.items()}
     contenders = {share: partial(scorer, images[:batch]) for share, scorer in scorers.items()}
     seconds = {share: np.array(values) for share, values in interleaved(contenders, rounds=rounds, warmup=0).items()}

@@ -47,23 +47,33 @@ class Variation:
 
 
 def vary(
-    network: nn.Module, preset: Preset, images: Tensor, sparsities: Sequence[float] = SPARSITIES
+    network: nn.Module,
+    preset: Preset,
+    images: Tensor,
+    sparsities: Sequence[float] = SPARSITIES,
+    *,
+    output: int | str | None = None,
 ) -> Iterator[Variation]:
     """Every kind of pruning at every sparsity, then the estimate at every sparsity; `count_variations` of them.
 
     network: in eval mode; kinds that it has no layers for are left out. images: uint8 [N, 3, H, W] of the preset's
-    size, all of them faces.
+    size, all of them faces. output: as Scorer takes it.
     """
-    base = _drift(network, preset, images, BASE)
+
+    def drift_of(pruning: Pruning) -> np.ndarray:
+        distance: np.ndarray = Scorer(network, pruning, preset=preset, output=output)(images).distance.numpy()
+        return distance
+
+    base = drift_of(BASE)
     plain: dict[float, np.ndarray] = {}
     for kind, settings in kinds(network):
         for sparsity in sparsities:
-            drift = _drift(network, preset, images, Pruning(sparsity=sparsity, **settings))  # type: ignore[arg-type]
+            drift = drift_of(Pruning(sparsity=sparsity, **settings))  # type: ignore[arg-type]
             if kind == "magnitude":
                 plain[sparsity] = drift
             yield _variation(kind, sparsity, drift, base)
     for sparsity in sparsities:
-        estimate = sensitivity(images, network, Pruning(sparsity=sparsity), preset=preset).numpy()
+        estimate = sensitivity(images, network, Pruning(sparsity=sparsity), preset=preset, output=output).numpy()
         drift = plain[sparsity]
         with_d, ratio = spearmanr(estimate, drift).statistic, np.median(estimate / drift)
         yield _variation(_ESTIMATE, sparsity, estimate, base, float(with_d), float(ratio))
@@ -77,11 +87,6 @@ def kinds(network: nn.Module) -> list[tuple[str, dict[str, str]]]:
     """The kinds of pruning that differ for this network, with the settings that make them."""
     has_linear = any(isinstance(module, nn.Linear) for module in network.modules())
     return [(kind, settings) for kind, settings in _KINDS if has_linear or settings.get("layers") != "conv+linear"]
-
-
-def _drift(network: nn.Module, preset: Preset, images: Tensor, pruning: Pruning) -> np.ndarray:
-    distance: np.ndarray = Scorer(network, pruning, preset=preset)(images).distance.numpy()
-    return distance
 
 
 def _variation(

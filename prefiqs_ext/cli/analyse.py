@@ -18,10 +18,9 @@ from tqdm import tqdm
 from .. import __version__
 from ..files.paths import find_paths
 from ..files.pipeline import read_crops
-from ..models.preset import PRESETS
 from ..whole import csv_table, output_folder, shown, write_folder
 from .people import tell
-from .scoring import load_subject
+from .scoring import load_subject, model_options
 
 _LEAST = 10  # images, for a rank correlation to mean anything
 
@@ -41,8 +40,7 @@ _LEAST = 10  # images, for a rank correlation to mean anything
     "--images", type=click.IntRange(min=_LEAST), default=200, show_default=True, help="Faces to use, sampled."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
-@click.option("--model", default="sface", show_default=True, metavar="NAME|FILE", help="The recognition network.")
-@click.option("--preset", type=click.Choice(sorted(PRESETS)), help="The input it wants. [default: a built-in's own]")
+@model_options
 def analyse(paths: tuple[str, ...], aligned: bool, output: Path, images: int, seed: int, **options: Any) -> None:
     """Show what pruning does to a network's scores on your own faces.
 
@@ -64,9 +62,11 @@ def analyse(paths: tuple[str, ...], aligned: bool, output: Path, images: int, se
     network, preset = load_subject(options)
     faces = _sample(paths, preset.size, aligned, images, seed)
     output_folder(output)
-    total = count_variations(network)
-    variations = list(tqdm(vary(network, preset, faces), total=total, unit="setting", disable=None, leave=False))
-    costs = late_layers(network, preset, faces)
+    total, embedding = count_variations(network), options["output_name"]
+    variations = list(
+        tqdm(vary(network, preset, faces, output=embedding), total=total, unit="setting", disable=None, leave=False)
+    )
+    costs = late_layers(network, preset, faces, output=embedding)
     title = f"{options['model']}, {len(faces)} faces"
     facts = {
         "prefiqs_ext": __version__,
@@ -74,6 +74,7 @@ def analyse(paths: tuple[str, ...], aligned: bool, output: Path, images: int, se
         "threads": torch.get_num_threads(),
         "model": options["model"],
         "preset": asdict(preset),
+        "output": embedding,
         "images": len(faces),
         "seed": seed,
         "variations": [asdict(variation) for variation in variations],

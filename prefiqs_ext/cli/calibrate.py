@@ -16,7 +16,7 @@ from ..files.paths import find_paths
 from ..files.pipeline import score_files
 from ..whole import whole_file
 from .people import tell
-from .scoring import check_scoring, make_scorer, scoring_options
+from .scoring import make_scorer, scoring_options
 
 
 @click.command()
@@ -49,7 +49,6 @@ def calibrate(paths: tuple[str, ...], aligned: bool, output: Path, kind: Any, **
       prefiqs calibrate photos/ --output settings.json
       prefiqs score more/ --settings settings.json --output qualities.csv
     """
-    check_scoring(options)
     files = find_paths(paths, tell)
     qualities: list[float] = []
     with whole_file(str(output)) as file:

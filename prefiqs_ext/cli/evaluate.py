@@ -23,13 +23,13 @@ from ..evaluation.datasets.duplicates import refuse_shared
 from ..evaluation.datasets.readers import read_embeddings, read_folders
 from ..evaluation.edc import FMRS, Mode
 from ..evaluation.passes import VERSIONS, ImageSet, Scoring, embedded
-from ..models.preset import PRESETS, Preset
+from ..models.preset import Preset
 from ..network import load_network
 from ..settings import hash_weights
 from ..whole import output_folder, shown
 from .people import allow_duplicates_option, no_cache_option, tell
 from .score_files import given_scores, of_benchmark, qualities
-from .scoring import check_scoring, computing, load_subject, pruning, scoring_options
+from .scoring import computing, load_subject, parse_preset, pruning, scoring_options
 
 _PAPER_FMRS = (1e-3, 1e-4)
 _FIT = 200  # images that a fitted method is given, sampled
@@ -57,8 +57,8 @@ _FILE = click.Path(path_type=Path, exists=True)
 @click.option(
     "--verifier",
     multiple=True,
-    metavar="[PRESET:]NAME|FILE",
-    help="Another network that compares the faces; repeatable. [default: --model itself]",
+    metavar="[PRESET[@SIZE]:]NAME|FILE",
+    help="Another network that compares the faces, a file with its preset; repeatable. [default: --model itself]",
 )
 @click.option("--embeddings", type=_FILE, help="Saved ones that compare the faces: .npy [N, d], or a folder of .npy.")
 @click.option(
@@ -113,7 +113,6 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
         from ..evaluation import results
     except ModuleNotFoundError as error:
         raise click.ClickException(f"{error.name} is missing: pip install 'prefiqs_ext[analysis]'") from error
-    check_scoring(options)
     names = _method_names(options)
     paper = options["protocol"] == "paper"
     settings = (options[name] for name in ("max_discard", "resamples", "seed"))
@@ -232,7 +231,8 @@ class _Networks:
 
     @cached_property
     def _scoring(self) -> Scoring:
-        return Scoring(*load_subject(self.options), pruning(self.options), computing(self.options))
+        scorer = computing(self.options) | {"output": self.options["output_name"]}
+        return Scoring(*load_subject(self.options), pruning(self.options), scorer)
 
     def check(self, sources: Sequence[Source]) -> None:
         """That the first image fits all networks. ValueError naming it."""
@@ -248,7 +248,14 @@ class _Networks:
         fit_on, seed = self._fit_on(sources), self.options["seed"]
         for name in self._names:
             scoring = self._scoring
-            method = methods.create(name, scoring.network, scoring.preset, pruning=scoring.pruning, seed=seed)
+            method = methods.create(
+                name,
+                scoring.network,
+                scoring.preset,
+                pruning=scoring.pruning,
+                seed=seed,
+                output=self.options["output_name"],
+            )
             found[name] = scoring.quality(method, images, fit_on, seed)
         return found
 
@@ -290,14 +297,15 @@ def _verifiers(given: tuple[str, ...]) -> dict[str, tuple[nn.Module, Preset]]:
     found: dict[str, tuple[nn.Module, Preset]] = {}
     for text in given:
         name, colon, model = text.partition(":")
-        said = name if colon and name in PRESETS else None
+        said = parse_preset(name) if colon else None
         model = text if said is None else model
-        network, own = load_network(model, said)
-        preset = own if said is None else Preset.named(said)
-        if preset is None:
+        if said is None and Path(model).exists():
             raise click.UsageError(
                 f"--verifier {text}: the file cannot tell the input its network wants: PRESET:{text}"
             )
+        network, own = load_network(model, said)
+        preset = said or own
+        assert preset is not None  # a built-in's own
         if _label(model) in found:
             raise click.UsageError(f"two verifiers are called {_label(model)!r}")
         found[_label(model)] = network, preset

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..files import Pick, Results, find_paths, score_files
 from ..settings import Settings
 from ..whole import shown
-from .scoring import check_scoring, make_scorer, record, scoring_options
+from .scoring import make_scorer, record, scoring_options
 
 _BATCH_SIZES = {"cpu": 32, "cuda": 256}
 _FILE = click.Path(path_type=Path)
@@ -69,7 +69,6 @@ def score(paths: tuple[str, ...], **options: Any) -> None:
         raise click.UsageError("--resume needs --output FILE, whose FILE.part it goes on with")
     if options["top"] is not None and options["below"] is not None:
         raise click.UsageError("--top and --below are two different picks: give one")
-    check_scoring(options)
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     files = find_paths(paths, _report)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import torch
 from torch import nn
 
-from ..models import BUILT_IN
+from ..models import BUILT_IN, weights
 from ..models.preset import PRESETS, Preset
 from ..network import load_network
 from ..pruning import Pruning
@@ -18,15 +20,36 @@ from ..scorer import Scorer
 from ..settings import Settings
 from .device import device_option
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_FIXED_BY_SETTINGS = ("preset", "method", "sparsity", "scope", "layers")
+_FIXED_BY_SETTINGS = ("preset", "size", "output_name", "method", "sparsity", "scope", "layers")
+_SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
 
-_OPTIONS = (
+
+def _parse_size(text: str) -> tuple[int, int]:
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise click.BadParameter(f"expected HEIGHTxWIDTH or one number of pixels, got {text!r}")
+    return int(found[1]), int(found[2] or found[1])
+
+
+_MODEL_OPTIONS = (
     click.option("--model", default="sface", show_default=True, metavar="NAME|FILE", help="The recognition network."),
     click.option(
         "--preset", type=click.Choice(sorted(PRESETS)), help="The input it wants. [default: a built-in's own]"
     ),
+    click.option(
+        "--size",
+        metavar="N|HxW",
+        callback=lambda _context, _option, value: None if value is None else _parse_size(value),
+        help="Height and width of its input in pixels. [default: the preset's]",
+    ),
+    click.option(
+        "--output-name",
+        metavar="NAME|INDEX",
+        help="Which of its outputs is the embedding. [default: the first of two columns or more]",
+    ),
+)
+_OPTIONS = (
     click.option(
         "--method",
         default="magnitude",
@@ -59,15 +82,28 @@ _OPTIONS = (
 )
 
 
-def scoring_options(command: _Command) -> _Command:
-    """Gives the command `model`, `preset`, `method`, `sparsity`, `scope`, `layers`, `device` and `dtype`."""
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives the command `model`, `preset`, `size` and `output_name`, checked before any work."""
+
+    @functools.wraps(command)
+    def checked(*args: Any, **options: Any) -> Any:
+        _check(options)
+        return command(*args, **options)
+
+    for option in reversed(_MODEL_OPTIONS):
+        checked = option(checked)
+    return checked
+
+
+def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives the command those of `model_options`, `method`, `sparsity`, `scope`, `layers`, `device` and `dtype`."""
     for option in reversed(_OPTIONS):
         command = option(command)
-    return command
+    return model_options(command)
 
 
-def check_scoring(options: dict[str, Any]) -> None:
-    """Before any work: a file needs a preset; settings fix what they hold."""
+def _check(options: dict[str, Any]) -> None:
+    """A file needs a preset; settings fix what they hold."""
     if options.get("settings") is None:
         if options["model"] not in BUILT_IN and options["preset"] is None:
             raise click.UsageError("--model FILE needs --preset: the file cannot tell the input its network wants")
@@ -75,16 +111,35 @@ def check_scoring(options: dict[str, Any]) -> None:
     context = click.get_current_context()
     given = [name for name in _FIXED_BY_SETTINGS if _was_given(context, name)]
     if given:
-        raise click.UsageError(f"--settings says {', '.join(given)} already: leave --{given[0]} out")
+        raise click.UsageError(f"--settings says {', '.join(given)} already: leave --{given[0].replace('_', '-')} out")
 
 
 def load_subject(options: dict[str, Any]) -> tuple[nn.Module, Preset]:
-    """The network of --model, and the input it wants. UsageError where nothing tells that."""
-    network, own = load_network(options["model"], options["preset"])
-    preset = Preset.named(options["preset"]) if options["preset"] else own
-    if preset is None:
-        raise click.UsageError("--model FILE.onnx needs --preset: the file cannot tell the input its network wants")
+    """The network of --model, and the input it wants."""
+    said = said_preset(options)
+    network, own = load_network(options["model"], said)
+    preset = said or own
+    assert preset is not None  # what model_options checks
     return network, preset
+
+
+def said_preset(options: dict[str, Any]) -> Preset | None:
+    """By --preset and --size; None: a built-in's own."""
+    name, size = options["preset"], options["size"]
+    if name is None and size is not None:
+        name = weights.KNOWN[options["model"]].preset
+    if name is None:
+        return None
+    preset = Preset.named(name)
+    return preset if size is None else preset.with_size(size)
+
+
+def parse_preset(text: str) -> Preset | None:
+    """PRESET or PRESET@SIZE; None for what is neither."""
+    name, at, size = text.partition("@")
+    if name not in PRESETS or (at and not _SIZE.fullmatch(size)):
+        return None
+    return PRESETS[name].with_size(_parse_size(size)) if at else PRESETS[name]
 
 
 def make_scorer(options: dict[str, Any]) -> Scorer:
@@ -96,7 +151,9 @@ def make_scorer(options: dict[str, Any]) -> Scorer:
         if not _was_given(context, "device"):
             common["device"] = None  # what the settings say
         return Scorer.from_settings(options["settings"], model, **common)
-    return Scorer(options["model"], pruning(options), preset=options["preset"], **common)
+    return Scorer(
+        options["model"], pruning(options), preset=said_preset(options), output=options["output_name"], **common
+    )
 
 
 def computing(options: dict[str, Any]) -> dict[str, Any]:
@@ -116,8 +173,9 @@ def pruning(options: dict[str, Any]) -> Pruning:
 
 def record(options: dict[str, Any]) -> dict[str, Any]:
     """What a row's numbers depend on, as JSON values."""
-    names = ("model", "preset", "method", "sparsity", "scope", "layers", "device", "dtype")
+    names = ("model", "preset", "size", "output_name", "method", "sparsity", "scope", "layers", "device", "dtype")
     values = {name: options[name] for name in names} | {"layers": list(options["layers"])}
+    values["size"] = None if options["size"] is None else list(options["size"])
     if options.get("settings") is not None:
         values["settings"] = Settings.load(options["settings"]).to_json()
     if options["model"] not in BUILT_IN:

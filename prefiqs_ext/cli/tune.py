@@ -22,12 +22,11 @@ from ..evaluation.edc import FMRS, LIMIT, TOO_FEW
 from ..evaluation.passes import VERSIONS, ImageSet, Scoring
 from ..evaluation.tuning import FMR, HeldOut, Rule, Tuned, held_out, part, tune_settings
 from ..methods.combined import ZScores, log_distance
-from ..models.preset import PRESETS
 from ..pruning import Pruning
 from ..settings import Settings, hash_weights
 from ..whole import csv_table, output_folder, write_folder
 from .people import allow_duplicates_option, no_cache_option, tell
-from .scoring import check_scoring, load_subject
+from .scoring import load_subject, model_options
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 _D, _NORM = "D", "norm"
@@ -35,8 +34,7 @@ _D, _NORM = "D", "norm"
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, file_okay=False, exists=True))
-@click.option("--model", default="sface", show_default=True, metavar="NAME|FILE", help="The recognition network.")
-@click.option("--preset", type=click.Choice(sorted(PRESETS)), help="The input it wants. [default: a built-in's own]")
+@model_options
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Parts of the people.")
 @click.option("--resamples", type=click.IntRange(2), default=500, show_default=True, help="Of persons, for intervals.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of folds and resamples.")
@@ -64,7 +62,6 @@ def tune(
     Example:
       prefiqs tune crops/ --model sface --output tune
     """
-    check_scoring(options)
     images = read_folders(data, tell)
     fold = part(images.identities, folds, seed)
     network, preset = load_subject(options)
@@ -73,8 +70,9 @@ def tune(
         refuse_shared(images, faces.contents)
     output_folder(output)
     settings = grid(network)
+    scorer = {"output": options["output_name"]}
     bar = tqdm(settings.items(), unit="setting", disable=None, leave=False)
-    passes = {name: Scoring(network, preset, pruning).of(faces) for name, pruning in bar}
+    passes = {name: Scoring(network, preset, pruning, scorer).of(faces) for name, pruning in bar}
     common: dict[str, Any] = {"resamples": resamples, "seed": seed}
     of_default = passes[next(iter(settings))]
     people = of_default.embeddings, images.identities, fold
@@ -94,9 +92,9 @@ def tune(
         "tune.json": json.dumps(facts | _found(tuned, mixed), indent=1).encode(),
     }
     write_folder(output, contents)
-    Settings(options["model"], weights, preset, settings[tuned.recommended], "cpu", "float32").save(
-        output / "settings.json"
-    )
+    Settings(
+        options["model"], weights, preset, settings[tuned.recommended], "cpu", "float32", options["output_name"]
+    ).save(output / "settings.json")
     _print(rows, tuned, mixed)
 
 

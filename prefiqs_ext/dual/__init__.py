@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .check import embedding
 from .convert import check_model, dualize
 from .cuda_graphs import CudaGraphs, out_of_memory
 from .half import to_half
@@ -18,7 +17,6 @@ __all__ = [
     "check_model",
     "dualize",
     "duplicate",
-    "embedding",
     "out_of_memory",
     "to_half",
 ]

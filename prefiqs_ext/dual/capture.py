@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from ..embedding import NoOutputError, select
 from .exported import export
 
 PREFIX = "model."
@@ -77,6 +77,10 @@ def capture(model: nn.Module, x: Tensor, output: int | str | None = None) -> Cap
             )
     parameters = {id(parameter): parameter for parameter in model.parameters()}
     root = _OneInput(copy.deepcopy(model, parameters), output)
+    for module in root.modules():
+        # A copied graph has a class of its own, whose call prints what fails in it; torch.export may yet succeed.
+        if isinstance(module, fx.GraphModule) and "__call__" in vars(type(module)):
+            delattr(type(module), "__call__")
     graph = _graph(root, x)
     _without_mutation(graph, root)
     for node in graph.nodes:
@@ -98,14 +102,14 @@ def erase_unused(graph: fx.Graph) -> None:
 def _graph(root: _OneInput, x: Tensor) -> fx.Graph:
     try:
         return _Tracer().trace(root)
-    except NoOutputError:
-        raise
+    except NoOutputError as error:
+        raise NoOutputError(f"dualize: {error}") from None
     except Exception as error:
         reason = _reason(error)
     try:
         graph = export(root, x)
-    except NoOutputError:
-        raise
+    except NoOutputError as error:
+        raise NoOutputError(f"dualize: {error}") from None
     except Exception as error:
         raise ValueError(
             f"dualize: cannot trace {type(root.model).__name__}, neither by torch.fx ({reason}) nor by torch.export "
@@ -119,10 +123,6 @@ def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-class NoOutputError(ValueError):
-    """The model has no such output as was asked for."""
-
-
 class _OneInput(nn.Module):
     """Optional arguments of the model's forward keep their defaults, and tracing sees them as plain Python values."""
 
@@ -132,16 +132,7 @@ class _OneInput(nn.Module):
         self.output = output
 
     def forward(self, x: Tensor) -> object:
-        outputs = self.model(x)
-        if self.output is None:
-            return outputs
-        try:
-            return outputs[self.output]
-        except (LookupError, TypeError):
-            keys = list(outputs) if isinstance(outputs, Mapping) else list(range(len(outputs)))
-            raise NoOutputError(
-                f"dualize: the model has no output {self.output!r}: expected one of {', '.join(map(repr, keys))}"
-            ) from None
+        return select(self.model(x), self.output)
 
 
 class _Tracer(fx.Tracer):

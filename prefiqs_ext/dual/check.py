@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from ..embedding import embedding
 from .capture import Captured
-from .rows import images, leaves
+from .rows import images
 
 # Largest difference over largest size of an embedding. Rounding is below 1e-5 on IResNet-100; a wrong edge, shift or
 # row is above 1e-3.
@@ -84,14 +85,6 @@ def _refuse_writes(model: nn.Module, before: dict[str, Tensor]) -> None:
             raise ValueError(
                 f"dualize: the forward writes to the buffer {name!r}: a result must not depend on the calls before it"
             )
-
-
-def embedding(outputs: object) -> Tensor:
-    """The first 2-d floating tensor among a model's outputs."""
-    for leaf in leaves(outputs):
-        if isinstance(leaf, Tensor) and leaf.dim() == 2 and leaf.is_floating_point():
-            return leaf
-    raise ValueError("dualize: the model's output holds no embedding, a floating tensor [N, d]")
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..embedding import is_embedding, leaves, no_embedding
 from ..pruning import Pruning
 from ..torch_defaults import torch_defaults
 from .capture import PREFIX, Captured, capture
@@ -19,7 +20,7 @@ from .fuse import fuse as fold
 from .inference import inference_form
 from .layers import LAYERS, Layer, find_layers, refuse_hidden_weights
 from .pairing import pair
-from .rows import Value, images, leaves, observe
+from .rows import Value, images, observe
 
 
 def dualize(
@@ -38,7 +39,8 @@ def dualize(
         keep. All before the first layer that loses a weight is computed once for both branches.
     example: one or more inputs, float or uint8 [N, ...], on the model's device. The first row, and seeded variations of
         it, show which values carry the batch and serve the self-check.
-    output: which of several outputs is the embedding, by index or key; None: the first 2-d floating tensor.
+    output: which of several outputs is the embedding, by index or key; None: the first floating tensor [N, d] of
+        d = 2 columns or more.
     fuse: fold batch norm, input normalisation, activations and residuals into the layers. The results are equal but for
         rounding.
 
@@ -64,7 +66,7 @@ def _convert(
     captured = capture(model, images(example, 2), output)
     refuse_hidden_weights(captured)
     values = observe(captured, example)
-    _keep_embedding(captured.graph, values)
+    _keep_embedding(captured.graph, values, output)
     fix_defaults(captured.graph, values, example.device)
     layers = find_layers(captured, values, masks)
     if fuse:
@@ -114,20 +116,16 @@ def _checked(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     return dict(masks)
 
 
-def _keep_embedding(graph: fx.Graph, values: dict[fx.Node, Value]) -> None:
-    """The graph's output becomes the first 2-d floating tensor among its outputs."""
-    output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    tensors = [leaf for leaf in leaves(output.args[0]) if isinstance(leaf, fx.Node) and values[leaf].kind == "tensor"]
+def _keep_embedding(graph: fx.Graph, values: dict[fx.Node, Value], output: int | str | None) -> None:
+    """The graph's output becomes the first embedding among its outputs. output: which of the model's they are."""
+    result = next(node for node in reversed(graph.nodes) if node.op == "output")
+    tensors = [leaf for leaf in leaves(result.args[0]) if isinstance(leaf, fx.Node) and values[leaf].kind == "tensor"]
     for tensor in tensors:
         value = values[tensor]
-        floating = value.dtype is not None and value.dtype.is_floating_point
-        if value.batch and value.dim == 0 and floating and len(value.shape) == 2 and value.shape[0] == 1:
-            output.args = (tensor,)
+        if value.batch and value.dim == 0 and is_embedding(value.shape, value.dtype) and value.shape[0] == 1:
+            result.args = (tensor,)
             return
-    shapes = ", ".join(_shape(values[tensor]) for tensor in tensors) or "no tensor"
-    raise ValueError(
-        f"dualize: expected an embedding, a floating tensor [N, d], among the outputs; got {shapes} for N = 1"
-    )
+    raise ValueError(f"dualize: {no_embedding((_shape(values[tensor]) for tensor in tensors), output)} for N = 1")
 
 
 def _shape(value: Value) -> str:

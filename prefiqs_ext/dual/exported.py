@@ -6,6 +6,7 @@ gone, and operations are ATen's. Names of weights are the model's own, so layers
 
 from __future__ import annotations
 
+import warnings
 from functools import reduce
 from typing import Any
 
@@ -21,7 +22,9 @@ def export(root: nn.Module, x: Tensor) -> fx.Graph:
     that it cannot export.
     """
     # In functional form: what is written to a view reaches the readers of the tensor that is viewed.
-    module = _program(root, x).run_decompositions({}).module(check_guards=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's about itself
+        module = _program(root, x).run_decompositions({}).module(check_guards=False)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:

@@ -7,7 +7,6 @@ last image among three does not get what it gets alone, whatever its name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -187,14 +186,3 @@ def _difference(a: Tensor, b: Tensor) -> float:
     a, b = (torch.nan_to_num(t.double()) for t in (a, b))
     size = float(a.abs().mean()) if a.numel() else 0.0
     return float((a - b).abs().mean()) / size if size > 0 else float(b.abs().sum() > 0)
-
-
-def leaves(outputs: object) -> Iterator[object]:
-    """The elements of nested tuples, lists and dictionaries, in order."""
-    if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    if isinstance(outputs, (tuple, list)):
-        for element in outputs:
-            yield from leaves(element)
-    else:
-        yield outputs

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import __version__
-from ..dual import embedding
+from ..embedding import embedding
 from ..methods import Method
 from ..methods.drift import OfScorer
 from ..models.preset import Preset
@@ -103,7 +103,7 @@ class Scoring:
     preset: Preset
     pruning: Pruning
     options: dict[str, Any] = field(default_factory=dict)
-    """The Scorer's device and dtype."""
+    """The Scorer's device, dtype and output."""
 
     @cached_property
     def weights(self) -> str:
@@ -134,7 +134,7 @@ class Scoring:
                 method.fit_pass(*self.of(fit_on)[1:])
             scores = method.read(*self.of(images)[1:]).numpy()
         else:
-            facts: dict[str, Any] = {"weights": self.weights, "seed": seed}
+            facts: dict[str, Any] = {"weights": self.weights, "seed": seed, "output": self.options.get("output")}
             facts |= {"revision": revisions.METHODS.get(method.name)}
             facts |= {"fitted on": fit_on.hash} if method.needs_fit else {}
             score = _fitting(method, fit_on, self.preset) if method.needs_fit else method.score

@@ -17,11 +17,11 @@ from prefiqs_ext.methods.serfiq import SERFIQ
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 
-_METHODS: dict[str, Callable[[nn.Module, Preset, Pruning, int], Method]] = {
+_METHODS: dict[str, Callable[[nn.Module, Preset, Pruning, int, int | str | None], Method]] = {
     "prefiqs": PreFIQs,
-    "grafiqs": lambda network, preset, pruning, seed: GraFIQs(network, preset),
-    "froq": lambda network, preset, pruning, seed: FROQ(network, preset, seed=seed),
-    "serfiq": lambda network, preset, pruning, seed: SERFIQ(network, preset, seed=seed),
+    "grafiqs": lambda network, preset, pruning, seed, output: GraFIQs(network, preset),
+    "froq": lambda network, preset, pruning, seed, output: FROQ(network, preset, seed=seed, output=output),
+    "serfiq": lambda network, preset, pruning, seed, output: SERFIQ(network, preset, seed=seed, output=output),
     "norm": EmbeddingNorm,
     "prefiqs+norm": Combined,
     "random": Random,
@@ -40,11 +40,13 @@ def create(
     *,
     pruning: Pruning = Pruning(),  # noqa: B008, frozen
     seed: int = 0,
+    output: int | str | None = None,
 ) -> Method:
     """The method of that name, one of NAMES, for a network in eval mode, in float32 and on the CPU, and its preset.
 
-    pruning: what "prefiqs" and "prefiqs+norm" prune. seed: of what is drawn at random. ValueError for another name.
+    pruning: what "prefiqs" and "prefiqs+norm" prune. seed: of what is drawn at random. output: which of
+    several outputs is the embedding, as Scorer takes it. ValueError for another name.
     """
     if name not in _METHODS:
         raise ValueError(f"expected a method of {', '.join(NAMES)}, got {name!r}")
-    return _METHODS[name](network, preset, pruning, seed)
+    return _METHODS[name](network, preset, pruning, seed, output)

@@ -25,7 +25,9 @@ class _Pictures:
     higher_is_better = True
     needs_fit = False
 
-    def __init__(self, network: nn.Module, preset: Preset, pruning: Pruning, seed: int) -> None:
+    def __init__(
+        self, network: nn.Module, preset: Preset, pruning: Pruning, seed: int, output: int | str | None = None
+    ) -> None:
         self._preset = preset
         self._seed = seed
 

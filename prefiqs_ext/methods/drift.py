@@ -21,13 +21,15 @@ class OfScorer:
     higher_is_better: bool
     needs_fit = False
 
-    def __init__(self, network: nn.Module, preset: Preset, pruning: Pruning, seed: int) -> None:
-        self._made_of = network, preset, pruning
+    def __init__(
+        self, network: nn.Module, preset: Preset, pruning: Pruning, seed: int, output: int | str | None = None
+    ) -> None:
+        self._made_of = network, preset, pruning, output
 
     @cached_property
     def _scorer(self) -> Scorer:
-        network, preset, pruning = self._made_of
-        return Scorer(network, pruning, preset=preset)
+        network, preset, pruning, output = self._made_of
+        return Scorer(network, pruning, preset=preset, output=output)
 
     def fit(self, images: Tensor) -> None:
         output = self._scorer(images)

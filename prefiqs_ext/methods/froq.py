@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prefiqs_ext.batches import name_rows
-from prefiqs_ext.dual.rows import leaves
+from prefiqs_ext.embedding import leaves
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer
@@ -72,17 +72,28 @@ class FROQ:
     network's code (in one imported from ONNX its additions, for example) are not. The network itself is no candidate.
 
     seed: of the noise and of the draw. images: how many `fit` draws of those that it is given. chunk: images run
-    together. ValueError for a network that is not in eval mode, in float32 and on the CPU.
+    together. output: which of several outputs is the embedding, as Scorer takes it. ValueError for a network that is
+    not in eval mode, in float32 and on the CPU.
     """
 
     name = "froq"
     higher_is_better = True
     needs_fit = True
 
-    def __init__(self, network: nn.Module, preset: Preset, *, seed: int = 0, images: int = 200, chunk: int = 8) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        preset: Preset,
+        *,
+        seed: int = 0,
+        images: int = 200,
+        chunk: int = 8,
+        output: int | str | None = None,
+    ) -> None:
         if images < _LEAST or chunk < 1:
             raise ValueError(f"expected {_LEAST} or more images and a chunk of 1 or more, got {images} and {chunk}")
         self.network, self.preset, self.seed, self.images, self.chunk = network, preset, seed, images, chunk
+        self.output = output
         check_network(self)
         self.selection: Selection | None = None
         self._normalize = preset.normalize()
@@ -103,7 +114,7 @@ class FROQ:
             drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))[: self.images]
             images = images[drawn.sort().values]
         names, norms = self._every_norm(images)
-        labels = pseudo_labels(images, self.network, self.preset, seed=self.seed)
+        labels = pseudo_labels(images, self.network, self.preset, seed=self.seed, output=self.output)
         chosen, correlation = select(norms, labels)
         self.selection = Selection(tuple(names[index] for index in chosen), correlation, len(images), self.seed)
 
@@ -184,7 +195,9 @@ class FROQ:
         return names, np.stack(columns, axis=1) if columns else np.empty((len(images), 0))
 
 
-def pseudo_labels(images: Tensor, network: nn.Module, preset: Preset, *, seed: int = 0) -> Numbers:
+def pseudo_labels(
+    images: Tensor, network: nn.Module, preset: Preset, *, seed: int = 0, output: int | str | None = None
+) -> Numbers:
     """uint8 [N, 3, H, W] RGB -> [N] in [-1, 1], HIGHER is better: how little the embedding turns under perturbation.
 
     Mean of three cosines to the plain embedding: of the mirrored image; of x' = (1 - a) x + a n, averaged over 10
@@ -204,15 +217,15 @@ def pseudo_labels(images: Tensor, network: nn.Module, preset: Preset, *, seed: i
     row, column = (torch.arange(side) * _CELLS // side for side in (height, width))
     cells = (row[:, None] * _CELLS + column) == torch.arange(_CELLS**2)[:, None, None, None]
     network_input = normalize(images[:1])
-    scorer = Scorer(network, Pruning(sparsity=0.0), example=network_input, device="cpu", on_bad="nan")
+    scorer = Scorer(network, Pruning(sparsity=0.0), example=network_input, output=output, device="cpu", on_bad="nan")
     labels = torch.empty(len(images), dtype=torch.float64)
     for index in range(len(images)):
         x = normalize(images[index : index + 1])
         noisy = [(1 - alpha) * x + alpha * noise for alpha in _ALPHAS]
-        output = scorer(torch.cat([x, x.flip(3), *noisy, torch.where(cells, black, x)]))
-        embedding = output.embedding.double()
+        result = scorer(torch.cat([x, x.flip(3), *noisy, torch.where(cells, black, x)]))
+        embedding = result.embedding.double()
         cosines = nn.functional.cosine_similarity(embedding[1:], embedding[:1])
-        cosines[output.distance[1:].isnan() | output.distance[0].isnan()] = torch.nan
+        cosines[result.distance[1:].isnan() | result.distance[0].isnan()] = torch.nan
         parts = torch.split(cosines, [1, len(_ALPHAS) * _MASKS, _CELLS**2])
         labels[index] = torch.stack([part.mean() for part in parts]).mean()
     if bool(labels.isnan().any()):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prefiqs_ext.batches import example_images
-from prefiqs_ext.dual import embedding
+from prefiqs_ext.embedding import embedding
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.torch_defaults import torch_defaults
 
@@ -29,7 +29,8 @@ class SERFIQ:
     images have the same m draws, and run one by one: a score has the same bits in any batch. The authors' last step, a
     logistic function of the score that changes no order, is left out.
 
-    passes: m, 2 or more. seed: of the draws. ValueError: a network that is not in eval mode, in float32 and on the CPU,
+    passes: m, 2 or more. seed: of the draws. output: which of several outputs is the embedding, as Scorer takes it.
+    ValueError: a network that is not in eval mode, in float32 and on the CPU,
     without such a dropout, or that mixes rows behind it.
     """
 
@@ -38,10 +39,12 @@ class SERFIQ:
     needs_fit = False
 
     @torch_defaults()
-    def __init__(self, network: nn.Module, preset: Preset, *, passes: int = 100, seed: int = 0) -> None:
+    def __init__(
+        self, network: nn.Module, preset: Preset, *, passes: int = 100, seed: int = 0, output: int | str | None = None
+    ) -> None:
         if passes < 2:
             raise ValueError(f"expected 2 passes or more, got {passes}")
-        self.network, self.preset = network, preset
+        self.network, self.preset, self.output = network, preset, output
         check_network(self)
         self._normalize = preset.normalize()
         self.dropout, self._module, shape = self._last_dropout()
@@ -68,7 +71,7 @@ class SERFIQ:
             return output * draws  # in eval mode the output is the input
 
         with self._module.register_forward_hook(draw), torch.no_grad():
-            found = embedding(self.network(self._normalize(image))).double()
+            found = embedding(self.network(self._normalize(image)), self.output).double()
         unit: Tensor = found / torch.linalg.vector_norm(found, dim=1, keepdim=True)
         return unit
 

@@ -15,7 +15,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 
@@ -24,15 +24,17 @@ from torch import Tensor, nn
 
 from ..torch_defaults import torch_defaults
 from .dlib import load_dlib
+from .input_size import check_input
 from .ir import IR
 from .iresnet import IResNet
 from .mobilefacenet import Bottlenecks, MobileFaceNet
 from .onnx_import import import_onnx
 from .preset import Preset
-from .state_dict import read_state_dict
+from .state_dict import QUANTISED, read_state_dict
 
 _EPS = {"magface": 2e-5}  # of batch norms, by preset; 1e-5 elsewhere
 _SHOWN = 4
+_READ = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 Shapes = Mapping[str, tuple[int, ...]]
 Network = IResNet | IR | MobileFaceNet
@@ -59,20 +61,21 @@ def load_model(path: str | os.PathLike[str], preset: Preset | str | None = None)
         name), .safetensors, .onnx, or dlib's .dat. The network maps what the preset gives to embeddings [N, d], not
         normalised.
     preset: what input the network wants; None: a guess from the layout, said in a warning, since files do not tell (for
-        ONNX there is no guess, and the result is None). The size is no guess: a checkpoint's last layer tells it.
+        ONNX there is no guess, and the result is None). The size is no guess.
 
     Weights of a classification head beside the network are left out, with a warning. FileNotFoundError; ValueError, in
     one line, for a file that is damaged, hostile, of an unknown layout, or has weights too many, missing, of other
-    shapes, or not finite; or for a checkpoint and a preset of different sizes.
+    shapes, or not finite; or for a preset of another size than the network's, which a checkpoint's last layer or the
+    declaration in an ONNX file tells.
     """
     path = Path(path)
     named = Preset.named(preset) if isinstance(preset, str) else preset
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     if path.suffix.lower() == ".onnx":
-        return import_onnx(path), named
+        return _checked(path, import_onnx(path), named), named
     if path.suffix.lower() == ".dat":
-        return load_dlib(path), named or Preset.named("dlib")
+        return _checked(path, load_dlib(path), named), named or Preset.named("dlib")
     try:
         network, guess = _network(read_state_dict(path), named)
     except ValueError as error:
@@ -83,33 +86,37 @@ def load_model(path: str | os.PathLike[str], preset: Preset | str | None = None)
             f"{guess.std[0]:g}), a guess by its layout: pass preset= to be sure",
             stacklevel=2,
         )
-    return network, named or guess
+    return _checked(path, network, named), named or guess
+
+
+def _checked(path: Path, network: nn.Module, preset: Preset | None) -> nn.Module:
+    """The network itself."""
+    if preset is not None:
+        try:
+            check_input(network, preset)
+        except ValueError as error:
+            raise ValueError(f"cannot load {path}: {error}") from error
+    return network
 
 
 def _network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module, Preset]:
     family, prefix = _family(state)
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    outside = [name for name in state if not name.startswith(prefix)]
     shapes = {name: tuple(tensor.shape) for name, tensor in inside.items()}
     guess = Preset.named(family.guess(prefix, shapes))
     with torch.device("meta"):
         network = family.build(shapes, (preset or guess).name)
-    size = (network.input_size, network.input_size)
-    guess = replace(guess, size=size)
-    extra = [name for name in inside if re.fullmatch(family.extra, name)]
-    beside = [name for name in inside if name not in network.state_dict() and name not in extra]
-    heads = _heads({name: state[name] for name in outside} | {name: inside[name] for name in beside}, network)
-    _fill(network, {name: tensor for name, tensor in inside.items() if name not in (*extra, *heads)}, family)
-    unknown = [name for name in outside if name not in heads]
+    guess = guess.with_size(network.input_size)
+    # By full names: a head outside the prefix may be called as a layer of the network is inside.
+    own = {prefix + name for name in network.state_dict()}
+    own |= {prefix + name for name in inside if re.fullmatch(family.extra, name)}
+    heads = _heads({name: tensor for name, tensor in state.items() if name not in own}, network)
+    unknown = [name for name in state if name not in own and name not in heads]
     if unknown:
         raise ValueError(f"expected the weights of {family.name} alone, the file also has {_names(unknown)}")
+    _fill(network, inside, family)
     if heads:
         warnings.warn(f"left out, a classification head: {_names(heads)}", stacklevel=4)
-    if preset is not None and preset.size != size:
-        raise ValueError(
-            f"expected a preset of the network's size {size}, got {preset.size} ({preset.name!r}); "
-            f"pass dataclasses.replace(PRESETS[...], size={size})"
-        )
     return network.eval(), guess
 
 
@@ -141,27 +148,25 @@ def _heads(others: Mapping[str, Tensor], network: nn.Module) -> list[str]:
 
 
 def _fill(network: nn.Module, state: Mapping[str, Tensor], family: Family) -> None:
+    """Gives the network its weights, checked; others in `state` are left."""
     expected = network.state_dict()
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
         raise ValueError(f"expected {family.name}, whose {_names(missing)} the file lacks")
-    unknown = [name for name in state if name not in expected]
-    if unknown:
-        raise ValueError(f"expected the weights of {family.name} alone, the file also has {_names(unknown)}")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(f"expected {name} of shape {list(expected[name].shape)}, got {list(tensor.shape)}")
-        _check_values(name, tensor, expected[name])
-    filled = {
-        name: (state[name] if name in state else torch.zeros(like.shape)).to(like.dtype).contiguous()
-        for name, like in expected.items()
-    }
+    filled = {}
+    for name, like in expected.items():
+        tensor = state[name] if name in state else torch.zeros(like.shape)
+        if tensor.shape != like.shape:
+            raise ValueError(f"expected {name} of shape {list(like.shape)}, got {list(tensor.shape)}")
+        _check_values(name, tensor, like)
+        filled[name] = tensor.to(like.dtype).contiguous()
     network.load_state_dict(filled, assign=True)
 
 
 def _check_values(name: str, tensor: Tensor, like: Tensor) -> None:
-    if like.is_floating_point() and not tensor.is_floating_point():
-        raise ValueError(f"expected floating numbers in {name}, got {tensor.dtype}")
+    if like.is_floating_point() and tensor.dtype not in _READ:
+        quantised = f", {QUANTISED}" if tensor.element_size() == 1 else ""
+        raise ValueError(f"expected floating numbers in {name}, got {tensor.dtype}{quantised}")
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         raise ValueError(f"{name} has NaN or infinite values")
     if name.endswith("running_var") and bool((tensor < 0).any()):

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .file_kinds import refuse_other_kinds
+
 SIZE = 150
 """Height and width of the image."""
 
@@ -78,6 +80,7 @@ class DlibResNet(nn.Module):
     """float [N, 3, 150, 150], RGB levels 0-255 -> embedding [N, 128], not normalised, as dlib gives it."""
 
     mean: Tensor
+    input_size = SIZE
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,6 +113,7 @@ def load_dlib(path: str | os.PathLike[str]) -> DlibResNet:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"expected at most {_MAX_BYTES} bytes, got {path.stat().st_size}")
+        refuse_other_kinds(path, "dlib")
         return _read(_Reader(path.read_bytes()))
     except ValueError as error:
         raise ValueError(f"cannot load {path}: {error}") from error

@@ -15,19 +15,23 @@ import onnx
 from torch import fx
 
 from ..torch_defaults import torch_defaults
+from .file_kinds import refuse_other_kinds
 from .onnx_node import Node, State, evaluate, identifier
 from .onnx_operators import OPERATORS, SHAPED_BY_INFERENCE
 from .onnx_shapes import infer_shapes
+from .state_dict import QUANTISED
 
 MAX_BYTES = 1 << 30
 """The largest file read: more than twice an IResNet-200 in float32."""
 
+DECLARED = "prefiqs_ext: declared input"
+"""Where an imported module's `meta` has the shape that the file declares, as [N, C, H, W], None where it is open."""
+
 _OLDEST_OPSET = 7  # broadcasting is NumPy's from here on
 _MAX_MESSAGE = 400
 
-_DATA_TYPES = frozenset(
-    onnx.TensorProto.DataType.Value(name) for name in ("FLOAT", "FLOAT16", "DOUBLE", "INT32", "INT64", "BOOL")
-)
+_IN_FLOAT32 = ": export the network in float32"
+_DATA_TYPES = frozenset(onnx.TensorProto.DataType.Value(name) for name in ("FLOAT", "DOUBLE", "INT32", "INT64", "BOOL"))
 
 # They rearrange constants and never make them larger.
 _CONSTANT_OPERATORS = frozenset({"Constant", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"})
@@ -38,8 +42,9 @@ def import_onnx(path: str | os.PathLike[str]) -> fx.GraphModule:
     """The network in an ONNX file of float32, opset 7 or later, with one input and all weights inside; in eval mode.
 
     A layer is named by its weight (`layer1.0.conv1.weight` -> `layer1.0.conv1`) or else by its node. The result maps
-    float32 [N, ...] to the file's output, or to a tuple where there are several; N is free even if the file fixes it.
-    FileNotFoundError; ValueError, in one line, for a file that is damaged, hostile, or not exactly reproducible.
+    float32 [N, ...] to the file's output, or to a dict by name where there are several; N is free even if the file
+    fixes it. An image input [N, H, W, 3] is taken as [N, 3, H, W]. FileNotFoundError; ValueError, in one line, for a
+    file that is damaged, hostile, or not exactly reproducible.
     """
     path = Path(path)
     if not path.exists():
@@ -63,6 +68,7 @@ _ERRORS: tuple[type[Exception], ...] = (
 def _read(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise ValueError("expected a regular file")
+    refuse_other_kinds(path, "ONNX")
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -78,6 +84,14 @@ def _read(path: Path) -> onnx.ModelProto:
         raise ValueError("expected an ONNX model with a graph, found none (an empty file, or not ONNX)")
     if model.functions:
         raise ValueError(f"expected plain operators, found the model-local function {model.functions[0].name!r}")
+    for value in model.graph.input:
+        if not value.HasField("type"):
+            raise ValueError(f"expected a float32 input [N, ...]; the file does not say what {value.name!r} is")
+    for value in model.graph.output:
+        if not value.HasField("type"):  # some tools leave it out; inference tells whether it is float32
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+            value.type.tensor_type.shape.SetInParent()
+            data = model.SerializeToString()
     # Before the checker, which would open the files that external weights name.
     _refuse_hidden_data(model.graph)
     onnx.checker.check_model(data)
@@ -102,7 +116,14 @@ def _refuse_hidden_data(graph: onnx.GraphProto) -> None:
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise ValueError(f"the data of {tensor.name!r} are in another file; save the model as one file")
         if tensor.data_type not in _DATA_TYPES:
-            raise ValueError(f"the data of {tensor.name!r} have the unsupported ONNX type {tensor.data_type}")
+            kind = _type_name(tensor.data_type)
+            remedy = _IN_FLOAT32 if kind.endswith("FLOAT16") else f", {QUANTISED}" if "8" in kind else ""
+            raise ValueError(f"the data of {tensor.name!r} have the unsupported ONNX type {kind}{remedy}")
+
+
+def _type_name(data_type: int) -> str:
+    known: dict[int, str] = {number: name for name, number in onnx.TensorProto.DataType.items()}
+    return known.get(data_type, str(data_type))
 
 
 def _opset(model: onnx.ModelProto) -> int:
@@ -116,7 +137,13 @@ def _graph_module(model: onnx.ModelProto) -> fx.GraphModule:
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     source = _only_input([value for value in model.graph.input if value.name not in constants])
     state = State(_opset(model), constants, infer_shapes(model, source.name, _opset(model)))
-    state.activations[source.name] = state.graph.placeholder(identifier(source.name) or "input")
+    placeholder = state.graph.placeholder(identifier(source.name) or "input")
+    declared = tuple(size.dim_value or None for size in source.type.tensor_type.shape.dim)
+    if len(declared) == 4 and declared[3] == 3 and declared[1] != 3:
+        batch, height, width, channels = declared
+        declared = batch, channels, height, width
+        placeholder = state.graph.call_method("permute", (placeholder, 0, 2, 3, 1))
+    state.activations[source.name] = placeholder
 
     results = [value.name for value in model.graph.output]
     for proto in _needed(model.graph.node, results):
@@ -124,9 +151,11 @@ def _graph_module(model: onnx.ModelProto) -> fx.GraphModule:
     for name in results:
         if name not in state.activations:
             raise ValueError(f"expected an output that depends on the input; {name!r} does not")
-    outputs = tuple(state.activations[name] for name in results)
-    state.graph.output(outputs[0] if len(outputs) == 1 else outputs)
-    return fx.GraphModule(state.owned, state.graph).eval()
+    outputs = {name: state.activations[name] for name in results}
+    state.graph.output(outputs if len(outputs) > 1 else outputs[results[0]])
+    module = fx.GraphModule(state.owned, state.graph).eval()
+    module.meta[DECLARED] = declared
+    return module
 
 
 def _only_input(inputs: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
@@ -134,7 +163,9 @@ def _only_input(inputs: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
         raise ValueError(f"expected one input, the file has {len(inputs)}: {[value.name for value in inputs]}")
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type != onnx.TensorProto.FLOAT or len(tensor.shape.dim) < 2:
-        raise ValueError(f"expected a float32 input [N, ...] of known rank; {inputs[0].name!r} is not")
+        is_half = tensor.elem_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+        got = f"of type {_type_name(tensor.elem_type)} and rank {len(tensor.shape.dim)}{_IN_FLOAT32 if is_half else ''}"
+        raise ValueError(f"expected a float32 input [N, ...] of known rank; {inputs[0].name!r} is {got}")
     return inputs[0]
 
 

@@ -203,6 +203,10 @@ class Node:
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         return self._state.graph.call_function(function, args, kwargs)
 
+    def method(self, name: str, *args: Any) -> fx.Node:
+        """Calls a method of input 0; torch.fx traces it there, and not as a function of torch.Tensor."""
+        return self._state.graph.call_method(name, (self.activation(), *args))
+
     def buffer(self, index: int, value: Tensor) -> fx.Node:
         return self._state.graph.get_attr(self._state.own(identifier(self.inputs[index]) or "constant", value))
 

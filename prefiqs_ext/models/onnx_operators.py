@@ -271,7 +271,7 @@ def _reshape(node: Node) -> fx.Node:
 def _expand(node: Node) -> fx.Node:
     sizes = _kept_batch(node)
     node.expect(len(sizes) == node.rank(), f"a shape of rank {node.rank()}, got {list(sizes)}")
-    return node.call(Tensor.expand, node.activation(), (-1, *_known(node, sizes[1:])))
+    return node.method("expand", -1, *_known(node, sizes[1:]))
 
 
 def _kept_batch(node: Node) -> Shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -57,7 +57,8 @@ class Preset:
         if not isinstance(self.name, str):
             raise ValueError(f"expected a preset's name as text, got {self.name!r}")
         if (
-            len(self.size) != 2
+            not isinstance(self.size, tuple | list)
+            or len(self.size) != 2
             or any(type(side) is not int for side in self.size)
             or not 1 <= min(self.size) <= max(self.size) <= _LARGEST
         ):
@@ -80,6 +81,10 @@ class Preset:
             return PRESETS[name]
         except KeyError:
             raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}, or a Preset") from None
+
+    def with_size(self, size: int | tuple[int, int]) -> Preset:
+        """The same for images of another size: (height, width), or a number of pixels for both."""
+        return replace(self, size=(size, size) if isinstance(size, int) else size)
 
     def normalize(self) -> Normalize:
         """A new module that does what this preset says."""

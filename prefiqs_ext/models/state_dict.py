@@ -1,30 +1,35 @@
 """Checkpoint file -> the tensors of a network by name. Nothing in a file is ever executed.
 
-PyTorch files are read with `weights_only=True`, which knows tensors and plain containers; of networks that were pickled
-whole, pickled_module.py reads some.
+PyTorch files are read with `weights_only=True`, which knows tensors and plain containers; pickled.py reads some that it
+does not.
 """
 
 from __future__ import annotations
 
 import pickle
-import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .pickled_module import read_pickled_module
+from .file_kinds import is_zip, refuse_other_archives, refuse_other_kinds
+from .pickled import View, read_pickled
 
 MAX_BYTES = 4 << 30
 """The largest file read, and the largest sum of its tensors: with the optimiser's state, a training checkpoint of an
 IResNet-200 has 1.5 GB."""
 
+QUANTISED = "of a quantised network: take the one in float32 that it was made from"
+
+_T = TypeVar("_T")
 _REASON = 160
+_DEEPEST = 8  # wrappers in one another
 
 # What training scripts wrap a state dict in, the one meant for recognition first.
 _WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "backbone", "model", "net", "network")
@@ -39,10 +44,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ValueError("expected a regular file")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"expected at most {MAX_BYTES} bytes, the file has {path.stat().st_size}")
-    tensors = _safetensors(path) if path.suffix.lower() == ".safetensors" else _unwrapped(_unpickled(path))
+    safe = path.suffix.lower() == ".safetensors"
+    refuse_other_kinds(path, "safetensors" if safe else "PyTorch")
+    tensors = _safetensors(path) if safe else _unpickled(path)
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise ValueError(f"expected ordinary dense tensors, {name} is sparse, quantised or without values")
+        if tensor.is_quantized or name.endswith(("zero_point", "packed_params")):
+            raise ValueError(f"expected ordinary dense tensors, {name} is {QUANTISED}")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(f"expected ordinary dense tensors, {name} is sparse or without values")
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > MAX_BYTES:
         raise ValueError(f"expected tensors of at most {MAX_BYTES} bytes together, the file declares more")
     return tensors
@@ -58,30 +67,19 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _unpickled(path: Path) -> object:
-    with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"  # how torch.load tells its two formats apart
-    if zipped:
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    if is_zip(path):
         _check_zip(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the format is old
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = _line(error)
-        if not zipped:
-            try:
-                return read_pickled_module(path)
-            except ValueError as refused:
-                reason = f"in its pickle: {refused}"
-        elif found := re.search(r"GLOBAL (\S+) ", reason):
-            reason = f"in its pickle: it names {found[1]}, which is not loaded"
-        raise ValueError(
-            f"not a PyTorch file of plain tensors, which is all that is read, for safety ({reason[:_REASON]}); if you "
-            "trust it, load it where it was made and save its state_dict()"
-        ) from error
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        content, tensor = read_pickled(path)
+        return {name: tensor(view) for name, view in _unwrapped(content, View).items()}
     except Exception as error:  # whatever damaged bytes lead torch.load to
         raise ValueError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
+    return _unwrapped(content, Tensor)
 
 
 def _check_zip(path: Path) -> None:
@@ -89,25 +87,29 @@ def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
+            names = archive.namelist()
     except Exception as error:  # whatever damaged bytes lead zipfile to
         raise ValueError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
+    refuse_other_archives(names)
     if size > path.stat().st_size:
         raise ValueError("expected an archive that is not compressed; save it again with torch.save")
 
 
-def _unwrapped(content: object) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"expected a state dict, the file holds a {type(content).__name__}")
-    for wrapper in _WRAPPERS:
-        inside = content.get(wrapper)
-        if isinstance(inside, Mapping):
-            return _unwrapped(inside)
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
+def _unwrapped(content: object, kind: type[_T]) -> dict[str, _T]:
+    """The values of a kind in the state dict inside."""
+    for _ in range(_DEEPEST):
+        if not isinstance(content, Mapping):
+            raise ValueError(f"expected a state dict, the file holds a {type(content).__name__}")
+        inside = (content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping))
+        outside, content = content, next(inside, None)
+        if content is None:
+            break
+    values = {str(name): value for name, value in outside.items() if isinstance(value, kind)}
+    if not values:
         raise ValueError(
-            f"expected a state dict, the file holds {', '.join(map(repr, list(content)[:5])) or 'nothing'}"
+            f"expected a state dict, the file holds {', '.join(map(repr, list(outside)[:5])) or 'nothing'}"
         )
-    return tensors
+    return values
 
 
 def _line(error: BaseException) -> str:

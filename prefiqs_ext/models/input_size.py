@@ -1,0 +1,37 @@
+"""The images that a network takes, where it or its file says so: a preset of another size gives plausible nonsense."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from .dlib import DlibResNet
+from .ir import IR
+from .iresnet import IResNet
+from .mobilefacenet import MobileFaceNet
+from .onnx_import import DECLARED
+from .preset import Preset
+
+
+def check_input(network: nn.Module, preset: Preset) -> None:
+    """ValueError, in one line, where it is known that the network does not take the images of this preset."""
+    declared = _declared(network)
+    if declared is None:
+        return
+    if len(declared) != 4 or declared[1] not in (None, 3):
+        text = ", ".join("?" if size is None else str(size) for size in declared[1:])
+        raise ValueError(f"expected a network of colour images [N, 3, H, W], this one takes [N, {text}]")
+    size = declared[2] or preset.size[0], declared[3] or preset.size[1]
+    if size != preset.size:
+        raise ValueError(
+            f"expected a preset of the network's size {size}, got {preset.size} ({preset.name!r}): pass it "
+            f"with_size({size}), on the command line --size {size[0]}x{size[1]}"
+        )
+
+
+def _declared(network: nn.Module) -> tuple[int | None, ...] | None:
+    if isinstance(network, IResNet | IR | MobileFaceNet | DlibResNet):
+        return None, 3, network.input_size, network.input_size
+    if isinstance(network, fx.GraphModule):
+        declared: tuple[int | None, ...] | None = network.meta.get(DECLARED)
+        return declared
+    return None
