@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -223,7 +224,7 @@ def test_what_has_not_the_shape_of_a_face_is_left_out(astronaut: Levels, detecto
     rows[4, 2:4] = 0
     rows[5, :2] = -1000
     broken = Detector()
-    broken._network, broken._process = _Network(rows), os.getpid()  # type: ignore[assignment]
+    broken._idle = [(os.getpid(), _Network(rows))]  # type: ignore[list-item]
     for image in (astronaut, cv2.resize(astronaut, (2000, 1500))):
         assert find_faces(image, broken) == []
 
@@ -285,6 +286,16 @@ def test_worker_processes(detector: Detector, head: Levels, start: str) -> None:
         _Photos(detector, photo), num_workers=2, timeout=60, multiprocessing_context=multiprocessing.get_context(start)
     )
     assert [int(count) for count in loader] == [1, 1, 1, 1]
+
+
+def test_threads(detector: Detector, astronaut: Levels, head: Levels) -> None:
+    """Four threads on one detector, each with photos of several sizes, find what one finds."""
+    photos = [astronaut, head, cv2.resize(head, (900, 700)), cv2.resize(astronaut, (1200, 1100))] * 3
+    level = cv2.utils.logging.getLogLevel()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(Detector().detect, photos))
+    assert cv2.utils.logging.getLogLevel() == level
+    assert all(same(faces, detector.detect(photo)) for faces, photo in zip(found, photos, strict=True))
 
 
 def test_quiet(detector: Detector) -> None:

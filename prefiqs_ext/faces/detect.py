@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -28,6 +29,18 @@ _SAME_FACE = 0.3  # intersection over union from which two boxes are one face; Y
 _MOST_CANDIDATES = 5000  # OpenCV's own
 
 
+_creating = threading.Lock()  # OpenCV's level of logging belongs to the whole process
+
+
+def _renew_lock() -> None:
+    """A thread that held it is not there after a fork."""
+    global _creating
+    _creating = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 class Detection(NamedTuple):
     """One face, in pixels of the photo; pixel centres are whole numbers. Boxes may reach over the photo's border."""
 
@@ -47,8 +60,8 @@ class Detection(NamedTuple):
 class Detector:
     """Finds faces. The same photo gives the same faces in the same order.
 
-    It can be pickled and forked: only the settings travel, each process loads the network (0.2 MB) at its first photo.
-    Not for several threads at once.
+    It can be pickled, forked, and used from several threads: only the settings travel, each process loads the network
+    (0.2 MB) at its first photo, and threads that look at the same time have one each.
 
     Args:
         score_threshold: least confidence, in [0, 1], of what is called a face. Every candidate is looked at closely, so
@@ -64,11 +77,10 @@ class Detector:
             raise ValueError(f"expected score_threshold in [0, 1], got {score_threshold:g}")
         self.score_threshold = score_threshold
         self._file = str(weights.fetch("yunet"))  # here, so that worker processes find it ready
-        self._network: cv2.FaceDetectorYN | None = None
-        self._process = 0
+        self._idle: list[tuple[int, cv2.FaceDetectorYN]] = []  # networks, and the processes that loaded them
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_network": None}
+        return {**self.__dict__, "_idle": []}
 
     def detect(self, image: RGB) -> list[Detection]:
         """The faces of a photo, largest box first. What has landmarks that no face has is left out.
@@ -106,15 +118,11 @@ class Detector:
 
     def _rows(self, image: RGB, scaled: RGB) -> NDArray[np.float32]:
         """YuNet's rows [n, 15] for the scaled photo, in pixels of the photo: box, five points, score."""
-        with _quiet_opencv():
-            if self._network is None or self._process != os.getpid():
-                self._network = cv2.FaceDetectorYN.create(
-                    self._file, "", (_COARSE, _COARSE), self.score_threshold, _SAME_FACE, _MOST_CANDIDATES
-                )
-                self._process = os.getpid()
-            height, width = scaled.shape[:2]
-            self._network.setInputSize((width, height))
-            rows = self._network.detect(cv2.cvtColor(scaled, cv2.COLOR_RGB2BGR))[1]
+        height, width = scaled.shape[:2]
+        network = self._taken()
+        network.setInputSize((width, height))
+        rows = network.detect(cv2.cvtColor(scaled, cv2.COLOR_RGB2BGR))[1]
+        self._idle.append((os.getpid(), network))  # not after a failure, which may have left it anyhow
         if rows is None:
             return np.empty((0, 15), dtype=np.float32)
         scale = (image.shape[1] / width, image.shape[0] / height)
@@ -124,6 +132,20 @@ class Detector:
         for columns, factor in zip((_X, _Y), scale, strict=True):  # pixel centres are whole numbers in both
             rows[:, columns] = (rows[:, columns] + 0.5) * factor - 0.5
         return rows.astype(np.float32)
+
+    def _taken(self) -> cv2.FaceDetectorYN:
+        """A network that nobody else uses."""
+        while True:
+            try:
+                process, network = self._idle.pop()  # not after a look whether there is one: another thread may take it
+            except IndexError:
+                break
+            if process == os.getpid():  # one that was forked may have been in use
+                return network
+        with _creating, _quiet_opencv():
+            return cv2.FaceDetectorYN.create(
+                self._file, "", (_COARSE, _COARSE), self.score_threshold, _SAME_FACE, _MOST_CANDIDATES
+            )
 
 
 def _detection(row: NDArray[np.float32]) -> Detection:
