@@ -133,13 +133,12 @@ def test_files_that_are_no_crop(workers: int, images: list[str], scorer: Scorer,
 class Crashing(pipeline._Reader):
     """Ends its process on some files, as a fault in a decoder would."""
 
-    def __getitem__(self, path: str) -> Any:
+    def __call__(self, path: str) -> Any:
         if Path(path).name in ("03.png", "04.png", "29.png"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(path)
+        return super().__call__(path)
 
 
-@pytest.mark.slow  # torch looks after its workers every five seconds
 def test_a_worker_that_dies_costs_one_file(images: list[str], scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _rows(images, scorer)
     monkeypatch.setattr(pipeline, "_Reader", Crashing)
