@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
+from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from prefiqs_ext.faces import RGB, Detector, UnreadableImage, find_faces, read_rgb
+from prefiqs_ext.faces.image import path_name
 from prefiqs_ext.files.rows import Row, Status
 from prefiqs_ext.files.workers import read_ahead
 from prefiqs_ext.models import weights
@@ -41,7 +43,12 @@ class _Read(NamedTuple):
 
 
 def score_files(
-    paths: Iterable[str], scorer: Scorer, *, aligned: bool = False, batch_size: int = 32, workers: int = 0
+    paths: Iterable[str | PathLike[str]],
+    scorer: Scorer,
+    *,
+    aligned: bool = False,
+    batch_size: int = 32,
+    workers: int = 0,
 ) -> Generator[Scored, None, None]:
     """Score image files, in order. A row's numbers have the same bits as the scorer gives for the crop alone.
 
@@ -50,20 +57,25 @@ def score_files(
         scorer: has a preset, and on_bad="nan" if a face that cannot be assessed is to give a row instead of an error.
         aligned: files are ready crops of exactly the preset's size. Otherwise faces are found and aligned to it.
         batch_size: crops scored together.
-        workers: processes that read files ahead; 0: this one reads. A file on which a worker dies is "unreadable".
-            They are started afresh, so a script that uses them needs its `if __name__ == "__main__":`.
+        workers: processes that read files ahead; 0: this one reads. A file on which a worker dies, and one again that
+            reads it alone, is "unreadable". They are started afresh, so a script that uses them needs its
+            `if __name__ == "__main__":`.
 
     Raises:
+        TypeError: paths that are one path, or hold something else.
         ValueError: a scorer without preset, batch_size below 1, workers below 0.
-        OSError: the detector's weights are not to be had.
+        OSError: the detector's weights are not to be had; workers do not start, or die and no file is to blame.
     """
+    if isinstance(paths, (str, bytes, PathLike)):
+        raise TypeError(f"expected several paths, as a list has them, got one {type(paths).__name__}")
     if scorer.preset is None:
         raise ValueError("expected a scorer with a preset, which says how large a crop is; got none")
     if batch_size < 1 or workers < 0:
         raise ValueError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     if not aligned:
         weights.fetch("yunet")  # once, and before workers start
-    return _score(_read(paths, _Reader(scorer.preset.size, aligned), workers, batch_size), scorer, batch_size)
+    names = map(path_name, paths)
+    return _score(_read(names, _Reader(scorer.preset.size, aligned), workers, batch_size), scorer, batch_size)
 
 
 def read_crops(paths: Iterable[str], size: tuple[int, int], *, aligned: bool = False) -> Generator[Tensor, None, None]:
