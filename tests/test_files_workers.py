@@ -89,7 +89,7 @@ class Stillborn(Reader):
 
 
 def test_processes_that_do_not_start_end_the_run() -> None:
-    with pytest.raises(OSError, match="a process that reads files ended with exit code 3 before it had one: out of mem"):
+    with pytest.raises(OSError, match="reads files ended with exit code 3 before it had one: out of memory"):
         _run(["a"], Stillborn())
 
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from prefiqs_ext.faces import RGB, Detector, UnreadableImage, find_faces, read_rgb
+from prefiqs_ext.faces.detect import MIN_FACE
 from prefiqs_ext.faces.image import path_name
 from prefiqs_ext.files.rows import Row, Status
 from prefiqs_ext.files.workers import read_ahead
-from prefiqs_ext.models import weights
 from prefiqs_ext.scorer import Scorer
 
 
@@ -49,6 +49,7 @@ def score_files(
     aligned: bool = False,
     batch_size: int = 32,
     workers: int = 0,
+    min_face: float = MIN_FACE,
 ) -> Generator[Scored, None, None]:
     """Score image files, in order. A row's numbers have the same bits as the scorer gives for the crop alone.
 
@@ -60,10 +61,11 @@ def score_files(
         workers: processes that read files ahead; 0: this one reads. A file on which a worker dies, and one again that
             reads it alone, is "unreadable". They are started afresh, so a script that uses them needs its
             `if __name__ == "__main__":`.
+        min_face: as for Detector.
 
     Raises:
         TypeError: paths that are one path, or hold something else.
-        ValueError: a scorer without preset, batch_size below 1, workers below 0.
+        ValueError: a scorer without preset, batch_size below 1, workers below 0, min_face not above 0.
         OSError: the detector's weights are not to be had; workers do not start, or die and no file is to blame.
     """
     if isinstance(paths, (str, bytes, PathLike)):
@@ -72,18 +74,15 @@ def score_files(
         raise ValueError("expected a scorer with a preset, which says how large a crop is; got none")
     if batch_size < 1 or workers < 0:
         raise ValueError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
-    if not aligned:
-        weights.fetch("yunet")  # once, and before workers start
+    detector = None if aligned else Detector(min_face=min_face)  # which fetches its weights before workers start
     names = map(path_name, paths)
-    return _score(_read(names, _Reader(scorer.preset.size, aligned), workers, batch_size), scorer, batch_size)
+    return _score(_read(names, _Reader(scorer.preset.size, detector), workers, batch_size), scorer, batch_size)
 
 
 def read_crops(paths: Iterable[str], size: tuple[int, int], *, aligned: bool = False) -> Generator[Tensor, None, None]:
     """The largest face of each file, in order, uint8 [3, *size] RGB; files without one give nothing. As score_files
     reads them, in this process."""
-    if not aligned:
-        weights.fetch("yunet")
-    for read in _read(paths, _Reader(size, aligned), 0, 1):
+    for read in _read(paths, _Reader(size, None if aligned else Detector()), 0, 1):
         if len(read.crops):
             yield torch.as_tensor(read.crops[0]).permute(2, 0, 1).contiguous()
 
@@ -188,22 +187,19 @@ def _size(scorer: Scorer) -> tuple[int, int]:
 
 
 class _Reader:
-    """A path -> its crops. Lives in the workers."""
+    """A path -> its crops. Lives in the workers. detector: None for ready crops."""
 
-    def __init__(self, size: tuple[int, int], aligned: bool) -> None:
+    def __init__(self, size: tuple[int, int], detector: Detector | None) -> None:
         self._size = size
-        self._aligned = aligned
-        self._detector: Detector | None = None
+        self._detector = detector
 
     def __call__(self, path: str) -> _Read:
         try:
             image = read_rgb(path)
         except UnreadableImage as error:
             return _Read(path, (), (), "unreadable", error.reason)
-        if self._aligned:
-            return self._crop(path, image)
         if self._detector is None:
-            self._detector = Detector()
+            return self._crop(path, image)
         try:
             faces = find_faces(image, self._detector, self._size)
         except Exception as error:  # OpenCV raises classes of its own; one photo must not end the others

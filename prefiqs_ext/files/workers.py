@@ -106,7 +106,9 @@ class _Hand(Generic[_T]):
             try:
                 self._process.start()
             except (OSError, EOFError) as error:
-                raise OSError(f"cannot start a process that reads files ({error or 'its server died'}): {_REMEDY}") from error
+                raise OSError(
+                    f"cannot start a process that reads files ({error or 'its server died'}): {_REMEDY}"
+                ) from error
             finally:
                 theirs.close()
 
