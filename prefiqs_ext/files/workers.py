@@ -31,6 +31,8 @@ _REMEDY = (
     "`prefiqs score` keeps what is done and goes on with --resume"
 )
 
+_GUARD = 'does the script that started this lack its `if __name__ == "__main__":`, or is it'
+
 
 def read_ahead(
     paths: Iterable[str], read: Callable[[str], _T], lost: Callable[[str], _T], *, workers: int, ahead: int
@@ -156,7 +158,8 @@ class _Hand(Generic[_T]):
             except _Died:
                 if self._ended:
                     raise
-                raise OSError(f"a process that reads files {self._restarted()} before it had one: {_REMEDY}") from None
+                how = self._restarted()
+                raise OSError(f"a process that reads files {how} before it had one: {_GUARD} {_REMEDY}") from None
             self._serves = True
         with _death():
             self._pipe.send(chunk)  # it waits for that, so neither end can be full
