@@ -12,13 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, or of a share of it, that has no room."""
 
 
 @contextmanager
 def whole_file(path: str) -> Iterator[IO[bytes]]:
     """Opens PATH.part at once, so that a place that cannot be written is found before the work, and renames it at the
-    end. An exception inside removes it; what stood under the name stays.
+    end. An exception inside removes it; what stood under the name stays. Neither is half there after a power cut.
 
     Raises ValueError where the place cannot be written, or when the disk fills.
     """
@@ -32,13 +33,26 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
     try:
         with file:
             yield file
-        os.replace(part, path)
+            replace_durably(file, part, path)
     except BaseException as error:
         with suppress(OSError):
             part.unlink()
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in FULL:
             raise ValueError(f"cannot write {shown(path)} ({error.strerror})") from error
         raise
+
+
+def replace_durably(file: IO[bytes], part: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Gives the open file `part` the name `path` so that after a power cut the name has all of it, or what it had."""
+    file.flush()
+    os.fsync(file.fileno())
+    os.replace(part, path)
+    with suppress(OSError):  # some file systems cannot, and keep renames in order anyway
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def output_folder(path: Path) -> None:

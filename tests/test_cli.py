@@ -141,6 +141,32 @@ def test_interrupted(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("weights", "fetch", "face") == (130, "", "Interrupted.\n")
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("this\nis wrong"), "this is wrong"),
+        (MemoryError(), "MemoryError"),
+        (OSError("no \x1b[2J"), "no \\x1b[2J"),
+        (RuntimeError("out\nof it"), "RuntimeError: out of it (a fault of prefiqs: PREFIQS_DEBUG=1 shows where)"),
+        (TypeError("no"), "TypeError: no (a fault of prefiqs: PREFIQS_DEBUG=1 shows where)"),
+        (KeyError("a"), "KeyError: 'a' (a fault of prefiqs: PREFIQS_DEBUG=1 shows where)"),
+    ],
+)
+def test_any_error_is_one_line_unless_its_trace_is_wanted(
+    error: Exception, said: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(weights, "fetch", fail)
+    monkeypatch.delenv("PREFIQS_DEBUG", raising=False)
+    assert command("weights", "fetch", "face") == (1, "", f"Error: {said}\n")
+    monkeypatch.setenv("PREFIQS_DEBUG", "1")
+    with pytest.raises(type(error)) as caught:
+        main(["weights", "fetch", "face"])
+    assert caught.value is error
+
+
 def test_version_and_help(command: Command) -> None:
     assert command("--version") == (0, f"prefiqs, version {prefiqs_ext.__version__}\n", "")
     for arguments in (["--help"], ["-h"], ["weights", "fetch", "--help"], ["weights", "path", "-h"]):

@@ -151,6 +151,7 @@ def test_devices(command: Command, network: str, monkeypatch: pytest.MonkeyPatch
         (["--resume"], "--resume needs --output", 2),
         (["--top", "1", "--below", "0.5"], "two different picks", 2),
         (["--top", "0"], "--top", 2),
+        (["--min-face", "40"], "--min-face is for photos: leave it out, or --aligned", 2),
         (["--output", "t.xls"], "expected an output that ends in .csv, .jsonl or .txt, got t.xls", 1),
         (["--output", "none/t.csv"], "cannot write none/t.csv.part (No such file or directory)", 1),
         (["--embeddings", "e.bin"], "expected a .npy file for embeddings, got e.bin", 1),

@@ -1,5 +1,8 @@
 """Computed arrays on disk: broken ones, and two runs at once."""
 
+import errno
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from numpy.lib import format as npy
@@ -69,13 +72,37 @@ def test_two_runs_at_once(folder, monkeypatch):
 def test_nothing_is_left_of_what_failed(folder):
     with pytest.raises(KeyboardInterrupt):
         cache.cached(FACTS, 3, lambda: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert list(folder.iterdir()) == []
+    assert list(folder.rglob("*")) == []
 
 
-def test_a_place_that_cannot_be_written_is_found_before_the_work(folder):
+def full(path):
+    raise ValueError("cannot write it") from OSError(errno.ENOSPC, "No space left on device")
+
+
+def read_only(*_):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+@pytest.mark.parametrize(
+    ("name", "instead", "why"),
+    [
+        ("whole_file", full, "No space left on device"),
+        ("os", SimpleNamespace(replace=read_only, getpid=int), "Read-only"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_done_without(folder, monkeypatch, capsys, name, instead, why):
+    monkeypatch.setattr(cache, name, instead)
+    for _ in range(2):
+        assert stored().tolist() == ARRAY.tolist()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"prefiqs: results are computed but not kept, as {folder} cannot be written ({why}")
+    assert "PREFIQS_HOME" in line
+
+
+def test_a_cache_folder_that_is_none(folder, capsys):
     folder.write_bytes(b"a file where the folder should be")
-    with pytest.raises(OSError, match="evaluation"):
-        cache.cached(FACTS, 3, never)
+    assert stored().tolist() == ARRAY.tolist()
+    assert "(File exists)" in capsys.readouterr().err
 
 
 def test_in_memory(folder):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from prefiqs_ext.faces import Detection, Detector, align, find_faces
+from prefiqs_ext.faces import Detection, Detector, align, detect, find_faces
 from prefiqs_ext.faces.align import TEMPLATE, similarity
 from prefiqs_ext.models import weights
 
@@ -149,6 +151,47 @@ def test_a_huge_photo_is_mapped_back(detector: Detector, head: Levels) -> None:
         )
 
 
+def test_small_faces_in_24_megapixels(detector: Detector, head: Levels) -> None:
+    """Twelve faces 60 pixels wide, 10 after scaling down. Four lie where parts of the photo end or begin, one on a
+    corner of four, and a large face lies over a seam too: each is found once."""
+    assert detect._parts(4000, 2560, 320) == [(0, 2160), (1840, 4000)]
+    assert detect._parts(6000, 2560, 320) == [(0, 2214), (1893, 4107), (3786, 6000)]
+    seams = [(1893 - 80, 300), (2214 - 80, 1000), (3786 - 90, 1840 - 60), (4700, 2160 - 100)]
+    rest = [(600 * index + 300, 2700 + 113 * index) for index in range(8)]
+    large = cv2.resize(head, (1500, 1500), interpolation=cv2.INTER_CUBIC)
+    small = cv2.resize(head, (160, 160), interpolation=cv2.INTER_AREA)
+    photo = on_grey(4000, 6000, (large, 100, 1000), *((small, x, y) for x, y in seams + rest))
+    found = detector.detect(photo)
+    [alone] = detector.detect(head)
+    centres = [(alone.landmarks.mean(axis=0) + 0.5) * 160 / 240 - 0.5 + at for at in seams + rest]
+    distances = [[np.abs(face.landmarks.mean(axis=0) - centre).max() for centre in centres] for face in found[1:]]
+    assert sorted(np.argmin(distances, axis=1)) == list(range(12))
+    assert np.max(np.min(distances, axis=1)) < 0.05 * 60
+    # Searching for small faces takes nothing from those that are found without.
+    few = Detector(min_face=1e6).detect(photo)
+    assert len(few) < 12
+    assert {face[:5] for face in few} <= {face[:5] for face in found}
+
+
+def test_the_least_face(detector: Detector, head: Levels) -> None:
+    """42 pixels wide in 4K. A third of a photo's side is found whatever is said."""
+    small = cv2.resize(head, (112, 112), interpolation=cv2.INTER_AREA)
+    photo = on_grey(2160, 3840, (small, 2010, 1000), (cv2.resize(head, (900, 900)), 30, 1000))
+    assert [len(Detector(min_face=least).detect(photo)) for least in (1000, 40)] == [1, 2]
+    for wrong in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="expected min_face above 0"):
+            Detector(min_face=wrong)
+
+
+@pytest.mark.parametrize("length", [1, 100, 320, 321, 2560, 2561, 4801, 60_000])
+def test_parts_share_what_a_face_needs(length: int) -> None:
+    parts = detect._parts(length, 2560, 320)
+    assert parts[0][0] == 0
+    assert parts[-1][1] == length
+    assert all(end - begin <= 2562 for begin, end in parts)  # rounded outwards
+    assert all(before[1] - after[0] >= 320 for before, after in itertools.pairwise(parts))
+
+
 def test_landmarks_do_not_depend_on_the_rest_of_the_photo(detector: Detector, head: Levels) -> None:
     """A face of 90 pixels in 12 megapixels is 23 pixels after scaling down, too few for landmarks."""
     [alone] = detector.detect(head)
@@ -223,7 +266,7 @@ def test_what_has_not_the_shape_of_a_face_is_left_out(astronaut: Levels, detecto
     rows[4, 2:4] = 0
     rows[5, :2] = -1000
     broken = Detector()
-    broken._network, broken._process = _Network(rows), os.getpid()  # type: ignore[assignment]
+    broken._idle = [(os.getpid(), _Network(rows))]  # type: ignore[list-item]
     for image in (astronaut, cv2.resize(astronaut, (2000, 1500))):
         assert find_faces(image, broken) == []
 
@@ -285,6 +328,16 @@ def test_worker_processes(detector: Detector, head: Levels, start: str) -> None:
         _Photos(detector, photo), num_workers=2, timeout=60, multiprocessing_context=multiprocessing.get_context(start)
     )
     assert [int(count) for count in loader] == [1, 1, 1, 1]
+
+
+def test_threads(detector: Detector, astronaut: Levels, head: Levels) -> None:
+    """Four threads on one detector, each with photos of several sizes, find what one finds."""
+    photos = [astronaut, head, cv2.resize(head, (900, 700)), cv2.resize(astronaut, (1200, 1100))] * 3
+    level = cv2.utils.logging.getLogLevel()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(Detector().detect, photos))
+    assert cv2.utils.logging.getLogLevel() == level
+    assert all(same(faces, detector.detect(photo)) for faces, photo in zip(found, photos, strict=True))
 
 
 def test_quiet(detector: Detector) -> None:

@@ -7,14 +7,18 @@ import pickle
 import struct
 import subprocess
 import sys
+import threading
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from prefiqs_ext.faces import UnreadableImage, read_rgb
+from prefiqs_ext.faces import UnreadableImage, decode_rgb, read_rgb
 from prefiqs_ext.faces import image as image_module
 from tests.photos import Levels, reason, saved
 
@@ -107,6 +111,66 @@ def test_the_error_survives_a_process_boundary(tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (str(copy), copy.path, copy.reason) == (str(caught.value), tmp_path, caught.value.reason)
     assert isinstance(copy, ValueError)
+
+
+@pytest.mark.parametrize("path", [b"a.jpg", b"\xff\xd8\xff", bytearray(b"a.jpg"), 0, None, 1.5, ["a.jpg"]])
+def test_what_is_no_path(path: object) -> None:
+    with pytest.raises(TypeError) as caught:
+        read_rgb(path)  # type: ignore[arg-type]
+    name = type(path).__name__
+    said = f"expected a path, str or os.PathLike[str], got {name}; an image's bytes go to decode_rgb"
+    assert str(caught.value) == said
+    with pytest.raises(TypeError, match=f"expected a path, .* got {name}"):
+        decode_rgb(b"a", path)  # type: ignore[arg-type]
+
+
+def test_a_path_of_bytes_in_an_object(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    with os.scandir(os.fsencode(tmp_path)) as entries, pytest.raises(TypeError, match="got DirEntry"):
+        read_rgb(next(entries))  # type: ignore[arg-type]
+    assert str(UnreadableImage(b"a.jpg", "it is")) == "cannot read a.jpg: it is"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", ["a.jpg", None, 7])
+def test_what_is_no_content(content: object) -> None:
+    with pytest.raises(TypeError, match=r"expected the bytes of an image file, got \w+; a path goes to read_rgb"):
+        decode_rgb(content, "a.jpg")  # type: ignore[arg-type]
+
+
+def test_threads_leave_the_warnings_as_they_were(
+    tmp_path: Path, photo: Levels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first to begin is the first to end, so neither undoes just what it has done."""
+    paths = [saved(tmp_path / name, photo) for name in ("first.png", "second.png")]
+    both, left = threading.Barrier(2, timeout=20), threading.Event()
+    decode = image_module._decode
+
+    def in_turn(stream: IO[bytes]) -> Levels:
+        both.wait()
+        if "second" in os.readlink(f"/proc/self/fd/{stream.fileno()}"):
+            assert left.wait(20)
+        return decode(stream)
+
+    monkeypatch.setattr(image_module, "_decode", in_turn)
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = [pool.submit(read_rgb, path) for path in paths]
+        first.result()
+        left.set()
+        assert np.array_equal(second.result(), photo)
+    assert warnings.filters == before
+
+
+def test_standard_error_comes_back_with_the_last(capfd: pytest.CaptureFixture[str]) -> None:
+    quiet = image_module._no_stderr
+    quiet.__enter__()
+    quiet.__enter__()
+    os.write(2, b"hidden")
+    quiet.__exit__()
+    os.write(2, b"hidden")
+    quiet.__exit__()
+    os.write(2, b"shown")
+    assert capfd.readouterr().err == "shown"
 
 
 # Bombs

@@ -133,13 +133,12 @@ def test_files_that_are_no_crop(workers: int, images: list[str], scorer: Scorer,
 class Crashing(pipeline._Reader):
     """Ends its process on some files, as a fault in a decoder would."""
 
-    def __getitem__(self, path: str) -> Any:
+    def __call__(self, path: str) -> Any:
         if Path(path).name in ("03.png", "04.png", "29.png"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(path)
+        return super().__call__(path)
 
 
-@pytest.mark.slow  # torch looks after its workers every five seconds
 def test_a_worker_that_dies_costs_one_file(images: list[str], scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _rows(images, scorer)
     monkeypatch.setattr(pipeline, "_Reader", Crashing)
@@ -186,6 +185,15 @@ def test_wrong_arguments(scorer: Scorer) -> None:
     assert list(score_files([], scorer, aligned=True)) == []
 
 
+def test_paths_are_text_or_path_objects(images: list[str], scorer: Scorer) -> None:
+    [one] = score_files([Path(images[0])], scorer, aligned=True)
+    assert (one.path, one.rows) == (images[0], _rows(images[:1], scorer))
+    with pytest.raises(TypeError, match="expected several paths, as a list has them, got one str"):
+        score_files(images[0], scorer, aligned=True)
+    with pytest.raises(TypeError, match=r"expected a path, str or os.PathLike\[str\], got bytes"):
+        list(score_files([b"a.png"], scorer, aligned=True))  # type: ignore[list-item]
+
+
 def test_photos(scorer: Scorer, tmp_path: Path) -> None:
     """Several faces in a photo, none in another; boxes and crops are those of find_faces."""
     try:
@@ -210,6 +218,8 @@ def test_photos(scorer: Scorer, tmp_path: Path) -> None:
         assert [row.quality for row in both.rows] == output.quality.tolist()
         assert [row[6:10] for row in both.rows] == [tuple(map(float, face.detection[:4])) for face in faces]
         assert both.rows[0].w > both.rows[1].w  # type: ignore[operator]
+    with pytest.raises(ValueError, match="min_face above 0, got -1"):  # it reaches the detector
+        score_files(paths, scorer, min_face=-1)
 
 
 @pytest.mark.slow

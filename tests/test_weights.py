@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import os
 import signal
@@ -298,10 +299,27 @@ def test_folder_that_cannot_be_written(tiny: Weights, tmp_path: Path, monkeypatc
     assert "\n" not in str(error.value)
 
 
+def test_a_full_disk(tiny: Weights, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another source would not help, and is not tried."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "good").write_bytes(CONTENT)
+    monkeypatch.setattr(weights.os, "fsync", full)
+    with pytest.raises(WeightsError) as error:
+        weights.fetch("tiny", tmp_path / "good")
+    said = (
+        f"cannot write the cache folder {cache} (No space left on device); set PREFIQS_HOME to a folder you can write"
+    )
+    assert str(error.value) == said
+    assert list(cache.iterdir()) == []
+
+
 def test_target_that_cannot_be_replaced(tiny: Weights, tmp_path: Path, cache: Path) -> None:
     (cache / "tiny.onnx" / "full").mkdir(parents=True)
     (tmp_path / "good").write_bytes(CONTENT)
-    with pytest.raises(WeightsError, match=r"cannot write .*tiny"):
+    with pytest.raises(WeightsError, match="cannot write the cache folder"):
         weights.fetch("tiny", tmp_path / "good")
     assert [file.name for file in cache.iterdir()] == ["tiny.onnx"]
 

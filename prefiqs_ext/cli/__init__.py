@@ -1,15 +1,17 @@
-"""The `prefiqs` command. Results go to stdout, all else to stderr; a failure is one line, never a traceback.
+"""The `prefiqs` command. Results go to stdout, all else to stderr; a failure is one line.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+PREFIQS_DEBUG=1 shows its trace. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 
 from .. import __version__
+from ..whole import printable
 from . import analyse as _analyse
 from . import calibrate as _calibrate
 from . import degrade as _degrade
@@ -25,18 +27,23 @@ _INTERRUPTED = 130
 
 
 class _Commands(click.Group):
-    """Turns what the package raises for bad input and bad files into one line and exit code 1."""
+    """Turns every exception into one line and exit code 1, but where PREFIQS_DEBUG is set."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
-            raise  # click ends quietly
-        except (ValueError, OSError, MemoryError) as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+        except (BrokenPipeError, click.ClickException, click.exceptions.Exit, click.Abort):
+            raise  # click ends quietly, or says it
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(_INTERRUPTED)
+        except Exception as error:
+            if os.environ.get("PREFIQS_DEBUG"):
+                raise
+            line = " ".join(str(error).split())
+            if not isinstance(error, (ValueError, OSError, MemoryError)):  # what the package raises for bad input
+                line = f"{type(error).__name__}: {line} (a fault of prefiqs: PREFIQS_DEBUG=1 shows where)"
+            raise click.ClickException(printable(line or type(error).__name__)) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,7 +64,7 @@ def main() -> None:
     Completion by TAB, in ~/.bashrc (zsh_source and fish_source for others):
       eval "$(_PREFIQS_COMPLETE=bash_source prefiqs)"
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. PREFIQS_DEBUG=1 shows the trace of a failure.
     """
 
 

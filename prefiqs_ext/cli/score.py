@@ -13,6 +13,7 @@ import click
 import torch
 from tqdm import tqdm
 
+from ..faces.detect import MIN_FACE
 from ..files import Pick, Results, find_paths, score_files
 from ..settings import Settings
 from ..whole import shown
@@ -25,6 +26,12 @@ _FILE = click.Path(path_type=Path)
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--aligned", is_flag=True, help="PATHs are ready crops of exactly the preset's size.")
+@click.option(
+    "--min-face",
+    type=click.FloatRange(min=1),
+    metavar="PIXELS",
+    help=f"Width from which faces in photos are found; large photos take longer with less. [default: {MIN_FACE}]",
+)
 @click.option("--output", "-o", type=_FILE, metavar="FILE", help="A .csv, .jsonl or .txt. [default: csv to stdout]")
 @click.option(
     "--embeddings",
@@ -69,6 +76,8 @@ def score(paths: tuple[str, ...], **options: Any) -> None:
         raise click.UsageError("--resume needs --output FILE, whose FILE.part it goes on with")
     if options["top"] is not None and options["below"] is not None:
         raise click.UsageError("--top and --below are two different picks: give one")
+    if options["aligned"] and options["min_face"] is not None:
+        raise click.UsageError("--min-face is for photos: leave it out, or --aligned")
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     files = find_paths(paths, _report)
@@ -77,7 +86,7 @@ def score(paths: tuple[str, ...], **options: Any) -> None:
     results = Results(
         output,
         embeddings,
-        settings={"aligned": options["aligned"], **record(options)},
+        settings={"aligned": options["aligned"], "min_face": options["min_face"], **record(options)},
         paths=files,
         resume=options["resume"],
         pick=pick if any(value is not None for value in pick) else None,
@@ -102,7 +111,14 @@ def _score_rest(files: list[str], results: Results, options: dict[str, Any]) -> 
     workers = options["workers"] if options["workers"] is not None else _default_workers()
     rest: Iterator[str] = (files[index] for index in range(done, len(files)))
     batch_size = options["batch_size"] or _BATCH_SIZES[scorer.device.type]
-    scored = score_files(rest, scorer, aligned=options["aligned"], batch_size=batch_size, workers=workers)
+    scored = score_files(
+        rest,
+        scorer,
+        aligned=options["aligned"],
+        batch_size=batch_size,
+        workers=workers,
+        min_face=options["min_face"] or MIN_FACE,
+    )
     # disable=None: only on a terminal
     with closing(scored), tqdm(total=len(files), initial=done, unit="file", disable=None, leave=False) as bar:
         for one in scored:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,14 +44,26 @@ def cached(facts: dict[str, Any], rows: int, compute: Callable[[], Any]) -> NDAr
             return np.array(found)
     except ValueError:
         pass
-    file.parent.mkdir(parents=True, exist_ok=True)
-    own = f"{file}.{os.getpid()}"  # another run may compute the same
-    with whole_file(own) as out:
-        array = np.asarray(compute(), np.float32)
-        np.save(out, array, allow_pickle=False)
-    os.replace(own, file)
+    array = np.asarray(compute(), np.float32)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        own = f"{file}.{os.getpid()}"  # another run may compute the same
+        with whole_file(own) as out:
+            np.save(out, array, allow_pickle=False)
+        os.replace(own, file)
+    except (OSError, ValueError) as error:
+        _not_kept(file.parent, getattr(error.__cause__ or error, "strerror", None) or str(error))
     return array
 
 
 def _key(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache  # said once
+def _not_kept(folder: Path, why: str) -> None:
+    print(
+        f"prefiqs: results are computed but not kept, as {folder} cannot be written ({why}); "
+        "PREFIQS_HOME names another folder",
+        file=sys.stderr,
+    )

@@ -7,9 +7,10 @@ import io
 import logging
 import os
 import stat
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import IO
 
 import numpy as np
@@ -45,7 +46,7 @@ class UnreadableImage(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"cannot read {printable(os.fspath(self.path))}: {self.reason}"
+        return f"cannot read {printable(os.fsdecode(self.path))}: {self.reason}"
 
 
 def read_rgb(path: str | os.PathLike[str]) -> RGB:
@@ -56,8 +57,8 @@ def read_rgb(path: str | os.PathLike[str]) -> RGB:
     colour profiles are not applied, as in the pipelines recognisers are trained with. What is transparent is black,
     like what an aligned crop shows from outside the photo.
 
-    Warnings of the decoders are held back for as long as this runs. Python's filters, and for TIFF the standard error,
-    belong to the whole process, so threads of one process should not read at the same time; processes may.
+    Warnings of the decoders are held back for as long as this runs, and for TIFF what goes to standard error. Both
+    belong to the whole process, so other threads' are held back too. Threads may read at the same time.
 
     Args:
         path: a regular file.
@@ -66,26 +67,39 @@ def read_rgb(path: str | os.PathLike[str]) -> RGB:
         uint8 ``[H, W, 3]`` RGB, contiguous, writable, at most MAX_PIXELS pixels.
 
     Raises:
+        TypeError: for what is no path.
         UnreadableImage: for whatever reason there is no image: missing, not permitted, not a regular file, empty,
             too large, in an unknown format, damaged or cut off.
     """
-    with _refusals(path), _open_regular(path) as stream:
+    name = path_name(path, "; an image's bytes go to decode_rgb")
+    with _refusals(path), _open_regular(name) as stream:
         return _decode(stream)
 
 
 def decode_rgb(data: bytes, name: str) -> RGB:
     """As :func:`read_rgb`, of a file's content; `name` stands for the path in errors."""
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"expected the bytes of an image file, got {type(data).__name__}; a path goes to read_rgb")
+    path_name(name)
     with _refusals(name):
         if not data:
             raise _Refused("the file is empty")
         return _decode(io.BytesIO(data))
 
 
+def path_name(path: str | os.PathLike[str], remedy: str = "") -> str:
+    """A path as text. TypeError for what is none, bytes and the numbers of open files included."""
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
+    if not isinstance(name, str):
+        raise TypeError(f"expected a path, str or os.PathLike[str], got {type(path).__name__}{remedy}")
+    return name
+
+
 class _Refused(Exception):
     """What this module itself finds wrong, in one line."""
 
 
-def _open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+def _open_regular(path: str) -> IO[bytes]:
     """Opens without waiting for a writer at the other end of a pipe, and looks at what was opened."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
@@ -108,8 +122,7 @@ def _open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
 def _refusals(path: str | os.PathLike[str]) -> Iterator[None]:
     """Whatever goes wrong inside is an UnreadableImage; decoders' warnings are held back."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _no_warnings:
             yield
     except _Refused as error:
         raise UnreadableImage(path, str(error)) from None
@@ -119,6 +132,64 @@ def _refusals(path: str | os.PathLike[str]) -> Iterator[None]:
         raise UnreadableImage(path, f"expected at most {MAX_PIXELS / 1e6:g} megapixels, got far more") from None
     except Exception as error:  # decoders meet hostile bytes and raise nearly anything: struct.error, SyntaxError, ...
         raise UnreadableImage(path, _reason(error)) from error
+
+
+class _Together:
+    """A context of the whole process, entered by the first thread that asks for it and left by the last."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[object]]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._users = 0
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self._lock = threading.Lock()
+        if self._users:  # threads that are not here
+            self._users = 0
+            self._context.__exit__(None, None, None)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._context = self._make()
+                self._context.__enter__()
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._context.__exit__(None, None, None)
+
+
+@contextmanager
+def _ignored_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _closed_stderr() -> Iterator[None]:
+    """libtiff itself writes what it dislikes to the process's standard error; Pillow cannot be asked to stop it."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed: nothing to keep clean
+        kept = None
+    if kept is not None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+_no_warnings, _no_stderr = _Together(_ignored_warnings), _Together(_closed_stderr)
 
 
 @functools.cache
@@ -135,29 +206,10 @@ def _decode(stream: IO[bytes]) -> RGB:
             raise _Refused(
                 f"expected at most {MAX_PIXELS / 1e6:g} megapixels, got {width} x {height} = {width * height / 1e6:.0f}"
             )
-        with _no_stderr() if image.format == "TIFF" else nullcontext():
+        with _no_stderr if image.format == "TIFF" else nullcontext():
             image.load()
         _turn_upright(image)
         return _rgb(image)
-
-
-@contextmanager
-def _no_stderr() -> Iterator[None]:
-    """libtiff itself writes what it dislikes to the process's standard error; Pillow cannot be asked to stop it."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # closed: nothing to keep clean
-        kept = None
-    if kept is not None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-    try:
-        yield
-    finally:
-        if kept is not None:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def _turn_upright(image: Image.Image) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from prefiqs_ext.whole import shown
+from prefiqs_ext.whole import replace_durably, shown
 
 NPY_HEADER_BYTES = 128
 
@@ -71,12 +71,18 @@ class Part:
         with self._named():
             os.pwrite(self.stream.fileno(), data, 0)
 
+    def sync(self) -> None:
+        """What is written stays after a power cut."""
+        self.flush()
+        if self.part is not None:
+            with self._named():
+                os.fsync(self.stream.fileno())
+
     def complete(self) -> None:
         """Gives the file its name."""
-        self.flush()
         with self._named():
             if self.part is not None and self.file is not None:
-                os.replace(self.part, self.file)
+                replace_durably(self.stream, self.part, self.file)
         self.close()
 
     def discard(self) -> None:
@@ -113,6 +119,9 @@ class StandardOutput:
     def flush(self) -> None:
         with self._named():
             self.stream.flush()
+
+    def sync(self) -> None:
+        self.flush()
 
     @contextmanager
     def _named(self) -> Iterator[None]:

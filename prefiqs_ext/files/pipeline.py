@@ -5,28 +5,22 @@ Memory is bounded: workers are a few batches ahead at most, and only crops trave
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import warnings
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from contextlib import closing
+from itertools import islice
+from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from prefiqs_ext.faces import Detector, UnreadableImage, find_faces, read_rgb
+from prefiqs_ext.faces import RGB, Detector, UnreadableImage, find_faces, read_rgb
+from prefiqs_ext.faces.detect import MIN_FACE
+from prefiqs_ext.faces.image import path_name
 from prefiqs_ext.files.rows import Row, Status
-from prefiqs_ext.models import weights
+from prefiqs_ext.files.workers import read_ahead
 from prefiqs_ext.scorer import Scorer
-
-_CHUNK = 4  # paths a worker takes at a time: few, so that a handful of photos keeps all workers busy
 
 
 class Scored(NamedTuple):
@@ -42,14 +36,20 @@ class _Read(NamedTuple):
     """What a worker found in one file. boxes: (x, y, w, h, detector_score) of each crop; None for a ready crop."""
 
     path: str
-    crops: Sequence[np.ndarray | Tensor]
+    crops: Sequence[RGB]
     boxes: Sequence[tuple[float, ...] | None]
     status: Status = "ok"
     reason: str = ""
 
 
 def score_files(
-    paths: Iterable[str], scorer: Scorer, *, aligned: bool = False, batch_size: int = 32, workers: int = 0
+    paths: Iterable[str | PathLike[str]],
+    scorer: Scorer,
+    *,
+    aligned: bool = False,
+    batch_size: int = 32,
+    workers: int = 0,
+    min_face: float = MIN_FACE,
 ) -> Generator[Scored, None, None]:
     """Score image files, in order. A row's numbers have the same bits as the scorer gives for the crop alone.
 
@@ -58,37 +58,41 @@ def score_files(
         scorer: has a preset, and on_bad="nan" if a face that cannot be assessed is to give a row instead of an error.
         aligned: files are ready crops of exactly the preset's size. Otherwise faces are found and aligned to it.
         batch_size: crops scored together.
-        workers: processes that read files ahead; 0: this one reads. A file on which a worker dies is "unreadable".
-            They are started afresh, so a script that uses them needs its `if __name__ == "__main__":`.
+        workers: processes that read files ahead; 0: this one reads. A file on which a worker dies, and one again that
+            reads it alone, is "unreadable". They are started afresh, so a script that uses them needs its
+            `if __name__ == "__main__":`.
+        min_face: as for Detector.
 
     Raises:
-        ValueError: a scorer without preset, batch_size below 1, workers below 0.
-        OSError: the detector's weights are not to be had.
+        TypeError: paths that are one path, or hold something else.
+        ValueError: a scorer without preset, batch_size below 1, workers below 0, min_face not above 0.
+        OSError: the detector's weights are not to be had; workers do not start, or die and no file is to blame.
     """
+    if isinstance(paths, (str, bytes, PathLike)):
+        raise TypeError(f"expected several paths, as a list has them, got one {type(paths).__name__}")
     if scorer.preset is None:
         raise ValueError("expected a scorer with a preset, which says how large a crop is; got none")
     if batch_size < 1 or workers < 0:
         raise ValueError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
-    if not aligned:
-        weights.fetch("yunet")  # once, and before workers start
-    return _score(_read(paths, _Reader(scorer.preset.size, aligned), workers, batch_size), scorer, batch_size)
+    detector = None if aligned else Detector(min_face=min_face)  # which fetches its weights before workers start
+    names = map(path_name, paths)
+    return _score(_read(names, _Reader(scorer.preset.size, detector), workers, batch_size), scorer, batch_size)
 
 
 def read_crops(paths: Iterable[str], size: tuple[int, int], *, aligned: bool = False) -> Generator[Tensor, None, None]:
     """The largest face of each file, in order, uint8 [3, *size] RGB; files without one give nothing. As score_files
     reads them, in this process."""
-    if not aligned:
-        weights.fetch("yunet")
-    for read in _read(paths, _Reader(size, aligned), 0, 1):
+    for read in _read(paths, _Reader(size, None if aligned else Detector()), 0, 1):
         if len(read.crops):
             yield torch.as_tensor(read.crops[0]).permute(2, 0, 1).contiguous()
 
 
-def _score(reads: Iterator[_Read], scorer: Scorer, batch_size: int) -> Generator[Scored, None, None]:
+def _score(reads: Generator[_Read, None, None], scorer: Scorer, batch_size: int) -> Generator[Scored, None, None]:
     nothing = scorer(torch.empty(0, 3, *_size(scorer), dtype=torch.uint8, device=scorer.device)).embedding.cpu()
-    batches = _batches(reads, batch_size)
-    for batch in batches if scorer.device.type == "cpu" else _uploaded(batches, scorer.device):
-        yield from _score_batch(batch, scorer, nothing)
+    with closing(reads):  # at once, whatever happens: workers read for nobody else
+        batches = _batches(reads, batch_size)
+        for batch in batches if scorer.device.type == "cpu" else _uploaded(batches, scorer.device):
+            yield from _score_batch(batch, scorer, nothing)
 
 
 class _Batch(NamedTuple):
@@ -182,23 +186,20 @@ def _size(scorer: Scorer) -> tuple[int, int]:
     return scorer.preset.size
 
 
-class _Reader(Dataset[_Read]):
-    """A path -> its crops. Lives in the workers; the paths themselves are the dataset's keys."""
+class _Reader:
+    """A path -> its crops. Lives in the workers. detector: None for ready crops."""
 
-    def __init__(self, size: tuple[int, int], aligned: bool) -> None:
+    def __init__(self, size: tuple[int, int], detector: Detector | None) -> None:
         self._size = size
-        self._aligned = aligned
-        self._detector: Detector | None = None
+        self._detector = detector
 
-    def __getitem__(self, path: str) -> _Read:
+    def __call__(self, path: str) -> _Read:
         try:
             image = read_rgb(path)
         except UnreadableImage as error:
             return _Read(path, (), (), "unreadable", error.reason)
-        if self._aligned:
-            return self._crop(path, image)
         if self._detector is None:
-            self._detector = Detector()
+            return self._crop(path, image)
         try:
             faces = find_faces(image, self._detector, self._size)
         except Exception as error:  # OpenCV raises classes of its own; one photo must not end the others
@@ -217,98 +218,12 @@ class _Reader(Dataset[_Read]):
         return _Read(path, (image,), (None,))
 
 
-def _read(paths: Iterable[str], reader: _Reader, workers: int, batch_size: int) -> Iterator[_Read]:
+def _read(paths: Iterable[str], reader: _Reader, workers: int, batch_size: int) -> Generator[_Read, None, None]:
     """What the reader makes of each path, in order."""
-    todo = iter(paths)
-    if not workers:
-        yield from map(reader.__getitem__, todo)
-        return
-    ahead = max(2, -(-2 * batch_size // (workers * _CHUNK)))
-    while True:
-        handed: deque[str] = deque()
-        try:
-            for read in _by_workers(todo, handed, reader, workers, ahead):
-                handed.popleft()
-                yield read
-            return
-        except _WorkerDied:
-            pass
-        # One of these did it: each gets a worker to itself, and the one whose worker dies again is the one.
-        for path in handed:
-            alone: deque[str] = deque()
-            try:
-                yield from list(_by_workers(iter([path]), alone, reader, 1, 2))
-            except _WorkerDied:
-                reason = "the process that read it died: out of memory, or a fault in a decoder"
-                yield _Read(path, (), (), "unreadable", reason)
+    if workers:
+        return read_ahead(paths, reader, _lost, workers=workers, ahead=2 * batch_size)
+    return (reader(path) for path in paths)
 
 
-class _WorkerDied(Exception):
-    pass
-
-
-def _by_workers(todo: Iterator[str], handed: deque[str], reader: _Reader, workers: int, ahead: int) -> Iterator[_Read]:
-    """handed: grows by every path that workers have been given."""
-
-    def chunks() -> Iterator[list[str]]:
-        while chunk := list(islice(todo, _CHUNK)):
-            handed.extend(chunk)
-            yield chunk
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: asked for
-        loader = DataLoader(
-            reader,
-            batch_sampler=chunks(),  # any iterable of lists of keys
-            num_workers=workers,
-            prefetch_factor=ahead,
-            collate_fn=_pack,
-            worker_init_fn=_start_worker,
-            # Forked off a server that has no threads: a fork of this process would have the locks of torch's threads,
-            # and nobody to release them.
-            multiprocessing_context=_context(),
-            generator=torch.Generator(),  # the caller's random numbers stay as they are
-        )
-        batches = iter(loader)
-    try:
-        for pixels, reads in batches:
-            crops = iter(pixels)
-            for read in reads:
-                yield read._replace(crops=list(islice(crops, len(read.boxes))))
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise _WorkerDied from error
-
-
-def _pack(reads: list[_Read]) -> tuple[Tensor, list[_Read]]:
-    """Crops as one tensor, which goes through shared memory, so that a message is too short to be cut in two."""
-    crops = list(chain.from_iterable(read.crops for read in reads))
-    pixels = torch.from_numpy(np.stack(crops)) if crops else torch.empty(0, dtype=torch.uint8)
-    return pixels, [read._replace(crops=()) for read in reads]
-
-
-def _start_worker(_: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    # When a run is interrupted, the thread that hands crops over (multiprocessing.resource_sharer) meets a closed
-    # connection and would print a traceback; errors of the worker itself travel to the main process.
-    sys.excepthook = lambda *_: None
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends the workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker of a killed run must not stay; torch's own watch is on the server, which stays as long as a worker."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imported once, not by each worker
-    return context
+def _lost(path: str) -> _Read:
+    return _Read(path, (), (), "unreadable", "the process that read it died: out of memory, or a fault in a decoder")

@@ -26,7 +26,8 @@ from prefiqs_ext.files.pipeline import Scored
 from prefiqs_ext.files.rows import Format
 from prefiqs_ext.whole import shown
 
-_SAVE_S = 0.5  # what kill -9 may cost
+_SAVE_S = 0.5  # what kill -9, or a power cut, may cost, if saving is quick
+_SAVE_SHARE = 20  # at most one part in so many of the time goes into saving, on slow disks too
 
 
 class Pick(NamedTuple):
@@ -85,7 +86,7 @@ class Results:
         self._pick = pick
         self._calibration = calibration
         self._state = None if table is None else beside(table, ".part.state")
-        self._saved = time.monotonic()
+        self._next_save = time.monotonic() + _SAVE_S
         self._finished = False
         self.done = Done()
         """What is written so far, an earlier run's included."""
@@ -162,19 +163,21 @@ class Results:
         # One assignment, so that an interrupt leaves a path done or not.
         digest = _link(self.done.digest, scored.path)
         self.done = Done(self.done.paths + 1, self.done.rows + len(kept), columns, sizes, digest, counts)
-        if time.monotonic() - self._saved > _SAVE_S:
+        if time.monotonic() > self._next_save:
             self.save()
 
     def save(self) -> None:
-        """A run that is killed can go on from here."""
+        """A run that is killed, or whose power is cut, can go on from here."""
+        start = time.monotonic()
         for part in self._parts.values():
-            part.flush()
+            part.sync()  # before the state says that it is there
         if self._state is not None and self.done.paths:
             new = Part(self._state, ".new")
             new.cut(0)
             new.write(json.dumps({"settings": self._settings, "done": asdict(self.done)}).encode())
             new.complete()
-        self._saved = time.monotonic()
+        end = time.monotonic()
+        self._next_save = end + max(_SAVE_S, _SAVE_SHARE * (end - start))
 
     def finish(self) -> None:
         """Makes the pick and gives the files their names."""

@@ -28,6 +28,8 @@ from typing import IO, Literal
 import platformdirs
 from tqdm import tqdm
 
+from prefiqs_ext.whole import FULL
+
 _TIMEOUT_S = 5.0  # to connect, and between two pieces of an answer
 _CHUNK = 1 << 18
 _STALE_S = 24 * 3600.0
@@ -199,10 +201,7 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *, accept_lic
                 f"cannot fetch weights {name!r}: {'; '.join(failures)}. "
                 f"Get {entry.url or entry.file} by other means, then run `prefiqs weights fetch {name} --source FILE`"
             )
-        try:
-            os.replace(workspace / entry.file, file)
-        except OSError as error:
-            raise WeightsError(f"cannot write {file} ({error.strerror})") from error
+        os.replace(workspace / entry.file, file)
     _announce(f"stored {file}")
     return file
 
@@ -238,13 +237,14 @@ def _workspace(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
-        workspace = tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as workspace:
+            yield Path(workspace)
+    except WeightsError:
+        raise
     except OSError as error:
         raise WeightsError(
             f"cannot write the cache folder {folder} ({error.strerror}); set PREFIQS_HOME to a folder you can write"
         ) from error
-    with workspace:
-        yield Path(workspace.name)
 
 
 def _remove_stale(folder: Path) -> None:
@@ -274,6 +274,8 @@ def _complete(entry: Weights, source: str | os.PathLike[str], workspace: Path) -
             with Path(source).open("rb") as stream:
                 _copy(entry, stream, workspace)
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise  # no source is to blame
         raise WeightsError(f"{os.fspath(source)}: {_reason(error)}") from error
 
 
