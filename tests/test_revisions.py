@@ -25,11 +25,12 @@ from prefiqs_ext.evaluation.passes import ImageSet, Scoring
 ROOT = Path(__file__).parents[1]
 DIGESTS = Path(__file__).parent / "data" / "revisions.json"
 PACKAGE = "prefiqs_ext"
+_ENGINE = ("batches", "device", "embedding", "network", "ops", "output", "pruning", "scorer", "torch_defaults")
 FILES = {
     "ENGINE": [
         "CMakeLists.txt",
         "csrc/**/*",
-        *(f"{PACKAGE}/{name}.py" for name in ("batches", "device", "network", "ops", "output", "pruning", "scorer")),
+        *(f"{PACKAGE}/{name}.py" for name in _ENGINE),
         *(f"{PACKAGE}/{folder}/*.py" for folder in ("dual", "models")),
         *(f"{PACKAGE}/faces/{name}.py" for name in ("image", "align")),
         f"{PACKAGE}/evaluation/passes.py",
