@@ -390,14 +390,3 @@ def test_a_missing_file_is_named(tmp_path: Any) -> None:
 def test_the_known_networks() -> None:
     assert models.BUILT_IN == ("sface", "facexzoo", "dlib", "w600k_mbf")
     assert weights.KNOWN["sface"].preset == "sface"
-
-
-def test_too_little_memory_on_the_cpu_names_a_chunk(small: nn.Module, images: Tensor) -> None:
-    scorer = Scorer(small, example=torch.zeros(1, 3, 16, 20), chunk=4)
-
-    def starved(rows: Tensor) -> Any:
-        torch.empty(2**60, dtype=torch.uint8)
-
-    scorer._run = starved
-    with pytest.raises(MemoryError, match=r"cpu has too little memory for 4 images together: try chunk=2$"):
-        scorer(images)

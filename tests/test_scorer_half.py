@@ -268,6 +268,17 @@ def test_too_little_memory_names_a_chunk(in_half: Callable[..., Scorer]) -> None
         scorer(images()[:1])
 
 
+def test_too_little_memory_on_the_cpu_names_a_chunk() -> None:
+    scorer = Scorer(small(), preset=TINY, chunk=4)
+
+    def starved(rows: Tensor) -> Any:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    scorer._run = starved
+    with pytest.raises(MemoryError, match=r"cpu has too little memory for 4 images together: try chunk=2$"):
+        scorer(images())
+
+
 def test_a_scorer_stays_where_it_was_made(in_half: Callable[..., Scorer]) -> None:
     for scorer in (Scorer(small(), preset=TINY), in_half(small(), preset=TINY)):
         expected = scorer(images())
