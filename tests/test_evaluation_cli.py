@@ -357,6 +357,7 @@ def test_refused(data):
         result = run(data, "--methods", "", *arguments)
         assert result.exit_code == 2
         assert message in result.output
+    assert "expected a file, got the folder" in run(data, "--methods", "", "--scores", f"a={data}").output
     (data / "p0" / "small.png").write_bytes(b"no image")
     result = run(data, "--methods", "", "--scores", f"a={file}")
     assert result.exit_code == 1

@@ -35,7 +35,12 @@ def given_scores(options: dict[str, Any], names: Sequence[str]) -> dict[str, Pat
 def qualities(
     given: dict[str, Path], images: Sequence[Source], lower_better: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
-    """[N] by name, HIGHER is better. ValueError as read_scores."""
+    """[N] by name, HIGHER is better. ValueError as read_scores, and for a folder."""
+    folder = next((path for path in given.values() if path.is_dir()), None)
+    if folder is not None:
+        raise ValueError(
+            f"--scores: expected a file, got the folder {shown(str(folder))}; that is for --protocol paper"
+        )
     scores = {name: read_scores(file, images) for name, file in given.items()}
     return {name: -each if name in lower_better else each for name, each in scores.items()}
 
