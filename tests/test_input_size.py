@@ -174,6 +174,9 @@ def test_no_command_guesses_a_preset(name: str, file: str, command: Command) -> 
         assert result.err.endswith("--model FILE needs --preset: the file cannot tell the input its network wants\n")
         assert "Warning" not in result.err
     assert command(name, "crops", "--model", file, "--preset", "arcface", "--size", "0").code != 0
+    unknown = command(name, "crops", "--model", "sfase", "--preset", "arcface")
+    assert unknown.code == 2
+    assert "--model: no such model or file: sfase; known: sface, " in unknown.err
 
 
 def test_verifiers_have_a_preset_too(file: str, command: Command) -> None:

@@ -18,6 +18,7 @@ from ..network import load_network
 from ..pruning import Pruning
 from ..scorer import Scorer
 from ..settings import Settings
+from ..whole import shown
 from .device import device_option
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -103,9 +104,12 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check(options: dict[str, Any]) -> None:
-    """A file needs a preset; settings fix what they hold."""
+    """The model is there; a file needs a preset; settings fix what they hold."""
+    model = options["model"]
+    if model not in BUILT_IN and not os.path.exists(model):
+        raise click.UsageError(f"--model: no such model or file: {shown(model)}; known: {', '.join(BUILT_IN)}")
     if options.get("settings") is None:
-        if options["model"] not in BUILT_IN and options["preset"] is None:
+        if model not in BUILT_IN and options["preset"] is None:
             raise click.UsageError("--model FILE needs --preset: the file cannot tell the input its network wants")
         return
     context = click.get_current_context()
