@@ -228,16 +228,16 @@ def _wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def _workers_of(session: int) -> list[int]:
-    """Processes of a session that still run."""
-    alive = []
+def _workers_of(session: int) -> dict[int, int]:
+    """Processes of a session that still run, and their parents."""
+    alive = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
         except OSError:
             continue
         if int(fields[3]) == session and fields[0] != "Z":
-            alive.append(int(folder.name))
+            alive[int(folder.name)] = int(fields[1])
     return alive
 
 
@@ -269,6 +269,24 @@ def test_killed_and_resumed_gives_the_same_bytes(name: str, network: str) -> Non
     for suffix in ("npy", "paths"):
         assert Path(f"half.{suffix}").read_bytes() == Path(f"whole.{suffix}").read_bytes()
     assert not [file for file in os.listdir() if "part" in file]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_run_which_goes_on_later(network: str) -> None:
+    _many(2000)
+    run = _start(network, "-o", "t.csv", "--workers", "2", "--batch-size", "4")
+    _wait_for(Path("t.csv.part.state").exists)
+    readers = [process for process, parent in _workers_of(run.pid).items() if parent not in (run.pid, os.getpid())]
+    os.kill(readers[0], signal.SIGKILL)
+    out, errors = run.communicate(timeout=60)
+    assert (run.returncode, out) == (1, "")
+    assert errors.startswith("Error: a process that reads files was killed by signal 9 (Killed), and none of its files")
+    assert errors.count("\n") == 1
+    done = json.loads(Path("t.csv.part.state").read_text())["done"]["paths"]
+    assert 0 < done < 2000
+    again = _start(network, "-o", "t.csv", "--workers", "0", "--resume")
+    assert again.communicate() == ("", "")
+    assert len(Path("t.csv").read_text().splitlines()) == 2001
 
 
 @pytest.mark.slow

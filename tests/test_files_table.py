@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from prefiqs_ext.files import COLUMNS, Pick, Results, Row, Scored
 from prefiqs_ext.files.rows import read_back
 from prefiqs_ext.files.table import form_of
+from prefiqs_ext.whole import whole_file
 
 _PATHS = ["a.jpg", 'b "x", y.jpg', "c\nd.jpg", os.fsdecode(b"caf\xe9.jpg"), "e f.jpg", "g.jpg"]
 _SETTINGS = {"sparsity": 0.4}
@@ -187,3 +189,49 @@ def test_what_cannot_be_written(table: str, embeddings: str | None, message: str
     with pytest.raises((ValueError, OSError), match=message):
         Results(tmp_path / table, tmp_path / embeddings if embeddings else None, settings={}, paths=[])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.csv"]
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is brought to the disk, and what gets which name, in order."""
+    seen: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        seen.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def replaced(part: str | Path, path: str | Path) -> None:
+        seen.append(f"{Path(part).name} > {Path(path).name}")
+        replace(part, path)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    return seen
+
+
+def test_a_power_cut_finds_no_name_without_its_bytes(tmp_path: Path, events: list[str]) -> None:
+    folder = tmp_path.name
+    with Results(tmp_path / "t.csv", tmp_path / "t.npy", settings={}, paths=_PATHS) as results:
+        results.add(_scored()[0])
+        results.save()
+        state = "t.csv.part.state"
+        saved = ["t.csv.part", "t.npy.part", "t.paths.part", f"{state}.new", f"{state}.new > {state}", folder]
+        assert events == saved
+        events.clear()
+        results.finish()
+    named = [[f"t.{kind}.part", f"t.{kind}.part > t.{kind}", folder] for kind in ("npy", "paths", "csv")]
+    assert events == [*saved, *named[0], *named[1], *named[2]]
+    events.clear()
+    with whole_file(str(tmp_path / "a.json")) as file:
+        file.write(b"{}")
+    assert events == ["a.json.part", "a.json.part > a.json", folder]
+
+
+def test_a_slow_disk_is_saved_to_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: time.sleep(0.05))
+    with Results(tmp_path / "t.csv", settings={}, paths=_PATHS) as results:
+        results.add(_scored()[0])
+        results.save()  # three times fsync
+        assert results._next_save - time.monotonic() > 19 * 3 * 0.05
+        results.finish()
