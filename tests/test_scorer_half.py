@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor, fx, nn
 
-from prefiqs_ext import Preset, Pruning, Scorer, reference
+from prefiqs_ext import Preset, Pruning, Scorer, ops, reference
 from prefiqs_ext.dual import dualize, to_half
 from tests import duals, networks
 from tests.half_emulation import HALF, Emulation
@@ -268,13 +268,17 @@ def test_too_little_memory_names_a_chunk(in_half: Callable[..., Scorer]) -> None
         scorer(images()[:1])
 
 
-def test_too_little_memory_on_the_cpu_names_a_chunk() -> None:
+@pytest.mark.parametrize(
+    "starve",
+    [
+        lambda rows: torch.empty(2**60, dtype=torch.uint8),
+        lambda rows: ops.dual_linear(torch.zeros(1, 1).expand(2**24, 1), torch.zeros(1, 1).expand(2**24, 1)),
+    ],
+    ids=["torch", "operator"],
+)
+def test_too_little_memory_on_the_cpu_names_a_chunk(starve: Callable[[Tensor], Any]) -> None:
     scorer = Scorer(small(), preset=TINY, chunk=4)
-
-    def starved(rows: Tensor) -> Any:
-        torch.empty(2**60, dtype=torch.uint8)
-
-    scorer._run = starved
+    scorer._run = starve
     with pytest.raises(MemoryError, match=r"cpu has too little memory for 4 images together: try chunk=2$"):
         scorer(images())
 

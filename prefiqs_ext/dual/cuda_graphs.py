@@ -147,15 +147,14 @@ def _key(batch: Tensor) -> tuple[object, ...]:
     return tuple(batch.shape), batch.dtype
 
 
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether the device had too little memory: the error says so, or one that it came from (a capture that broke).
+# Of torch on CUDA and on the CPU, and of our operators, which know no class for it.
+_OUT_OF_MEMORY = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory", "expected memory for")
 
-    On the CPU torch has no class for it, and our operators, built on torch's stable ABI, know none: they say so.
-    """
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether the device had too little memory: the error says so, or one that it came from (a capture that broke)."""
     while error is not None:
-        said = any(
-            words in str(error) for words in ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory")
-        )
+        said = any(words in str(error) for words in _OUT_OF_MEMORY)
         if isinstance(error, torch.cuda.OutOfMemoryError) or said:
             return True
         error = error.__cause__ or error.__context__
