@@ -210,6 +210,35 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+@pytest.mark.parametrize(
+    ("pick", "step"), [*((None, step) for step in range(4)), *((Pick(top=2), step) for step in range(7))]
+)
+def test_a_run_that_ends_while_files_get_their_names(
+    pick: Pick | None, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each of three names, before the state goes and, after a pick, before each of three parts goes."""
+    for folder in ("whole", "ended"):
+        (tmp_path / folder).mkdir()
+    _run(tmp_path / "whole" / "t.csv", _scored(), pick=pick)
+    left = step
+
+    def end(path: str | Path) -> None:
+        nonlocal left
+        if not str(path).endswith(".state.new"):  # the last save
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+
+    replace, unlink = os.replace, Path.unlink
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda part, path: (end(part), replace(part, path)))
+        patch.setattr(Path, "unlink", lambda self, **options: (end(self), unlink(self, **options)))
+        with pytest.raises(KeyboardInterrupt):
+            _run(tmp_path / "ended" / "t.csv", _scored(), pick=pick)
+    _run(tmp_path / "ended" / "t.csv", _scored(), resume=True, pick=pick)
+    assert _contents(tmp_path / "ended") == _contents(tmp_path / "whole")
+
+
 def test_a_power_cut_finds_no_name_without_its_bytes(tmp_path: Path, events: list[str]) -> None:
     folder = tmp_path.name
     with Results(tmp_path / "t.csv", tmp_path / "t.npy", settings={}, paths=_PATHS) as results:

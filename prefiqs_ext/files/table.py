@@ -87,15 +87,18 @@ class Results:
         self._calibration = calibration
         self._state = None if table is None else beside(table, ".part.state")
         self._next_save = time.monotonic() + _SAVE_S
-        self._finished = False
+        self._finishing = self._finished = False
         self.done = Done()
         """What is written so far, an earlier run's included."""
         self._parts: dict[str, Part | StandardOutput] = {}
+        files = {"table": table}
+        if embeddings is not None:
+            files |= {"embeddings": embeddings, "paths": embeddings.with_suffix(".paths")}
         try:
-            self._parts["table"] = Part(table) if table or pick else StandardOutput()
-            if embeddings is not None:
-                self._parts["embeddings"] = Part(embeddings)
-                self._parts["paths"] = Part(embeddings.with_suffix(".paths"))
+            if resume:
+                self._take_back(files)
+            for kind, file in files.items():
+                self._parts[kind] = Part(file) if file or pick else StandardOutput()
             self._resume(paths, resume)
         except BaseException:
             self._close()
@@ -122,6 +125,16 @@ class Results:
             self.done = done
         for kind, each in self._parts.items():
             each.cut(self.done.sizes.get(kind, 0))
+
+    def _take_back(self, files: dict[str, Path | None]) -> None:
+        """Of a run that ended while it gave the files their names, those that have theirs are parts again."""
+        earlier = self._earlier()
+        for kind, file in files.items():
+            if earlier is None or file is None or beside(file, ".part").exists():
+                continue
+            with suppress(OSError):
+                if file.stat().st_size == earlier[1].sizes.get(kind):
+                    os.replace(file, beside(file, ".part"))
 
     def _earlier(self) -> tuple[dict[str, Any], Done] | None:
         try:
@@ -186,16 +199,18 @@ class Results:
         if isinstance(embeddings, Part):
             embeddings.patch(npy_header(self.done.rows, self.done.columns))
         picked = self._picked(self._pick) if self._pick is not None else self._parts
+        self._finishing = True  # from here on there is nothing to save
         # The table last: where it is, the others are complete too.
         for kind in sorted(picked):  # embeddings, paths, table
             picked[kind].complete()
+        # As long as it is there, so is each part, under its own name or its file's.
+        if self._state is not None:
+            self._state.unlink(missing_ok=True)
         self._finished = True
         for kind, part in self._parts.items():
             if picked[kind] is not part:
                 part.discard()
         self._close()
-        if self._state is not None:
-            self._state.unlink(missing_ok=True)
 
     def _picked(self, pick: Pick) -> dict[str, Part | StandardOutput]:
         table = self._parts["table"]
@@ -234,7 +249,8 @@ class Results:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if not self._finished:
             with suppress(OSError):  # a full disk: the state saved before stays
-                self.save()
+                if not self._finishing:
+                    self.save()
             self._close()
 
     def _close(self) -> None:
