@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,14 @@ def test_content_with_too_many_pixels_is_refused_before_decoding():
     header = b"P6 100000 100000 255\n"
     with pytest.raises(UnreadableImage, match="megapixels"):
         decode_rgb(header, "image 0")
+
+
+def test_what_is_no_file_is_refused_before_it_is_hashed(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "endless.jpg"):
+        with pytest.raises(UnreadableImage, match=rf"{name}: expected a regular file, got a pipe or a device"):
+            digest(str(tmp_path / name))
 
 
 def test_digest(photo, tmp_path):

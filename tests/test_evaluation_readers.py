@@ -48,7 +48,7 @@ def test_hidden_and_system_files_and_folders_are_nobody(people, hidden):
     found = read_folders(people, said.append)
     assert found.images == before.images
     assert found.identities.tolist() == before.identities.tolist()
-    assert said == ["1 file passed over: .txt 1; convert photos to JPEG or PNG first"]
+    assert said == ["1 file passed over: .txt 1"]
     text = "Ann_A 1 2\nAnn_A 2 Bo_B 1\n"
     assert read_lfw_pairs(write(people, "pairs.txt", text), people).pairs.tolist() == [[0, 1], [1, 2]]
 
@@ -167,6 +167,12 @@ def test_names(path, place):
             Names(images).find(path)
     else:
         assert Names(images).find(path) == place
+
+
+def test_names_of_sessions_are_not_names_of_people():
+    names = Names(["data/ann/2020/1.jpg", "data/bob/1.jpg", "data/carl/2021/3.jpg"])
+    found = [names.find(path) for path in ("ann/2020/1.jpg", "x/data/bob/1.png", "bob/2020/1.jpg", "dora/2021/3.jpg")]
+    assert found == [0, 1, None, None]
 
 
 def test_names_where_all_are_in_one_folder():

@@ -178,8 +178,8 @@ def test_the_least_face(detector: Detector, head: Levels) -> None:
     small = cv2.resize(head, (112, 112), interpolation=cv2.INTER_AREA)
     photo = on_grey(2160, 3840, (small, 2010, 1000), (cv2.resize(head, (900, 900)), 30, 1000))
     assert [len(Detector(min_face=least).detect(photo)) for least in (1000, 40)] == [1, 2]
-    for wrong in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match="expected min_face above 0"):
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="expected a finite min_face above 0"):
             Detector(min_face=wrong)
 
 

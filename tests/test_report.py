@@ -299,10 +299,11 @@ def test_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
             raise ValueError("broken network")
 
     monkeypatch.setattr("prefiqs_ext.cli.report.Scorer", Broken)
-    Image.new("RGB", (112, 112)).save(tmp_path / "one.png")
+    (tmp_path / "faces").mkdir()
+    Image.new("RGB", (112, 112)).save(tmp_path / "faces" / "one.png")
     output = tmp_path / "page.html"
     output.write_text("old")
-    assert "broken network" in _refused(str(tmp_path), "--output", str(output))
+    assert "broken network" in _refused(str(tmp_path / "faces"), "--output", str(output))
     assert output.read_text() == "old"
     assert list(tmp_path.glob("*.part")) == []
 

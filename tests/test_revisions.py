@@ -13,14 +13,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from onnx import helper
+from onnx_files import floats, make_model, saved
 from PIL import Image
 
 from prefiqs_ext import Preset, Pruning, methods
 from prefiqs_ext.evaluation import cache, revisions
 from prefiqs_ext.evaluation.datasets.crops import Encoded
-from prefiqs_ext.evaluation.passes import ImageSet, Scoring
+from prefiqs_ext.evaluation.passes import ImageSet, Scoring, embedded
+from prefiqs_ext.models import import_onnx
 
 ROOT = Path(__file__).parents[1]
 DIGESTS = Path(__file__).parent / "data" / "revisions.json"
@@ -29,6 +33,7 @@ _ENGINE = ("batches", "device", "embedding", "network", "ops", "output", "prunin
 FILES = {
     "ENGINE": [
         "CMakeLists.txt",
+        "cmake/cuda.cmake",
         "csrc/**/*",
         *(f"{PACKAGE}/{name}.py" for name in _ENGINE),
         *(f"{PACKAGE}/{folder}/*.py" for folder in ("dual", "models")),
@@ -40,6 +45,12 @@ FILES = {
     **{name: [f"{PACKAGE}/methods/baselines.py"] for name in ("random", "sharpness", "brightness")},
 }
 """Of what each revision is, as patterns from the root. All methods share what the engine has, and images.py."""
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (112, 112), (90, 140, 30)).save(file, "PNG")
+    return file.getvalue()
 
 
 def code(node: Any) -> Any:
@@ -100,9 +111,7 @@ def test_every_method_that_computes_has_a_revision() -> None:
 
 def test_another_revision_computes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
-    file = io.BytesIO()
-    Image.new("RGB", (112, 112)).save(file, "PNG")
-    images = ImageSet([Encoded(file.getvalue(), "image 0")])
+    images = ImageSet([Encoded(png(), "image 0")])
     scoring = Scoring(torch.nn.Linear(2, 2), Preset.named("sface"), Pruning())
     calls = []
 
@@ -129,6 +138,29 @@ def _class_of(name: str) -> type:
     classes = [kind for kind in vars(methods).values() if isinstance(kind, type)]
     (found,) = (kind for kind in classes if getattr(kind, "name", None) == name)
     return found
+
+
+def test_another_network_of_the_same_weights_computes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    constants = {"w": floats(8, 3, 4, 4), "g": floats(8, 16, seed=1)}
+    found = []
+    for kind in ("Relu", "Tanh"):
+        nodes = [
+            helper.make_node("Conv", ["x", "w"], ["c"], strides=[4, 4]),
+            helper.make_node(kind, ["c"], ["r"]),
+            helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+            helper.make_node("Flatten", ["p"], ["f"]),
+            helper.make_node("Gemm", ["f", "g"], ["y"]),
+        ]
+        path = saved(make_model(nodes, ("n", 3, 112, 112), constants), tmp_path)
+        images = ImageSet([Encoded(png(), "image 0")])
+        network, preset = import_onnx(path), Preset.named("arcface")
+        kept = [embedded(images, network, preset), Scoring(network, preset, Pruning()).of(images).embeddings]
+        again = embedded(ImageSet([Encoded(png(), "image 0")], cache.in_memory()), import_onnx(path), preset)
+        assert np.array_equal(kept[0], again)
+        found.append(kept)
+    for first, second in zip(*found, strict=True):
+        assert not np.allclose(first, second)
 
 
 SOURCE = 'X = 1\n"""What X is."""\n\n\ndef f(a: int) -> int:\n    """Doc."""\n    return a + X  # why\n'

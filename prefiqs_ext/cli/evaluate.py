@@ -141,7 +141,7 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
             if not paper:
                 raise
             failed[name] = " ".join(str(error).split())
-            click.echo(f"{name}: {failed[name]}", err=True)
+            tell(f"{name}: {failed[name]}")
             continue
         for verifier, comparison in comparisons.items():
             # The paper's figures are those of one network that both scores and compares.

@@ -10,10 +10,12 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from .. import __version__
@@ -28,7 +30,13 @@ from . import revisions
 from .cache import Keep, cached
 from .datasets.crops import Source, digest, name_of, read_crops
 
-VERSIONS = {"prefiqs_ext": __version__, "torch": torch.__version__, "numpy": np.__version__}
+VERSIONS = {
+    "prefiqs_ext": __version__,
+    "torch": torch.__version__,
+    "numpy": np.__version__,
+    "Pillow": PIL.__version__,
+    "OpenCV": cv2.__version__,
+}
 """Of what the numbers depend on."""
 _BATCH = 32  # crops together
 
@@ -110,6 +118,10 @@ class Scoring:
         return hash_weights(self.network)
 
     @cached_property
+    def _computes(self) -> dict[str, Any]:
+        return {"weights": self.weights, "structure": _structure(self.network)}
+
+    @cached_property
     def scorer(self) -> Scorer:
         return Scorer(self.network, self.pruning, preset=self.preset, on_bad="nan", **self.options)
 
@@ -120,7 +132,7 @@ class Scoring:
             output = self.scorer(crops.to(self.scorer.device))
             return torch.cat([output.embedding, output.distance[:, None], output.embedding_norm[:, None]], dim=1)
 
-        facts = {"weights": self.weights, "pruning": asdict(self.pruning)}
+        facts = self._computes | {"pruning": asdict(self.pruning)}
         facts |= {name: str(value) for name, value in self.options.items()}
         table = images.compute("embedding and D", score, self.preset, facts)
         distance, norm = torch.from_numpy(np.ascontiguousarray(table[:, -2:].T))
@@ -134,7 +146,7 @@ class Scoring:
                 method.fit_pass(*self.of(fit_on)[1:])
             scores = method.read(*self.of(images)[1:]).numpy()
         else:
-            facts: dict[str, Any] = {"weights": self.weights, "seed": seed, "output": self.options.get("output")}
+            facts = self._computes | {"seed": seed, "output": self.options.get("output")}
             facts |= {"revision": revisions.METHODS.get(method.name)}
             facts |= {"fitted on": fit_on.hash} if method.needs_fit else {}
             score = _fitting(method, fit_on, self.preset) if method.needs_fit else method.score
@@ -151,7 +163,15 @@ def embedded(images: ImageSet, network: nn.Module, preset: Preset) -> NDArray[np
         unit: Tensor = found / torch.linalg.vector_norm(found, dim=1, keepdim=True)
         return unit  # NaN where the norm is 0, which is refused
 
-    return images.compute("embedding", embed, preset, {"weights": hash_weights(network)})
+    facts = {"weights": hash_weights(network), "structure": _structure(network)}
+    return images.compute("embedding", embed, preset, facts)
+
+
+def _structure(network: nn.Module) -> str:
+    """SHA-256 of what is computed with the weights: modules with their settings, and operations between them as far as
+    a graph has them."""
+    graphs = [module.code for module in network.modules() if isinstance(module, fx.GraphModule)]
+    return hashlib.sha256("\n".join([repr(network), *graphs]).encode()).hexdigest()
 
 
 def _fitting(method: Method, fit_on: ImageSet, preset: Preset) -> Callable[[Tensor], Tensor]:

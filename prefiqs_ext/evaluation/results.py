@@ -64,8 +64,7 @@ class Result(NamedTuple):
         """What to do where pairs are too few, or none fails: a line or none."""
         curves = next(iter(self.comparison.curves.values()))
         few = [curve.fmr for curve in curves if not curve.measurable]
-        none = [curve for curve in curves if curve.fnmr[0] == 0]
-        zero = [curve.fmr for curve in none if curve.measurable] or [curve.fmr for curve in none[:1]]
+        zero = [curve.fmr for curve in curves if curve.measurable and curve.fnmr[0] == 0]
         remedies = []
         if few:
             remedies.append(f"more images, for {curves[0].non_mated} non-mated pairs cannot show FMR {_listed(few)}")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from prefiqs_ext.faces.align import align
 from prefiqs_ext.faces.detect import Detection, Detector
-from prefiqs_ext.faces.image import RGB, UnreadableImage, decode_rgb, read_rgb
+from prefiqs_ext.faces.image import RGB, UnreadableImage, decode_rgb, hash_file, read_rgb
 
 
 class Face(NamedTuple):
@@ -30,4 +30,15 @@ def find_faces(image: RGB, detector: Detector, size: tuple[int, int] = (112, 112
     return [Face(align(image, found.landmarks, size), found) for found in detector.detect(image)]
 
 
-__all__ = ["RGB", "Detection", "Detector", "Face", "UnreadableImage", "align", "decode_rgb", "find_faces", "read_rgb"]
+__all__ = [
+    "RGB",
+    "Detection",
+    "Detector",
+    "Face",
+    "UnreadableImage",
+    "align",
+    "decode_rgb",
+    "find_faces",
+    "hash_file",
+    "read_rgb",
+]

@@ -87,8 +87,8 @@ class Detector:
     def __init__(self, score_threshold: float = 0.6, *, min_face: float = MIN_FACE) -> None:
         if not 0 <= score_threshold <= 1:
             raise ValueError(f"expected score_threshold in [0, 1], got {score_threshold:g}")
-        if not min_face > 0:
-            raise ValueError(f"expected min_face above 0, got {min_face:g}")
+        if not 0 < min_face < math.inf:
+            raise ValueError(f"expected a finite min_face above 0, got {min_face:g}")
         self.score_threshold = score_threshold
         self.min_face = min_face
         self._file = str(weights.fetch("yunet"))  # here, so that worker processes find it ready

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import logging
 import os
@@ -85,6 +86,16 @@ def decode_rgb(data: bytes, name: str) -> RGB:
         if not data:
             raise _Refused("the file is empty")
         return _decode(io.BytesIO(data))
+
+
+def hash_file(path: str | os.PathLike[str]) -> bytes:
+    """SHA-256 of an image file's content. TypeError, UnreadableImage: as :func:`read_rgb` opens it."""
+    found = hashlib.sha256()
+    name = path_name(path)
+    with _refusals(path), _open_regular(name) as stream:
+        while block := stream.read(1 << 20):
+            found.update(block)
+    return found.digest()
 
 
 def path_name(path: str | os.PathLike[str], remedy: str = "") -> str:

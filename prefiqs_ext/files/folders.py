@@ -19,6 +19,23 @@ SUFFIXES |= {".avif", ".ppm", ".pgm", ".pbm", ".pnm"}
 
 _OF_SYSTEMS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
 _OF_SYSTEMS |= {"__macosx", "icon\r", "lost+found", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}
+_PHOTOS = {
+    ".heic",
+    ".heif",
+    ".hif",
+    ".avci",
+    ".jxl",
+    ".raw",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".raf",
+    ".orf",
+    ".psd",
+}
+"""Of photos that nothing here reads."""
 _SHOWN_KINDS = 5
 
 
@@ -73,13 +90,15 @@ class Folders:
 
 
 def counted(passed_over: Counter[str]) -> str:
-    """`12 files passed over: .heic 11, .txt 1; ...` for a person to read; nothing for none."""
+    """`12 files passed over: .heic 11, .txt 1`, and what to do with photos among them, for a person to read; nothing
+    for none."""
     if not passed_over:
         return ""
     kinds = [f"{printable(kind)[:12] or 'no suffix'} {count}" for kind, count in passed_over.most_common()]
     more = [f"{len(kinds) - _SHOWN_KINDS} other kinds"] if len(kinds) > _SHOWN_KINDS else []
     files = f"{passed_over.total()} file{'s' if passed_over.total() > 1 else ''}"
-    return f"{files} passed over: {', '.join(kinds[:_SHOWN_KINDS] + more)}; convert photos to JPEG or PNG first"
+    remedy = "; convert photos to JPEG or PNG first" if _PHOTOS & passed_over.keys() else ""
+    return f"{files} passed over: {', '.join(kinds[:_SHOWN_KINDS] + more)}{remedy}"
 
 
 def _is_hidden(name: str) -> bool:

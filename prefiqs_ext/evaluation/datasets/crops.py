@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...faces import RGB, align, decode_rgb, read_rgb
+from ...faces import RGB, align, decode_rgb, hash_file, read_rgb
 
 
 class Encoded(NamedTuple):
@@ -47,14 +46,15 @@ def name_of(image: Source) -> str:
 
 
 def digest(image: Source) -> bytes:
-    """SHA-256 of what its crop depends on: the file's content, landmarks, swapped colours; not its name."""
+    """SHA-256 of what its crop depends on: the file's content, landmarks, swapped colours; not its name. ValueError,
+    naming it, for a file that is missing, no regular one, empty or too large."""
     if isinstance(image, Encoded):
         return hashlib.sha256(image.data).digest()
     if isinstance(image, Landmarked):
         return hashlib.sha256(digest(image.path) + np.asarray(image.landmarks, np.float64).tobytes()).digest()
     if isinstance(image, Swapped):
         return hashlib.sha256(digest(image.path) + b"swapped").digest()
-    return hashlib.sha256(Path(image).read_bytes()).digest()
+    return hash_file(image)
 
 
 def read_crops(images: Iterable[Source], size: tuple[int, int]) -> Iterator[Tensor]:

@@ -35,15 +35,16 @@ class Names:
     def find(self, path: str) -> int | None:
         """The place of the image that shares most of the path's end; None for none.
 
-        A name alone, of a path or an image that has no folder or CR-FIQA's "images", is enough; else the folder must
-        agree too. ValueError, naming both, where the path may mean two images.
+        What they share is all that one of them is called: of the path all, or of the image its key, so that one
+        person's session is not taken for another's. Where either has no folder, or CR-FIQA's "images", which says
+        nothing of a person, the name is enough. ValueError, naming both, where the path may mean two images.
         """
         parts = _without_suffix(path)
         for start in range(len(parts)):
             tail = parts[start:]
             found = self._places.get(tail, [])
-            if len(tail) == 1 and not _says_nothing(parts):
-                found = [i for i in found if _says_nothing(self.keys[i])]
+            if tail != parts and not _says_nothing(parts):
+                found = [i for i in found if self.keys[i] == tail or _says_nothing(self.keys[i])]
             found = [i for i in found if self.keys[i] == tail] or found
             if len(found) > 1:
                 found = [i for i in found if self._has_suffix_of(path, i)] or found
