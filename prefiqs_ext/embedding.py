@@ -44,8 +44,9 @@ def select(outputs: object, output: int | str | None) -> object:
     try:
         return list(named.values())[int(output)]
     except (ValueError, IndexError):
-        keys = ", ".join(map(repr, named))
-        raise NoOutputError(f"the network has no output {output!r}: expected one of {keys}") from None
+        several = isinstance(outputs, Mapping | Sequence)
+        expected = f"one of {', '.join(map(repr, named))}" if several else "none, for it has but one: leave it out"
+        raise NoOutputError(f"the network has no output {output!r}: expected {expected}") from None
 
 
 def is_embedding(shape: tuple[int, ...], dtype: torch.dtype | None) -> bool:

@@ -8,6 +8,7 @@ rescale |w| and choose other weights.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -67,15 +68,18 @@ class Pruning:
             raise ValueError(f"pruning scope must be one of {', '.join(_SCOPES)}, got {self.scope!r}")
         if self.scope == "global" and self.method not in ("magnitude", "random"):
             raise ValueError(f"pruning method {self.method!r} ranks each layer by itself: use scope='layer'")
-        own = _DEFAULT_SPARSITY if self._n_of_m is None else 1 - self._n_of_m[0] / self._n_of_m[1]
+        n, m = self._n_of_m or (None, None)
+        own = _DEFAULT_SPARSITY if n is None or m is None else (m - n) / m
         if self.sparsity is None:
             object.__setattr__(self, "sparsity", own)
         if isinstance(self.sparsity, bool) or not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity must be a number in [0, 1), got {self.sparsity!r}")
-        if self._n_of_m is not None and self.sparsity != own:
-            raise ValueError(
-                f"pruning method {self.method!r} has sparsity {own:g}, got {self.sparsity!r}: leave sparsity out"
-            )
+        if n is not None:
+            if not math.isclose(self.sparsity, own):
+                raise ValueError(
+                    f"pruning method {self.method!r} has sparsity {own:g}, got {self.sparsity!r}: leave sparsity out"
+                )
+            object.__setattr__(self, "sparsity", own)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"pruning seed must be an integer, got {self.seed!r}")
         if not isinstance(self.layers, str):

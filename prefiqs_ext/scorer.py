@@ -224,7 +224,7 @@ class Scorer(nn.Module):
     def _scored(self, rows: Tensor) -> tuple[Tensor, ...]:
         try:
             return self._run(rows)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
         if len(rows) == 1:

@@ -43,7 +43,7 @@ class Settings:
         return replace(self, calibration=calibration)
 
     def computed_in(self, device: torch.device, dtype: torch.dtype) -> Settings:
-        """The same on another device. ValueError with a scale: in half precision D and its scale are others."""
+        """The same, computed elsewhere. ValueError with a scale, which is for the numbers of one device and dtype."""
         where, name = device.type, dtype_name(dtype)
         if self.calibration is not None and (where, name) != (self.device, self.dtype):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a process may set for all of torch (default dtype and device, autocast, inference mode), and how our numbers are
+"""What a process may set for all of torch (default dtype and device, autocast), and how our numbers are
 kept from depending on it.
 """
 
@@ -26,7 +26,6 @@ def torch_defaults(device: torch.device | str = "cpu") -> Iterator[None]:
     with (
         _float32(),
         torch.device(device),
-        torch.inference_mode(False),
         without_autocast("cpu"),
         without_autocast("cuda"),
     ):

@@ -7,6 +7,7 @@ import gzip
 import os
 import pickle
 import sys
+import time
 import tracemalloc
 import types
 import zipfile
@@ -219,6 +220,40 @@ def test_a_state_dict_that_holds_itself(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(ValueError, match="expected a state dict, the file holds 'epoch', 'state_dict'"):
         load_model(tmp_path / "model.pth", "arcface")
+
+
+@pytest.mark.parametrize("what", ["key", "pairs", "storage"])
+def test_tuples_in_tuples_without_end_are_not_hashed(what: str, tmp_path: Path) -> None:
+    """Pickled by hand, for pickle would hash them too."""
+    tuples = b")" + b"q\x00h\x00\x86" * 60
+    content = {
+        "key": b"}" + tuples + b"K\x01s",
+        "pairs": b"ccollections\nOrderedDict\n]" + tuples + b"K\x01\x86a\x85R",
+        "storage": b"(X\x07\0\0\0storagectorch\nFloatStorage\n" + tuples + b"X\x03\0\0\0cpuK\x01tQ",
+    }[what]
+    path = tmp_path / "model.pth"
+    write_pickles(path, *_Numbers(), {})
+    with path.open("ab") as file:
+        # First a name that torch.load refuses, before it hashes anything.
+        file.write(b"\x80\x02cunknown\nname\n" + content + b"\x86.\x80\x02].")
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"a tuple as a key|a storage without a plain key"):
+        load_model(path, "arcface")
+    assert time.monotonic() - start < 5  # seconds, where hashing would take years
+
+
+def test_a_long_name_that_grows(tmp_path: Path) -> None:
+    inside = nn.Sequential()
+    inside._modules["x" * 100_000] = inside
+    torch.save(inside, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="names of more than 1000 letters"):
+        load_model(tmp_path / "model.pth", "arcface")
+
+
+def test_protocol_0_is_named(tmp_path: Path) -> None:
+    torch.save(layouts.mobilefacenet_state(), tmp_path / "model.pth", pickle_protocol=0)
+    with pytest.raises(ValueError, match="of pickle protocol 0: save it again without naming one"):
+        load_model(tmp_path / "model.pth", "facexzoo")
 
 
 def test_modules_in_modules_without_end(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_an_output_of_a_network_that_has_one() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).eval()
     x = randn(2, 3, 8, 8)
     assert torch.equal(Scorer(model, example=x, output=0)(x).embedding, Scorer(model, example=x)(x).embedding)
-    with pytest.raises(ValueError, match="the network has no output 'logits': expected one of 0"):
+    with pytest.raises(ValueError, match="the network has no output 'logits': expected none, for it has but one"):
         Scorer(model, example=x, output="logits")
 
 

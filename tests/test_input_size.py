@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,6 +60,10 @@ def test_the_declaration_of_an_onnx_file(
     images = torch.randint(0, 256, (2, 3, *fits), dtype=torch.uint8)
     embeddings = Scorer(path, preset=ARCFACE.with_size(fits))(images).embedding
     network = import_onnx(path)
+    for copied in (pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
+        for again in (copied, pickle.loads(pickle.dumps(copied))):
+            assert again.declared_input == network.declared_input
+            assert torch.equal(Scorer(again, preset=ARCFACE.with_size(fits))(images).embedding, embeddings)
     assert torch.equal(Scorer(network, preset=ARCFACE.with_size(fits))(images).embedding, embeddings)
     if refused is None or remedy is None:
         return

@@ -76,7 +76,7 @@ def test_n_of_m_by_loops(n: int, m: int) -> None:
     for index, parameter in enumerate(model.parameters()):
         parameter.data = randn(*parameter.shape, seed=index).round(decimals=1)  # with ties
     pruning = Pruning(method=f"{n}:{m}", layers="conv+linear")
-    assert pruning.sparsity == 1 - n / m
+    assert pruning.sparsity == (m - n) / m
     masks = pruning.masks(model)
     assert pruning.kept_dense(model) == ["4"]
     assert list(masks) == ["0", "1", "2", "3"]
@@ -127,6 +127,8 @@ def test_the_sparsity_that_is_left_out() -> None:
     assert Pruning("structured").sparsity == Pruning("random").sparsity == 0.4
     assert Pruning("2:4") == Pruning("2:4", 0.5)
     assert Pruning("1:4").sparsity == 0.75
+    assert Pruning("7:10") == Pruning("7:10", 0.3) == Pruning("7:10", 1 - 7 / 10)
+    assert Pruning("1:3") == Pruning("1:3", 2 / 3)
     assert replace(Pruning("2:4"), layers="conv+linear").sparsity == 0.5
 
 

@@ -62,7 +62,8 @@ class _Forward(nn.Module):
     def forward(self, levels: Tensor) -> Tensor:
         if self.branches and levels.shape[1] != 3:
             raise ValueError("expected three channels")
-        x = (self.conv(levels / 255) - 0.5).mean((2, 3))
+        gamma = torch.where(levels > 250, 0.3, 0.1) + levels.sqrt() + levels**0.5 + torch.exp(-levels.int())
+        x = (self.conv(levels / 255 + gamma) - 0.5).mean((2, 3))
         x = torch.cat([x * torch.linspace(0, 1, 8), x @ torch.full((8, 8), 0.3)], dim=1)
         return self.head(x) + torch.eye(16)[3:4]
 

@@ -155,7 +155,7 @@ def out_of_memory(error: BaseException | None) -> bool:
     """Whether the device had too little memory: the error says so, or one that it came from (a capture that broke)."""
     while error is not None:
         said = any(words in str(error) for words in _OUT_OF_MEMORY)
-        if isinstance(error, torch.cuda.OutOfMemoryError) or said:
+        if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or said:
             return True
         error = error.__cause__ or error.__context__
     return False

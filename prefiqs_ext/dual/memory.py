@@ -64,8 +64,9 @@ class InPlace:
         self._idle: list[_Memory] = []
 
     def __call__(self, batch: Tensor) -> Any:
+        # Graphs by their forward here and below: their call prints what fails in them beside raising it.
         if batch.shape[1:] != self._input_shape:
-            return self._plain(batch)
+            return self._plain.forward(batch)
         try:
             memory = self._idle.pop()  # not after a look whether there is one: another thread may take it in between
         except IndexError:
@@ -112,7 +113,7 @@ class _Stage:
         self._graph = _with_results_given(graph_module, list(places))
 
     def run(self, value: Tensor, buffers: _Buffers) -> Any:
-        return self._graph(value, buffers.results(value.shape[0] // self._rows))
+        return self._graph.forward(value, buffers.results(value.shape[0] // self._rows))
 
 
 class _Memory:

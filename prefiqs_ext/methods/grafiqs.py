@@ -84,7 +84,8 @@ class GraFIQs:
             tables.append(self._gradients(self._normalize(rows), taps))
             return tables[-1].sum(1)  # not finite where one of them is not
 
-        score_chunks(self, images, self.chunk, at_taps)
+        with torch.inference_mode(False):  # which records nothing
+            score_chunks(self, images, self.chunk, at_taps)
         table = torch.cat(tables) if tables else torch.empty(0, len(taps))
         return table.float().unbind(1)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from torch import fx, nn
+from torch import nn
 
 from .dlib import DlibResNet
 from .ir import IR
 from .iresnet import IResNet
 from .mobilefacenet import MobileFaceNet
-from .onnx_import import DECLARED
+from .onnx_import import ImportedNetwork
 from .preset import Preset
 
 
@@ -31,7 +31,4 @@ def check_input(network: nn.Module, preset: Preset) -> None:
 def _declared(network: nn.Module) -> tuple[int | None, ...] | None:
     if isinstance(network, IResNet | IR | MobileFaceNet | DlibResNet):
         return None, 3, network.input_size, network.input_size
-    if isinstance(network, fx.GraphModule):
-        declared: tuple[int | None, ...] | None = network.meta.get(DECLARED)
-        return declared
-    return None
+    return network.declared_input if isinstance(network, ImportedNetwork) else None

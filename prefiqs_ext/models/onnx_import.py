@@ -8,8 +8,9 @@ shape are never looked at. onnx_operators.py holds what each operator becomes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 from torch import fx
@@ -24,9 +25,6 @@ from .state_dict import QUANTISED
 MAX_BYTES = 1 << 30
 """The largest file read: more than twice an IResNet-200 in float32."""
 
-DECLARED = "prefiqs_ext: declared input"
-"""Where an imported module's `meta` has the shape that the file declares, as [N, C, H, W], None where it is open."""
-
 _OLDEST_OPSET = 7  # broadcasting is NumPy's from here on
 _MAX_MESSAGE = 400
 
@@ -37,8 +35,33 @@ _DATA_TYPES = frozenset(onnx.TensorProto.DataType.Value(name) for name in ("FLOA
 _CONSTANT_OPERATORS = frozenset({"Constant", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"})
 
 
+_DECLARED = "prefiqs_ext: declared input"
+
+
+class ImportedNetwork(fx.GraphModule):
+    """A network from a file that says what it takes."""
+
+    @property
+    def declared_input(self) -> tuple[int | None, ...]:
+        """The shape that the file declares, as [N, C, H, W] of an image, None where it is open."""
+        declared: tuple[int | None, ...] = self.meta[_DECLARED]  # which copies of a graph module have too
+        return declared
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make, arguments = super().__reduce__()
+        return _restored, (make, arguments, self.declared_input)
+
+
+def _restored(make: Callable[..., fx.GraphModule], arguments: Any, declared: tuple[int | None, ...]) -> ImportedNetwork:
+    plain = make(*arguments)
+    module = ImportedNetwork(plain, plain.graph, class_name="Network")
+    module.training = plain.training
+    module.meta[_DECLARED] = declared
+    return module
+
+
 @torch_defaults()
-def import_onnx(path: str | os.PathLike[str]) -> fx.GraphModule:
+def import_onnx(path: str | os.PathLike[str]) -> ImportedNetwork:
     """The network in an ONNX file of float32, opset 7 or later, with one input and all weights inside; in eval mode.
 
     A layer is named by its weight (`layer1.0.conv1.weight` -> `layer1.0.conv1`) or else by its node. The result maps
@@ -133,7 +156,7 @@ def _opset(model: onnx.ModelProto) -> int:
 _ONNX_DOMAINS = ("", "ai.onnx")
 
 
-def _graph_module(model: onnx.ModelProto) -> fx.GraphModule:
+def _graph_module(model: onnx.ModelProto) -> ImportedNetwork:
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     source = _only_input([value for value in model.graph.input if value.name not in constants])
     state = State(_opset(model), constants, infer_shapes(model, source.name, _opset(model)))
@@ -153,8 +176,8 @@ def _graph_module(model: onnx.ModelProto) -> fx.GraphModule:
             raise ValueError(f"expected an output that depends on the input; {name!r} does not")
     outputs = {name: state.activations[name] for name in results}
     state.graph.output(outputs if len(outputs) > 1 else outputs[results[0]])
-    module = fx.GraphModule(state.owned, state.graph).eval()
-    module.meta[DECLARED] = declared
+    module = ImportedNetwork(state.owned, state.graph, class_name="Network").eval()
+    module.meta[_DECLARED] = declared
     return module
 
 

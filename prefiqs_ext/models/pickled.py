@@ -15,9 +15,9 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _MOST_PICKLED = 64 << 20  # bytes of structure; the values of tensors lie elsewhere
 _MOST_MODULES = 100_000
+_LONGEST_NAME = 1000  # of a parameter, and of a storage's key
 _REASON = 160
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -190,8 +191,44 @@ def _old(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
     return content, storage
 
 
+# What an opcode makes keys or members of, on the stack.
+_HASHED = {
+    pickle.SETITEM[0]: slice(-2, -1),
+    pickle.SETITEMS[0]: slice(None, None, 2),
+    pickle.DICT[0]: slice(None, None, 2),
+    pickle.ADDITEMS[0]: slice(None),
+    pickle.FROZENSET[0]: slice(None),
+}
+
+
+def _check_keys(keys: Iterable[object]) -> None:
+    """Tuples in tuples, which a small file can share without end, would be hashed for hours."""
+    for key in keys:
+        if not (key is None or isinstance(key, (str, bytes, int, float, type))):
+            raise _Refused(f"it has a {printable(type(key).__name__)} as a key")
+
+
+def _checked(opcode: int) -> Callable[[Any], None]:
+    load = pickle._Unpickler.dispatch[opcode]
+
+    def check_and_load(unpickler: Any) -> None:
+        _check_keys(unpickler.stack[_HASHED[opcode]])
+        load(unpickler)
+
+    return check_and_load
+
+
+class _Ordered(OrderedDict[object, object]):
+    def __init__(self, pairs: Iterable[Sequence[object]] = ()) -> None:
+        pairs = list(pairs)
+        _check_keys(key for key, _ in pairs)
+        super().__init__((key, value) for key, value in pairs)
+
+
 class _Unpickler(pickle._Unpickler):
     """The one in Python: the one in C makes room for as many memo entries as a file claims, 64 GB by 5 bytes."""
+
+    dispatch = pickle._Unpickler.dispatch | {opcode: _checked(opcode) for opcode in _HASHED}
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
@@ -202,7 +239,7 @@ class _Unpickler(pickle._Unpickler):
         if (module, name) in _SHELLS:
             return type(name, (_Shell,), {})
         if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
+            return _Ordered
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return lambda storage, offset, size, stride, *_: View(storage, offset, tuple(size), tuple(stride))
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
@@ -210,12 +247,16 @@ class _Unpickler(pickle._Unpickler):
         return type(name, (_Uncallable,), {"__module__": module})
 
     def persistent_load(self, pid: object) -> object:
+        if isinstance(pid, str):
+            raise ValueError("of pickle protocol 0: save it again without naming one")
         if isinstance(pid, tuple) and pid[0] == "module":
             return pid[1]
         if isinstance(pid, tuple) and pid[0] == "storage" and pid[1].__module__ == "torch" and not any(pid[5:]):
             if pid[1].__name__ not in _STORAGES:
                 raise _Refused(f"it holds a {printable(pid[1].__name__)}")
-            key = str(pid[2])
+            key = str(pid[2]) if isinstance(pid[2], (str, int)) else ""
+            if not 0 < len(key) <= _LONGEST_NAME:
+                raise ValueError("a storage without a plain key")
             self.dtypes[key] = _STORAGES[pid[1].__name__]
             return _Storage(key, self.dtypes[key])
         raise ValueError("it refers to something else than modules and storages")
@@ -228,6 +269,8 @@ def _state_of(module: _Shell) -> dict[str, View]:
         if not left:
             return found
         prefix, shell = left.pop()
+        if len(prefix) > _LONGEST_NAME:
+            raise ValueError(f"modules in one another, with names of more than {_LONGEST_NAME} letters")
         for kind in ("_parameters", "_buffers"):
             for name, view in dict(vars(shell).get(kind) or {}).items():
                 if isinstance(view, View):

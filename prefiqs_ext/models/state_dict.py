@@ -104,11 +104,11 @@ def _unwrapped(content: object, kind: type[_T]) -> dict[str, _T]:
         outside, content = content, next(inside, None)
         if content is None:
             break
-    values = {str(name): value for name, value in outside.items() if isinstance(value, kind)}
+    named = {name: value for name, value in outside.items() if isinstance(name, str)}
+    values = {name: value for name, value in named.items() if isinstance(value, kind)}
     if not values:
-        raise ValueError(
-            f"expected a state dict, the file holds {', '.join(map(repr, list(outside)[:5])) or 'nothing'}"
-        )
+        names = ", ".join(repr(name[:_REASON]) for name in list(named)[:5])
+        raise ValueError(f"expected a state dict, the file holds {names or 'nothing of a name'}")
     return values
 
 
