@@ -118,8 +118,8 @@ def test_bad_list(tmp_path, values, listed, message):
 def test_images_that_share_an_embedding(tmp_path, values):
     same = ["a/ann/1.jpg", "b/ann/1.jpg", "bo/1.jpg"]
     np.save(tmp_path / "e.npy", values)
-    (tmp_path / "list.txt").write_text("\n".join(PATHS))
-    with pytest.raises(ValueError, match=r"list\.txt:1: 'data/ann/1\.jpg' may be a/ann/1\.jpg or b/ann/1\.jpg"):
+    (tmp_path / "list.txt").write_text("\n".join(path.removeprefix("data/") for path in PATHS))
+    with pytest.raises(ValueError, match=r"list\.txt:1: 'ann/1\.jpg' may be a/ann/1\.jpg or b/ann/1\.jpg"):
         read_embeddings(tmp_path / "e.npy", same, tmp_path / "list.txt")
     save(tmp_path, ["1.npy"], values[:1])
     with pytest.raises(ValueError, match=r"1\.npy: expected an embedding an image; data/ann/1\.jpg has it too"):

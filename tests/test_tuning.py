@@ -240,7 +240,8 @@ def test_command_refuses(data):
     few = run(data, "--folds", "5")
     assert few.exit_code == 1
     assert "use fewer folds" in few.output
-    unnamed = run(data, "--model", "some.onnx")
+    (data.parent / "some.onnx").touch()
+    unnamed = run(data, "--model", str(data.parent / "some.onnx"))
     assert unnamed.exit_code == 2
     assert "needs --preset" in unnamed.output
     _save(pictures(1, 33)[0], data / "p00" / "large.png")
