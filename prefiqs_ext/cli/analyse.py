@@ -19,7 +19,7 @@ from .. import __version__
 from ..files.paths import find_paths
 from ..files.pipeline import read_crops
 from ..whole import csv_table, output_folder, shown, write_folder
-from .people import tell
+from .messages import tell
 from .scoring import load_subject, model_options
 
 _LEAST = 10  # images, for a rank correlation to mean anything

@@ -15,7 +15,7 @@ from ..calibration import Calibration
 from ..files.paths import find_paths
 from ..files.pipeline import score_files
 from ..whole import whole_file
-from .people import tell
+from .messages import tell
 from .scoring import make_scorer, scoring_options
 
 

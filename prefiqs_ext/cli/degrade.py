@@ -16,7 +16,8 @@ from ..evaluation.degraded import Step, degrade, draw
 from ..evaluation.passes import ImageSet
 from ..faces import read_rgb
 from ..whole import csv_table, shown, whole_file, write_folder
-from .people import allow_duplicates_option, tell
+from .messages import tell
+from .people import allow_duplicates_option
 
 _COLUMNS = ("path", "kinds", "grades", "parameters")
 _TABLE = "degradations.csv"

@@ -27,7 +27,8 @@ from ..models.preset import Preset
 from ..network import load_network
 from ..settings import hash_weights
 from ..whole import output_folder, shown
-from .people import allow_duplicates_option, no_cache_option, tell
+from .messages import tell
+from .people import allow_duplicates_option, no_cache_option
 from .score_files import given_scores, of_benchmark, qualities
 from .scoring import computing, load_subject, parse_preset, pruning, scoring_options
 

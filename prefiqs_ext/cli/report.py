@@ -16,7 +16,7 @@ from ..report import Selection, render
 from ..scorer import Scorer
 from ..whole import shown, whole_file
 from .device import device_option
-from .people import tell
+from .messages import tell
 
 
 @click.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..faces.detect import MIN_FACE
 from ..files import Pick, Results, find_paths, score_files
 from ..settings import Settings
 from ..whole import shown
+from .messages import tell
 from .scoring import make_scorer, record, scoring_options
 
 _BATCH_SIZES = {"cpu": 32, "cuda": 256}
@@ -80,7 +80,7 @@ def score(paths: tuple[str, ...], **options: Any) -> None:
         raise click.UsageError("--min-face is for photos: leave it out, or --aligned")
     if options["threads"]:
         torch.set_num_threads(options["threads"])
-    files = find_paths(paths, _report)
+    files = find_paths(paths, tell)
     calibration = Settings.load(options["settings"]).calibration if options["settings"] else None
     pick = Pick(options["top"], options["below"])
     results = Results(
@@ -100,7 +100,7 @@ def score(paths: tuple[str, ...], **options: Any) -> None:
     if not counts.get("ok"):
         raise ValueError(f"nothing could be scored: {summary}")
     if len(counts) > 1:
-        _report(f"{results.done.paths} files: {summary}")
+        tell(f"{results.done.paths} files: {summary}")
 
 
 def _score_rest(files: list[str], results: Results, options: dict[str, Any]) -> None:
@@ -125,14 +125,10 @@ def _score_rest(files: list[str], results: Results, options: dict[str, Any]) -> 
             results.add(one)
             for row in one.rows:
                 if row.status != "ok":
-                    _report(f"{shown(row.path)}: {row.status}: {row.reason}")
+                    tell(f"{shown(row.path)}: {row.status}: {row.reason}")
             bar.update()
 
 
 def _default_workers() -> int:
     """Half the cores this process may use: finding faces costs about as much as scoring them."""
     return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
-
-
-def _report(line: str) -> None:
-    tqdm.write(f"prefiqs: {line}", file=sys.stderr)

@@ -25,7 +25,8 @@ from ..methods.combined import ZScores, log_distance
 from ..pruning import Pruning
 from ..settings import Settings, hash_weights
 from ..whole import csv_table, output_folder, write_folder
-from .people import allow_duplicates_option, no_cache_option, tell
+from .messages import tell
+from .people import allow_duplicates_option, no_cache_option
 from .scoring import load_subject, model_options
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

@@ -114,12 +114,12 @@ class Scoring:
     """The Scorer's device, dtype and output."""
 
     @cached_property
-    def weights(self) -> str:
-        return hash_weights(self.network)
-
-    @cached_property
     def _computes(self) -> dict[str, Any]:
-        return {"weights": self.weights, "structure": _structure(self.network)}
+        return _what_computes(self.network)
+
+    @property
+    def weights(self) -> str:
+        return str(self._computes["weights"])
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -163,15 +163,15 @@ def embedded(images: ImageSet, network: nn.Module, preset: Preset) -> NDArray[np
         unit: Tensor = found / torch.linalg.vector_norm(found, dim=1, keepdim=True)
         return unit  # NaN where the norm is 0, which is refused
 
-    facts = {"weights": hash_weights(network), "structure": _structure(network)}
-    return images.compute("embedding", embed, preset, facts)
+    return images.compute("embedding", embed, preset, _what_computes(network))
 
 
-def _structure(network: nn.Module) -> str:
-    """SHA-256 of what is computed with the weights: modules with their settings, and operations between them as far as
-    a graph has them."""
+def _what_computes(network: nn.Module) -> dict[str, Any]:
+    """Hashes of the weights, and of what is computed with them: modules with their settings, and operations between
+    them as far as a graph has them."""
     graphs = [module.code for module in network.modules() if isinstance(module, fx.GraphModule)]
-    return hashlib.sha256("\n".join([repr(network), *graphs]).encode()).hexdigest()
+    structure = hashlib.sha256("\n".join([repr(network), *graphs]).encode()).hexdigest()
+    return {"weights": hash_weights(network), "structure": structure}
 
 
 def _fitting(method: Method, fit_on: ImageSet, preset: Preset) -> Callable[[Tensor], Tensor]:
