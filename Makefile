@@ -38,7 +38,7 @@ sanitize:
 		install --quiet $(PIP_ARGS) $(TORCH) --config-settings=build-dir=build/sanitized-objects --editable '.[test]'
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0:allocator_may_return_null=1 \
-		$(SANITIZED)/bin/python -m pytest tests/test_ops.py tests/test_ops_geometry.py tests/test_in_place.py
+		$(SANITIZED)/bin/python -m pytest tests/test_ops.py tests/test_ops_geometry.py tests/test_buffers.py
 
 # Editable, so that Python changes need no install; the native parts are rebuilt when their sources change.
 .venv/installed: $(SOURCES)

@@ -31,7 +31,7 @@ from prefiqs_ext import _C, ops
 from prefiqs_ext.dual import DualConv2d, DualLinear
 from prefiqs_ext.pruning import pack_mask
 from prefiqs_ext.scorer import Scorer
-from prefiqs_ext.timing import interleaved
+from prefiqs_ext.utils.timing import time_interleaved
 
 ALGORITHMS = ("depthwise", "winograd", "linear", "gemm")
 TORCH = "two torch layers"
@@ -180,7 +180,7 @@ def main() -> None:
     for layer, count in layers(*network(arguments.model)).items():
         calls = contenders(layer, arguments.batch)
         times = {
-            name: Spread.of(times) for name, times in interleaved(calls, rounds=arguments.rounds, settle=0).items()
+            name: Spread.of(times) for name, times in time_interleaved(calls, rounds=arguments.rounds, settle=0).items()
         }
         operations = 2 * arguments.batch * layer.operations
         for place, (name, time) in enumerate(times.items()):

@@ -13,7 +13,7 @@ import click
 import torch
 
 from benchmarks.timing import machine
-from prefiqs_ext.analysis import late_layers
+from prefiqs_ext.analysis.late_layers import measure_late_layers
 from prefiqs_ext.models import PRESETS
 from tests.networks import calibrated, pictures
 
@@ -25,7 +25,9 @@ from tests.networks import calibrated, pictures
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--json", "file", type=click.Path(path_type=Path))
 def main(model: str, images: int, batch: int, rounds: int, file: Path | None) -> None:
-    costs = late_layers(calibrated(model), PRESETS["arcface"], pictures(images, seed=3), rounds=rounds, batch=batch)
+    costs = measure_late_layers(
+        calibrated(model), PRESETS["arcface"], pictures(images, seed=3), rounds=rounds, batch=batch
+    )
     for cost in costs:
         recognition, full = ("{:.2f} ({:.2f}-{:.2f})".format(*ratios) for ratios in (cost.of_recognition, cost.of_full))
         print(f"{cost.share:5.0%} {recognition} {full} {cost.agreement:.3f} {cost.first}")

@@ -27,7 +27,7 @@ from benchmarks.timing import Spread, machine, ratios
 from prefiqs_ext import models, reference
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
-from prefiqs_ext.timing import interleaved
+from prefiqs_ext.utils.timing import time_interleaved
 from tests.networks import calibrated, pictures
 
 IRESNETS = ("iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200")
@@ -73,7 +73,7 @@ def compare(name: str, *, batch: int, rounds: int, threads: int, chosen: Sequenc
     found = {name: np.concatenate([score(images) for images in batches]) for name, score in contenders.items()}
     calls = {name: (lambda score=score: score(batches[0])) for name, score in contenders.items()}
     _progress(f"timing {rounds} rounds")
-    seconds = interleaved(calls, rounds=rounds)
+    seconds = time_interleaved(calls, rounds=rounds)
     return [
         Result(
             name=name,

@@ -6,13 +6,13 @@
 """
 
 from prefiqs_ext import methods, models, reference
+from prefiqs_ext.analysis.sensitivity import sensitivity
 from prefiqs_ext.calibration import Calibration
 from prefiqs_ext.dual import dualize
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer, score
-from prefiqs_ext.sensitivity import sensitivity
 from prefiqs_ext.settings import Settings
 
 __version__ = "0.1.0"

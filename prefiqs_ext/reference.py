@@ -7,11 +7,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from prefiqs_ext.embedding import embedding
+from prefiqs_ext.models.embedding import select_embedding
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning
-from prefiqs_ext.torch_defaults import torch_defaults
+from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 
 def score(
@@ -42,7 +42,7 @@ def score(
             weight = pruned.get_parameter(f"{name}.weight")
             weight.mul_(mask.to(weight.device))
         x = batch.to(dtype) if preset is None else _network_input(batch, preset, dtype)
-        raw, raw_pruned = embedding(dense(x), output), embedding(pruned(x), output)
+        raw, raw_pruned = select_embedding(dense(x), output), select_embedding(pruned(x), output)
         unit, pruned_unit = _l2_normalise(raw), _l2_normalise(raw_pruned)
         # The norm of the difference: sqrt(2 - 2 cos) would cancel where D is small.
         distance = torch.linalg.vector_norm(unit - pruned_unit, dim=1)

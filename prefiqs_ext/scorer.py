@@ -11,16 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from prefiqs_ext.batches import check_batch, check_values, example_images, levels, name_rows
 from prefiqs_ext.device import resolve
-from prefiqs_ext.dual import CudaGraphs, InPlace, dualize, out_of_memory, to_half
+from prefiqs_ext.dual import BufferedGraph, CudaGraphs, dualize, out_of_memory, to_half
+from prefiqs_ext.inputs import check_batch, check_values, example_images, levels, name_rows
+from prefiqs_ext.models.fingerprint import hash_weights
+from prefiqs_ext.models.loading import Normalized, load_network
 from prefiqs_ext.models.preset import Preset
-from prefiqs_ext.network import Normalized, load_network
 from prefiqs_ext.ops import embedding_distance
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning
-from prefiqs_ext.settings import Settings, dtype_name, hash_weights
-from prefiqs_ext.torch_defaults import torch_defaults, without_autocast
+from prefiqs_ext.settings import Settings, dtype_name
+from prefiqs_ext.utils.torch_defaults import torch_defaults, without_autocast
 
 # Images run together: what stays in a CPU's cache; what fills a GPU.
 _CHUNK = {"cpu": 16, "cuda": 256}
@@ -111,7 +112,7 @@ class Scorer(nn.Module):
         self._embedding_size = expected.shape[1]
         self._run: Callable[[Tensor], tuple[Tensor, ...]]
         if self.dtype == torch.float32:
-            self._run = partial(_score_output, InPlace(self._dual, example, chunk=self.chunk))
+            self._run = partial(_score_output, BufferedGraph(self._dual, example, chunk=self.chunk))
         else:
             to_half(self._dual, self.device, self.dtype)
             self._check_half(example[:1], expected)
@@ -269,7 +270,7 @@ class Scorer(nn.Module):
         return self
 
 
-def _score_output(dual: fx.GraphModule | InPlace, batch: Tensor) -> ScoreOutput:
+def _score_output(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> ScoreOutput:
     """The network's input -> scores of the pair of embeddings [2N, d]."""
     distance, embedding, pruned_embedding, norm = embedding_distance(dual(batch))
     return ScoreOutput(distance, 1 - distance / 2, embedding, pruned_embedding, norm)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from prefiqs_ext.calibration import Calibration
+from prefiqs_ext.models.fingerprint import check_sha256
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
-from prefiqs_ext.strict_json import exactly, made, read_strictly
-from prefiqs_ext.whole import whole_file
+from prefiqs_ext.utils.atomic_write import atomic_write
+from prefiqs_ext.utils.strict_json import build_dataclass, check_names, read_strict_json
 
 _VERSION = 1
 _DEVICES = ("cpu", "cuda")
@@ -57,17 +55,17 @@ class Settings:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file whole or not at all. ValueError where it cannot be written."""
-        with whole_file(os.fspath(path)) as file:
+        with atomic_write(os.fspath(path)) as file:
             file.write(self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Settings:
         """FileNotFoundError; ValueError, in one line, for a file that is no such settings."""
-        return read_strictly(path, "a Scorer's settings", cls._from)
+        return read_strict_json(path, "a Scorer's settings", cls._from)
 
     @classmethod
     def _from(cls, values: Any) -> Settings:
-        named = exactly(values, ("version", *(field.name for field in fields(cls))), "settings")
+        named = check_names(values, ("version", *(field.name for field in fields(cls))), "settings")
         version = named.pop("version")
         if type(version) is not int or version != _VERSION:
             raise ValueError(f"version {_VERSION} is what this program reads, got {version!r}")
@@ -78,15 +76,15 @@ class Settings:
             if type(named[name]) not in kinds:
                 raise ValueError(f"{name} is {named[name]!r}")
         check_sha256(named["model_sha256"])
-        pruning = made(Pruning, named["pruning"])
+        pruning = build_dataclass(Pruning, named["pruning"])
         if pruning is None:
             raise ValueError("pruning is missing")
         return cls(
             **{
                 **named,
-                "preset": made(Preset, named["preset"]),
+                "preset": build_dataclass(Preset, named["preset"]),
                 "pruning": pruning,
-                "calibration": made(Calibration, named["calibration"]),
+                "calibration": build_dataclass(Calibration, named["calibration"]),
             }
         )
 
@@ -94,20 +92,3 @@ class Settings:
 def dtype_name(dtype: torch.dtype) -> str:
     """ "float32" for torch.float32."""
     return str(dtype).removeprefix("torch.")
-
-
-def hash_weights(network: nn.Module) -> str:
-    """SHA-256 over the names, shapes, types and bytes of a network's parameters and buffers, in the order of names: the
-    same for the same weights, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted([*network.named_parameters(), *network.named_buffers()]):
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def check_sha256(value: Any) -> None:
-    """ValueError unless it is what `hash_weights` gives."""
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise ValueError(f"model_sha256 is {value!r}")

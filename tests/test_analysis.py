@@ -17,9 +17,8 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from prefiqs_ext import Preset, Pruning, Scorer, sensitivity
-from prefiqs_ext.analysis import late_layers, vary
-from prefiqs_ext.analysis.late import _by_execution, _latest
-from prefiqs_ext.analysis.variation import count_variations
+from prefiqs_ext.analysis.late_layers import _by_execution, _latest, measure_late_layers
+from prefiqs_ext.analysis.variation import count_variations, vary
 from prefiqs_ext.cli import main
 
 PRESET = Preset("small", (32, 32), "rgb", (127.5,) * 3, (127.5,) * 3)
@@ -97,7 +96,7 @@ def test_the_latest_layers(operations: float, chosen: str) -> None:
 
 
 def test_late_layers(network: nn.Module, images: Tensor) -> None:
-    costs = late_layers(network, PRESET, images, shares=(1.0, 0.3), rounds=2, batch=4)
+    costs = measure_late_layers(network, PRESET, images, shares=(1.0, 0.3), rounds=2, batch=4)
     assert [cost.share for cost in costs] == [1.0, 0.3, 0.0]
     full, late, none = costs
     assert full.layers[0] == full.first == "stem.0"
@@ -110,7 +109,7 @@ def test_late_layers(network: nn.Module, images: Tensor) -> None:
     assert late.agreement == pytest.approx(spearmanr(drift, whole).statistic)
     for shares in ((1.0, 0.0), (0.5,), (1.0, 2.0)):  # 0 would be taken for recognition alone
         with pytest.raises(ValueError, match="shares above 0 and up to 1"):
-            late_layers(network, PRESET, images, shares=shares)
+            measure_late_layers(network, PRESET, images, shares=shares)
     assert all(cost.milliseconds > 0 and cost.of_recognition[1] <= cost.of_recognition[2] for cost in costs)
 
 
@@ -120,7 +119,8 @@ def test_the_command(sface_file: Path, crops: Tensor, tmp_path: Path, monkeypatc
     monkeypatch.setattr("prefiqs_ext.analysis.variation.vary.__defaults__", ((0.1, 0.4),))
     monkeypatch.setattr("prefiqs_ext.analysis.variation.count_variations.__defaults__", ((0.1, 0.4),))
     monkeypatch.setattr(
-        "prefiqs_ext.analysis.late.late_layers.__kwdefaults__", {"shares": (1.0, 0.1), "rounds": 1, "batch": 4}
+        "prefiqs_ext.analysis.late_layers.measure_late_layers.__kwdefaults__",
+        {"shares": (1.0, 0.1), "rounds": 1, "batch": 4},
     )
     folder = tmp_path / "faces"
     folder.mkdir()

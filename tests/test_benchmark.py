@@ -16,7 +16,7 @@ sys.path.append(str(ROOT))  # last: the installed package comes before the sourc
 
 from benchmarks.memory import BATCH_FILE, peak_bytes  # noqa: E402
 from benchmarks.timing import Spread, machine, ratios  # noqa: E402
-from prefiqs_ext.timing import interleaved  # noqa: E402
+from prefiqs_ext.utils.timing import time_interleaved  # noqa: E402
 
 
 def test_spread_by_hand() -> None:
@@ -41,7 +41,7 @@ def test_rounds_rotate_and_time_each_contender_once(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + 100 * seconds))
-    seconds = interleaved({name: (lambda name=name: contender(name)) for name in takes}, rounds=4, warmup=1)
+    seconds = time_interleaved({name: (lambda name=name: contender(name)) for name in takes}, rounds=4, warmup=1)
     assert "".join(calls) == "abc" + "abc" + "bca" + "cab" + "abc"
     assert seconds == {"a": [1.0] * 4, "b": [2.0] * 4, "c": [4.0] * 4}  # neither warm-up nor sleep is timed
 

@@ -17,8 +17,8 @@ from onnx_files import assert_equal, floats, make_model, onnx_runtime, saved
 from torch import Tensor, nn
 
 from prefiqs_ext import Pruning, Scorer, Settings, dualize, methods, models, reference, sensitivity
-from prefiqs_ext.embedding import embedding, select
-from prefiqs_ext.evaluation.passes import ImageSet, Scoring, embedded
+from prefiqs_ext.evaluation.inference import ImageSet, Scoring, embedded
+from prefiqs_ext.models.embedding import select_embedding, select_output
 from tests.test_cli import Command
 
 SIZE = 32
@@ -60,7 +60,7 @@ def test_one_rule_for_all_that_run_a_network(output: int | str | None, name: str
     torch.testing.assert_close(found.embedding, F.normalize(expected), rtol=0, atol=1e-6)
     assert (found.distance > 1e-3).all()
     assert scorer.settings.output == output
-    assert torch.equal(embedding(network(PRESET.normalize()(batch)), output), expected)
+    assert torch.equal(select_embedding(network(PRESET.normalize()(batch)), output), expected)
     assert torch.equal(
         reference.score(network, batch, preset=PRESET, output=output).distance,
         reference.score(alone, batch, preset=PRESET).distance,
@@ -94,9 +94,9 @@ def test_one_column_is_no_embedding(output: int | None, form: type) -> None:
 def test_an_output_by_name_or_index() -> None:
     by_name = {"0": "a", "683": "b", "1": "c"}
     for output, found in (("0", "a"), ("1", "c"), (1, "b"), (-1, "c"), ("2", "c")):
-        assert select(by_name, output) == found
-    assert select(("a", "b"), "1") == select(["a", "b"], 1) == "b"
-    assert select("abc", None) == "abc"
+        assert select_output(by_name, output) == found
+    assert select_output(("a", "b"), "1") == select_output(["a", "b"], 1) == "b"
+    assert select_output("abc", None) == "abc"
 
 
 def test_an_output_of_a_network_that_has_one() -> None:

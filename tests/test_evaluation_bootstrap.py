@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefiqs_ext.evaluation import blocks as blocks_module
 from prefiqs_ext.evaluation import bootstrap as bootstrap_module
+from prefiqs_ext.evaluation import pair_blocks as blocks_module
 from prefiqs_ext.evaluation.all_pairs import all_pairs
 from prefiqs_ext.evaluation.bootstrap import bootstrap
 from tests.test_evaluation_edc import faces

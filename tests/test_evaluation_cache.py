@@ -86,7 +86,7 @@ def read_only(*_):
 @pytest.mark.parametrize(
     ("name", "instead", "why"),
     [
-        ("whole_file", full, "No space left on device"),
+        ("atomic_write", full, "No space left on device"),
         ("os", SimpleNamespace(replace=read_only, getpid=int), "Read-only"),
     ],
 )

@@ -19,7 +19,7 @@ from prefiqs_ext.evaluation import cache, results
 from prefiqs_ext.evaluation.all_pairs import all_pairs
 from prefiqs_ext.evaluation.datasets.crops import read_crops
 from prefiqs_ext.evaluation.edc import TOO_FEW, Mode
-from prefiqs_ext.evaluation.passes import ImageSet
+from prefiqs_ext.evaluation.inference import ImageSet
 
 
 @pytest.fixture(scope="module")

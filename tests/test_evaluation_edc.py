@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prefiqs_ext.evaluation import all_pairs as all_pairs_module
-from prefiqs_ext.evaluation import blocks as blocks_module
+from prefiqs_ext.evaluation import pair_blocks as blocks_module
 from prefiqs_ext.evaluation.all_pairs import all_pairs
 from prefiqs_ext.evaluation.edc import Around, Curve, error_versus_discard, threshold
 

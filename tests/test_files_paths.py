@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prefiqs_ext.files import find_paths
-from prefiqs_ext.whole import shown
+from prefiqs_ext.utils.text import format_path
 
 
 @pytest.fixture
@@ -131,4 +131,4 @@ def test_folders_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_shown_is_one_printable_line() -> None:
-    assert shown("a\n\x1b[31m\udce9é") == "a\\n\\x1b[31m\\xe9é"
+    assert format_path("a\n\x1b[31m\udce9é") == "a\\n\\x1b[31m\\xe9é"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prefiqs_ext import Scorer
 from prefiqs_ext.faces import Detector, find_faces, read_rgb
-from prefiqs_ext.files import Row, pipeline, score_files
+from prefiqs_ext.files import Record, pipeline, score_files
 from prefiqs_ext.models import weights
 from tests.conftest import CROPS
 
@@ -50,7 +50,7 @@ def images(tmp_path: Path) -> list[str]:
     return paths
 
 
-def _rows(paths: list[str], scorer: Scorer, **options: Any) -> list[Row]:
+def _rows(paths: list[str], scorer: Scorer, **options: Any) -> list[Record]:
     return [row for scored in score_files(paths, scorer, aligned=True, **options) for row in scored.rows]
 
 
@@ -211,7 +211,7 @@ def test_photos(scorer: Scorer, tmp_path: Path) -> None:
     output = scorer(torch.stack([torch.from_numpy(face.crop) for face in faces]).permute(0, 3, 1, 2))
     for workers in (0, 1):
         none, both = score_files(paths, scorer, workers=workers)
-        assert none.rows == [Row(paths[0], None, "no_face", reason="no face found")]
+        assert none.rows == [Record(paths[0], None, "no_face", reason="no face found")]
         assert torch.isnan(none.embeddings).all()
         assert none.embeddings.shape == (1, 16)
         assert [row.face for row in both.rows] == [0, 1]

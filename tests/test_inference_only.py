@@ -8,7 +8,7 @@ from networks import calibrate, pictures
 from torch import Tensor, nn
 
 from prefiqs_ext import Scorer, dualize
-from prefiqs_ext.dual.inference import inference_form
+from prefiqs_ext.dual.convert.inference_form import inference_form
 
 
 class _Trains(nn.Sequential):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prefiqs_ext import Preset, methods
 from prefiqs_ext.methods import FROQ
-from prefiqs_ext.methods.froq import Selection, pseudo_labels, select
+from prefiqs_ext.methods.froq import LayerSelection, pseudo_labels, select
 
 # Neither square, nor divided by 8, nor on the scale of -1 to 1.
 PRESET = Preset("odd", (36, 44), "bgr", (100.0, 110.0, 125.0), (50.0, 60.0, 70.0))
@@ -344,7 +344,7 @@ def test_on_sface(sface: nn.Module, crops: Tensor) -> None:
     sharp, soft = pseudo_labels(torch.cat([crops[:1], blurred]), sface, preset)
     assert sharp > soft + 0.003
     method = FROQ(sface, preset)
-    method.selection = Selection(("conv_14_batchnorm", "dropout5", "fc1"), 0.5, 200, 0)
+    method.selection = LayerSelection(("conv_14_batchnorm", "dropout5", "fc1"), 0.5, 200, 0)
     with torch.no_grad():
         last = torch.linalg.vector_norm(sface(crops[:12].float()), dim=1)
     scores = method.score(crops[:12])

@@ -12,7 +12,7 @@ from torch import nn
 
 from prefiqs_ext import Preset, methods
 from prefiqs_ext.methods import FROQ, GraFIQs
-from prefiqs_ext.methods.froq import Selection
+from prefiqs_ext.methods.froq import LayerSelection
 from prefiqs_ext.models.ir import IR
 
 PRESET = Preset("small", (48, 48), "bgr", (127.5,) * 3, (127.5,) * 3)
@@ -33,7 +33,7 @@ def network(shared: nn.Module) -> nn.Module:
 def made(name: str, network: nn.Module) -> Any:
     method = methods.create(name, network, PRESET)
     if isinstance(method, FROQ):
-        method.selection = Selection(("body.0", "output_layer"), 0.5, 20, 0)
+        method.selection = LayerSelection(("body.0", "output_layer"), 0.5, 20, 0)
     return method
 
 

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from prefiqs_ext import Scorer
 from prefiqs_ext.cli import main
-from prefiqs_ext.files.rows import Row
+from prefiqs_ext.files.records import Record
 from prefiqs_ext.models import weights
 from prefiqs_ext.report import Selection, render
 from prefiqs_ext.report.histogram import HEIGHT, WIDTH, histogram
-from prefiqs_ext.whole import shown, whole_file
+from prefiqs_ext.utils.atomic_write import atomic_write
+from prefiqs_ext.utils.text import format_path
 from tests import chromium
 
 HOSTILE = [
@@ -72,15 +73,15 @@ class Parsed(HTMLParser):
         return [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
 
 
-def _scored(qualities: list[float]) -> list[Row]:
-    return [Row(f"/nowhere/{i}.jpg", 0, "ok", q, 2 - 2 * q, 10.0) for i, q in enumerate(qualities)]
+def _scored(qualities: list[float]) -> list[Record]:
+    return [Record(f"/nowhere/{i}.jpg", 0, "ok", q, 2 - 2 * q, 10.0) for i, q in enumerate(qualities)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 11, 12, 13, 500])
 def test_selection_keeps_what_sorting_all_would(count: int) -> None:
     rng = random.Random(count)
     rows = _scored([rng.randrange(50) / 50 for _ in range(count)])  # with many ties
-    shown_rows = Selection(most=6).add(rows).shown()
+    shown_rows = Selection(most=6).add(rows).pick()
     ranked = sorted(rows, key=lambda row: -(row.quality or 0))  # stable: the earlier first
     if count <= 12:
         assert shown_rows.best == ranked
@@ -95,11 +96,11 @@ def test_selection_keeps_what_sorting_all_would(count: int) -> None:
 
 
 def test_selection_is_bounded_and_counts_all() -> None:
-    def rows() -> list[Row]:
-        return [Row(f"{i}.jpg", None, "no_face", reason="no face found") for i in range(1000)]
+    def rows() -> list[Record]:
+        return [Record(f"{i}.jpg", None, "no_face", reason="no face found") for i in range(1000)]
 
     selection = Selection(most=10).add(_scored([i / 4999 for i in range(5000)])).add(rows())
-    chosen = selection.shown()
+    chosen = selection.pick()
     assert (len(chosen.best), chosen.middle, len(chosen.worst), len(chosen.others)) == (10, 4980, 10, 10)
     assert selection.counts == {"ok": 5000, "no_face": 1000}
     assert sum(selection.quality_counts) == 5000
@@ -142,9 +143,9 @@ def hostile(tmp_path: Path) -> Path:
 def _page(folder: Path) -> str:
     paths = sorted(os.path.join(folder, name) for name in HOSTILE)
     rows = [
-        Row(path, 0, "ok", 0.9 - i / 50, 0.2 + i / 25, 12.0, 90.0, 50.0, 60.0, 80.0, 0.9)
+        Record(path, 0, "ok", 0.9 - i / 50, 0.2 + i / 25, 12.0, 90.0, 50.0, 60.0, 80.0, 0.9)
         if i % 2
-        else Row(path, None, "not_assessable", reason="<b>because</b>")
+        else Record(path, None, "not_assessable", reason="<b>because</b>")
         for i, path in enumerate(paths)
     ]
     return render(Selection().add(rows), str(folder), {"Network": "<i>none</i>"})
@@ -155,7 +156,7 @@ def test_names_are_only_text(hostile: Path) -> None:
     parsed = Parsed(page)
     harmless = Parsed(render(Selection().add(_scored([0.5])), "/nowhere", {}))
     assert {tag for tag, _ in parsed.tags} <= {tag for tag, _ in harmless.tags} | {"img"}
-    assert sorted(parsed.names) == sorted(map(shown, HOSTILE))
+    assert sorted(parsed.names) == sorted(map(format_path, HOSTILE))
     for tag, attributes in parsed.tags:
         assert tag != "script"
         assert not [name for name in attributes if name.startswith("on")]
@@ -176,9 +177,9 @@ def test_thumbnails_are_small_and_of_the_face(tmp_path: Path) -> None:
     Image.fromarray(photo).save(file)
     box = (400.0, 100.0, 80.0, 100.0)
     rows = [
-        Row(str(file), 0, "ok", 0.8, 0.4, 9.0, *box, 0.9),
-        Row(str(file), 1, "ok", 0.7, 0.6, 9.0, 5000.0, 5000.0, 10.0, 10.0, 0.9),  # outside: the whole photo
-        Row(str(tmp_path / "gone.png"), 0, "ok", 0.6, 0.8, 9.0, *box, 0.9),
+        Record(str(file), 0, "ok", 0.8, 0.4, 9.0, *box, 0.9),
+        Record(str(file), 1, "ok", 0.7, 0.6, 9.0, 5000.0, 5000.0, 10.0, 10.0, 0.9),  # outside: the whole photo
+        Record(str(tmp_path / "gone.png"), 0, "ok", 0.6, 0.8, 9.0, *box, 0.9),
     ]
     parsed = Parsed(render(Selection().add(rows), str(tmp_path), {}))
     face, whole = parsed.pictures()
@@ -313,9 +314,9 @@ def test_full_disk(tmp_path: Path) -> None:
     output.write_text("old")
     Path(f"{output}.part").symlink_to("/dev/full")
     full = r"^cannot write .*page\.html \(No space left on device\)$"
-    with pytest.raises(ValueError, match=full), whole_file(str(output)) as file:
+    with pytest.raises(ValueError, match=full), atomic_write(str(output)) as file:
         file.write(b"x" * 100_000)
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     assert output.read_text() == "old"
-    with pytest.raises(ValueError, match="expected a file to write, got no name"), whole_file(""):
+    with pytest.raises(ValueError, match="expected a file to write, got no name"), atomic_write(""):
         pass

@@ -23,7 +23,7 @@ from PIL import Image
 from prefiqs_ext import Preset, Pruning, methods
 from prefiqs_ext.evaluation import cache, revisions
 from prefiqs_ext.evaluation.datasets.crops import Encoded
-from prefiqs_ext.evaluation.passes import ImageSet, Scoring, embedded
+from prefiqs_ext.evaluation.inference import ImageSet, Scoring, embedded
 from prefiqs_ext.models import import_onnx
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +104,7 @@ def test_code_has_changed_only_with_its_revision() -> None:
 
 
 def test_every_method_that_computes_has_a_revision() -> None:
-    computing = {name for name in methods.NAMES if not issubclass(_class_of(name), methods.drift.OfScorer)}
+    computing = {name for name in methods.NAMES if not issubclass(_class_of(name), methods.drift.ScorerMethod)}
     assert set(revisions.METHODS) == computing
     assert set(FILES) == {"ENGINE", *computing}
 

@@ -164,7 +164,7 @@ class Eager:
 @pytest.fixture
 def in_half(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scorer]:
     """Makes Scorers that compute as on CUDA, but on the CPU."""
-    monkeypatch.setattr("prefiqs_ext.dual.cuda_graphs.CudaRecording", Eager)
+    monkeypatch.setattr("prefiqs_ext.dual.runtime.cuda_graphs.CudaRecording", Eager)
 
     def make(*args: Any, dtype: torch.dtype = torch.float16, **kwargs: Any) -> Scorer:
         monkeypatch.setattr("prefiqs_ext.scorer.resolve", lambda *_: (CPU, dtype))

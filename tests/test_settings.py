@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from prefiqs_ext import Calibration, Preset, Pruning, Scorer, Settings
 from prefiqs_ext.cli import main
-from prefiqs_ext.settings import hash_weights
+from prefiqs_ext.models.fingerprint import hash_weights
 
 PRESET = Preset("small", (32, 32), "bgr", (127.5, 120, 110), (127.5,) * 3)
 FLOAT32 = ("cpu", "float32")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prefiqs_ext import Preset, Scorer, dualize, methods, reference, sensitivity
 from prefiqs_ext.models import load
-from prefiqs_ext.torch_defaults import torch_defaults
+from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 PRESET = Preset("small", (32, 32), "bgr", (127.5, 120, 110), (127.5,) * 3)
 

@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .late import Cost
-from .variation import Variation
+from prefiqs_ext.analysis.late_layers import Cost
+from prefiqs_ext.analysis.variation import Variation
 
 _DPI = 130
 
 
-def draw(variations: Sequence[Variation], costs: Sequence[Cost], title: str, file: IO[bytes]) -> None:
+def plot_variation(variations: Sequence[Variation], costs: Sequence[Cost], title: str, file: IO[bytes]) -> None:
     """Writes a PNG: D, agreement, the first-order estimate and the cost of late layers."""
     figure = Figure(figsize=(11, 8), layout="constrained")
     FigureCanvasAgg(figure)

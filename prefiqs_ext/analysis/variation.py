@@ -9,10 +9,10 @@ import numpy as np
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from ..models.preset import Preset
-from ..pruning import Pruning
-from ..scorer import Scorer
-from ..sensitivity import sensitivity
+from prefiqs_ext.analysis.sensitivity import sensitivity
+from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.scorer import Scorer
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 BASE = Pruning()

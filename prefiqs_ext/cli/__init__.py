@@ -10,18 +10,18 @@ from typing import Any
 
 import click
 
-from .. import __version__
-from ..whole import printable
-from . import analyse as _analyse
-from . import calibrate as _calibrate
-from . import degrade as _degrade
-from . import demo as _demo
-from . import evaluate as _evaluate
-from . import info as _info
-from . import report as _report
-from . import score as _score
-from . import tune as _tune
-from . import weights as _weights
+from prefiqs_ext import __version__
+from prefiqs_ext.cli import analyse as _analyse
+from prefiqs_ext.cli import calibrate as _calibrate
+from prefiqs_ext.cli import degrade as _degrade
+from prefiqs_ext.cli import demo as _demo
+from prefiqs_ext.cli import evaluate as _evaluate
+from prefiqs_ext.cli import info as _info
+from prefiqs_ext.cli import report as _report
+from prefiqs_ext.cli import score as _score
+from prefiqs_ext.cli import tune as _tune
+from prefiqs_ext.cli import weights as _weights
+from prefiqs_ext.utils.text import escape_unprintable
 
 _INTERRUPTED = 130
 
@@ -43,7 +43,7 @@ class _Commands(click.Group):
             line = " ".join(str(error).split())
             if not isinstance(error, (ValueError, OSError, MemoryError)):  # what the package raises for bad input
                 line = f"{type(error).__name__}: {line} (a fault of prefiqs: PREFIQS_DEBUG=1 shows where)"
-            raise click.ClickException(printable(line or type(error).__name__)) from error
+            raise click.ClickException(escape_unprintable(line or type(error).__name__)) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

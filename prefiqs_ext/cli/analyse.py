@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import __version__
-from ..files.paths import find_paths
-from ..files.pipeline import read_crops
-from ..whole import csv_table, output_folder, shown, write_folder
-from .messages import tell
-from .scoring import load_subject, model_options
+from prefiqs_ext import __version__
+from prefiqs_ext.cli.messages import tell
+from prefiqs_ext.cli.scoring import load_subject, model_options
+from prefiqs_ext.files.paths import find_paths
+from prefiqs_ext.files.pipeline import read_crops
+from prefiqs_ext.utils.atomic_write import make_output_folder, write_folder
+from prefiqs_ext.utils.text import format_csv, format_path
 
 _LEAST = 10  # images, for a rank correlation to mean anything
 
@@ -54,19 +55,19 @@ def analyse(paths: tuple[str, ...], aligned: bool, output: Path, images: int, se
       prefiqs analyse photos/ --output analysis
     """
     try:
-        from ..analysis.late import late_layers
-        from ..analysis.plot import draw
-        from ..analysis.variation import Variation, count_variations, vary
+        from prefiqs_ext.analysis.late_layers import measure_late_layers
+        from prefiqs_ext.analysis.plot import plot_variation
+        from prefiqs_ext.analysis.variation import Variation, count_variations, vary
     except ModuleNotFoundError as error:
         raise click.ClickException(f"{error.name} is missing: pip install 'prefiqs_ext[analysis]'") from error
     network, preset = load_subject(options)
     faces = _sample(paths, preset.size, aligned, images, seed)
-    output_folder(output)
+    make_output_folder(output)
     total, embedding = count_variations(network), options["output_name"]
     variations = list(
         tqdm(vary(network, preset, faces, output=embedding), total=total, unit="setting", disable=None, leave=False)
     )
-    costs = late_layers(network, preset, faces, output=embedding)
+    costs = measure_late_layers(network, preset, faces, output=embedding)
     title = f"{options['model']}, {len(faces)} faces"
     facts = {
         "prefiqs_ext": __version__,
@@ -81,12 +82,12 @@ def analyse(paths: tuple[str, ...], aligned: bool, output: Path, images: int, se
         "late": [asdict(cost) for cost in costs],
     }
     picture = io.BytesIO()
-    draw(variations, costs, title, picture)
+    plot_variation(variations, costs, title, picture)
     names = [field.name for field in fields(Variation)]
     columns = ["share", "first", "milliseconds", "of_recognition", "of_full", "agreement", "layers"]
     contents = {
-        "variation.csv": csv_table(names, ([getattr(row, name) for name in names] for row in variations)),
-        "late.csv": csv_table(columns, (_late_row(cost) for cost in costs)),
+        "variation.csv": format_csv(names, ([getattr(row, name) for name in names] for row in variations)),
+        "late.csv": format_csv(columns, (_late_row(cost) for cost in costs)),
         "analysis.png": picture.getvalue(),
         "analysis.json": json.dumps(facts, indent=1, allow_nan=True).encode(),
     }
@@ -94,7 +95,7 @@ def analyse(paths: tuple[str, ...], aligned: bool, output: Path, images: int, se
     click.echo("share  time / recognition   time / all layers   Spearman   from")
     for cost in costs:
         click.echo(_line(cost))
-    click.echo(f"{shown(str(output))}/analysis.png")
+    click.echo(f"{format_path(str(output))}/analysis.png")
 
 
 def _sample(paths: Sequence[str], size: tuple[int, int], aligned: bool, count: int, seed: int) -> Tensor:
@@ -109,7 +110,7 @@ def _sample(paths: Sequence[str], size: tuple[int, int], aligned: bool, count: i
             if len(crops) == count:
                 break
     if len(crops) < _LEAST:
-        raise ValueError(f"expected {_LEAST} faces or more in {', '.join(map(shown, paths))}, found {len(crops)}")
+        raise ValueError(f"expected {_LEAST} faces or more in {', '.join(map(format_path, paths))}, found {len(crops)}")
     return torch.stack(crops)
 
 

@@ -11,12 +11,12 @@ import click
 import torch
 from tqdm import tqdm
 
-from ..calibration import Calibration
-from ..files.paths import find_paths
-from ..files.pipeline import score_files
-from ..whole import whole_file
-from .messages import tell
-from .scoring import make_scorer, scoring_options
+from prefiqs_ext.calibration import Calibration
+from prefiqs_ext.cli.messages import tell
+from prefiqs_ext.cli.scoring import make_scorer, scoring_options
+from prefiqs_ext.files.paths import find_paths
+from prefiqs_ext.files.pipeline import score_files
+from prefiqs_ext.utils.atomic_write import atomic_write
 
 
 @click.command()
@@ -51,7 +51,7 @@ def calibrate(paths: tuple[str, ...], aligned: bool, output: Path, kind: Any, **
     """
     files = find_paths(paths, tell)
     qualities: list[float] = []
-    with whole_file(str(output)) as file:
+    with atomic_write(str(output)) as file:
         scorer = make_scorer(options)
         workers = min(2, os.cpu_count() or 1) if len(files) > 100 else 0
         with closing(score_files(files, scorer, aligned=aligned, workers=workers)) as rows:

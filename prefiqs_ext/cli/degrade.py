@@ -9,15 +9,16 @@ import click
 from PIL import Image
 from tqdm import tqdm
 
-from ..evaluation.datasets.crops import name_of
-from ..evaluation.datasets.duplicates import refuse_shared
-from ..evaluation.datasets.readers import read_folders
-from ..evaluation.degraded import Step, degrade, draw
-from ..evaluation.passes import ImageSet
-from ..faces import read_rgb
-from ..whole import csv_table, shown, whole_file, write_folder
-from .messages import tell
-from .people import allow_duplicates_option
+from prefiqs_ext.cli.messages import tell
+from prefiqs_ext.cli.people import allow_duplicates_option
+from prefiqs_ext.evaluation.datasets.crops import name_of
+from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
+from prefiqs_ext.evaluation.datasets.readers import read_folders
+from prefiqs_ext.evaluation.inference import ImageSet
+from prefiqs_ext.faces import read_rgb
+from prefiqs_ext.faces.degrade import Step, degrade, draw_steps
+from prefiqs_ext.utils.atomic_write import atomic_write, write_folder
+from prefiqs_ext.utils.text import format_csv, format_path
 
 _COLUMNS = ("path", "kinds", "grades", "parameters")
 _TABLE = "degradations.csv"
@@ -50,7 +51,7 @@ def degrade_command(data: Path, output: Path, seed: int, allow_duplicates: bool)
       prefiqs evaluate degraded --output evaluation
     """
     if output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"{shown(str(output))} is not empty: name another folder with --output, or empty it")
+        raise ValueError(f"{format_path(str(output))} is not empty: name another folder with --output, or empty it")
     faces = read_folders(data, tell)
     targets = _targets(data, list(map(name_of, faces.images)))
     if not allow_duplicates:  # once degraded, each in its own way, they could not be told
@@ -58,13 +59,13 @@ def degrade_command(data: Path, output: Path, seed: int, allow_duplicates: bool)
     rows = []
     for target, path in tqdm(targets.items(), unit="file", disable=None, leave=False):
         image = read_rgb(path)
-        steps = draw(target, seed, image.shape[0])
+        steps = draw_steps(target, seed, image.shape[0])
         (output / target).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(str(output / target)) as file:
+        with atomic_write(str(output / target)) as file:
             Image.fromarray(degrade(image, steps)).save(file, "png")
         rows.append([target, *_cells(steps)])
-    write_folder(output, {_TABLE: csv_table(_COLUMNS, rows)})
-    click.echo(f"{len(targets)} images: {shown(str(output))}", err=True)
+    write_folder(output, {_TABLE: format_csv(_COLUMNS, rows)})
+    click.echo(f"{len(targets)} images: {format_path(str(output))}", err=True)
 
 
 def _targets(data: Path, paths: list[str]) -> dict[str, str]:
@@ -74,7 +75,10 @@ def _targets(data: Path, paths: list[str]) -> dict[str, str]:
         target = Path(path).relative_to(data).with_suffix(".png").as_posix()
         other = targets.setdefault(target, path)
         if other != path:
-            raise ValueError(f"{shown(other)} and {shown(path)} would both become {shown(target)}: rename one of them")
+            raise ValueError(
+                f"{format_path(other)} and {format_path(path)} would both become {format_path(target)}: "
+                "rename one of them"
+            )
     return targets
 
 

@@ -6,7 +6,8 @@ import os
 
 import click
 
-from ..whole import shown, whole_file
+from prefiqs_ext.utils.atomic_write import atomic_write
+from prefiqs_ext.utils.text import format_path
 
 _SHEET = "demo.png"
 _TITLE = "One face, thirteen ways, sorted by quality (0 to 1, higher is better)"
@@ -35,20 +36,20 @@ def demo(output: str) -> None:
       prefiqs demo --output /tmp/demo
     """
     try:
-        from ..demo import astronaut, ranked, table
+        from prefiqs_ext.demo import astronaut, ranked, table
     except ModuleNotFoundError as error:
         if error.name != "skimage":
             raise
         raise click.ClickException("the demo's photo comes with scikit-image: pip install scikit-image") from error
-    from ..demo.sheet import contact_sheet
+    from prefiqs_ext.demo.sheet import contact_sheet
 
     try:
         os.makedirs(output, exist_ok=True)
     except OSError as error:
-        raise click.ClickException(f"cannot make the folder {shown(output)} ({error.strerror})") from error
+        raise click.ClickException(f"cannot make the folder {format_path(output)} ({error.strerror})") from error
     path = os.path.join(output, _SHEET)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         faces = ranked(astronaut())
         contact_sheet(faces, _TITLE).save(file, "png", optimize=True)
     click.echo(table(faces))
-    click.echo(f"Picture: {shown(path)}", err=True)
+    click.echo(f"Picture: {format_path(path)}", err=True)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ..device import automatic
+from prefiqs_ext.device import automatic
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

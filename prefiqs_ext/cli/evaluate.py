@@ -14,23 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from .. import methods
-from ..evaluation.cache import cached, in_memory
-from ..evaluation.compare import Comparison, Protocol, check, compare
-from ..evaluation.datasets import Data, benchmarks, read_data
-from ..evaluation.datasets.crops import Source, read_crops
-from ..evaluation.datasets.duplicates import refuse_shared
-from ..evaluation.datasets.readers import read_embeddings, read_folders
-from ..evaluation.edc import FMRS, Mode
-from ..evaluation.passes import VERSIONS, ImageSet, Scoring, embedded
-from ..models.preset import Preset
-from ..network import load_network
-from ..settings import hash_weights
-from ..whole import output_folder, shown
-from .messages import tell
-from .people import allow_duplicates_option, no_cache_option
-from .score_files import given_scores, of_benchmark, qualities
-from .scoring import computing, load_subject, parse_preset, pruning, scoring_options
+from prefiqs_ext import methods
+from prefiqs_ext.cli.messages import tell
+from prefiqs_ext.cli.people import allow_duplicates_option, no_cache_option
+from prefiqs_ext.cli.score_files import given_scores, of_benchmark, qualities
+from prefiqs_ext.cli.scoring import computing, load_subject, parse_preset, pruning, scoring_options
+from prefiqs_ext.evaluation.cache import cached, in_memory
+from prefiqs_ext.evaluation.compare import Comparison, Protocol, check, compare
+from prefiqs_ext.evaluation.datasets import Data, benchmarks, read_data
+from prefiqs_ext.evaluation.datasets.crops import Source, read_crops
+from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
+from prefiqs_ext.evaluation.datasets.readers import read_embeddings, read_folders
+from prefiqs_ext.evaluation.edc import FMRS, Mode
+from prefiqs_ext.evaluation.inference import VERSIONS, ImageSet, Scoring, embedded
+from prefiqs_ext.models.fingerprint import hash_weights
+from prefiqs_ext.models.loading import load_network
+from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.utils.atomic_write import make_output_folder
+from prefiqs_ext.utils.text import format_path
 
 _PAPER_FMRS = (1e-3, 1e-4)
 _FIT = 200  # images that a fitted method is given, sampled
@@ -111,7 +112,7 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
       prefiqs evaluate benchmarks/ --protocol paper --model arcface.pth --preset arcface --verifier magface:magface.pth
     """
     try:
-        from ..evaluation import results
+        from prefiqs_ext.evaluation import results
     except ModuleNotFoundError as error:
         raise click.ClickException(f"{error.name} is missing: pip install 'prefiqs_ext[analysis]'") from error
     names = _method_names(options)
@@ -125,7 +126,7 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
     else:
         faces = read_data(data, options["pairs"], tell)
         files = qualities(given, faces.images, options["lower_better"])
-        sets = [_Set(shown(data.resolve().name), faces, files)]
+        sets = [_Set(format_path(data.resolve().name), faces, files)]
     networks = _Networks(options, names)
     for name, faces, _, _ in sets:
         try:
@@ -133,7 +134,7 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
             networks.check(faces.images)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    output_folder(output)
+    make_output_folder(output)
     found, failed = [], {}
     for name, faces, files, published in sets:
         try:
@@ -152,7 +153,7 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
         facts = {"options": options | {"data": data}, "networks": networks.facts(), "versions": VERSIONS}
         results.write(output, found, protocol, facts | {"failed": failed})
     for result in found:
-        click.echo("\n".join(results.shown(result, protocol)))
+        click.echo("\n".join(results.format_rows(result, protocol)))
     if paper:
         for line in results.averages(found, protocol):
             click.echo(line)
@@ -198,7 +199,9 @@ def _benchmarks(data: Path, options: dict[str, Any], given: dict[str, Path]) -> 
         raise ValueError(f"{data}: expected one of the paper's benchmarks or more, found none")
     file = next((path for path in given.values() if path.is_file()), None)
     if file is not None and len(found) > 1:  # the images of two .bin have the same names
-        raise click.UsageError(f"--scores: expected a folder with a file a benchmark, got the file {shown(str(file))}")
+        raise click.UsageError(
+            f"--scores: expected a folder with a file a benchmark, got the file {format_path(str(file))}"
+        )
     sets, used = [], set()
     for each in found:
         benchmark, faces = each.benchmark, each.load()
@@ -211,7 +214,7 @@ def _benchmarks(data: Path, options: dict[str, Any], given: dict[str, Path]) -> 
         used |= set(files)
     unused = next((name for name in given if name not in used), None)
     if unused is not None:
-        raise ValueError(f"--scores {unused}: no file for any of the benchmarks in {shown(str(given[unused]))}")
+        raise ValueError(f"--scores {unused}: no file for any of the benchmarks in {format_path(str(given[unused]))}")
     return sets
 
 
@@ -314,4 +317,4 @@ def _verifiers(given: tuple[str, ...]) -> dict[str, tuple[nn.Module, Preset]]:
 
 
 def _label(model: str) -> str:
-    return shown(Path(model).stem)
+    return format_path(Path(model).stem)

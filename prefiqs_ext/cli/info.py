@@ -11,11 +11,11 @@ import cv2
 import PIL
 import torch
 
-from .. import __version__
-from ..device import why_no_cuda
-from ..models import weights as _weights
-from ..ops import _C
-from .weights import lines
+from prefiqs_ext import __version__
+from prefiqs_ext.cli.weights import lines
+from prefiqs_ext.device import why_no_cuda
+from prefiqs_ext.models import weights as _weights
+from prefiqs_ext.ops import _C
 
 
 @click.command()

@@ -6,9 +6,9 @@ import sys
 
 from tqdm import tqdm
 
-from ..whole import printable
+from prefiqs_ext.utils.text import escape_unprintable
 
 
 def tell(line: str) -> None:
     """One line to standard error, above a bar of progress."""
-    tqdm.write(f"prefiqs: {printable(line)}", file=sys.stderr)
+    tqdm.write(f"prefiqs: {escape_unprintable(line)}", file=sys.stderr)

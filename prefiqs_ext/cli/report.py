@@ -8,15 +8,16 @@ from contextlib import closing
 import click
 from tqdm import tqdm
 
-from .. import __version__
-from ..files.paths import find_paths
-from ..files.pipeline import score_files
-from ..models import weights
-from ..report import Selection, render
-from ..scorer import Scorer
-from ..whole import shown, whole_file
-from .device import device_option
-from .messages import tell
+from prefiqs_ext import __version__
+from prefiqs_ext.cli.device import device_option
+from prefiqs_ext.cli.messages import tell
+from prefiqs_ext.files.paths import find_paths
+from prefiqs_ext.files.pipeline import score_files
+from prefiqs_ext.models import weights
+from prefiqs_ext.report import Selection, render
+from prefiqs_ext.scorer import Scorer
+from prefiqs_ext.utils.atomic_write import atomic_write
+from prefiqs_ext.utils.text import format_path
 
 
 @click.command()
@@ -45,7 +46,7 @@ def report(folder: str, aligned: bool, output: str, device: str) -> None:
       prefiqs report crops/ --aligned --output crops.html
     """
     paths = find_paths([folder], tell)
-    with whole_file(output) as file:
+    with atomic_write(output) as file:
         scorer = Scorer(device=device, on_bad="nan")
         selection = Selection()
         rows = score_files(paths, scorer, aligned=aligned, workers=_workers(len(paths)))
@@ -53,9 +54,9 @@ def report(folder: str, aligned: bool, output: str, device: str) -> None:
             for scored in tqdm(rows, total=len(paths), unit="file", disable=None, leave=False):
                 selection.add(scored.rows)
         file.write(render(selection, folder, _facts(aligned)).encode())
-    click.echo(shown(output))
+    click.echo(format_path(output))
     if not selection.counts["ok"]:
-        raise click.ClickException(f"no face could be scored; {shown(output)} says why")
+        raise click.ClickException(f"no face could be scored; {format_path(output)} says why")
 
 
 def _workers(files: int) -> int:

@@ -12,12 +12,12 @@ import click
 import torch
 from tqdm import tqdm
 
-from ..faces.detect import MIN_FACE
-from ..files import Pick, Results, find_paths, score_files
-from ..settings import Settings
-from ..whole import shown
-from .messages import tell
-from .scoring import make_scorer, record, scoring_options
+from prefiqs_ext.cli.messages import tell
+from prefiqs_ext.cli.scoring import make_scorer, record, scoring_options
+from prefiqs_ext.faces.detect import MIN_FACE
+from prefiqs_ext.files import Pick, Writer, find_paths, score_files
+from prefiqs_ext.settings import Settings
+from prefiqs_ext.utils.text import format_path
 
 _BATCH_SIZES = {"cpu": 32, "cuda": 256}
 _FILE = click.Path(path_type=Path)
@@ -83,7 +83,7 @@ def score(paths: tuple[str, ...], **options: Any) -> None:
     files = find_paths(paths, tell)
     calibration = Settings.load(options["settings"]).calibration if options["settings"] else None
     pick = Pick(options["top"], options["below"])
-    results = Results(
+    results = Writer(
         output,
         embeddings,
         settings={"aligned": options["aligned"], "min_face": options["min_face"], **record(options)},
@@ -103,7 +103,7 @@ def score(paths: tuple[str, ...], **options: Any) -> None:
         tell(f"{results.done.paths} files: {summary}")
 
 
-def _score_rest(files: list[str], results: Results, options: dict[str, Any]) -> None:
+def _score_rest(files: list[str], results: Writer, options: dict[str, Any]) -> None:
     done = results.done.paths
     if done == len(files):
         return
@@ -125,7 +125,7 @@ def _score_rest(files: list[str], results: Results, options: dict[str, Any]) -> 
             results.add(one)
             for row in one.rows:
                 if row.status != "ok":
-                    tell(f"{shown(row.path)}: {row.status}: {row.reason}")
+                    tell(f"{format_path(row.path)}: {row.status}: {row.reason}")
             bar.update()
 
 

@@ -10,9 +10,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation.datasets.crops import Source
-from ..evaluation.datasets.readers import read_scores
-from ..whole import shown
+from prefiqs_ext.evaluation.datasets.crops import Source
+from prefiqs_ext.evaluation.datasets.readers import read_scores
+from prefiqs_ext.utils.text import format_path
 
 
 def given_scores(options: dict[str, Any], names: Sequence[str]) -> dict[str, Path]:
@@ -39,7 +39,7 @@ def qualities(
     folder = next((path for path in given.values() if path.is_dir()), None)
     if folder is not None:
         raise ValueError(
-            f"--scores: expected a file, got the folder {shown(str(folder))}; that is for --protocol paper"
+            f"--scores: expected a file, got the folder {format_path(str(folder))}; that is for --protocol paper"
         )
     scores = {name: read_scores(file, images) for name, file in given.items()}
     return {name: -each if name in lower_better else each for name, each in scores.items()}
@@ -61,9 +61,11 @@ def of_benchmark(given: dict[str, Path], dataset: str) -> tuple[dict[str, Path],
         )
         own = [place for place in ((path,) if path.is_file() else places) if place.is_file()]
         if len(own) > 1:
-            raise ValueError(f"two files of {name} for {dataset}: {shown(str(own[0]))} and {shown(str(own[1]))}")
+            raise ValueError(
+                f"two files of {name} for {dataset}: {format_path(str(own[0]))} and {format_path(str(own[1]))}"
+            )
         if own:
             found[name] = own[0]
         else:
-            missing.append(f"no scores of {name}: looked for {', '.join(shown(str(place)) for place in places)}")
+            missing.append(f"no scores of {name}: looked for {', '.join(format_path(str(place)) for place in places)}")
     return found, missing

@@ -12,14 +12,14 @@ import click
 import torch
 from torch import nn
 
-from ..models import BUILT_IN, weights
-from ..models.preset import PRESETS, Preset
-from ..network import load_network
-from ..pruning import Pruning
-from ..scorer import Scorer
-from ..settings import Settings
-from ..whole import shown
-from .device import device_option
+from prefiqs_ext.cli.device import device_option
+from prefiqs_ext.models import BUILT_IN, weights
+from prefiqs_ext.models.loading import load_network
+from prefiqs_ext.models.preset import PRESETS, Preset
+from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.scorer import Scorer
+from prefiqs_ext.settings import Settings
+from prefiqs_ext.utils.text import format_path
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _FIXED_BY_SETTINGS = ("preset", "size", "output_name", "method", "sparsity", "scope", "layers")
@@ -107,7 +107,7 @@ def _check(options: dict[str, Any]) -> None:
     """The model is there; a file needs a preset; settings fix what they hold."""
     model = options["model"]
     if model not in BUILT_IN and not os.path.exists(model):
-        raise click.UsageError(f"--model: no such model or file: {shown(model)}; known: {', '.join(BUILT_IN)}")
+        raise click.UsageError(f"--model: no such model or file: {format_path(model)}; known: {', '.join(BUILT_IN)}")
     if options.get("settings") is None:
         if model not in BUILT_IN and options["preset"] is None:
             raise click.UsageError("--model FILE needs --preset: the file cannot tell the input its network wants")

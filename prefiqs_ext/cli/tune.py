@@ -15,19 +15,21 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from ..evaluation.cache import cached, in_memory
-from ..evaluation.datasets.duplicates import refuse_shared
-from ..evaluation.datasets.readers import read_folders
-from ..evaluation.edc import FMRS, LIMIT, TOO_FEW
-from ..evaluation.passes import VERSIONS, ImageSet, Scoring
-from ..evaluation.tuning import FMR, HeldOut, Rule, Tuned, held_out, part, tune_settings
-from ..methods.combined import ZScores, log_distance
-from ..pruning import Pruning
-from ..settings import Settings, hash_weights
-from ..whole import csv_table, output_folder, write_folder
-from .messages import tell
-from .people import allow_duplicates_option, no_cache_option
-from .scoring import load_subject, model_options
+from prefiqs_ext.cli.messages import tell
+from prefiqs_ext.cli.people import allow_duplicates_option, no_cache_option
+from prefiqs_ext.cli.scoring import load_subject, model_options
+from prefiqs_ext.evaluation.cache import cached, in_memory
+from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
+from prefiqs_ext.evaluation.datasets.readers import read_folders
+from prefiqs_ext.evaluation.edc import FMRS, LIMIT, TOO_FEW
+from prefiqs_ext.evaluation.inference import VERSIONS, ImageSet, Scoring
+from prefiqs_ext.evaluation.tuning import FMR, HeldOut, Rule, Tuned, held_out, part, tune_settings
+from prefiqs_ext.methods.combined import ZScores, log_distance
+from prefiqs_ext.models.fingerprint import hash_weights
+from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.settings import Settings
+from prefiqs_ext.utils.atomic_write import make_output_folder, write_folder
+from prefiqs_ext.utils.text import format_csv
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 _D, _NORM = "D", "norm"
@@ -69,7 +71,7 @@ def tune(
     faces = ImageSet(images.images, in_memory() if no_cache else cached)
     if not allow_duplicates:
         refuse_shared(images, faces.contents)
-    output_folder(output)
+    make_output_folder(output)
     settings = grid(network)
     scorer = {"output": options["output_name"]}
     bar = tqdm(settings.items(), unit="setting", disable=None, leave=False)
@@ -89,7 +91,7 @@ def tune(
     }
     rows = [_row(name, pruning, tuned) for name, pruning in settings.items()]
     contents = {
-        "tune.csv": csv_table(_COLUMNS, rows),
+        "tune.csv": format_csv(_COLUMNS, rows),
         "tune.json": json.dumps(facts | _found(tuned, mixed), indent=1).encode(),
     }
     write_folder(output, contents)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from ..models import weights as _weights
+from prefiqs_ext.models import weights as _weights
 
 
 def lines() -> Iterator[str]:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from skimage import data
 
-from ..faces import RGB, Detector, find_faces
-from ..scorer import score
-from .degradations import DEGRADATIONS
+from prefiqs_ext.demo.degradations import DEGRADATIONS
+from prefiqs_ext.faces import RGB, Detector, find_faces
+from prefiqs_ext.scorer import score
 
 
 class DemoFace(NamedTuple):

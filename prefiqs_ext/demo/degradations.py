@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from ..faces import RGB
-from ..faces.degradations import blur, darken, down_sample, jpeg, noise, occlude
+from prefiqs_ext.faces import RGB
+from prefiqs_ext.faces.degrade import blur, darken, down_sample, jpeg, noise, occlude
 
 
 class Degradation(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from . import DemoFace
+from prefiqs_ext.demo import DemoFace
 
 # Pixels; together about as wide as a README's column.
 _COLUMNS = 5

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from .convert import check_model, dualize
-from .cuda_graphs import CudaGraphs, out_of_memory
-from .half import to_half
-from .memory import InPlace
-from .modules import DualConv1d, DualConv2d, DualLinear, duplicate
+from prefiqs_ext.dual.convert.dualize import check_model, dualize
+from prefiqs_ext.dual.modules import DualConv1d, DualConv2d, DualLinear, duplicate
+from prefiqs_ext.dual.runtime.buffers import BufferedGraph
+from prefiqs_ext.dual.runtime.cuda_graphs import CudaGraphs, out_of_memory
+from prefiqs_ext.dual.runtime.half import to_half
 
 __all__ = [
+    "BufferedGraph",
     "CudaGraphs",
     "DualConv1d",
     "DualConv2d",
     "DualLinear",
-    "InPlace",
     "check_model",
     "dualize",
     "duplicate",

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .. import ops
-from ..pruning import pack_mask
+from prefiqs_ext import ops
+from prefiqs_ext.pruning import pack_mask
 
 
 def duplicate(x: Tensor, dim: int = 0) -> Tensor:

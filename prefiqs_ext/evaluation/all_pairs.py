@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import blocks, check_normalised, mated_keys, score_floor
-from .edc import (
+from prefiqs_ext.evaluation.edc import (
     FMRS,
     RATIOS,
     Around,
@@ -30,6 +29,7 @@ from .edc import (
     threshold,
     turning,
 )
+from prefiqs_ext.evaluation.pair_blocks import blocks, check_normalised, mated_keys, score_floor
 
 _BINS = 1 << 16  # over -1 to 1
 _MARGIN = 4  # of the tail of non-mated scores that is looked at, over the share that the highest FMR needs

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import blocks, check_normalised, mated_keys, score_floor
-from .edc import LIMIT, allowed, check_fmr, check_kept, ranks, ratios_to
+from prefiqs_ext.evaluation.edc import LIMIT, allowed, check_fmr, check_kept, ranks, ratios_to
+from prefiqs_ext.evaluation.pair_blocks import blocks, check_normalised, mated_keys, score_floor
 
 _MOST = 1_000_000  # non-mated pairs to keep
 

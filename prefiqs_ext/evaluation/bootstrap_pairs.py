@@ -12,8 +12,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .bootstrap import Resampled, resampled
-from .edc import LIMIT, allowed, check_fmr, check_kept, check_pairs, discard_order, discarded_pairs, ratios_to
+from prefiqs_ext.evaluation.bootstrap import Resampled, resampled
+from prefiqs_ext.evaluation.edc import (
+    LIMIT,
+    allowed,
+    check_fmr,
+    check_kept,
+    check_pairs,
+    discard_order,
+    discarded_pairs,
+    ratios_to,
+)
 
 
 def bootstrap_pairs(

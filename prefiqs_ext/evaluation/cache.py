@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.weights import cache_folder
-from ..whole import whole_file
-from .datasets.readers import read_array
+from prefiqs_ext.evaluation.datasets.readers import read_array
+from prefiqs_ext.models.weights import cache_folder
+from prefiqs_ext.utils.atomic_write import atomic_write
 
 Keep = Callable[[dict[str, Any], int, Callable[[], Any]], NDArray[np.float32]]
 """(facts, rows, compute) -> the float32 array [rows, d] that these facts (JSON values) decide."""
@@ -48,7 +48,7 @@ def cached(facts: dict[str, Any], rows: int, compute: Callable[[], Any]) -> NDAr
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         own = f"{file}.{os.getpid()}"  # another run may compute the same
-        with whole_file(own) as out:
+        with atomic_write(own) as out:
             np.save(out, array, allow_pickle=False)
         os.replace(own, file)
     except (OSError, ValueError) as error:

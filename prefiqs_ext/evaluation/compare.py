@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .all_pairs import all_pairs
-from .bootstrap import Resampled, bootstrap
-from .bootstrap_pairs import bootstrap_pairs
-from .datasets import Data
-from .datasets.readers import Images
-from .datasets.templates import Templates, template_embeddings, template_qualities
-from .edc import FMRS, LIMIT, Curve, Mode, error_versus_discard, ratios_to
+from prefiqs_ext.evaluation.all_pairs import all_pairs
+from prefiqs_ext.evaluation.bootstrap import Resampled, bootstrap
+from prefiqs_ext.evaluation.bootstrap_pairs import bootstrap_pairs
+from prefiqs_ext.evaluation.datasets import Data
+from prefiqs_ext.evaluation.datasets.readers import Images
+from prefiqs_ext.evaluation.datasets.templates import Templates, template_embeddings, template_qualities
+from prefiqs_ext.evaluation.edc import FMRS, LIMIT, Curve, Mode, error_versus_discard, ratios_to
 
 _PAIRS = 100_000  # at a time
 

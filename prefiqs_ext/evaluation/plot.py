@@ -10,13 +10,13 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .edc import TOO_FEW, Curve
+from prefiqs_ext.evaluation.edc import TOO_FEW, Curve
 
 _DASHES = ("-", "--", ":", "-.")  # so that equal curves are both seen, also without colours
 
 
 @rc_context({"text.parse_math": False})  # names are the user's: a $ begins no formula
-def draw(curves: Mapping[str, list[Curve]], title: str, file: IO[bytes], form: str) -> None:
+def plot_edc(curves: Mapping[str, list[Curve]], title: str, file: IO[bytes], form: str) -> None:
     """One panel an FMR, one line a method. curves: of each method, the same FMRs in the same order; form: png, svg."""
     fmrs = [curve.fmr for curve in next(iter(curves.values()))]
     figure = Figure(figsize=(4 * len(fmrs), 3.6), layout="constrained")

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..whole import csv_table, write_folder
-from .compare import Comparison, Protocol
-from .datasets.benchmarks import AVERAGE_TARGET, BENCHMARKS, LEFT_OUT
-from .edc import TOO_FEW, Curve
-from .plot import draw
+from prefiqs_ext.evaluation.compare import Comparison, Protocol
+from prefiqs_ext.evaluation.datasets.benchmarks import AVERAGE_TARGET, BENCHMARKS, LEFT_OUT
+from prefiqs_ext.evaluation.edc import TOO_FEW, Curve
+from prefiqs_ext.evaluation.plot import plot_edc
+from prefiqs_ext.utils.atomic_write import write_folder
+from prefiqs_ext.utils.text import format_csv
 
 COLUMNS = ("data", "verifier", "method", "mode", "fmr", "fnmr", "pauc", "auc", "useless", "low", "high", "published")
 _DIFFERENCES = ("data", "verifier", "fmr", "method", "other", "difference", "low", "high")
@@ -99,8 +100,10 @@ def write(output: Path, results: Sequence[Result], protocol: Protocol, facts: di
     """edc.csv, differences.csv, edc.json, and a picture of each result, edc.png and edc.svg; where there are several,
     their names say which."""
     contents = {
-        "edc.csv": csv_table(COLUMNS, (row for result in results for row in result.rows(protocol))),
-        "differences.csv": csv_table(_DIFFERENCES, (row for result in results for row in result.differences(protocol))),
+        "edc.csv": format_csv(COLUMNS, (row for result in results for row in result.rows(protocol))),
+        "differences.csv": format_csv(
+            _DIFFERENCES, (row for result in results for row in result.differences(protocol))
+        ),
         "edc.json": json.dumps(
             facts | {"results": [_all(result, protocol) for result in results]}, indent=1, default=str
         ).encode(),
@@ -109,7 +112,7 @@ def write(output: Path, results: Sequence[Result], protocol: Protocol, facts: di
         name = "edc" if len(results) == 1 else f"edc-{result.data}-{result.verifier}"
         for form in _FORMS:
             picture = io.BytesIO()
-            draw(result.comparison.curves, result.title, picture, form)
+            plot_edc(result.comparison.curves, result.title, picture, form)
             contents[f"{name}.{form}"] = picture.getvalue()
     write_folder(output, contents)
 
@@ -129,7 +132,7 @@ def _values(curve: Curve) -> dict[str, Any]:
     return values if curve.measurable else values | {"fnmr": TOO_FEW, "thresholds": TOO_FEW}
 
 
-def shown(result: Result, protocol: Protocol) -> list[str]:
+def format_rows(result: Result, protocol: Protocol) -> list[str]:
     """A title, a table for a terminal, and a hint; columns that are empty are left out."""
     return [result.title, *_lines(COLUMNS[2:], [row[2:] for row in result.rows(protocol)]), *result.hint]
 

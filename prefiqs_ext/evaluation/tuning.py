@@ -23,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .all_pairs import all_pairs
-from .bootstrap import bootstrap
-from .edc import FMRS, LIMIT, Curve, ratios_to
+from prefiqs_ext.evaluation.all_pairs import all_pairs
+from prefiqs_ext.evaluation.bootstrap import bootstrap
+from prefiqs_ext.evaluation.edc import FMRS, LIMIT, Curve, ratios_to
 
 FMR = 1e-3
 _RATIOS = ratios_to(LIMIT)

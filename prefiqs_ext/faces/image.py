@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from prefiqs_ext.whole import printable
+from prefiqs_ext.utils.text import escape_unprintable
 
 RGB = NDArray[np.uint8]
 """Levels 0-255, [H, W, 3], red first."""
@@ -47,7 +47,7 @@ class UnreadableImage(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"cannot read {printable(os.fsdecode(self.path))}: {self.reason}"
+        return f"cannot read {escape_unprintable(os.fsdecode(self.path))}: {self.reason}"
 
 
 def read_rgb(path: str | os.PathLike[str]) -> RGB:
@@ -266,4 +266,4 @@ def _grey(levels: NDArray[np.uint8]) -> RGB:
 def _reason(error: Exception) -> str:
     """The cause in one line of bounded length, whatever the decoder has put into it."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return printable(" ".join(text.split()) or type(error).__name__)[:_MAX_REASON]
+    return escape_unprintable(" ".join(text.split()) or type(error).__name__)[:_MAX_REASON]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefiqs_ext.files.paths import find_paths
 from prefiqs_ext.files.pipeline import Scored, score_files
-from prefiqs_ext.files.rows import COLUMNS, Row
-from prefiqs_ext.files.table import Pick, Results
+from prefiqs_ext.files.records import COLUMNS, Record
+from prefiqs_ext.files.writer import Pick, Writer
 
-__all__ = ["COLUMNS", "Pick", "Results", "Row", "Scored", "find_paths", "score_files"]
+__all__ = ["COLUMNS", "Pick", "Record", "Scored", "Writer", "find_paths", "score_files"]

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from prefiqs_ext.whole import printable
+from prefiqs_ext.utils.text import escape_unprintable
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".mpo", ".png", ".apng", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 SUFFIXES |= {".avif", ".ppm", ".pgm", ".pbm", ".pnm"}
@@ -94,7 +94,7 @@ def counted(passed_over: Counter[str]) -> str:
     for none."""
     if not passed_over:
         return ""
-    kinds = [f"{printable(kind)[:12] or 'no suffix'} {count}" for kind, count in passed_over.most_common()]
+    kinds = [f"{escape_unprintable(kind)[:12] or 'no suffix'} {count}" for kind, count in passed_over.most_common()]
     more = [f"{len(kinds) - _SHOWN_KINDS} other kinds"] if len(kinds) > _SHOWN_KINDS else []
     files = f"{passed_over.total()} file{'s' if passed_over.total() > 1 else ''}"
     remedy = "; convert photos to JPEG or PNG first" if _PHOTOS & passed_over.keys() else ""

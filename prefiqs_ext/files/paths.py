@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from prefiqs_ext.files.folders import Folders, counted
-from prefiqs_ext.files.text import lines
-from prefiqs_ext.whole import shown
+from prefiqs_ext.utils.text import format_path, lines
 
 
 def find_paths(arguments: Iterable[str], report: Callable[[str], None]) -> list[str]:
@@ -28,7 +27,7 @@ def find_paths(arguments: Iterable[str], report: Callable[[str], None]) -> list[
     found = [path for argument in arguments for path in finder.images(argument)]
     passed_over = counted(finder.folders.passed_over)
     if not found:
-        none = f"expected images, found none in {', '.join(map(shown, arguments))}"
+        none = f"expected images, found none in {', '.join(map(format_path, arguments))}"
         raise ValueError(f"{none}; {passed_over}" if passed_over else none)
     if passed_over:
         report(passed_over)
@@ -40,7 +39,7 @@ class _Finder:
         self._report = report
         self._files: set[str] = set()
         self._real = lru_cache(maxsize=1024)(os.path.realpath)  # a relative path's meaning may change after this run
-        self.folders = Folders(lambda folder, what: report(f"{shown(folder)}: {what}"))
+        self.folders = Folders(lambda folder, what: report(f"{format_path(folder)}: {what}"))
 
     def images(self, argument: str) -> Iterator[str]:
         if argument.startswith("@"):
@@ -55,7 +54,7 @@ class _Finder:
             # Links to folders are resolved, so that one file has one key by whatever way; a link to a file is a file.
             key = os.path.join(self._real(folder), name)
             if key in self._files:
-                self._report(f"{shown(file)}: given before, scored once")
+                self._report(f"{format_path(file)}: given before, scored once")
                 continue
             self._files.add(key)
             yield file
@@ -66,4 +65,6 @@ def _lines(file: str) -> Iterator[str]:
         for _, line in lines(file):
             yield line
     except OSError as error:
-        raise ValueError(f"expected a list of paths after '@', cannot read {shown(file)} ({error.strerror})") from error
+        raise ValueError(
+            f"expected a list of paths after '@', cannot read {format_path(file)} ({error.strerror})"
+        ) from error

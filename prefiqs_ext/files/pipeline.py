@@ -18,7 +18,7 @@ from torch import Tensor
 from prefiqs_ext.faces import RGB, Detector, UnreadableImage, find_faces, read_rgb
 from prefiqs_ext.faces.detect import MIN_FACE
 from prefiqs_ext.faces.image import path_name
-from prefiqs_ext.files.rows import Row, Status
+from prefiqs_ext.files.records import Record, Status
 from prefiqs_ext.files.workers import read_ahead
 from prefiqs_ext.scorer import Scorer
 
@@ -27,7 +27,7 @@ class Scored(NamedTuple):
     """What one path gave: one row a face, or one row that says why there is none."""
 
     path: str
-    rows: list[Row]
+    rows: list[Record]
     embeddings: Tensor
     """[len(rows), d] L2-normalised, float32; NaN in a row without one."""
 
@@ -169,14 +169,14 @@ def _score_batch(batch: _Batch, scorer: Scorer, nothing: Tensor) -> Iterator[Sco
         ):
             x, y, w, h, score = box or (None,) * 5
             if distance == distance:
-                rows.append(Row(read.path, face, "ok", quality, distance, norm, x, y, w, h, score))
+                rows.append(Record(read.path, face, "ok", quality, distance, norm, x, y, w, h, score))
                 embeddings.append(embedding)
             else:
                 why = "its embedding has no direction: a blank image, or broken weights"
-                rows.append(Row(read.path, face, "not_assessable", None, None, None, x, y, w, h, score, why))
+                rows.append(Record(read.path, face, "not_assessable", None, None, None, x, y, w, h, score, why))
                 embeddings.append(torch.full_like(embedding, torch.nan))
         if not rows:
-            rows = [Row(read.path, None, read.status, reason=read.reason)]
+            rows = [Record(read.path, None, read.status, reason=read.reason)]
             embeddings = [nothing.new_full(nothing.shape[1:], torch.nan)]
         yield Scored(read.path, rows, torch.stack(embeddings))
 

@@ -8,11 +8,11 @@ from torch import nn
 
 from prefiqs_ext.methods.baselines import Brightness, Random, Sharpness
 from prefiqs_ext.methods.combined import Combined
-from prefiqs_ext.methods.drift import EmbeddingNorm, PreFIQs
 from prefiqs_ext.methods.froq import FROQ
 from prefiqs_ext.methods.grafiqs import GraFIQs
 from prefiqs_ext.methods.labels import optimise
 from prefiqs_ext.methods.method import Method
+from prefiqs_ext.methods.prefiqs import EmbeddingNorm, PreFIQs
 from prefiqs_ext.methods.serfiq import SERFIQ
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefiqs_ext.batches import check_images, levels
+from prefiqs_ext.inputs import check_images, levels
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
-from prefiqs_ext.torch_defaults import torch_defaults
+from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 # ITU-R BT.601.
 _LUMA = (0.299, 0.587, 0.114)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .drift import OfScorer
+from prefiqs_ext.methods.prefiqs import ScorerMethod
 
 _LEAST = 1e-6  # D's rounding in float32; a D of 0 has no logarithm
 _VARIES = 1e-5  # of a mean: what rounding alone may do to a norm of 1
@@ -54,7 +54,7 @@ def log_distance(distance: ArrayLike) -> NDArray[np.float64]:
     return logarithm
 
 
-class Combined(OfScorer):
+class Combined(ScorerMethod):
     """Norm and D together, HIGHER is better; any finite number."""
 
     name = "prefiqs+norm"

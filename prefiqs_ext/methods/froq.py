@@ -17,17 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prefiqs_ext.batches import name_rows
-from prefiqs_ext.embedding import leaves
+from prefiqs_ext.inputs import name_rows
+from prefiqs_ext.methods.images import check_network, check_uint8, score_chunks
+from prefiqs_ext.models.embedding import iterate_leaves
+from prefiqs_ext.models.fingerprint import check_sha256, hash_weights
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer
-from prefiqs_ext.settings import check_sha256, hash_weights
-from prefiqs_ext.strict_json import exactly, made, read_strictly
-from prefiqs_ext.torch_defaults import torch_defaults
-from prefiqs_ext.whole import whole_file
-
-from .images import check_network, check_uint8, score_chunks
+from prefiqs_ext.utils.atomic_write import atomic_write
+from prefiqs_ext.utils.strict_json import build_dataclass, check_names, read_strict_json
+from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 Numbers = NDArray[np.float64]
 
@@ -42,7 +41,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Selection:
+class LayerSelection:
     """What a fit found. modules: names in the network, in the order in which they were chosen. correlation: Spearman's,
     of the mean of their norms with the pseudo-labels, on the calibration images. images: how many these were. seed: of
     the noise, and of the draw of the images. ValueError for what no fit can find."""
@@ -95,7 +94,7 @@ class FROQ:
         self.network, self.preset, self.seed, self.images, self.chunk = network, preset, seed, images, chunk
         self.output = output
         check_network(self)
-        self.selection: Selection | None = None
+        self.selection: LayerSelection | None = None
         self._normalize = preset.normalize()
         self._modules = {name: module for name, module in network.named_modules() if name}
 
@@ -116,7 +115,7 @@ class FROQ:
         names, norms = self._every_norm(images)
         labels = pseudo_labels(images, self.network, self.preset, seed=self.seed, output=self.output)
         chosen, correlation = select(norms, labels)
-        self.selection = Selection(tuple(names[index] for index in chosen), correlation, len(images), self.seed)
+        self.selection = LayerSelection(tuple(names[index] for index in chosen), correlation, len(images), self.seed)
 
     def score(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] RGB -> float32 [N], in one pass of the network. TypeError, ValueError: as Scorer."""
@@ -140,14 +139,14 @@ class FROQ:
             "preset": asdict(self.preset),
             "selection": asdict(self._fitted()),
         }
-        with whole_file(os.fspath(path)) as file:
+        with atomic_write(os.fspath(path)) as file:
             file.write((json.dumps(values, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], network: nn.Module, preset: Preset, *, chunk: int = 8) -> FROQ:
         """The method that was saved. FileNotFoundError; ValueError, in one line, for a file that is none, or one that
         was made with other weights or another preset."""
-        weights, saved_preset, selection = read_strictly(path, "a saved FROQ", _parsed)
+        weights, saved_preset, selection = read_strict_json(path, "a saved FROQ", _parsed)
         if hash_weights(network) != weights:
             raise ValueError(f"expected the model that {path} was made with, got one of other weights")
         if astuple(preset)[1:] != astuple(saved_preset)[1:]:  # whatever their names
@@ -159,7 +158,7 @@ class FROQ:
         method.selection = selection
         return method
 
-    def _fitted(self) -> Selection:
+    def _fitted(self) -> LayerSelection:
         if self.selection is None:
             raise ValueError("froq: call fit() first, or FROQ.load() what was saved")
         return self.selection
@@ -280,7 +279,7 @@ def _constant(values: Numbers) -> bool:
 
 def _row_norms(output: Any, rows: int) -> Tensor | None:
     """Float64 [rows], which float32's squares cannot overflow; several rows an image (windows) count as one."""
-    for leaf in leaves(output):
+    for leaf in iterate_leaves(output):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() and leaf.shape[0]:
             if leaf.shape[0] % rows:
                 return None
@@ -289,12 +288,12 @@ def _row_norms(output: Any, rows: int) -> Tensor | None:
     return None
 
 
-def _parsed(values: Any) -> tuple[str, Preset, Selection]:
-    named = exactly(values, ("version", "model_sha256", "preset", "selection"), "an object")
+def _parsed(values: Any) -> tuple[str, Preset, LayerSelection]:
+    named = check_names(values, ("version", "model_sha256", "preset", "selection"), "an object")
     if type(named["version"]) is not int or named["version"] != _VERSION:
         raise ValueError(f"version {_VERSION} is what this program reads, got {named['version']!r}")
     check_sha256(named["model_sha256"])
-    preset, selection = made(Preset, named["preset"]), made(Selection, named["selection"])
+    preset, selection = build_dataclass(Preset, named["preset"]), build_dataclass(LayerSelection, named["selection"])
     if preset is None or selection is None:
         raise ValueError("preset or selection is missing")
     return named["model_sha256"], preset, selection

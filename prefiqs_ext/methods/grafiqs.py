@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefiqs_ext.batches import example_images
+from prefiqs_ext.inputs import example_images
+from prefiqs_ext.methods.images import check_network, score_chunks
 from prefiqs_ext.models.preset import Preset
-from prefiqs_ext.torch_defaults import torch_defaults
-
-from .images import check_network, score_chunks
+from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 _BLOCKS = ("block1", "block2", "block3", "block4")
 TAPS = ("image", *_BLOCKS)

@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from prefiqs_ext.batches import check_batch, name_rows
 from prefiqs_ext.dual import check_model
+from prefiqs_ext.inputs import check_batch, name_rows
 from prefiqs_ext.models.preset import Preset
-from prefiqs_ext.torch_defaults import torch_defaults
+from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 
 class OfNetwork(Protocol):

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefiqs_ext.batches import example_images
-from prefiqs_ext.embedding import embedding
+from prefiqs_ext.inputs import example_images
+from prefiqs_ext.methods.images import check_network, score_chunks
+from prefiqs_ext.models.embedding import select_embedding
 from prefiqs_ext.models.preset import Preset
-from prefiqs_ext.torch_defaults import torch_defaults
-
-from .images import check_network, score_chunks
+from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 _TOLERANCE = 1e-3  # of embeddings of length 1; float32 rounds below 1e-5
 
@@ -71,7 +70,7 @@ class SERFIQ:
             return output * draws  # in eval mode the output is the input
 
         with self._module.register_forward_hook(draw), torch.no_grad():
-            found = embedding(self.network(self._normalize(image)), self.output).double()
+            found = select_embedding(self.network(self._normalize(image)), self.output).double()
         unit: Tensor = found / torch.linalg.vector_norm(found, dim=1, keepdim=True)
         return unit
 

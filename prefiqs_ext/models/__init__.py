@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from . import weights
-from .checkpoint import load_model
-from .iresnet import iresnet18, iresnet34, iresnet50, iresnet100, iresnet200
-from .onnx_import import import_onnx
-from .preset import PRESETS, Normalize, Preset
+from prefiqs_ext.models import weights
+from prefiqs_ext.models.checkpoint import load_model
+from prefiqs_ext.models.iresnet import iresnet18, iresnet34, iresnet50, iresnet100, iresnet200
+from prefiqs_ext.models.onnx_import import import_onnx
+from prefiqs_ext.models.preset import PRESETS, Normalize, Preset
 
 __all__ = [
     "BUILT_IN",

@@ -22,15 +22,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..torch_defaults import torch_defaults
-from .dlib import load_dlib
-from .input_size import check_input
-from .ir import IR
-from .iresnet import IResNet
-from .mobilefacenet import Bottlenecks, MobileFaceNet
-from .onnx_import import import_onnx
-from .preset import Preset
-from .state_dict import QUANTISED, read_state_dict
+from prefiqs_ext.models.dlib import load_dlib
+from prefiqs_ext.models.input_size import check_input
+from prefiqs_ext.models.ir import IR
+from prefiqs_ext.models.iresnet import IResNet
+from prefiqs_ext.models.mobilefacenet import Bottlenecks, MobileFaceNet
+from prefiqs_ext.models.onnx_import import import_onnx
+from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.models.state_dict import QUANTISED, read_state_dict
+from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 _EPS = {"magface": 2e-5}  # of batch norms, by preset; 1e-5 elsewhere
 _SHOWN = 4

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .file_kinds import refuse_other_kinds
+from prefiqs_ext.models.file_kinds import refuse_other_kinds
 
 SIZE = 150
 """Height and width of the image."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from .dlib import DlibResNet
-from .ir import IR
-from .iresnet import IResNet
-from .mobilefacenet import MobileFaceNet
-from .onnx_import import ImportedNetwork
-from .preset import Preset
+from prefiqs_ext.models.dlib import DlibResNet
+from prefiqs_ext.models.ir import IR
+from prefiqs_ext.models.iresnet import IResNet
+from prefiqs_ext.models.mobilefacenet import MobileFaceNet
+from prefiqs_ext.models.onnx_import import ImportedNetwork
+from prefiqs_ext.models.preset import Preset
 
 
 def check_input(network: nn.Module, preset: Preset) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 import onnx
 from torch import fx
 
-from ..torch_defaults import torch_defaults
-from .file_kinds import refuse_other_kinds
-from .onnx_node import Node, State, evaluate, identifier
-from .onnx_operators import OPERATORS, SHAPED_BY_INFERENCE
-from .onnx_shapes import infer_shapes
-from .state_dict import QUANTISED
+from prefiqs_ext.models.file_kinds import refuse_other_kinds
+from prefiqs_ext.models.onnx_node import Node, State, evaluate, identifier
+from prefiqs_ext.models.onnx_operators import OPERATORS, SHAPED_BY_INFERENCE
+from prefiqs_ext.models.onnx_shapes import infer_shapes
+from prefiqs_ext.models.state_dict import QUANTISED
+from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 MAX_BYTES = 1 << 30
 """The largest file read: more than twice an IResNet-200 in float32."""

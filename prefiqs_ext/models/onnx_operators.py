@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from .onnx_node import Node, Pair, Shape, Window
+from prefiqs_ext.models.onnx_node import Node, Pair, Shape, Window
 
 SHAPED_BY_INFERENCE = frozenset({"Reshape", "Expand"})
 """Their second input is a shape, which the inferred shape of the output replaces."""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx
 
-from .onnx_node import Array, Shape, evaluate
+from prefiqs_ext.models.onnx_node import Array, Shape, evaluate
 
 # What exporters compute shapes with. None of them makes much out of little.
 _ARITHMETIC = frozenset(

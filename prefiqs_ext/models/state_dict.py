@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .file_kinds import is_zip, refuse_other_archives, refuse_other_kinds
-from .pickled import View, read_pickled
+from prefiqs_ext.models.file_kinds import is_zip, refuse_other_archives, refuse_other_kinds
+from prefiqs_ext.models.torch_pickle import View, read_pickled
 
 MAX_BYTES = 4 << 30
 """The largest file read, and the largest sum of its tensors: with the optimiser's state, a training checkpoint of an

@@ -28,7 +28,7 @@ from typing import IO, Literal
 import platformdirs
 from tqdm import tqdm
 
-from prefiqs_ext.whole import FULL
+from prefiqs_ext.utils.atomic_write import FULL
 
 _TIMEOUT_S = 5.0  # to connect, and between two pieces of an answer
 _CHUNK = 1 << 18

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import jinja2
 from tqdm import tqdm
 
-from ..files.rows import Row
-from ..whole import shown
-from .histogram import HEIGHT, WIDTH, histogram
-from .selection import STATUSES, Selection
-from .thumbnails import SIDE, thumbnails
+from prefiqs_ext.files.records import Record
+from prefiqs_ext.report.histogram import HEIGHT, WIDTH, histogram
+from prefiqs_ext.report.selection import STATUSES, Selection
+from prefiqs_ext.report.thumbnails import SIDE, thumbnails
+from prefiqs_ext.utils.text import format_path
 
 __all__ = ["Selection", "render"]
 
@@ -38,12 +38,12 @@ def render(selection: Selection, folder: str, facts: Mapping[str, str]) -> str:
         folder: its path; names are shown relative to it.
         facts: what was used, for the foot of the page: label -> text.
     """
-    chosen = selection.shown()
+    chosen = selection.pick()
     rows = [*chosen.best, *chosen.worst, *chosen.others]
     bar = tqdm(thumbnails(rows), total=len(rows), desc="thumbnails", disable=None, leave=False)
     pictures = {(row.path, row.face): picture for row, picture in bar}
 
-    def cards(rows: Iterable[Row]) -> list[_Card]:
+    def cards(rows: Iterable[Record]) -> list[_Card]:
         return [_card(row, folder, pictures[row.path, row.face]) for row in rows]
 
     template = resources.files(__name__).joinpath("page.html").read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ def render(selection: Selection, folder: str, facts: Mapping[str, str]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(template).render(
-        folder=shown(folder),
+        folder=format_path(folder),
         facts=facts,
         statuses=STATUSES,
         counts=selection.counts,
@@ -68,7 +68,7 @@ def render(selection: Selection, folder: str, facts: Mapping[str, str]) -> str:
     )
 
 
-def _card(row: Row, folder: str, picture: str) -> _Card:
+def _card(row: Record, folder: str, picture: str) -> _Card:
     numbers = []
     if row.distance is not None:
         numbers.append(("distance", f"{row.distance:.3f}"))
@@ -80,7 +80,7 @@ def _card(row: Row, folder: str, picture: str) -> _Card:
         numbers.append(("detector", f"{row.detector_score:.2f}"))
     return _Card(
         row.status,
-        shown(os.path.relpath(row.path, folder)),
+        format_path(os.path.relpath(row.path, folder)),
         STATUSES[row.status] if row.quality is None else f"{row.quality:.3f}",
         numbers,
         row.reason,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..files.rows import Row, Status
+from prefiqs_ext.files.records import Record, Status
 
 STATUSES: dict[Status, str] = {
     "ok": "scored",
@@ -24,10 +24,10 @@ FINE_BINS = 1000
 class Shown(NamedTuple):
     """The rows that get a card. middle: how many scored faces between `best` and `worst` get none."""
 
-    best: list[Row]
+    best: list[Record]
     middle: int
-    worst: list[Row]
-    others: list[Row]
+    worst: list[Record]
+    others: list[Record]
 
 
 class Selection:
@@ -38,11 +38,11 @@ class Selection:
         self.quality_counts = [0] * FINE_BINS
         self._most = most
         # Heaps of (key, -order, row): the order is unique, so that rows are never compared; the earlier row stays.
-        self._best: list[tuple[float, int, Row]] = []
-        self._worst: list[tuple[float, int, Row]] = []
-        self._others: dict[Status, list[Row]] = {status: [] for status in STATUSES}
+        self._best: list[tuple[float, int, Record]] = []
+        self._worst: list[tuple[float, int, Record]] = []
+        self._others: dict[Status, list[Record]] = {status: [] for status in STATUSES}
 
-    def add(self, rows: Iterable[Row]) -> Selection:
+    def add(self, rows: Iterable[Record]) -> Selection:
         for row in rows:
             self.counts[row.status] += 1
             if row.quality is not None:
@@ -51,14 +51,14 @@ class Selection:
                 kept.append(row)
         return self
 
-    def _add_scored(self, row: Row, quality: float) -> None:
+    def _add_scored(self, row: Record, quality: float) -> None:
         self.quality_counts[min(int(quality * FINE_BINS), FINE_BINS - 1)] += 1
         order = -self.counts["ok"]
         for heap, key in ((self._best, quality), (self._worst, -quality)):
             push = heapq.heappush if len(heap) < self._most else heapq.heappushpop
             push(heap, (key, order, row))
 
-    def shown(self) -> Shown:
+    def pick(self) -> Shown:
         """Best to worst; in the order they came where qualities are equal."""
         # A row may be in both heaps; its order tells that it is the same.
         kept = {order: (-quality, -order, row) for quality, order, row in self._best}

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from ..faces.image import UnreadableImage, read_rgb
-from ..files.rows import Row
+from prefiqs_ext.faces.image import UnreadableImage, read_rgb
+from prefiqs_ext.files.records import Record
 
 SIDE = 112
 """The longer side of a thumbnail, in pixels."""
@@ -18,12 +18,12 @@ _MARGIN = 0.3  # of the face's longer side, around what the detector found
 _JPEG_QUALITY = 80
 
 
-def thumbnails(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+def thumbnails(rows: Sequence[Record]) -> Iterator[tuple[Record, str]]:
     """Each row with the data URI of its face (the whole image where no face was found), or "" where there is none.
 
     In an order of its own: an image is decoded once for all its faces.
     """
-    by_path: dict[str, list[Row]] = {}
+    by_path: dict[str, list[Record]] = {}
     for row in rows:
         by_path.setdefault(row.path, []).append(row)
     for path, faces in by_path.items():
@@ -37,7 +37,7 @@ def thumbnails(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
             yield row, "" if image is None else _data_uri(image.crop(_box(row, image.size)))
 
 
-def _box(row: Row, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def _box(row: Record, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of a square around the face, cut at the image's borders."""
     width, height = size
     if row.x is None or row.y is None or row.w is None or row.h is None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from .bins import read_bin
-from .quality_data import LIST, read_quality_data
-from .readers import Images, PairList, read_folders, read_lfw_pairs, read_pair_list
-from .templates import Templates, read_ijbc
+from prefiqs_ext.evaluation.datasets.bins import read_bin
+from prefiqs_ext.evaluation.datasets.quality_data import LIST, read_quality_data
+from prefiqs_ext.evaluation.datasets.readers import Images, PairList, read_folders, read_lfw_pairs, read_pair_list
+from prefiqs_ext.evaluation.datasets.templates import Templates, read_ijbc
 
 Data = Images | PairList | Templates
 """Each has `images`, a sequence of sources that read_crops takes."""

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from . import Data
-from .bins import read_bin
-from .quality_data import read_quality_data
-from .readers import read_lfw_pairs
-from .templates import read_ijbc
+from prefiqs_ext.evaluation.datasets import Data
+from prefiqs_ext.evaluation.datasets.bins import read_bin
+from prefiqs_ext.evaluation.datasets.quality_data import read_quality_data
+from prefiqs_ext.evaluation.datasets.readers import read_lfw_pairs
+from prefiqs_ext.evaluation.datasets.templates import read_ijbc
 
 
 class _Layout(NamedTuple):

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .crops import Encoded
-from .readers import PairList, pair_list
+from prefiqs_ext.evaluation.datasets.crops import Encoded
+from prefiqs_ext.evaluation.datasets.readers import PairList, pair_list
 
 _BIN_BYTES = 4 << 30
 

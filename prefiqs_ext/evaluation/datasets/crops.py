@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...faces import RGB, align, decode_rgb, hash_file, read_rgb
+from prefiqs_ext.faces import RGB, align, decode_rgb, hash_file, read_rgb
 
 
 class Encoded(NamedTuple):

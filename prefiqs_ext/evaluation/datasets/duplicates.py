@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ...whole import shown
-from . import Data
-from .crops import name_of
-from .readers import Images, PairList
+from prefiqs_ext.evaluation.datasets import Data
+from prefiqs_ext.evaluation.datasets.crops import name_of
+from prefiqs_ext.evaluation.datasets.readers import Images, PairList
+from prefiqs_ext.utils.text import format_path
 
 
 def refuse_shared(data: Data, contents: NDArray[np.integer]) -> None:
@@ -33,7 +33,7 @@ def refuse_shared(data: Data, contents: NDArray[np.integer]) -> None:
     else:
         return
     if len(pairs):
-        one, other = (shown(name_of(data.images[i])) for i in pairs[0])
+        one, other = (format_path(name_of(data.images[i])) for i in pairs[0])
         others = len(pairs) - 1
         more = f", and so {f'are {others} more pairs' if others > 1 else 'is 1 more pair'}" if others else ""
         raise ValueError(

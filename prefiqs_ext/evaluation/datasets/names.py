@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from ...files.folders import stem
-from ...whole import shown
-from .crops import Encoded, Source, name_of
+from prefiqs_ext.evaluation.datasets.crops import Encoded, Source, name_of
+from prefiqs_ext.files.folders import stem
+from prefiqs_ext.utils.text import format_path
 
 _FOLDER_OF_SCRIPTS = "images"
 """CR-FIQA's scripts put all images of a benchmark there, so that it says nothing of who they show."""
@@ -49,7 +49,7 @@ class Names:
             if len(found) > 1:
                 found = [i for i in found if self._has_suffix_of(path, i)] or found
             if len(found) > 1:
-                one, other = (shown(name_of(self._images[i])) for i in found[:2])
+                one, other = (format_path(name_of(self._images[i])) for i in found[:2])
                 raise ValueError(f"{path!r} may be {one} or {other}")
             if found:
                 return found[0]

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...faces import read_rgb
-from ...files.folders import stem
-from .crops import Source, Swapped, name_of
-from .readers import Images, PairList, read_images_listed, read_pair_list
+from prefiqs_ext.evaluation.datasets.crops import Source, Swapped, name_of
+from prefiqs_ext.evaluation.datasets.readers import Images, PairList, read_images_listed, read_pair_list
+from prefiqs_ext.faces import read_rgb
+from prefiqs_ext.files.folders import stem
 
 LIST = "image_path_list.txt"
 _LOOKED_AT = 50  # images, to tell the colour order

@@ -13,11 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...files.folders import SUFFIXES, Folders, counted, entries, stem, suffix
-from ...files.text import lines
-from ...whole import shown
-from .crops import Source, name_of
-from .names import Names
+from prefiqs_ext.evaluation.datasets.crops import Source, name_of
+from prefiqs_ext.evaluation.datasets.names import Names
+from prefiqs_ext.files.folders import SUFFIXES, Folders, counted, entries, stem, suffix
+from prefiqs_ext.utils.text import format_path, lines
 
 _SAME = 1e-5  # relative: a GPU gives an image in two batches scores that differ by less
 
@@ -48,7 +47,7 @@ def read_folders(root: str | os.PathLike[str], report: Callable[[str], None] = l
     top = entries(os.fspath(root))
     stray = next((name for name, is_folder in top if not is_folder and suffix(name) in SUFFIXES), None)
     if stray is not None:
-        path = shown(os.path.join(root, stray))
+        path = format_path(os.path.join(root, stray))
         raise ValueError(f"{path} lies in no person's folder, so whom it shows is not known: move it there, or away")
     people = [name for name, is_folder in top if is_folder]
     passed_over: Counter[str] = Counter()
@@ -57,7 +56,7 @@ def read_folders(root: str | os.PathLike[str], report: Callable[[str], None] = l
     said = counted(passed_over)
     if not paths:
         others = counted(passed_over + Counter(suffix(name) for name, is_folder in top if not is_folder))
-        none = f"{shown(os.fspath(root))}: expected a folder a person with images in it, found none"
+        none = f"{format_path(os.fspath(root))}: expected a folder a person with images in it, found none"
         raise ValueError(f"{none}; {others}" if others else none)
     if said:
         report(said)
@@ -66,7 +65,7 @@ def read_folders(root: str | os.PathLike[str], report: Callable[[str], None] = l
 
 def _images_of(person: str, passed_over: Counter[str]) -> list[str]:
     def refuse(folder: str, what: str) -> None:
-        raise ValueError(f"{shown(folder)}: {what}; take it out of the set")
+        raise ValueError(f"{format_path(folder)}: {what}; take it out of the set")
 
     folders = Folders(refuse)
     found = list(folders.images(person))
@@ -102,7 +101,9 @@ def read_lfw_pairs(file: str | os.PathLike[str], root: str | os.PathLike[str]) -
             if not found:
                 raise ValueError(f"{file}:{number}: no image {Path(root) / name / image}")
             if len(found) > 1:
-                raise ValueError(f"{file}:{number}: {image!r} may be {shown(found[0])} or {shown(found[1])}")
+                raise ValueError(
+                    f"{file}:{number}: {image!r} may be {format_path(found[0])} or {format_path(found[1])}"
+                )
             pair.append(_index(index, found[0]))
         pairs.append(pair)
         mated.append(len(words) == 3)

@@ -13,8 +13,8 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ...files.text import lines
-from .crops import Landmarked
+from prefiqs_ext.evaluation.datasets.crops import Landmarked
+from prefiqs_ext.utils.text import lines
 
 _BLOCK = 20_000  # images summed at a time
 _LINES = 1_000_000  # of pairs looked up at a time

@@ -1,0 +1,1 @@
+"""The conversion of a model into a dual graph; dualize.py has its steps in order."""

@@ -1,0 +1,115 @@
+"""A converted graph in half precision on a GPU: what becomes float16 or bfloat16, and what stays float32.
+
+Weights and the values between layers are half precision; masks, biases, slopes and tap shifts stay as they are. The
+last layers, those whose results reach the output through no other layer, read a float32 source and so give a float32
+result: the embedding is not rounded. What follows them, the tail, computes in float32.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from prefiqs_ext.dual.convert.inference_form import InferenceNorm
+from prefiqs_ext.dual.modules import DualConv2d, DualLinear, is_layer
+
+
+def to_half(graph_module: fx.GraphModule, device: torch.device, dtype: torch.dtype) -> None:
+    """Moves a graph that `dualize` gave, in place.
+
+    dtype: float16 or bfloat16. The graph still takes uint8 or float32 inputs, and gives float32 (or, where the tail
+    shares a module with what comes before it, half) pairs.
+    """
+    graph = graph_module.graph
+    tail = _tail(graph_module)
+    layers = {node for node in graph.nodes if is_layer(graph_module, node)}
+    last = {node for node in layers if all(user in tail for user in node.users)}
+    for node in graph.nodes:
+        in_half = node not in tail
+        node.args, node.kwargs = (_constants(given, device, dtype, in_half) for given in (node.args, node.kwargs))
+        if in_half and node.op == "call_method" and node.target == "float":
+            node.target, node.args = "to", (*node.args, dtype)
+        elif node.op in ("call_module", "get_attr"):
+            _move(graph_module, str(node.target), device, dtype if in_half else torch.float32)
+    _cast_where_they_meet(graph, tail, last, dtype)
+    graph_module.recompile()
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """A floating tensor in another dtype; anything else (levels, sizes, indices) as it is."""
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _tail(graph_module: fx.GraphModule) -> set[fx.Node]:
+    """The nodes after which there is no layer any more. Of tensors and modules that are used before as well there is
+    one, in half precision: their users are no tail, nor is what comes before these."""
+    nodes = list(reversed(graph_module.graph.nodes))
+    in_half: set[str] = set()
+    while True:
+        tail: set[fx.Node] = set()
+        for node in nodes:
+            free = node.op != "placeholder" and not is_layer(graph_module, node) and str(node.target) not in in_half
+            if free and all(user in tail for user in node.users):
+                tail.add(node)
+        before = {str(node.target) for node in nodes if node not in tail and _has_numbers(graph_module, node)}
+        if before <= in_half:
+            return tail
+        in_half |= before
+
+
+def _has_numbers(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op != "call_module":
+        return node.op == "get_attr"
+    module = graph_module.get_submodule(str(node.target))
+    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+
+
+def _constants(given: Any, device: torch.device, dtype: torch.dtype, in_half: bool) -> Any:
+    """Arguments that name a device or, in half precision, float32, as a forward may: x.to(torch.float32)."""
+
+    def constant(each: Any) -> Any:
+        if isinstance(each, torch.device):
+            return device
+        return dtype if in_half and each is torch.float32 else each
+
+    return fx.node.map_aggregate(given, constant)
+
+
+def _move(graph_module: fx.GraphModule, target: str, device: torch.device, dtype: torch.dtype) -> None:
+    own = reduce(getattr, target.split("."), graph_module)
+    if isinstance(own, (DualConv2d, DualLinear)):
+        own.to(device)
+        own.weight = own.weight.to(dtype)
+    elif isinstance(own, InferenceNorm):
+        own.to(device)  # takes half-precision inputs; its variances may be beyond float16
+    elif isinstance(own, nn.Module):
+        own.to(device, dtype)
+    elif isinstance(own, Tensor):
+        path, _, name = target.rpartition(".")
+        setattr(graph_module.get_submodule(path), name, cast(own, dtype).to(device))
+
+
+def _cast_where_they_meet(graph: fx.Graph, tail: set[fx.Node], last: set[fx.Node], dtype: torch.dtype) -> None:
+    casts: dict[fx.Node, fx.Node] = {}
+
+    def in_float32(source: fx.Node) -> fx.Node:
+        if source not in casts:
+            with graph.inserting_after(source):
+                casts[source] = graph.call_function(cast, (source, torch.float32))
+        return casts[source]
+
+    for node in list(graph.nodes):
+        if node.op == "placeholder":
+            users = list(node.users)
+            with graph.inserting_after(node):
+                taken = graph.call_function(cast, (node, dtype))
+            for user in users:
+                user.replace_input_with(node, taken)
+    for node in list(graph.nodes):
+        if node in tail or node in last:
+            for source in node.all_input_nodes:
+                if source not in tail and source not in last:
+                    node.replace_input_with(source, in_float32(source))

@@ -1,0 +1,71 @@
+"""Which of a network's outputs is the embedding: one rule for all that run networks.
+
+An embedding has two columns or more: a score of quality, or a norm, beside it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+class NoOutputError(ValueError):
+    """The network has no such output as was asked for."""
+
+
+def select_embedding(outputs: object, output: int | str | None = None) -> Tensor:
+    """The embeddings [N, d] among what a network gave: of its outputs, or of the one named, the first floating tensor
+    of two dimensions and two columns or more. ValueError where there is none."""
+    tensors = [leaf for leaf in iterate_leaves(select_output(outputs, output)) if isinstance(leaf, Tensor)]
+    for tensor in tensors:
+        if is_embedding(tuple(tensor.shape), tensor.dtype):
+            return tensor
+    raise ValueError(describe_no_embedding((str(list(tensor.shape)) for tensor in tensors), output))
+
+
+def select_output(outputs: object, output: int | str | None) -> object:
+    """The output of this index or key, all of them for None. A number in text is an index where it is no key.
+
+    outputs: what a network gives, tensors or what stands for them in a graph. NoOutputError for one that is not there.
+    """
+    if output is None:
+        return outputs
+    named: Mapping[object, object]
+    if isinstance(outputs, Mapping):
+        named = outputs
+    elif isinstance(outputs, Sequence):
+        named = dict(enumerate(outputs))
+    else:
+        named = {0: outputs}
+    if output in named:
+        return named[output]
+    try:
+        return list(named.values())[int(output)]
+    except (ValueError, IndexError):
+        several = isinstance(outputs, Mapping | Sequence)
+        expected = f"one of {', '.join(map(repr, named))}" if several else "none, for it has but one: leave it out"
+        raise NoOutputError(f"the network has no output {output!r}: expected {expected}") from None
+
+
+def is_embedding(shape: tuple[int, ...], dtype: torch.dtype | None) -> bool:
+    return len(shape) == 2 and shape[1] > 1 and dtype is not None and dtype.is_floating_point
+
+
+def describe_no_embedding(shapes: Iterator[str], output: int | str | None) -> str:
+    """What to say of outputs none of which is an embedding."""
+    what = "an embedding, a floating tensor [N, d] of 2 columns or more"
+    expected = f"{what}, among the network's outputs" if output is None else f"{what}, as the output {output!r}"
+    return f"expected {expected}; got {', '.join(shapes) or 'no tensor'}"
+
+
+def iterate_leaves(outputs: object) -> Iterator[object]:
+    """The elements of nested tuples, lists and dictionaries, in order."""
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    if isinstance(outputs, (tuple, list)):
+        for element in outputs:
+            yield from iterate_leaves(element)
+    else:
+        yield outputs

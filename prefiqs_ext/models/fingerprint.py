@@ -1,0 +1,27 @@
+"""The fingerprint of a network: a hash of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def hash_weights(network: nn.Module) -> str:
+    """SHA-256 over the names, shapes, types and bytes of a network's parameters and buffers, in the order of names: the
+    same for the same weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted([*network.named_parameters(), *network.named_buffers()]):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_sha256(value: Any) -> None:
+    """ValueError unless it is what `hash_weights` gives."""
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError(f"model_sha256 is {value!r}")
