@@ -41,7 +41,7 @@ def data(tmp_path, monkeypatch, sface, folder):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Two take most of the time of a command; test_score_file draws them."""
-    monkeypatch.setattr(results, "draw", lambda *_: None)
+    monkeypatch.setattr(results, "plot_edc", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

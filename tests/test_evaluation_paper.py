@@ -37,7 +37,7 @@ def run(root, tmp_path_factory, sface_file):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "cache_folder", lambda: output / "cache")
         patch.setattr(command, "_PAPER_FMRS", (0.1, 0.05))  # lists of 20 non-mated pairs show none below
-        patch.setattr(results, "draw", lambda *_: None)  # two pictures a benchmark: half of the time
+        patch.setattr(results, "plot_edc", lambda *_: None)  # two pictures a benchmark: half of the time
         result = CliRunner().invoke(main, ["evaluate", str(root), "--protocol", "paper", *options, "-o", str(output)])
     assert result.exit_code == 0, result.output
     return result.output, output

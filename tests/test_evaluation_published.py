@@ -21,7 +21,7 @@ SCORES = np.random.default_rng(3).permutation(COUNT) / 7
 @pytest.fixture(autouse=True)
 def quick(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(results, "draw", lambda *_: None)
+    monkeypatch.setattr(results, "plot_edc", lambda *_: None)
     for name in ("FMRS", "_PAPER_FMRS"):
         monkeypatch.setattr(command, name, (0.1, 0.05))  # lists of 20 non-mated pairs show none below
 

@@ -29,16 +29,16 @@ from prefiqs_ext.models import import_onnx
 ROOT = Path(__file__).parents[1]
 DIGESTS = Path(__file__).parent / "data" / "revisions.json"
 PACKAGE = "prefiqs_ext"
-_ENGINE = ("batches", "device", "embedding", "network", "ops", "output", "pruning", "scorer", "torch_defaults")
+_ENGINE = ("inputs", "device", "ops", "output", "pruning", "scorer", "utils/torch_defaults")
 FILES = {
     "ENGINE": [
         "CMakeLists.txt",
         "cmake/cuda.cmake",
         "csrc/**/*",
         *(f"{PACKAGE}/{name}.py" for name in _ENGINE),
-        *(f"{PACKAGE}/{folder}/*.py" for folder in ("dual", "models")),
+        *(f"{PACKAGE}/{folder}/**/*.py" for folder in ("dual", "models")),
         *(f"{PACKAGE}/faces/{name}.py" for name in ("image", "align")),
-        f"{PACKAGE}/evaluation/passes.py",
+        f"{PACKAGE}/evaluation/inference.py",
         f"{PACKAGE}/evaluation/datasets/crops.py",
     ],
     **{name: [f"{PACKAGE}/methods/{name}.py"] for name in ("grafiqs", "froq", "serfiq")},
@@ -104,7 +104,7 @@ def test_code_has_changed_only_with_its_revision() -> None:
 
 
 def test_every_method_that_computes_has_a_revision() -> None:
-    computing = {name for name in methods.NAMES if not issubclass(_class_of(name), methods.drift.ScorerMethod)}
+    computing = {name for name in methods.NAMES if not issubclass(_class_of(name), methods.prefiqs.ScorerMethod)}
     assert set(revisions.METHODS) == computing
     assert set(FILES) == {"ENGINE", *computing}
 
