@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefiqs_ext.exceptions import InputError
+
 NOT_ASSESSABLE = -1
 _KINDS = ("percentile", "logistic")
 _LEAST = 20  # qualities, to fit a scale on
@@ -35,14 +37,14 @@ class Calibration:
     def __post_init__(self) -> None:
         object.__setattr__(self, "numbers", tuple(map(float, self.numbers)))
         if self.kind not in _KINDS:
-            raise ValueError(f"expected a calibration of kind {' or '.join(_KINDS)}, got {self.kind!r}")
+            raise InputError(f"expected a calibration of kind {' or '.join(_KINDS)}, got {self.kind!r}")
         count = _LOGISTIC if self.kind == "logistic" else _PERCENTILES
         if len(self.numbers) != count or not all(math.isfinite(number) for number in self.numbers):
-            raise ValueError(f"expected {count} finite numbers of a {self.kind} calibration, got {len(self.numbers)}")
+            raise InputError(f"expected {count} finite numbers of a {self.kind} calibration, got {len(self.numbers)}")
         if self.kind == "logistic" and self.numbers[1] <= 0:
-            raise ValueError(f"expected a width above 0, got {self.numbers[1]}")
+            raise InputError(f"expected a width above 0, got {self.numbers[1]}")
         if self.kind == "percentile" and (any(np.diff(self.numbers) < 0) or self.numbers[0] == self.numbers[-1]):
-            raise ValueError("expected quantiles in ascending order, not all equal")
+            raise InputError("expected quantiles in ascending order, not all equal")
 
     @classmethod
     def fit(cls, quality: Tensor, kind: Literal["percentile", "logistic"] = "percentile") -> Calibration:
@@ -54,14 +56,14 @@ class Calibration:
         values = quality.detach().double().cpu().numpy().ravel()
         values = values[np.isfinite(values)]
         if len(values) < _LEAST:
-            raise ValueError(f"expected {_LEAST} or more qualities to fit a calibration on, got {len(values)}")
+            raise InputError(f"expected {_LEAST} or more qualities to fit a calibration on, got {len(values)}")
         if values.min() == values.max():
-            raise ValueError("expected qualities that differ, got all equal")
+            raise InputError("expected qualities that differ, got all equal")
         if kind == "percentile":
             return cls(kind, tuple(np.quantile(values, np.linspace(0, 1, _PERCENTILES)).tolist()))
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
         if high <= low:
-            raise ValueError("expected qualities that differ, got half of them equal: use kind='percentile'")
+            raise InputError("expected qualities that differ, got half of them equal: use kind='percentile'")
         # 100 / (1 + exp(-d / w)) is 75 at d = w ln 3.
         return cls(kind, (middle, (high - low) / (2 * math.log(3))))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.ops import cuda_missing, embedding_distance
 
 HALF = (torch.float16, torch.bfloat16)
@@ -24,21 +25,21 @@ def resolve(
     place = torch.device(device)
     if place.type == "cpu":
         if dtype not in (None, torch.float32):
-            raise ValueError(
+            raise InputError(
                 f"expected dtype torch.float32 on the CPU, the only one computed in there, got {dtype}: "
                 "leave dtype out, or use device='cuda'"
             )
         return torch.device("cpu"), torch.float32
     if place.type != "cuda":
-        raise ValueError(f"expected device 'cpu' or 'cuda', got {str(device)!r}")
+        raise InputError(f"expected device 'cpu' or 'cuda', got {str(device)!r}")
     if dtype not in (None, *HALF):
-        raise ValueError(
+        raise InputError(
             f"expected dtype torch.float16 or torch.bfloat16 on CUDA, whose kernels multiply half-precision numbers, "
             f"got {dtype}: leave dtype out, or use device='cpu'"
         )
     reason = why_no_cuda(place)
     if reason is not None:
-        raise ValueError(f"cannot compute on {str(device)!r}: {reason}")
+        raise InputError(f"cannot compute on {str(device)!r}: {reason}")
     index = torch.cuda.current_device() if place.index is None else place.index
     return torch.device("cuda", index), dtype or torch.float16
 

@@ -7,6 +7,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from prefiqs_ext.exceptions import InputError, InputTypeError
 from prefiqs_ext.models.preset import Preset
 
 # Floating images come from divisions by 255 and resampling, which overshoot a little.
@@ -17,19 +18,19 @@ def check_batch(batch: Tensor, preset: Preset | None, rank: int | None = None) -
     """Raises TypeError or ValueError unless the batch has type and shape of the preset's images; without a preset,
     float32 or uint8 of `rank` dimensions."""
     if not isinstance(batch, Tensor):
-        raise TypeError(f"expected a torch.Tensor, got {type(batch).__name__}")
+        raise InputTypeError(f"expected a torch.Tensor, got {type(batch).__name__}")
     if preset is None:
         if batch.dtype not in (torch.float32, torch.uint8):
-            raise TypeError(f"expected a float32 or uint8 batch, got {batch.dtype}")
+            raise InputTypeError(f"expected a float32 or uint8 batch, got {batch.dtype}")
         if rank is not None and batch.dim() != rank:
             remedy = ": add a first dimension, batch[None]" if batch.dim() == rank - 1 else ""
-            raise ValueError(f"expected a batch of {rank} dimensions, got shape {list(batch.shape)}{remedy}")
+            raise InputError(f"expected a batch of {rank} dimensions, got shape {list(batch.shape)}{remedy}")
         return
     if batch.dtype != torch.uint8 and not batch.is_floating_point():
-        raise TypeError(f"expected uint8 images of 0-255 or floating ones of [0, 1], got {batch.dtype}")
+        raise InputTypeError(f"expected uint8 images of 0-255 or floating ones of [0, 1], got {batch.dtype}")
     height, width = preset.size
     if batch.dim() != 4 or tuple(batch.shape[1:]) != (3, height, width):
-        raise ValueError(
+        raise InputError(
             f"expected images [N, 3, {height}, {width}] (preset {preset.name!r}), got {list(batch.shape)}; "
             f"{_layout_remedy(list(batch.shape), height, width)}"
         )
@@ -59,13 +60,13 @@ def check_values(batch: Tensor, preset: Preset | None, least: float, most: float
     """Raises ValueError unless the extremes of a floating batch are finite and, with a preset, in [0, 1]."""
     if not (isfinite(least) and isfinite(most)):
         rows = name_rows(~batch.isfinite().flatten(1).all(dim=1))
-        raise ValueError(f"expected finite values, got NaN or infinity in {rows}")
+        raise InputError(f"expected finite values, got NaN or infinity in {rows}")
     if preset is not None and (least < -_OVERSHOOT or most > 1 + _OVERSHOOT):
         if least < -_OVERSHOOT:
             remedy = "they look normalised already, which the preset does itself: pass levels of 0-255 as uint8"
         else:
             remedy = "divide levels of 0-255 by 255, or pass them as uint8"
-        raise ValueError(f"expected floating images in [0, 1], got values from {least:g} to {most:g}; {remedy}")
+        raise InputError(f"expected floating images in [0, 1], got values from {least:g} to {most:g}; {remedy}")
 
 
 def check_images(batch: Tensor, preset: Preset | None) -> None:

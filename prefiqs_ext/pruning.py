@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prefiqs_ext.exceptions import InputError
+
 METHODS = ("magnitude", "random", "structured")
 """The names of pruning methods; beside them "n:m" in numbers, such as "2:4"."""
 
@@ -61,31 +63,31 @@ class Pruning:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS and self._n_of_m is None:
-            raise ValueError(
+            raise InputError(
                 f"pruning method must be one of {', '.join(METHODS)}, or n:m such as '2:4', got {self.method!r}"
             )
         if self.scope not in _SCOPES:
-            raise ValueError(f"pruning scope must be one of {', '.join(_SCOPES)}, got {self.scope!r}")
+            raise InputError(f"pruning scope must be one of {', '.join(_SCOPES)}, got {self.scope!r}")
         if self.scope == "global" and self.method not in ("magnitude", "random"):
-            raise ValueError(f"pruning method {self.method!r} ranks each layer by itself: use scope='layer'")
+            raise InputError(f"pruning method {self.method!r} ranks each layer by itself: use scope='layer'")
         n, m = self._n_of_m or (None, None)
         own = _DEFAULT_SPARSITY if n is None or m is None else (m - n) / m
         if self.sparsity is None:
             object.__setattr__(self, "sparsity", own)
         if isinstance(self.sparsity, bool) or not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity must be a number in [0, 1), got {self.sparsity!r}")
+            raise InputError(f"sparsity must be a number in [0, 1), got {self.sparsity!r}")
         if n is not None:
             if not math.isclose(self.sparsity, own):
-                raise ValueError(
+                raise InputError(
                     f"pruning method {self.method!r} has sparsity {own:g}, got {self.sparsity!r}: leave sparsity out"
                 )
             object.__setattr__(self, "sparsity", own)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ValueError(f"pruning seed must be an integer, got {self.seed!r}")
+            raise InputError(f"pruning seed must be an integer, got {self.seed!r}")
         if not isinstance(self.layers, str):
             patterns = tuple(self.layers)
             if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-                raise ValueError(f"layers must be 'conv', 'conv+linear' or name patterns, got {self.layers!r}")
+                raise InputError(f"layers must be 'conv', 'conv+linear' or name patterns, got {self.layers!r}")
             object.__setattr__(self, "layers", patterns)  # a list would make the dataclass unhashable
 
     def masks(self, model: nn.Module) -> dict[str, Tensor]:
@@ -100,7 +102,7 @@ class Pruning:
         dense = self.kept_dense(model)
         weights = {name: weight for name, weight in self._weights(model).items() if name not in dense}
         if not weights:
-            raise ValueError(f"pruning method {self.method!r} can prune none of the chosen layers: {', '.join(dense)}")
+            raise InputError(f"pruning method {self.method!r} can prune none of the chosen layers: {', '.join(dense)}")
         if self._n_of_m is not None:
             return {name: _keep_n_of_m(self._importance(name, w), *self._n_of_m) for name, w in weights.items()}
         if self.method == "structured":
@@ -139,25 +141,25 @@ class Pruning:
                 if not isinstance(module, nn.Linear):
                     convolutions[name] = layers[name]
         if not layers:
-            raise ValueError(f"the model has no convolution or linear layer to prune: {type(model).__name__}")
+            raise InputError(f"the model has no convolution or linear layer to prune: {type(model).__name__}")
         if self.layers == "conv+linear":
             return layers
         if self.layers == "conv":
             if not convolutions:
-                raise ValueError("the model has no convolution to prune, only linear layers: use layers='conv+linear'")
+                raise InputError("the model has no convolution to prune, only linear layers: use layers='conv+linear'")
             return convolutions
         patterns = (self.layers,) if isinstance(self.layers, str) else self.layers
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in layers):
                 examples = ", ".join(list(layers)[:3])
-                raise ValueError(
+                raise InputError(
                     f"pattern {pattern!r} matches no convolution or linear layer; there are {examples}, ..."
                 )
         return {name: w for name, w in layers.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
     def _importance(self, name: str, weight: Tensor) -> Tensor:
         if not bool(torch.isfinite(weight).all()):
-            raise ValueError(f"the weight of layer {name!r} has NaN or infinite values: check the checkpoint")
+            raise InputError(f"the weight of layer {name!r} has NaN or infinite values: check the checkpoint")
         if self.method == "random":
             # The CPU generator keeps 32 bits of its seed: a checksum spreads seed and name over all of them.
             generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}:{name}".encode()))
@@ -211,7 +213,7 @@ def pack_mask(mask: Tensor) -> Tensor:
     Raises ValueError for another dtype or fewer than two dimensions.
     """
     if mask.dtype != torch.bool or mask.dim() < 2:
-        raise ValueError(f"mask must be bool [Co, C/g, ...], got {mask.dtype} {list(mask.shape)}")
+        raise InputError(f"mask must be bool [Co, C/g, ...], got {mask.dtype} {list(mask.shape)}")
     rows = mask.movedim(1, -1).flatten(1).cpu().numpy()
     packed = np.packbits(rows, axis=1, bitorder="little")
     words = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4))).view("<i4").astype(np.int32)
@@ -227,7 +229,7 @@ def unpack_mask(packed: Tensor, weight_shape: Sequence[int]) -> Tensor:
     size = in_channels * int(np.prod(taps, dtype=np.int64))
     expected = [out_channels, (size + 31) // 32]
     if packed.dtype != torch.int32 or list(packed.shape) != expected:
-        raise ValueError(
+        raise InputError(
             f"packed mask of a weight {list(weight_shape)} must be int32 {expected}, "
             f"got {packed.dtype} {list(packed.shape)}"
         )

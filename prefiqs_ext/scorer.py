@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from prefiqs_ext.device import resolve
 from prefiqs_ext.dual import BufferedGraph, CudaGraphs, dualize, out_of_memory, to_half
+from prefiqs_ext.exceptions import InputError, OutOfMemoryError
 from prefiqs_ext.inputs import check_batch, check_values, example_images, levels, name_rows
 from prefiqs_ext.models.fingerprint import hash_weights
 from prefiqs_ext.models.loading import Normalized, load_network
@@ -78,9 +79,9 @@ class Scorer(nn.Module):
     ) -> None:
         super().__init__()
         if chunk is not None and chunk < 1:
-            raise ValueError(f"expected chunk of 1 or more, got {chunk}")
+            raise InputError(f"expected chunk of 1 or more, got {chunk}")
         if on_bad not in ("raise", "nan"):
-            raise ValueError(f"expected on_bad 'raise' or 'nan', got {on_bad!r}")
+            raise InputError(f"expected on_bad 'raise' or 'nan', got {on_bad!r}")
         self.device, self.dtype = resolve(device, dtype, model)
         network, own_preset = load_network(model, preset)
         weights_hash = hash_weights(network)
@@ -101,7 +102,7 @@ class Scorer(nn.Module):
             masks = {f"network.{name}": mask for name, mask in masks.items()}
             example = example_images(self.preset)
         if example is None:
-            raise ValueError("expected a preset, or an example batch that shows the network's input; got neither")
+            raise InputError("expected a preset, or an example batch that shows the network's input; got neither")
         example = example.cpu()
         self.chunk = chunk or _CHUNK[self.device.type]
         self.on_bad = on_bad
@@ -124,7 +125,7 @@ class Scorer(nn.Module):
             pair = self._dual(example.to(self.device)).float().cpu()
         remedy = "" if self.dtype == torch.bfloat16 else "; try dtype=torch.bfloat16, which does not overflow"
         if not bool(pair.isfinite().all()):
-            raise ValueError(f"the network gives NaN or infinity in {self.dtype} on {self.device}{remedy}")
+            raise InputError(f"the network gives NaN or infinity in {self.dtype} on {self.device}{remedy}")
         difference = float((pair - expected).abs().max() / expected.abs().max())
         most = _ROUNDINGS * torch.finfo(self.dtype).eps
         if difference > most:
@@ -156,7 +157,7 @@ class Scorer(nn.Module):
         settings = settings.computed_in(place, dtype)
         source = settings.model if model is None else model
         if source is None:
-            raise ValueError("expected the model that these settings were made with: they name none, it was a module")
+            raise InputError("expected the model that these settings were made with: they name none, it was a module")
         scorer = cls(
             source,
             settings.pruning,
@@ -168,7 +169,7 @@ class Scorer(nn.Module):
         )
         found = scorer.settings.model_sha256
         if found != settings.model_sha256:
-            raise ValueError(
+            raise InputError(
                 f"expected the model that these settings were made with, whose weights have SHA-256 "
                 f"{settings.model_sha256[:12]}..., got {found[:12]}..."
             )
@@ -179,7 +180,7 @@ class Scorer(nn.Module):
     def settings(self) -> Settings:
         """What the numbers depend on: to save, and to make the same scorer from. ValueError with masks of your own."""
         if self._settings is None:
-            raise ValueError("masks of your own are not kept in settings: construct the Scorer with a Pruning")
+            raise InputError("masks of your own are not kept in settings: construct the Scorer with a Pruning")
         return self._settings
 
     @property
@@ -229,11 +230,11 @@ class Scorer(nn.Module):
             if not out_of_memory(error):
                 raise
         if len(rows) == 1:
-            raise MemoryError(
+            raise OutOfMemoryError(
                 f"{self.device} has too little memory for one image: free some of it, or use another device"
             )
         half = len(rows) // 2
-        raise MemoryError(f"{self.device} has too little memory for {len(rows)} images together: try chunk={half}")
+        raise OutOfMemoryError(f"{self.device} has too little memory for {len(rows)} images together: try chunk={half}")
 
     def _empty(self) -> ScoreOutput:
         none = torch.empty(0, dtype=torch.float32, device=self.device)
@@ -243,13 +244,13 @@ class Scorer(nn.Module):
     def _check(self, batch: Tensor) -> None:
         check_batch(batch, self.preset, self._input_rank)
         if batch.device != self.device:
-            raise ValueError(f"expected a batch on the scorer's device {self.device}, got {batch.device}")
+            raise InputError(f"expected a batch on the scorer's device {self.device}, got {batch.device}")
 
     def _without(self, bad: Tensor, output: ScoreOutput) -> ScoreOutput:
         """Rows without a direction raise, or lose their numbers."""
         if self.on_bad == "raise":
             overflow = "dtype=torch.bfloat16 if they overflow, or " if self.dtype == torch.float16 else ""
-            raise ValueError(
+            raise InputError(
                 f"expected embeddings of finite norm above 0, got none for {name_rows(bad)}; check these images and "
                 f"the weights, or construct the Scorer with {overflow}on_bad='nan'"
             )
@@ -263,7 +264,7 @@ class Scorer(nn.Module):
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         moved = fn(like)
         if (moved.device, moved.dtype) != (like.device, like.dtype):
-            raise ValueError(
+            raise InputError(
                 f"a Scorer stays where it was made, on {self.device} in {self.dtype}: "
                 "construct another with Scorer(model, device=..., dtype=...)"
             )

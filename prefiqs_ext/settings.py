@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from prefiqs_ext.calibration import Calibration
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.models.fingerprint import check_sha256
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
@@ -44,7 +45,7 @@ class Settings:
         """The same, computed elsewhere. ValueError with a scale, which is for the numbers of one device and dtype."""
         where, name = device.type, dtype_name(dtype)
         if self.calibration is not None and (where, name) != (self.device, self.dtype):
-            raise ValueError(
+            raise InputError(
                 f"expected to compute in {self.dtype} on {self.device}, where the scale of these settings was fitted, "
                 f"got {name} on {where}: leave device and dtype out, or calibrate again there"
             )
@@ -68,17 +69,17 @@ class Settings:
         named = check_names(values, ("version", *(field.name for field in fields(cls))), "settings")
         version = named.pop("version")
         if type(version) is not int or version != _VERSION:
-            raise ValueError(f"version {_VERSION} is what this program reads, got {version!r}")
+            raise InputError(f"version {_VERSION} is what this program reads, got {version!r}")
         for name, known in (("device", _DEVICES), ("dtype", _DTYPES)):
             if named[name] not in known:
-                raise ValueError(f"{name} is {named[name]!r}, expected {' or '.join(known)}")
+                raise InputError(f"{name} is {named[name]!r}, expected {' or '.join(known)}")
         for name, kinds in (("model", (str, type(None))), ("output", (int, str, type(None)))):
             if type(named[name]) not in kinds:
-                raise ValueError(f"{name} is {named[name]!r}")
+                raise InputError(f"{name} is {named[name]!r}")
         check_sha256(named["model_sha256"])
         pruning = build_dataclass(Pruning, named["pruning"])
         if pruning is None:
-            raise ValueError("pruning is missing")
+            raise InputError("pruning is missing")
         return cls(
             **{
                 **named,

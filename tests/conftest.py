@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prefiqs_ext import ops
+from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.models import import_onnx, weights
 
 CROPS = Path(__file__).parents[2] / "shared" / "data" / "lfw112"
@@ -27,7 +28,7 @@ def _weights(name: str) -> Path:
     """A verified file in the user's cache folder."""
     try:
         return weights.path(name)
-    except weights.WeightsError as error:
+    except MissingWeightsError as error:
         pytest.skip(str(error))
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import prefiqs_ext
 from prefiqs_ext import ScoreOutput, Scorer, models, reference
 from prefiqs_ext.device import why_no_cuda
-from prefiqs_ext.models import weights
+from prefiqs_ext.exceptions import MissingWeightsError
 from tests import conftest, networks
 
 _REASON = why_no_cuda()
@@ -51,7 +51,7 @@ def faces() -> Tensor:
 def sface_network() -> nn.Module:
     try:
         return models.load("sface")[0]
-    except weights.WeightsError as error:
+    except MissingWeightsError as error:
         pytest.skip(str(error))
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from prefiqs_ext.cli import main
 from prefiqs_ext.demo import DemoFace, degradations
+from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.models import weights
 
 pytest.importorskip("skimage")
@@ -25,7 +26,7 @@ def faces(sface_file: Path) -> list[DemoFace]:
 
     try:
         weights.path("yunet")
-    except weights.WeightsError as error:
+    except MissingWeightsError as error:
         pytest.skip(str(error))
     return demo.ranked(demo.astronaut())
 

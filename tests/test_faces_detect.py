@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.faces import Detection, Detector, align, detect, find_faces
 from prefiqs_ext.faces.align import TEMPLATE, similarity
 from prefiqs_ext.models import weights
@@ -30,7 +31,7 @@ Levels = NDArray[np.uint8]
 def detector() -> Detector:
     try:
         weights.path("yunet")
-    except weights.WeightsError as error:
+    except MissingWeightsError as error:
         pytest.skip(str(error))
     return Detector()
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prefiqs_ext import Scorer
+from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.faces import Detector, find_faces, read_rgb
 from prefiqs_ext.files import Record, pipeline, score_files
 from prefiqs_ext.models import weights
@@ -198,7 +199,7 @@ def test_photos(scorer: Scorer, tmp_path: Path) -> None:
     """Several faces in a photo, none in another; boxes and crops are those of find_faces."""
     try:
         weights.path("yunet")
-    except weights.WeightsError as error:
+    except MissingWeightsError as error:
         pytest.skip(str(error))
     astronaut = pytest.importorskip("skimage.data").astronaut()[:256, 100:356]
     pair = np.concatenate([astronaut, np.zeros_like(astronaut)], axis=1)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from prefiqs_ext import Scorer
 from prefiqs_ext.cli import main
+from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.files.records import Record
 from prefiqs_ext.models import weights
 from prefiqs_ext.report import Selection, render
@@ -250,7 +251,7 @@ def test_command_finds_faces_in_photos(sface_file: Path, tmp_path: Path) -> None
     data = pytest.importorskip("skimage.data")
     try:
         weights.path("yunet")
-    except weights.WeightsError as error:
+    except MissingWeightsError as error:
         pytest.skip(str(error))
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)

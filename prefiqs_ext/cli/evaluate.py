@@ -27,6 +27,7 @@ from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
 from prefiqs_ext.evaluation.datasets.readers import read_embeddings, read_folders
 from prefiqs_ext.evaluation.edc import FMRS, Mode
 from prefiqs_ext.evaluation.inference import VERSIONS, ImageSet, Scoring, embedded
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.models.fingerprint import hash_weights
 from prefiqs_ext.models.loading import load_network
 from prefiqs_ext.models.preset import Preset
@@ -133,7 +134,7 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
             check(faces)
             networks.check(faces.images)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise InputError(f"{name}: {error}") from error
     make_output_folder(output)
     found, failed = [], {}
     for name, faces, files, published in sets:
@@ -158,7 +159,7 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
         for line in results.averages(found, protocol):
             click.echo(line)
     if failed:
-        raise ValueError(f"not evaluated, for what is said above: {', '.join(failed)}")
+        raise InputError(f"not evaluated, for what is said above: {', '.join(failed)}")
 
 
 def _compare(
@@ -196,7 +197,7 @@ def _benchmarks(data: Path, options: dict[str, Any], given: dict[str, Path]) -> 
     for missing, looked in absent:
         click.echo(f"{missing.name} is not there: looked for {', '.join(looked)}")
     if not found:
-        raise ValueError(f"{data}: expected one of the paper's benchmarks or more, found none")
+        raise InputError(f"{data}: expected one of the paper's benchmarks or more, found none")
     file = next((path for path in given.values() if path.is_file()), None)
     if file is not None and len(found) > 1:  # the images of two .bin have the same names
         raise click.UsageError(
@@ -214,7 +215,7 @@ def _benchmarks(data: Path, options: dict[str, Any], given: dict[str, Path]) -> 
         used |= set(files)
     unused = next((name for name in given if name not in used), None)
     if unused is not None:
-        raise ValueError(f"--scores {unused}: no file for any of the benchmarks in {format_path(str(given[unused]))}")
+        raise InputError(f"--scores {unused}: no file for any of the benchmarks in {format_path(str(given[unused]))}")
     return sets
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from prefiqs_ext.cli.messages import tell
 from prefiqs_ext.cli.scoring import make_scorer, record, scoring_options
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.faces.detect import MIN_FACE
 from prefiqs_ext.files import Pick, Writer, find_paths, score_files
 from prefiqs_ext.settings import Settings
@@ -98,7 +99,7 @@ def score(paths: tuple[str, ...], **options: Any) -> None:
     counts = results.done.counts
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     if not counts.get("ok"):
-        raise ValueError(f"nothing could be scored: {summary}")
+        raise InputError(f"nothing could be scored: {summary}")
     if len(counts) > 1:
         tell(f"{results.done.paths} files: {summary}")
 

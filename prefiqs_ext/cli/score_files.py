@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from prefiqs_ext.evaluation.datasets.crops import Source
 from prefiqs_ext.evaluation.datasets.readers import read_scores
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.utils.text import format_path
 
 
@@ -38,7 +39,7 @@ def qualities(
     """[N] by name, HIGHER is better. ValueError as read_scores, and for a folder."""
     folder = next((path for path in given.values() if path.is_dir()), None)
     if folder is not None:
-        raise ValueError(
+        raise InputError(
             f"--scores: expected a file, got the folder {format_path(str(folder))}; that is for --protocol paper"
         )
     scores = {name: read_scores(file, images) for name, file in given.items()}
@@ -61,7 +62,7 @@ def of_benchmark(given: dict[str, Path], dataset: str) -> tuple[dict[str, Path],
         )
         own = [place for place in ((path,) if path.is_file() else places) if place.is_file()]
         if len(own) > 1:
-            raise ValueError(
+            raise InputError(
                 f"two files of {name} for {dataset}: {format_path(str(own[0]))} and {format_path(str(own[1]))}"
             )
         if own:

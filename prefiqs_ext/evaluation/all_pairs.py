@@ -30,6 +30,7 @@ from prefiqs_ext.evaluation.edc import (
     turning,
 )
 from prefiqs_ext.evaluation.pair_blocks import blocks, check_normalised, mated_keys, score_floor
+from prefiqs_ext.exceptions import InputError
 
 _BINS = 1 << 16  # over -1 to 1
 _MARGIN = 4  # of the tail of non-mated scores that is looked at, over the share that the highest FMR needs
@@ -64,7 +65,7 @@ def all_pairs(
     images = np.argsort(ranks(quality))
     embeddings, identities = np.asarray(embeddings, np.float32), np.asarray(identities)
     if embeddings.ndim != 2 or not len(embeddings) == len(identities) == len(images):
-        raise ValueError(f"expected one embedding, identity and quality an image; got {embeddings.shape}, "
+        raise InputError(f"expected one embedding, identity and quality an image; got {embeddings.shape}, "
                          f"{identities.shape}, {np.shape(quality)}")  # fmt: skip
     check_normalised(embeddings)
     embeddings, identities, quality = embeddings[images], identities[images], np.asarray(quality)[images]

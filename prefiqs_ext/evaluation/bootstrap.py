@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from prefiqs_ext.evaluation.edc import LIMIT, allowed, check_fmr, check_kept, ranks, ratios_to
 from prefiqs_ext.evaluation.pair_blocks import blocks, check_normalised, mated_keys, score_floor
+from prefiqs_ext.exceptions import InputError
 
 _MOST = 1_000_000  # non-mated pairs to keep
 
@@ -89,7 +90,7 @@ def bootstrap(
     persons, who = np.unique(identities, return_inverse=True)
     places = {name: ranks(quality) for name, quality in qualities.items()}
     if not places or any(len(place) != len(who) for place in places.values()) or len(embeddings) != len(who):
-        raise ValueError("expected as many embeddings as identities, and as many qualities of at least one method")
+        raise InputError("expected as many embeddings as identities, and as many qualities of at least one method")
     check_normalised(embeddings)
     ratios = ratios_to(limit)
     rng = np.random.default_rng(seed)

@@ -23,6 +23,7 @@ from prefiqs_ext.evaluation.edc import (
     discarded_pairs,
     ratios_to,
 )
+from prefiqs_ext.exceptions import InputError
 
 
 def bootstrap_pairs(
@@ -54,7 +55,7 @@ def bootstrap_pairs(
     """
     check_fmr(fmr)
     if not qualities:
-        raise ValueError("expected qualities of at least one method, got none")
+        raise InputError("expected qualities of at least one method, got none")
     for quality in qualities.values():
         scores, mated, pairs = check_pairs(scores, mated, pairs, np.size(quality))
     check_kept(int(mated.sum()), int((~mated).sum()), 0)

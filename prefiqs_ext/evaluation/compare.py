@@ -16,6 +16,7 @@ from prefiqs_ext.evaluation.datasets import Data
 from prefiqs_ext.evaluation.datasets.readers import Images
 from prefiqs_ext.evaluation.datasets.templates import Templates, template_embeddings, template_qualities
 from prefiqs_ext.evaluation.edc import FMRS, LIMIT, Curve, Mode, error_versus_discard, ratios_to
+from prefiqs_ext.exceptions import InputError
 
 _PAIRS = 100_000  # at a time
 
@@ -59,7 +60,7 @@ def check(data: Data) -> None:
     else:
         mated, non_mated = bool(data.mated.any()), not bool(data.mated.all())
     if not (mated and non_mated):
-        raise ValueError(f"expected mated and non-mated pairs, got no {'non-mated' if mated else 'mated'} one")
+        raise InputError(f"expected mated and non-mated pairs, got no {'non-mated' if mated else 'mated'} one")
 
 
 def compare(

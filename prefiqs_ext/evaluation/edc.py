@@ -31,6 +31,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from prefiqs_ext.exceptions import InputError
+
 Mode = Literal["crfiqa", "rethresholded", "fixed-threshold", "normalised"]
 RATIOS = np.arange(0, 0.98, 0.05)  # 0 to .95, in the floats of CR-FIQA's scripts
 FMRS = (1e-2, 1e-3, 1e-4)
@@ -76,18 +78,18 @@ class Curve(NamedTuple):
             ValueError: limit not in (0, 1]; fewer than two ratios within it; normalised without any error to divide by.
         """
         if not 0 < limit <= 1:
-            raise ValueError(f"expected an area's limit in (0, 1], got {limit}")
+            raise InputError(f"expected an area's limit in (0, 1], got {limit}")
         if self.mode == "fixed-threshold":
             return 1000 * (self._steps(limit) - _ideal_area(float(self.fnmr[0]), limit))
         within = self.ratios <= limit + _EXACT
         if within.sum() < 2:
-            raise ValueError(f"expected at least two discard ratios up to {limit}, got {within.sum()}")
+            raise InputError(f"expected at least two discard ratios up to {limit}, got {within.sum()}")
         x, y = self.ratios[within], self.fnmr[within]
         area = float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))
         if self.mode != "normalised":
             return 1000 * area
         if y[0] == 0:
-            raise ValueError("expected an error to improve on; no mated pair fails without discard: use a lower FMR")
+            raise InputError("expected an error to improve on; no mated pair fails without discard: use a lower FMR")
         return area / float(y[0] * x[-1])
 
     def _steps(self, limit: float) -> float:
@@ -165,14 +167,14 @@ def check_quality(quality: NDArray[np.floating]) -> NDArray[np.floating]:
     """As an array. Raises ValueError where it is not [N] or not finite."""
     quality = np.asarray(quality)
     if quality.ndim != 1 or not np.isfinite(quality).all():
-        raise ValueError("expected one finite quality an image; drop images that cannot be assessed first")
+        raise InputError("expected one finite quality an image; drop images that cannot be assessed first")
     return quality
 
 
 def discarded_pairs(ratios: NDArray[np.float64], pairs: int, mode: Mode = "rethresholded") -> list[int]:
     """How many go at each ratio. Raises ValueError unless ratios rise from 0 and stay below 1."""
     if not len(ratios) or ratios[0] != 0 or (np.diff(ratios) <= 0).any() or ratios[-1] >= 1:
-        raise ValueError("expected discard ratios that rise from 0 and stay below 1")
+        raise InputError("expected discard ratios that rise from 0 and stay below 1")
     return [int(r * pairs + (0 if mode == "crfiqa" else _EXACT)) for r in ratios]
 
 
@@ -183,13 +185,13 @@ def check_pairs(
     # Single precision has no number just above a score that double precision calls so.
     scores, mated, pairs = np.asarray(scores, np.float64), np.asarray(mated, dtype=bool), np.asarray(pairs)
     if scores.ndim != 1 or mated.shape != scores.shape or pairs.shape != (len(scores), 2):
-        raise ValueError(
+        raise InputError(
             f"expected scores [P], mated [P], pairs [P, 2]; got {scores.shape}, {mated.shape}, {pairs.shape}"
         )
     if not np.isfinite(scores).all():
-        raise ValueError("expected finite comparison scores")
+        raise InputError("expected finite comparison scores")
     if len(pairs) and not 0 <= pairs.min() <= pairs.max() < images:
-        raise ValueError(f"expected pairs of images 0 to {images - 1}, got {pairs.min()} to {pairs.max()}")
+        raise InputError(f"expected pairs of images 0 to {images - 1}, got {pairs.min()} to {pairs.max()}")
     return scores, mated, pairs
 
 
@@ -266,7 +268,7 @@ def steps(
 
 def check_fmr(fmr: float) -> None:
     if not 0 < fmr < 1:
-        raise ValueError(f"expected a false match rate in (0, 1), got {fmr}")
+        raise InputError(f"expected a false match rate in (0, 1), got {fmr}")
 
 
 def check_kept(mated: int, non_mated: int, ratio: float, *, drawn: bool = False) -> None:
@@ -274,4 +276,4 @@ def check_kept(mated: int, non_mated: int, ratio: float, *, drawn: bool = False)
     if not mated or not non_mated:
         kind = "non-mated" if mated else "mated"
         where, else_ = (" in a draw for intervals", " or no intervals") if drawn else ("", " or smaller ratios")
-        raise ValueError(f"no {kind} pair at discard ratio {ratio:g}{where}: use more images an identity,{else_}")
+        raise InputError(f"no {kind} pair at discard ratio {ratio:g}{where}: use more images an identity,{else_}")

@@ -22,6 +22,7 @@ from prefiqs_ext import __version__
 from prefiqs_ext.evaluation import revisions
 from prefiqs_ext.evaluation.cache import Keep, cached
 from prefiqs_ext.evaluation.datasets.crops import Source, digest, name_of, read_crops
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.methods import Method
 from prefiqs_ext.methods.prefiqs import ScorerMethod
 from prefiqs_ext.models.embedding import select_embedding
@@ -87,7 +88,7 @@ class ImageSet:
             bad = ~np.isfinite(result).all(axis=1)
             if bad.any():
                 name = name_of(images[start + int(bad.argmax())])
-                raise ValueError(f"{name}: no finite {what}; a blank image? Take it out of the set")
+                raise InputError(f"{name}: no finite {what}; a blank image? Take it out of the set")
             yield result
             start += len(batch)
 

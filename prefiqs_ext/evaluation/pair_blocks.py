@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from prefiqs_ext.exceptions import InputError
+
 _BLOCK = 1 << 23  # scores at a time
 _SAMPLE = 2000  # images
 
@@ -26,7 +28,7 @@ class Block(NamedTuple):
 
 def check_normalised(embeddings: NDArray[np.float32]) -> None:
     if not np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3):
-        raise ValueError("expected L2-normalised embeddings")
+        raise InputError("expected L2-normalised embeddings")
 
 
 def mated_keys(identities: NDArray[np.integer]) -> NDArray[np.int64]:

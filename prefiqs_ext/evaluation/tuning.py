@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from prefiqs_ext.evaluation.all_pairs import all_pairs
 from prefiqs_ext.evaluation.bootstrap import bootstrap
 from prefiqs_ext.evaluation.edc import FMRS, LIMIT, Curve, ratios_to
+from prefiqs_ext.exceptions import InputError
 
 FMR = 1e-3
 _RATIOS = ratios_to(LIMIT)
@@ -75,7 +76,7 @@ def part(identities: NDArray[np.integer], folds: int = 5, seed: int = 0) -> NDAr
     """
     persons, who = np.unique(identities, return_inverse=True)
     if not 2 <= folds <= len(persons):
-        raise ValueError(f"expected 2 folds or more, and as many people at least; got {folds} and {len(persons)}")
+        raise InputError(f"expected 2 folds or more, and as many people at least; got {folds} and {len(persons)}")
     fold = np.empty(len(persons), np.int64)
     fold[np.random.default_rng(seed).permutation(len(persons))] = np.arange(len(persons)) % folds
     images = np.bincount(who)
@@ -84,7 +85,7 @@ def part(identities: NDArray[np.integer], folds: int = 5, seed: int = 0) -> NDAr
         several = int((own > 1).sum())
         non_mated = int(own.sum() ** 2 - (own**2).sum()) // 2
         if several < _LEAST_PEOPLE or non_mated < 1 / FMR:
-            raise ValueError(
+            raise InputError(
                 f"expected {_LEAST_PEOPLE} people of two images and {1 / FMR:.0f} non-mated pairs or more in each of "
                 f"{folds} folds, got {several} and {non_mated} in one: use fewer folds or more people"
             )
@@ -165,7 +166,7 @@ def held_out(
                 pauc[name].append(curve.area(LIMIT))
             drawn = bootstrap(*faces, qualities, fmr=FMR, limit=LIMIT, resamples=resamples, seed=int(seeds[index]))
         except ValueError as error:
-            raise ValueError(f"people of fold {index + 1}: {error}") from error
+            raise InputError(f"people of fold {index + 1}: {error}") from error
         for name in rules:
             draws[name].append(drawn.pauc[name])
     return HeldOut(

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from prefiqs_ext.exceptions import InputError, InputTypeError
 from prefiqs_ext.faces.image import RGB
 
 TEMPLATE: NDArray[np.float64] = np.array(
@@ -42,11 +43,11 @@ def similarity(
     """
     points = np.asarray(landmarks, dtype=np.float64)
     if points.shape != (5, 2):
-        raise ValueError(f"expected landmarks [5, 2], got {list(points.shape)}")
+        raise InputError(f"expected landmarks [5, 2], got {list(points.shape)}")
     if not (np.abs(points) < _MOST_COORDINATE).all():  # NaN fails too
-        raise ValueError("expected landmarks in pixels of the photo, got NaN, infinity or numbers beyond any photo")
+        raise InputError("expected landmarks in pixels of the photo, got NaN, infinity or numbers beyond any photo")
     if min(size) < 1:
-        raise ValueError(f"expected a size of 1 x 1 or more, got {size[0]} x {size[1]}")
+        raise InputError(f"expected a size of 1 x 1 or more, got {size[0]} x {size[1]}")
     # In the plane a rotation with scaling is one complex factor, so least squares are a division.
     scale = size[0] / _TEMPLATE_SIZE
     target = (TEMPLATE @ (1, 1j)) * scale + (size[1] - size[0]) / 2
@@ -57,9 +58,9 @@ def similarity(
     overlap = np.vdot(source_spread, target_spread)
     # Nearer together than float32 can tell points apart there: what remains is rounding, not a face.
     if not power > (1e-6 * max(1.0, float(np.abs(source).max()))) ** 2:
-        raise ValueError("expected five different landmarks, got the same point five times")
+        raise InputError("expected five different landmarks, got the same point five times")
     if not any_fit and abs(overlap) ** 2 < _LEAST_FIT * power * np.vdot(target_spread, target_spread).real:
-        raise ValueError(
+        raise InputError(
             "expected landmarks of a face in the order right eye, left eye, nose tip, right and left corner of the "
             "mouth (the right being the person's), got points that do not fit"
         )
@@ -94,9 +95,9 @@ def align(image: RGB, landmarks: ArrayLike, size: tuple[int, int] = (112, 112), 
 
 def check_rgb(image: RGB) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        raise TypeError(f"expected a uint8 numpy array, got {getattr(image, 'dtype', type(image).__name__)}")
+        raise InputTypeError(f"expected a uint8 numpy array, got {getattr(image, 'dtype', type(image).__name__)}")
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"expected an image [H, W, 3], got {list(image.shape)}")
+        raise InputError(f"expected an image [H, W, 3], got {list(image.shape)}")
 
 
 def _part(image: RGB, matrix: NDArray[np.float64], size: tuple[int, int]) -> tuple[RGB, NDArray[np.float64]]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.faces.image import RGB
 
 _GREY = 127
@@ -51,7 +52,7 @@ def occlude(image: RGB, top: float, bottom: float, left: float = 0, right: float
     """Greys out a rectangle, by default a band over the whole width; edges are fractions of height and width."""
     for low, high, names in ((top, bottom, "top, bottom"), (left, right, "left, right")):
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"expected {names} in ascending order in [0, 1], got {low:g}, {high:g}")
+            raise InputError(f"expected {names} in ascending order in [0, 1], got {low:g}, {high:g}")
     covered, (height, width, _) = image.copy(), image.shape
     covered[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = _GREY
     return covered
@@ -79,7 +80,7 @@ def _with_noise(levels: NDArray[Any], sigma: float, seed: int) -> RGB:
 
 def _check_range(value: float, name: str, least: float, most: float) -> None:
     if not least <= value <= most:  # nor is NaN
-        raise ValueError(f"expected {name} of {least:g} to {most:g}, got {value:g}")
+        raise InputError(f"expected {name} of {least:g} to {most:g}, got {value:g}")
 
 
 class _Kind(NamedTuple):

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.faces.align import check_rgb, similarity
 from prefiqs_ext.faces.image import RGB
 from prefiqs_ext.models import weights
@@ -86,9 +87,9 @@ class Detector:
 
     def __init__(self, score_threshold: float = 0.6, *, min_face: float = MIN_FACE) -> None:
         if not 0 <= score_threshold <= 1:
-            raise ValueError(f"expected score_threshold in [0, 1], got {score_threshold:g}")
+            raise InputError(f"expected score_threshold in [0, 1], got {score_threshold:g}")
         if not 0 < min_face < math.inf:
-            raise ValueError(f"expected a finite min_face above 0, got {min_face:g}")
+            raise InputError(f"expected a finite min_face above 0, got {min_face:g}")
         self.score_threshold = score_threshold
         self.min_face = min_face
         self._file = str(weights.fetch("yunet"))  # here, so that worker processes find it ready

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from prefiqs_ext.exceptions import FileFormatError, InputTypeError
 from prefiqs_ext.utils.text import escape_unprintable
 
 RGB = NDArray[np.uint8]
@@ -38,7 +39,7 @@ _MAX_REASON = 200
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(FileFormatError):
     """A file that gives no image. `path` is the file, `reason` one line without it; str() has both."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
@@ -80,7 +81,7 @@ def read_rgb(path: str | os.PathLike[str]) -> RGB:
 def decode_rgb(data: bytes, name: str) -> RGB:
     """As :func:`read_rgb`, of a file's content; `name` stands for the path in errors."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(f"expected the bytes of an image file, got {type(data).__name__}; a path goes to read_rgb")
+        raise InputTypeError(f"expected the bytes of an image file, got {type(data).__name__}; a path goes to read_rgb")
     path_name(name)
     with _refusals(name):
         if not data:
@@ -102,7 +103,7 @@ def path_name(path: str | os.PathLike[str], remedy: str = "") -> str:
     """A path as text. TypeError for what is none, bytes and the numbers of open files included."""
     name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
     if not isinstance(name, str):
-        raise TypeError(f"expected a path, str or os.PathLike[str], got {type(path).__name__}{remedy}")
+        raise InputTypeError(f"expected a path, str or os.PathLike[str], got {type(path).__name__}{remedy}")
     return name
 
 

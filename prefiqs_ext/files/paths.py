@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.files.folders import Folders, counted
 from prefiqs_ext.utils.text import format_path, lines
 
@@ -28,7 +29,7 @@ def find_paths(arguments: Iterable[str], report: Callable[[str], None]) -> list[
     passed_over = counted(finder.folders.passed_over)
     if not found:
         none = f"expected images, found none in {', '.join(map(format_path, arguments))}"
-        raise ValueError(f"{none}; {passed_over}" if passed_over else none)
+        raise InputError(f"{none}; {passed_over}" if passed_over else none)
     if passed_over:
         report(passed_over)
     return found
@@ -65,6 +66,6 @@ def _lines(file: str) -> Iterator[str]:
         for _, line in lines(file):
             yield line
     except OSError as error:
-        raise ValueError(
+        raise InputError(
             f"expected a list of paths after '@', cannot read {format_path(file)} ({error.strerror})"
         ) from error

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefiqs_ext.exceptions import InputError, InputTypeError
 from prefiqs_ext.faces import RGB, Detector, UnreadableImage, find_faces, read_rgb
 from prefiqs_ext.faces.detect import MIN_FACE
 from prefiqs_ext.faces.image import path_name
@@ -69,11 +70,11 @@ def score_files(
         OSError: the detector's weights are not to be had; workers do not start, or die and no file is to blame.
     """
     if isinstance(paths, (str, bytes, PathLike)):
-        raise TypeError(f"expected several paths, as a list has them, got one {type(paths).__name__}")
+        raise InputTypeError(f"expected several paths, as a list has them, got one {type(paths).__name__}")
     if scorer.preset is None:
-        raise ValueError("expected a scorer with a preset, which says how large a crop is; got none")
+        raise InputError("expected a scorer with a preset, which says how large a crop is; got none")
     if batch_size < 1 or workers < 0:
-        raise ValueError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
+        raise InputError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     detector = None if aligned else Detector(min_face=min_face)  # which fetches its weights before workers start
     names = map(path_name, paths)
     return _score(_read(names, _Reader(scorer.preset.size, detector), workers, batch_size), scorer, batch_size)

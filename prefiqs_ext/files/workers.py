@@ -22,6 +22,8 @@ from typing import Any, Generic, TypeVar
 import cv2
 import torch
 
+from prefiqs_ext.exceptions import WorkerError
+
 _T = TypeVar("_T")
 
 _CHUNK = 4  # paths a worker takes at a time: few, so that a handful of photos keeps all workers busy
@@ -108,7 +110,7 @@ class _Hand(Generic[_T]):
             try:
                 self._process.start()
             except (OSError, EOFError) as error:
-                raise OSError(
+                raise WorkerError(
                     f"cannot start a process that reads files ({error or 'its server died'}): {_REMEDY}"
                 ) from error
             finally:
@@ -136,9 +138,9 @@ class _Hand(Generic[_T]):
                 results.append(self._lost(path))
                 lost += 1
         if not lost:
-            raise OSError(f"a process that reads files {how}, and none of its files does that alone: {_REMEDY}")
+            raise WorkerError(f"a process that reads files {how}, and none of its files does that alone: {_REMEDY}")
         if lost == len(chunk) > 1:  # so many broken files in a row are less likely
-            raise OSError(f"a process that reads files {how}, and so did one for each of its files: {_REMEDY}")
+            raise WorkerError(f"a process that reads files {how}, and so did one for each of its files: {_REMEDY}")
         return results
 
     def _restarted(self) -> str:
@@ -159,7 +161,7 @@ class _Hand(Generic[_T]):
                 if self._ended:
                     raise
                 how = self._restarted()
-                raise OSError(f"a process that reads files {how} before it had one: {_GUARD} {_REMEDY}") from None
+                raise WorkerError(f"a process that reads files {how} before it had one: {_GUARD} {_REMEDY}") from None
             self._serves = True
         with _death():
             self._pipe.send(chunk)  # it waits for that, so neither end can be full

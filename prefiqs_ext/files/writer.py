@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from prefiqs_ext.calibration import Calibration
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.files import records as _rows
 from prefiqs_ext.files.pipeline import Scored
 from prefiqs_ext.files.records import Format
@@ -81,7 +82,7 @@ class Writer:
     ) -> None:
         self._form = form_of(table)
         if embeddings is not None and embeddings.suffix.lower() != ".npy":
-            raise ValueError(f"expected a .npy file for embeddings, got {format_path(str(embeddings))}")
+            raise InputError(f"expected a .npy file for embeddings, got {format_path(str(embeddings))}")
         self._settings = {**settings, "format": self._form, "embeddings": embeddings is not None}
         self._pick = pick
         self._calibration = calibration
@@ -110,18 +111,18 @@ class Writer:
             settings, done = earlier
             part = format_path(str(self._state)).removesuffix(".state")
             if not resume:
-                raise ValueError(
+                raise InputError(
                     f"{part} has {done.paths} finished paths of an earlier run: go on with --resume, or delete "
                     f"{part}.state to begin anew"
                 )
             other = f"go on with the same, or delete {part}.state to begin anew"
             for name, value in self._settings.items():
                 if settings.get(name) != value:
-                    raise ValueError(f"{part} was made with {name} {settings.get(name)!r}, not {value!r}: {other}")
+                    raise InputError(f"{part} was made with {name} {settings.get(name)!r}, not {value!r}: {other}")
             if _digest(paths[: done.paths]) != done.digest:
-                raise ValueError(f"{part} was made from other files than this run's first {done.paths}: {other}")
+                raise InputError(f"{part} was made from other files than this run's first {done.paths}: {other}")
             if any(part.size < done.sizes[kind] for kind, part in self._parts.items()):
-                raise ValueError(f"{part}, or a file beside it, has lost its end: delete {part}.state to begin anew")
+                raise InputError(f"{part}, or a file beside it, has lost its end: delete {part}.state to begin anew")
             self.done = done
         for kind, each in self._parts.items():
             each.cut(self.done.sizes.get(kind, 0))
@@ -267,7 +268,7 @@ def form_of(table: Path | None) -> Format:
     for form in _rows.FORMATS:
         if table.suffix.lower() == f".{form}":
             return form
-    raise ValueError(f"expected an output that ends in .csv, .jsonl or .txt, got {format_path(str(table))}")
+    raise InputError(f"expected an output that ends in .csv, .jsonl or .txt, got {format_path(str(table))}")
 
 
 def _digest(paths: Iterable[str]) -> str:

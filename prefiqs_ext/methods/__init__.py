@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.methods.baselines import Brightness, Random, Sharpness
 from prefiqs_ext.methods.combined import Combined
 from prefiqs_ext.methods.froq import FROQ
@@ -48,5 +49,5 @@ def create(
     several outputs is the embedding, as Scorer takes it. ValueError for another name.
     """
     if name not in _METHODS:
-        raise ValueError(f"expected a method of {', '.join(NAMES)}, got {name!r}")
+        raise InputError(f"expected a method of {', '.join(NAMES)}, got {name!r}")
     return _METHODS[name](network, preset, pruning, seed, output)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.methods.prefiqs import ScorerMethod
 
 _LEAST = 1e-6  # D's rounding in float32; a D of 0 has no logarithm
@@ -34,7 +35,7 @@ class ZScores(NamedTuple):
         for name, given in (("drift", drift), ("norm", norm)):
             values = np.asarray(given, np.float64)
             if len(values) < 2 or values.std() <= _VARIES * abs(values.mean()):
-                raise ValueError(f"expected two images or more to fit on, whose {name} differs; got {len(values)}")
+                raise InputError(f"expected two images or more to fit on, whose {name} differs; got {len(values)}")
             found.append((float(values.mean()), float(values.std())))
         return cls(*found)
 
@@ -70,7 +71,7 @@ class Combined(ScorerMethod):
     def read(self, distance: Tensor, norm: Tensor) -> Tensor:
         """ValueError before a fit."""
         if self._z_scores is None:
-            raise ValueError("prefiqs+norm: call fit() first: the scales of D and norm are not known")
+            raise InputError("prefiqs+norm: call fit() first: the scales of D and norm are not known")
         return torch.from_numpy(
             self._z_scores.quality(log_distance(distance.cpu().numpy()), norm.cpu().numpy())
         ).float()

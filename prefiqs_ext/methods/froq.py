@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.inputs import name_rows
 from prefiqs_ext.methods.images import check_network, check_uint8, score_chunks
 from prefiqs_ext.models.embedding import iterate_leaves
@@ -54,13 +55,13 @@ class LayerSelection:
     def __post_init__(self) -> None:
         names = self.modules
         if type(names) is not tuple or not all(type(name) is str and name for name in names):
-            raise ValueError(f"modules are {names!r}")
+            raise InputError(f"modules are {names!r}")
         if not 1 <= len(set(names)) == len(names) <= _CANDIDATES:
-            raise ValueError(f"expected 1 to {_CANDIDATES} different modules, got {len(names)}")
+            raise InputError(f"expected 1 to {_CANDIDATES} different modules, got {len(names)}")
         if type(self.correlation) not in (int, float) or not -1 <= self.correlation <= 1:
-            raise ValueError(f"correlation is {self.correlation!r}")
+            raise InputError(f"correlation is {self.correlation!r}")
         if type(self.images) is not int or self.images < _LEAST or type(self.seed) is not int:
-            raise ValueError(f"images is {self.images!r}, seed is {self.seed!r}")
+            raise InputError(f"images is {self.images!r}, seed is {self.seed!r}")
 
 
 class FROQ:
@@ -90,7 +91,7 @@ class FROQ:
         output: int | str | None = None,
     ) -> None:
         if images < _LEAST or chunk < 1:
-            raise ValueError(f"expected {_LEAST} or more images and a chunk of 1 or more, got {images} and {chunk}")
+            raise InputError(f"expected {_LEAST} or more images and a chunk of 1 or more, got {images} and {chunk}")
         self.network, self.preset, self.seed, self.images, self.chunk = network, preset, seed, images, chunk
         self.output = output
         check_network(self)
@@ -108,7 +109,7 @@ class FROQ:
         check_network(self)
         check_uint8(images, self.preset)
         if len(images) < _LEAST:
-            raise ValueError(f"froq: expected {_LEAST} or more calibration images, got {len(images)}")
+            raise InputError(f"froq: expected {_LEAST} or more calibration images, got {len(images)}")
         if len(images) > self.images:
             drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))[: self.images]
             images = images[drawn.sort().values]
@@ -126,7 +127,7 @@ class FROQ:
             norms = self._norms(modules, rows)
             silent = [name for name in names if name not in norms]
             if silent:
-                raise ValueError(f"froq: {silent[0]} gave no floating tensor with a row an image")
+                raise InputError(f"froq: {silent[0]} gave no floating tensor with a row an image")
             return torch.stack([norms[name] for name in names]).mean(0)
 
         return score_chunks(self, images, self.chunk, mean_norm)
@@ -148,19 +149,19 @@ class FROQ:
         was made with other weights or another preset."""
         weights, saved_preset, selection = read_strict_json(path, "a saved FROQ", _parsed)
         if hash_weights(network) != weights:
-            raise ValueError(f"expected the model that {path} was made with, got one of other weights")
+            raise InputError(f"expected the model that {path} was made with, got one of other weights")
         if astuple(preset)[1:] != astuple(saved_preset)[1:]:  # whatever their names
-            raise ValueError(f"expected the preset that {path} was made with, {saved_preset}, got {preset}")
+            raise InputError(f"expected the preset that {path} was made with, {saved_preset}, got {preset}")
         method = cls(network, preset, seed=selection.seed, chunk=chunk)
         unknown = [name for name in selection.modules if name not in method._modules]
         if unknown:
-            raise ValueError(f"expected the model that {path} was made with, got one without {unknown[0]!r}")
+            raise InputError(f"expected the model that {path} was made with, got one without {unknown[0]!r}")
         method.selection = selection
         return method
 
     def _fitted(self) -> LayerSelection:
         if self.selection is None:
-            raise ValueError("froq: call fit() first, or FROQ.load() what was saved")
+            raise InputError("froq: call fit() first, or FROQ.load() what was saved")
         return self.selection
 
     def _norms(self, modules: Mapping[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
@@ -228,7 +229,7 @@ def pseudo_labels(
         parts = torch.split(cosines, [1, len(_ALPHAS) * _MASKS, _CELLS**2])
         labels[index] = torch.stack([part.mean() for part in parts]).mean()
     if bool(labels.isnan().any()):
-        raise ValueError(
+        raise InputError(
             f"froq: expected embeddings of finite norm above 0, got none for {name_rows(labels.isnan())}, plain or "
             "perturbed; check these images"
         )
@@ -243,10 +244,10 @@ def select(norms: Numbers, labels: Numbers) -> tuple[list[int], float]:
     with NaN or infinity, are left out. ValueError where nothing is left, or the labels are constant.
     """
     if _constant(labels):
-        raise ValueError("froq: expected calibration images of different quality, got pseudo-labels that are all equal")
+        raise InputError("froq: expected calibration images of different quality, got pseudo-labels that are all equal")
     usable = [index for index, column in enumerate(norms.T) if np.isfinite(column).all() and not _constant(column)]
     if not usable:
-        raise ValueError("froq: expected modules whose norms differ between images, got none")
+        raise InputError("froq: expected modules whose norms differ between images, got none")
     alone = {index: _spearman(norms, [index], labels) for index in usable}
     left = sorted(usable, key=lambda index: -alone[index])[:_CANDIDATES]
     order: list[int] = []
@@ -291,9 +292,9 @@ def _row_norms(output: Any, rows: int) -> Tensor | None:
 def _parsed(values: Any) -> tuple[str, Preset, LayerSelection]:
     named = check_names(values, ("version", "model_sha256", "preset", "selection"), "an object")
     if type(named["version"]) is not int or named["version"] != _VERSION:
-        raise ValueError(f"version {_VERSION} is what this program reads, got {named['version']!r}")
+        raise InputError(f"version {_VERSION} is what this program reads, got {named['version']!r}")
     check_sha256(named["model_sha256"])
     preset, selection = build_dataclass(Preset, named["preset"]), build_dataclass(LayerSelection, named["selection"])
     if preset is None or selection is None:
-        raise ValueError("preset or selection is missing")
+        raise InputError("preset or selection is missing")
     return named["model_sha256"], preset, selection

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.inputs import example_images
 from prefiqs_ext.methods.images import check_network, score_chunks
 from prefiqs_ext.models.preset import Preset
@@ -48,12 +49,12 @@ class GraFIQs:
         chunk: int = 8,
     ) -> None:
         if tap not in TAPS:
-            raise ValueError(f"expected a tap of {', '.join(TAPS)}, got {tap!r}")
+            raise InputError(f"expected a tap of {', '.join(TAPS)}, got {tap!r}")
         self.network, self.preset, self.tap, self.chunk = network, preset, tap, chunk
         check_network(self)
         self._norms = [module for module in network.modules() if _is_norm(module)]
         if not self._norms:
-            raise ValueError(
+            raise InputError(
                 "grafiqs: expected a network with BatchNorm2d and its running statistics, got none; the usual cause is "
                 "batch norm folded into the convolutions: use the network as it was trained"
             )
@@ -62,7 +63,7 @@ class GraFIQs:
         modules = dict(network.named_modules())
         missing = [name for name in self.stages if name not in modules]
         if len(self.stages) != len(_BLOCKS) or missing:
-            raise ValueError(f"grafiqs: expected the names of four modules as stages, got {', '.join(self.stages)}")
+            raise InputError(f"grafiqs: expected the names of four modules as stages, got {', '.join(self.stages)}")
         self._stage_modules = [modules[name] for name in self.stages]
 
     def fit(self, images: Tensor) -> None:
@@ -118,7 +119,7 @@ class GraFIQs:
 
                     def keep(_module: nn.Module, _args: tuple[Any, ...], output: Any, tap: str = tap) -> Tensor:
                         if not isinstance(output, Tensor):
-                            raise ValueError(f"grafiqs: expected a tensor from the stage of {tap}: choose other stages")
+                            raise InputError(f"grafiqs: expected a tensor from the stage of {tap}: choose other stages")
                         return place(tap, output)
 
                     stack.enter_context(module.register_forward_hook(keep))
@@ -130,7 +131,7 @@ class GraFIQs:
         sums = {tap: g.abs().flatten(1).sum(1) for tap, g in zip(places, gradients, strict=True) if g is not None}
         unused = [tap for tap in taps if tap not in sums]
         if unused:
-            raise ValueError(f"grafiqs: no batch norm comes after {', '.join(unused)}: choose other stages")
+            raise InputError(f"grafiqs: no batch norm comes after {', '.join(unused)}: choose other stages")
         return torch.stack([sums[tap] for tap in taps], 1)
 
     def _find_stages(self) -> tuple[str, ...]:
@@ -162,7 +163,7 @@ class GraFIQs:
             self.network(self._normalize(example_images(self.preset)))
         sizes = sorted(before_last_norm, key=lambda size: size[0] * size[1])[: len(_BLOCKS)]
         if len(sizes) < len(_BLOCKS):
-            raise ValueError(
+            raise InputError(
                 f"grafiqs: expected four spatial sizes above 1 x 1 in the network, got {len(sizes)}: name the stages"
             )
         return tuple(before_last_norm[size] for size in reversed(sizes))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prefiqs_ext.dual import check_model
+from prefiqs_ext.exceptions import InputError, InputTypeError
 from prefiqs_ext.inputs import check_batch, name_rows
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.torch_defaults import torch_defaults
@@ -26,7 +27,7 @@ def check_network(method: OfNetwork) -> None:
     check_model(method.network, method.name)
     for name, tensor in [*method.network.named_parameters(), *method.network.named_buffers()]:
         if tensor.device.type != "cpu":
-            raise ValueError(
+            raise InputError(
                 f"{method.name}: expected a model on the CPU, got {name!r} on {tensor.device}: call model.cpu()"
             )
 
@@ -35,7 +36,7 @@ def check_uint8(images: Tensor, preset: Preset) -> None:
     """Raises TypeError or ValueError unless these are uint8 images [N, 3, H, W] of the preset's size."""
     check_batch(images, preset)
     if images.dtype != torch.uint8:
-        raise TypeError(f"expected uint8 images of 0-255, got {images.dtype}")
+        raise InputTypeError(f"expected uint8 images of 0-255, got {images.dtype}")
 
 
 @torch_defaults()
@@ -52,5 +53,5 @@ def score_chunks(method: OfNetwork, images: Tensor, chunk: int, score: Callable[
     scores = torch.cat([score(rows).detach().float() for rows in torch.split(images, chunk)])
     bad = ~scores.isfinite()
     if bool(bad.any()):
-        raise ValueError(f"expected finite scores, got NaN or infinity for {name_rows(bad)}; check these images")
+        raise InputError(f"expected finite scores, got NaN or infinity for {name_rows(bad)}; check these images")
     return scores

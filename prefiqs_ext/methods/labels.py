@@ -10,6 +10,8 @@ import warnings
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from prefiqs_ext.exceptions import InputError, MissingPackageError
+
 
 def optimise(
     scores: ArrayLike,
@@ -67,14 +69,14 @@ def _check(
     epsilon: float,
 ) -> None:
     if values.ndim != 1 or unit.ndim != 2 or not len(values) == len(unit) == len(people):
-        raise ValueError(
+        raise InputError(
             f"expected scores [N], embeddings [N, d] and N identities, got {list(values.shape)}, {list(unit.shape)} "
             f"and {len(people)}"
         )
     if not np.isfinite(values).all() or not np.isfinite(unit).all() or not unit.any(axis=1).all():
-        raise ValueError("expected finite scores, and embeddings that are finite and not zero")
+        raise InputError("expected finite scores, and embeddings that are finite and not zero")
     if iterations < 1 or clusters < 1 or not 0 <= epsilon <= 1:
-        raise ValueError(
+        raise InputError(
             f"expected iterations and clusters of 1 or more and epsilon in [0, 1], got {iterations}, {clusters}, "
             f"{epsilon}"
         )
@@ -95,7 +97,7 @@ def _cluster(
         try:
             from scipy.cluster.vq import kmeans2
         except ImportError:
-            raise ImportError("k-means needs SciPy: pip install prefiqs_ext[analysis]") from None
+            raise MissingPackageError("k-means needs SciPy: pip install prefiqs_ext[analysis]") from None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a cluster lost all its images: it is left out
             labels = kmeans2(unit[members], clusters, minit="++", missing="warn", rng=generator)[1]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.inputs import example_images
 from prefiqs_ext.methods.images import check_network, score_chunks
 from prefiqs_ext.models.embedding import select_embedding
@@ -42,7 +43,7 @@ class SERFIQ:
         self, network: nn.Module, preset: Preset, *, passes: int = 100, seed: int = 0, output: int | str | None = None
     ) -> None:
         if passes < 2:
-            raise ValueError(f"expected 2 passes or more, got {passes}")
+            raise InputError(f"expected 2 passes or more, got {passes}")
         self.network, self.preset, self.output = network, preset, output
         check_network(self)
         self._normalize = preset.normalize()
@@ -87,7 +88,7 @@ class SERFIQ:
                     stack.enter_context(module.register_forward_hook(hook))
             self.network(self._normalize(example_images(self.preset)))
         if not called:
-            raise ValueError(
+            raise InputError(
                 "serfiq: expected a network with an nn.Dropout of 0 < p < 1 before its embedding, got none: without "
                 "dropout no pass differs from another"
             )
@@ -99,13 +100,13 @@ class SERFIQ:
         try:
             together = self._embeddings(image, self._draws)
         except RuntimeError as error:
-            raise ValueError(self._mixed(" ".join(str(error).split())[:100])) from error
+            raise InputError(self._mixed(" ".join(str(error).split())[:100])) from error
         last = self._embeddings(image, self._draws[-1:])
         if len(together) != len(self._draws):
-            raise ValueError(self._mixed(f"{len(together)} embeddings for {len(self._draws)} draws"))
+            raise InputError(self._mixed(f"{len(together)} embeddings for {len(self._draws)} draws"))
         difference = float((together[-1:] - last).abs().max())
         if not difference < _TOLERANCE:
-            raise ValueError(self._mixed(f"embeddings that differ by {difference:.2g}"))
+            raise InputError(self._mixed(f"embeddings that differ by {difference:.2g}"))
 
     def _mixed(self, what: str) -> str:
         return f"serfiq: expected rows that stay apart behind {self.dropout}, got {what}"

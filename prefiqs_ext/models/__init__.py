@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.models import weights
 from prefiqs_ext.models.checkpoint import load_model
 from prefiqs_ext.models.iresnet import iresnet18, iresnet34, iresnet50, iresnet100, iresnet200
@@ -41,10 +42,10 @@ def load(name: str) -> tuple[nn.Module, Preset]:
 
     name: one of BUILT_IN. The file is fetched on first use, which is announced on stderr. The network maps the preset's
     output, float32 [N, 3, H, W], to embeddings float32 [N, d], not normalised.
-    ValueError for an unknown name; weights.WeightsError, an OSError, where the file can neither be found nor fetched.
+    ValueError for an unknown name; MissingWeightsError, an OSError, where the file can neither be found nor fetched.
     """
     if name not in BUILT_IN:
-        raise ValueError(f"unknown network {name!r}: expected one of {', '.join(BUILT_IN)}")
+        raise InputError(f"unknown network {name!r}: expected one of {', '.join(BUILT_IN)}")
     preset = weights.KNOWN[name].preset
     assert preset is not None
     network, _ = load_model(weights.fetch(name), preset)

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from prefiqs_ext.exceptions import FileFormatError, MissingFileError
 from prefiqs_ext.models.dlib import load_dlib
 from prefiqs_ext.models.input_size import check_input
 from prefiqs_ext.models.ir import IR
@@ -71,7 +72,7 @@ def load_model(path: str | os.PathLike[str], preset: Preset | str | None = None)
     path = Path(path)
     named = Preset.named(preset) if isinstance(preset, str) else preset
     if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
+        raise MissingFileError(f"no such file: {path}")
     if path.suffix.lower() == ".onnx":
         return _checked(path, import_onnx(path), named), named
     if path.suffix.lower() == ".dat":
@@ -79,7 +80,7 @@ def load_model(path: str | os.PathLike[str], preset: Preset | str | None = None)
     try:
         network, guess = _network(read_state_dict(path), named)
     except ValueError as error:
-        raise ValueError(f"cannot load {path}: {error}") from error
+        raise FileFormatError(f"cannot load {path}: {error}") from error
     if named is None:
         warnings.warn(
             f"{path.name}: taken for input of preset {guess.name!r} ({guess.colour.upper()}, (x - {guess.mean[0]:g}) / "
@@ -95,7 +96,7 @@ def _checked(path: Path, network: nn.Module, preset: Preset | None) -> nn.Module
         try:
             check_input(network, preset)
         except ValueError as error:
-            raise ValueError(f"cannot load {path}: {error}") from error
+            raise FileFormatError(f"cannot load {path}: {error}") from error
     return network
 
 
@@ -113,7 +114,7 @@ def _network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module
     heads = _heads({name: tensor for name, tensor in state.items() if name not in own}, network)
     unknown = [name for name in state if name not in own and name not in heads]
     if unknown:
-        raise ValueError(f"expected the weights of {family.name} alone, the file also has {_names(unknown)}")
+        raise FileFormatError(f"expected the weights of {family.name} alone, the file also has {_names(unknown)}")
     _fill(network, inside, family)
     if heads:
         warnings.warn(f"left out, a classification head: {_names(heads)}", stacklevel=4)
@@ -130,10 +131,10 @@ def _family(state: Mapping[str, Tensor]) -> tuple[Family, str]:
                 found.append((family, prefix))
     if not found:
         known = ", ".join(f"{family.name} ({family.marker})" for family in FAMILIES)
-        raise ValueError(f"expected the weights of {known}; the file has {_names(list(state))}")
+        raise FileFormatError(f"expected the weights of {known}; the file has {_names(list(state))}")
     if len(found) > 1:
         prefixes = ", ".join(repr(prefix) for _, prefix in found)
-        raise ValueError(f"expected one network, the file has several: below {prefixes}")
+        raise FileFormatError(f"expected one network, the file has several: below {prefixes}")
     return found[0]
 
 
@@ -152,12 +153,12 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], family: Family) -> No
     expected = network.state_dict()
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
-        raise ValueError(f"expected {family.name}, whose {_names(missing)} the file lacks")
+        raise FileFormatError(f"expected {family.name}, whose {_names(missing)} the file lacks")
     filled = {}
     for name, like in expected.items():
         tensor = state[name] if name in state else torch.zeros(like.shape)
         if tensor.shape != like.shape:
-            raise ValueError(f"expected {name} of shape {list(like.shape)}, got {list(tensor.shape)}")
+            raise FileFormatError(f"expected {name} of shape {list(like.shape)}, got {list(tensor.shape)}")
         _check_values(name, tensor, like)
         filled[name] = tensor.to(like.dtype).contiguous()
     network.load_state_dict(filled, assign=True)
@@ -166,11 +167,11 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], family: Family) -> No
 def _check_values(name: str, tensor: Tensor, like: Tensor) -> None:
     if like.is_floating_point() and tensor.dtype not in _READ:
         quantised = f", {QUANTISED}" if tensor.element_size() == 1 else ""
-        raise ValueError(f"expected floating numbers in {name}, got {tensor.dtype}{quantised}")
+        raise FileFormatError(f"expected floating numbers in {name}, got {tensor.dtype}{quantised}")
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        raise ValueError(f"{name} has NaN or infinite values")
+        raise FileFormatError(f"{name} has NaN or infinite values")
     if name.endswith("running_var") and bool((tensor < 0).any()):
-        raise ValueError(f"{name} has negative values, which no variance has")
+        raise FileFormatError(f"{name} has negative values, which no variance has")
 
 
 def _names(names: list[str]) -> str:
@@ -184,9 +185,9 @@ def _count(shapes: Shapes, pattern: str) -> int:
 
 def _shape(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:
     if name not in shapes:
-        raise ValueError(f"expected {name}, the file lacks it")
+        raise FileFormatError(f"expected {name}, the file lacks it")
     if len(shapes[name]) != dims:
-        raise ValueError(f"expected {name} of {dims} dimensions, got shape {list(shapes[name])}")
+        raise FileFormatError(f"expected {name} of {dims} dimensions, got shape {list(shapes[name])}")
     return shapes[name]
 
 
@@ -199,7 +200,7 @@ def _last_size(shapes: Shapes, linear: str, norm: str) -> int:
 def _iresnet(shapes: Shapes, preset: str) -> IResNet:
     blocks = [_count(shapes, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
     if not all(blocks):
-        raise ValueError(f"expected an IResNet of four stages, got {blocks} blocks")
+        raise FileFormatError(f"expected an IResNet of four stages, got {blocks} blocks")
     features = _shape(shapes, "fc.weight", 2)[0]
     last_size = _last_size(shapes, "fc.weight", "bn2.weight")
     return IResNet(blocks, features, last_size=last_size, eps=_EPS.get(preset, 1e-5))
@@ -210,7 +211,7 @@ def _ir(shapes: Shapes, preset: str) -> IR:
     norm_between = "body.0.res_layer.5.running_mean" in shapes
     last = 4 + norm_between
     if any(re.match(r"body\.\d+\.res_layer\.([6-9]|\d\d)\.(weight|running_mean)", name) for name in shapes):
-        raise ValueError("expected IR of basic blocks, got bottleneck blocks, as depths above 100 have")
+        raise FileFormatError("expected IR of basic blocks, got bottleneck blocks, as depths above 100 have")
     channels = [_shape(shapes, f"body.{index}.res_layer.1.weight", 4)[0] for index in range(count)]
     excite = None
     for name in (str(last + 1), "se_block"):

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prefiqs_ext.exceptions import FileFormatError, MissingFileError
 from prefiqs_ext.models.file_kinds import refuse_other_kinds
 
 SIZE = 150
@@ -109,14 +110,14 @@ def load_dlib(path: str | os.PathLike[str]) -> DlibResNet:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+        raise MissingFileError(f"no such file: {path}")
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"expected at most {_MAX_BYTES} bytes, got {path.stat().st_size}")
+            raise FileFormatError(f"expected at most {_MAX_BYTES} bytes, got {path.stat().st_size}")
         refuse_other_kinds(path, "dlib")
         return _read(_Reader(path.read_bytes()))
     except ValueError as error:
-        raise ValueError(f"cannot load {path}: {error}") from error
+        raise FileFormatError(f"cannot load {path}: {error}") from error
 
 
 def _read(file: _Reader) -> DlibResNet:
@@ -144,7 +145,7 @@ def _read(file: _Reader) -> DlibResNet:
         network.mean.copy_(torch.tensor([file.number() for _ in range(3)]))
         for size in (file.integer(), file.integer()):
             if size != SIZE:
-                raise ValueError(f"expected a network for {SIZE} x {SIZE} pixels, got {size}")
+                raise FileFormatError(f"expected a network for {SIZE} x {SIZE} pixels, got {size}")
         layers = [version for version, allowed in zip(found, versions, strict=True) if allowed != _TAG]
         for index, (step, version) in enumerate(zip(steps, layers, strict=True)):
             step()
@@ -152,7 +153,7 @@ def _read(file: _Reader) -> DlibResNet:
     file.expect_end()
     for name, tensor in network.state_dict().items():
         if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name} has NaN or infinite values")
+            raise FileFormatError(f"{name} has NaN or infinite values")
     return network
 
 
@@ -187,7 +188,7 @@ def _conv(file: _Reader, conv: nn.Conv2d, padding: int) -> None:
         file.expect_boolean("a convolution's use_relu", False)
     shape, count = tuple(conv.weight.shape), conv.weight.numel()
     if (weights, biases) != (shape, (1, conv.out_channels, 1, 1)) or values.size != count + conv.out_channels:
-        raise ValueError(f"expected filters {list(shape)} with a bias, got {list(weights)} and {list(biases)}")
+        raise FileFormatError(f"expected filters {list(shape)} with a bias, got {list(weights)} and {list(biases)}")
     assert conv.bias is not None
     conv.weight.copy_(torch.from_numpy(values[:count].reshape(shape)))
     conv.bias.copy_(torch.from_numpy(values[count:]))
@@ -202,7 +203,7 @@ def _affine(file: _Reader, affine: Affine) -> None:
         file.expect_boolean("an affine layer's disabled", False)
     channels = len(affine.weight)
     if shapes != ((1, channels, 1, 1),) * 2 or values.size != 2 * channels:
-        raise ValueError(f"expected {channels} scales and shifts, got {[list(shape) for shape in shapes]}")
+        raise FileFormatError(f"expected {channels} scales and shifts, got {[list(shape) for shape in shapes]}")
     affine.weight.copy_(torch.from_numpy(values[:channels]))
     affine.bias.copy_(torch.from_numpy(values[channels:]))
 
@@ -231,7 +232,7 @@ def _linear(file: _Reader, linear: nn.Linear) -> None:
     if version == "fc_3":
         file.boolean()  # whether a bias is used, if there were one
     if weights != (linear.in_features, linear.out_features, 1, 1) or values.size != linear.weight.numel():
-        raise ValueError(f"expected {linear.weight.numel()} weights of the linear layer, got {list(weights)}")
+        raise FileFormatError(f"expected {linear.weight.numel()} weights of the linear layer, got {list(weights)}")
     linear.weight.copy_(torch.from_numpy(values.reshape(linear.in_features, linear.out_features)).T)
 
 
@@ -255,7 +256,7 @@ class _Reader:
         head = self._take(1)[0]
         size = head & 0x0F
         if head & 0x70 or not 1 <= size <= 8:
-            raise ValueError(f"expected an integer at byte {self._at - 1}, got {head:#04x}")
+            raise FileFormatError(f"expected an integer at byte {self._at - 1}, got {head:#04x}")
         value = int.from_bytes(self._take(size), "little")
         return -value if head & 0x80 else value
 
@@ -264,17 +265,17 @@ class _Reader:
         with suppress(OverflowError):
             if exponent < _NOT_FINITE:
                 return math.ldexp(mantissa, exponent)
-        raise ValueError(f"expected a finite number before byte {self._at}")
+        raise FileFormatError(f"expected a finite number before byte {self._at}")
 
     def boolean(self) -> bool:
         value = self._take(1)
         if value not in (b"0", b"1"):
-            raise ValueError(f"expected 0 or 1 at byte {self._at - 1}, got {value!r}")
+            raise FileFormatError(f"expected 0 or 1 at byte {self._at - 1}, got {value!r}")
         return value == b"1"
 
     def expect_boolean(self, what: str, expected: bool) -> None:
         if self.boolean() != expected:
-            raise ValueError(f"expected {what} to be {expected}, got {not expected}")
+            raise FileFormatError(f"expected {what} to be {expected}, got {not expected}")
 
     def tensor(self) -> np.ndarray:
         """float32, flat."""
@@ -290,14 +291,14 @@ class _Reader:
     def expect_version(self, what: str, allowed: tuple[int, ...]) -> int:
         version = self.integer()
         if version not in allowed:
-            raise ValueError(f"expected {what} of version {' or '.join(map(str, allowed))}, got {version}")
+            raise FileFormatError(f"expected {what} of version {' or '.join(map(str, allowed))}, got {version}")
         return version
 
     def expect_string(self, allowed: tuple[str, ...]) -> str:
         size = self._size()
         found = self._take(min(size, 64)).decode("latin-1")
         if found not in allowed:
-            raise ValueError(
+            raise FileFormatError(
                 f"expected a layer {' or '.join(allowed)} of dlib's face recognition network, got {found!r}"
             )
         return found
@@ -305,21 +306,21 @@ class _Reader:
     def expect_integers(self, what: str, expected: tuple[int, ...]) -> None:
         found = tuple(self.integer() for _ in expected)
         if found != expected:
-            raise ValueError(f"expected {what} of {expected}, got {found}")
+            raise FileFormatError(f"expected {what} of {expected}, got {found}")
 
     def expect_end(self) -> None:
         if self._at != len(self._data):
-            raise ValueError(f"{len(self._data) - self._at} bytes follow the network")
+            raise FileFormatError(f"{len(self._data) - self._at} bytes follow the network")
 
     def _size(self) -> int:
         size = self.integer()
         if not 0 <= size <= len(self._data):
-            raise ValueError(f"expected a size before byte {self._at}, got {size}")
+            raise FileFormatError(f"expected a size before byte {self._at}, got {size}")
         return size
 
     def _take(self, count: int) -> bytes:
         taken = self._data[self._at : self._at + count]
         if len(taken) != count:
-            raise ValueError(f"truncated: {count} bytes expected at byte {self._at}, {len(taken)} are left")
+            raise FileFormatError(f"truncated: {count} bytes expected at byte {self._at}, {len(taken)} are left")
         self._at += count
         return taken

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from prefiqs_ext.exceptions import InputError, UnsupportedNetworkError
 
-class NoOutputError(ValueError):
+
+class NoOutputError(InputError):
     """The network has no such output as was asked for."""
 
 
@@ -22,7 +24,7 @@ def select_embedding(outputs: object, output: int | str | None = None) -> Tensor
     for tensor in tensors:
         if is_embedding(tuple(tensor.shape), tensor.dtype):
             return tensor
-    raise ValueError(describe_no_embedding((str(list(tensor.shape)) for tensor in tensors), output))
+    raise UnsupportedNetworkError(describe_no_embedding((str(list(tensor.shape)) for tensor in tensors), output))
 
 
 def select_output(outputs: object, output: int | str | None) -> object:

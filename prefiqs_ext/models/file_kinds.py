@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefiqs_ext.exceptions import FileFormatError
+
 _HEAD = 512
 _ARCHIVE = "an archive", "unpack it and name the file inside"
 _ELSEWHERE = "export the network to ONNX where it runs"
@@ -45,10 +47,12 @@ def refuse_other_kinds(path: Path, expected: str) -> None:
         head = file.read(_HEAD)
     for pattern, what, remedy in _KINDS:
         if pattern.match(head):
-            raise ValueError(f"expected {_a(expected)} file, this one is {what}: {remedy}")
+            raise FileFormatError(f"expected {_a(expected)} file, this one is {what}: {remedy}")
     for kind, begins, suffix in _READ:
         if kind != expected and re.match(begins, head, re.DOTALL):
-            raise ValueError(f"expected {_a(expected)} file, this one is {_a(kind)} file: give it a name in {suffix}")
+            raise FileFormatError(
+                f"expected {_a(expected)} file, this one is {_a(kind)} file: give it a name in {suffix}"
+            )
 
 
 def _a(kind: str) -> str:
@@ -66,9 +70,9 @@ def refuse_other_archives(names: Sequence[str]) -> None:
     ends = {name.rpartition("/")[2] for name in names}
     remedy = "load it where you trust it, and torch.save its state_dict()"
     if "constants.pkl" in ends:
-        raise ValueError(f"expected a file of torch.save, this one is of TorchScript: {remedy}")
+        raise FileFormatError(f"expected a file of torch.save, this one is of TorchScript: {remedy}")
     if "archive_format" in ends or "serialized_exported_program.json" in ends:
-        raise ValueError(f"expected a file of torch.save, this one is of torch.export: {remedy}")
+        raise FileFormatError(f"expected a file of torch.save, this one is of torch.export: {remedy}")
     if "data.pkl" not in ends:
         what, remedy = _ARCHIVE
-        raise ValueError(f"expected a file of torch.save, this one is {what}: {remedy}")
+        raise FileFormatError(f"expected a file of torch.save, this one is {what}: {remedy}")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from prefiqs_ext.exceptions import InputError
+
 
 def hash_weights(network: nn.Module) -> str:
     """SHA-256 over the names, shapes, types and bytes of a network's parameters and buffers, in the order of names: the
@@ -24,4 +26,4 @@ def hash_weights(network: nn.Module) -> str:
 def check_sha256(value: Any) -> None:
     """ValueError unless it is what `hash_weights` gives."""
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise ValueError(f"model_sha256 is {value!r}")
+        raise InputError(f"model_sha256 is {value!r}")

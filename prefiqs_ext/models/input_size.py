@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from prefiqs_ext.exceptions import UnsupportedNetworkError
 from prefiqs_ext.models.dlib import DlibResNet
 from prefiqs_ext.models.ir import IR
 from prefiqs_ext.models.iresnet import IResNet
@@ -19,10 +20,10 @@ def check_input(network: nn.Module, preset: Preset) -> None:
         return
     if len(declared) != 4 or declared[1] not in (None, 3):
         text = ", ".join("?" if size is None else str(size) for size in declared[1:])
-        raise ValueError(f"expected a network of colour images [N, 3, H, W], this one takes [N, {text}]")
+        raise UnsupportedNetworkError(f"expected a network of colour images [N, 3, H, W], this one takes [N, {text}]")
     size = declared[2] or preset.size[0], declared[3] or preset.size[1]
     if size != preset.size:
-        raise ValueError(
+        raise UnsupportedNetworkError(
             f"expected a preset of the network's size {size}, got {preset.size} ({preset.name!r}): pass it "
             f"with_size({size}), on the command line --size {size[0]}x{size[1]}"
         )

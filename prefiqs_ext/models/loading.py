@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prefiqs_ext import models
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.models.input_size import check_input
 from prefiqs_ext.models.preset import Preset
 
@@ -30,7 +31,7 @@ def load_network(
         return network, own
     if not Path(model).exists():
         built_in = ", ".join(models.BUILT_IN)
-        raise ValueError(f"expected a built-in model ({built_in}), a file or a torch.nn.Module, got {str(model)!r}")
+        raise InputError(f"expected a built-in model ({built_in}), a file or a torch.nn.Module, got {str(model)!r}")
     return models.load_model(model, said)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 from torch import fx
 
+from prefiqs_ext.exceptions import FileFormatError, MissingFileError
 from prefiqs_ext.models.file_kinds import refuse_other_kinds
 from prefiqs_ext.models.onnx_node import Node, State, evaluate, identifier
 from prefiqs_ext.models.onnx_operators import OPERATORS, SHAPED_BY_INFERENCE
@@ -71,12 +72,12 @@ def import_onnx(path: str | os.PathLike[str]) -> ImportedNetwork:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
+        raise MissingFileError(f"no such file: {path}")
     try:
         return _graph_module(_read(path))
     except _ERRORS as error:
         message = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"cannot import {path}: {message[:_MAX_MESSAGE]}") from error
+        raise FileFormatError(f"cannot import {path}: {message[:_MAX_MESSAGE]}") from error
 
 
 _ERRORS: tuple[type[Exception], ...] = (
@@ -90,26 +91,26 @@ _ERRORS: tuple[type[Exception], ...] = (
 
 def _read(path: Path) -> onnx.ModelProto:
     if not path.is_file():
-        raise ValueError("expected a regular file")
+        raise FileFormatError("expected a regular file")
     refuse_other_kinds(path, "ONNX")
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise ValueError(f"expected at most {MAX_BYTES} bytes, the file has {path.stat().st_size}")
+        raise FileFormatError(f"expected at most {MAX_BYTES} bytes, the file has {path.stat().st_size}")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except Exception as error:  # protobuf's own, without a public base
-        raise ValueError(
+        raise FileFormatError(
             f"expected an ONNX file; this one is truncated, damaged or something else ({error})"
         ) from error
     if not model.graph.node:
-        raise ValueError("expected an ONNX model with a graph, found none (an empty file, or not ONNX)")
+        raise FileFormatError("expected an ONNX model with a graph, found none (an empty file, or not ONNX)")
     if model.functions:
-        raise ValueError(f"expected plain operators, found the model-local function {model.functions[0].name!r}")
+        raise FileFormatError(f"expected plain operators, found the model-local function {model.functions[0].name!r}")
     for value in model.graph.input:
         if not value.HasField("type"):
-            raise ValueError(f"expected a float32 input [N, ...]; the file does not say what {value.name!r} is")
+            raise FileFormatError(f"expected a float32 input [N, ...]; the file does not say what {value.name!r} is")
     for value in model.graph.output:
         if not value.HasField("type"):  # some tools leave it out; inference tells whether it is float32
             value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
@@ -119,7 +120,7 @@ def _read(path: Path) -> onnx.ModelProto:
     _refuse_hidden_data(model.graph)
     onnx.checker.check_model(data)
     if _opset(model) < _OLDEST_OPSET:
-        raise ValueError(f"expected opset {_OLDEST_OPSET} or later, the file has {_opset(model)}")
+        raise FileFormatError(f"expected opset {_OLDEST_OPSET} or later, the file has {_opset(model)}")
     return model
 
 
@@ -130,18 +131,18 @@ def _refuse_hidden_data(graph: onnx.GraphProto) -> None:
             tensors += [attribute.t] if attribute.HasField("t") else []
             tensors += attribute.tensors
             if attribute.HasField("g") or attribute.graphs:
-                raise ValueError(f"{node.op_type} node {node.name!r}: control flow is not supported")
+                raise FileFormatError(f"{node.op_type} node {node.name!r}: control flow is not supported")
             if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
-                raise ValueError(f"{node.op_type} node {node.name!r}: sparse tensors are not supported")
+                raise FileFormatError(f"{node.op_type} node {node.name!r}: sparse tensors are not supported")
     if graph.sparse_initializer:
-        raise ValueError("sparse initialisers are not supported")
+        raise FileFormatError("sparse initialisers are not supported")
     for tensor in tensors:
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            raise ValueError(f"the data of {tensor.name!r} are in another file; save the model as one file")
+            raise FileFormatError(f"the data of {tensor.name!r} are in another file; save the model as one file")
         if tensor.data_type not in _DATA_TYPES:
             kind = _type_name(tensor.data_type)
             remedy = _IN_FLOAT32 if kind.endswith("FLOAT16") else f", {QUANTISED}" if "8" in kind else ""
-            raise ValueError(f"the data of {tensor.name!r} have the unsupported ONNX type {kind}{remedy}")
+            raise FileFormatError(f"the data of {tensor.name!r} have the unsupported ONNX type {kind}{remedy}")
 
 
 def _type_name(data_type: int) -> str:
@@ -173,7 +174,7 @@ def _graph_module(model: onnx.ModelProto) -> ImportedNetwork:
         _add(state, proto)
     for name in results:
         if name not in state.activations:
-            raise ValueError(f"expected an output that depends on the input; {name!r} does not")
+            raise FileFormatError(f"expected an output that depends on the input; {name!r} does not")
     outputs = {name: state.activations[name] for name in results}
     state.graph.output(outputs if len(outputs) > 1 else outputs[results[0]])
     module = ImportedNetwork(state.owned, state.graph, class_name="Network").eval()
@@ -183,12 +184,12 @@ def _graph_module(model: onnx.ModelProto) -> ImportedNetwork:
 
 def _only_input(inputs: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
     if len(inputs) != 1:
-        raise ValueError(f"expected one input, the file has {len(inputs)}: {[value.name for value in inputs]}")
+        raise FileFormatError(f"expected one input, the file has {len(inputs)}: {[value.name for value in inputs]}")
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type != onnx.TensorProto.FLOAT or len(tensor.shape.dim) < 2:
         is_half = tensor.elem_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
         got = f"of type {_type_name(tensor.elem_type)} and rank {len(tensor.shape.dim)}{_IN_FLOAT32 if is_half else ''}"
-        raise ValueError(f"expected a float32 input [N, ...] of known rank; {inputs[0].name!r} is {got}")
+        raise FileFormatError(f"expected a float32 input [N, ...] of known rank; {inputs[0].name!r} is {got}")
     return inputs[0]
 
 

@@ -17,6 +17,8 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, fx, nn
 
+from prefiqs_ext.exceptions import FileFormatError
+
 Array = np.ndarray[Any, Any]
 Shape = tuple[int | None, ...]
 Pair = tuple[int, int]
@@ -78,7 +80,7 @@ class Node:
         self.name = node.name or self.outputs[0]
 
     def refuse(self, why: str) -> NoReturn:
-        raise ValueError(f"{self.op} node {self.name!r}: {why}")
+        raise FileFormatError(f"{self.op} node {self.name!r}: {why}")
 
     def expect(self, condition: bool, what: str) -> None:
         if not condition:

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from prefiqs_ext.exceptions import InputError
+
 _CHANNELS = 3
 _LARGEST = 4096  # pixels of a side
 
@@ -53,26 +55,26 @@ class Preset:
 
     def __post_init__(self) -> None:
         if self.colour not in ("rgb", "bgr"):
-            raise ValueError(f"preset {self.name!r}: expected colour 'rgb' or 'bgr', got {self.colour!r}")
+            raise InputError(f"preset {self.name!r}: expected colour 'rgb' or 'bgr', got {self.colour!r}")
         if not isinstance(self.name, str):
-            raise ValueError(f"expected a preset's name as text, got {self.name!r}")
+            raise InputError(f"expected a preset's name as text, got {self.name!r}")
         if (
             not isinstance(self.size, tuple | list)
             or len(self.size) != 2
             or any(type(side) is not int for side in self.size)
             or not 1 <= min(self.size) <= max(self.size) <= _LARGEST
         ):
-            raise ValueError(
+            raise InputError(
                 f"preset {self.name!r}: expected size (height, width), integers of 1 to {_LARGEST}, got {self.size!r}"
             )
         for field in ("mean", "std"):
             values = getattr(self, field)
             if len(values) != _CHANNELS or not all(math.isfinite(v) for v in values):
-                raise ValueError(
+                raise InputError(
                     f"preset {self.name!r}: expected {_CHANNELS} finite numbers as {field}, got {values!r}"
                 )
         if min(self.std) <= 0:
-            raise ValueError(f"preset {self.name!r}: expected std above 0, got {self.std!r}")
+            raise InputError(f"preset {self.name!r}: expected std above 0, got {self.std!r}")
 
     @staticmethod
     def named(name: str) -> Preset:
@@ -80,7 +82,7 @@ class Preset:
         try:
             return PRESETS[name]
         except KeyError:
-            raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}, or a Preset") from None
+            raise InputError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}, or a Preset") from None
 
     def with_size(self, size: int | tuple[int, int]) -> Preset:
         """The same for images of another size: (height, width), or a number of pixels for both."""

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.models.file_kinds import is_zip, refuse_other_archives, refuse_other_kinds
 from prefiqs_ext.models.torch_pickle import View, read_pickled
 
@@ -41,19 +42,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     ValueError, in one line without the path, for a file that is damaged, hostile, too large or holds no state dict.
     """
     if not path.is_file():
-        raise ValueError("expected a regular file")
+        raise FileFormatError("expected a regular file")
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"expected at most {MAX_BYTES} bytes, the file has {path.stat().st_size}")
+        raise FileFormatError(f"expected at most {MAX_BYTES} bytes, the file has {path.stat().st_size}")
     safe = path.suffix.lower() == ".safetensors"
     refuse_other_kinds(path, "safetensors" if safe else "PyTorch")
     tensors = _safetensors(path) if safe else _unpickled(path)
     for name, tensor in tensors.items():
         if tensor.is_quantized or name.endswith(("zero_point", "packed_params")):
-            raise ValueError(f"expected ordinary dense tensors, {name} is {QUANTISED}")
+            raise FileFormatError(f"expected ordinary dense tensors, {name} is {QUANTISED}")
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise ValueError(f"expected ordinary dense tensors, {name} is sparse or without values")
+            raise FileFormatError(f"expected ordinary dense tensors, {name} is sparse or without values")
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > MAX_BYTES:
-        raise ValueError(f"expected tensors of at most {MAX_BYTES} bytes together, the file declares more")
+        raise FileFormatError(f"expected tensors of at most {MAX_BYTES} bytes together, the file declares more")
     return tensors
 
 
@@ -61,9 +62,9 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"not a safetensors file, or a damaged one ({_line(error)[:_REASON]})") from error
+        raise FileFormatError(f"not a safetensors file, or a damaged one ({_line(error)[:_REASON]})") from error
     if not tensors:
-        raise ValueError("expected tensors, the file has none")
+        raise FileFormatError("expected tensors, the file has none")
     return tensors
 
 
@@ -78,7 +79,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         content, tensor = read_pickled(path)
         return {name: tensor(view) for name, view in _unwrapped(content, View).items()}
     except Exception as error:  # whatever damaged bytes lead torch.load to
-        raise ValueError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
+        raise FileFormatError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
     return _unwrapped(content, Tensor)
 
 
@@ -89,17 +90,17 @@ def _check_zip(path: Path) -> None:
             size = sum(entry.file_size for entry in archive.infolist())
             names = archive.namelist()
     except Exception as error:  # whatever damaged bytes lead zipfile to
-        raise ValueError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
+        raise FileFormatError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
     refuse_other_archives(names)
     if size > path.stat().st_size:
-        raise ValueError("expected an archive that is not compressed; save it again with torch.save")
+        raise FileFormatError("expected an archive that is not compressed; save it again with torch.save")
 
 
 def _unwrapped(content: object, kind: type[_T]) -> dict[str, _T]:
     """The values of a kind in the state dict inside."""
     for _ in range(_DEEPEST):
         if not isinstance(content, Mapping):
-            raise ValueError(f"expected a state dict, the file holds a {type(content).__name__}")
+            raise FileFormatError(f"expected a state dict, the file holds a {type(content).__name__}")
         inside = (content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping))
         outside, content = content, next(inside, None)
         if content is None:
@@ -108,7 +109,7 @@ def _unwrapped(content: object, kind: type[_T]) -> dict[str, _T]:
     values = {name: value for name, value in named.items() if isinstance(value, kind)}
     if not values:
         names = ", ".join(repr(name[:_REASON]) for name in list(named)[:5])
-        raise ValueError(f"expected a state dict, the file holds {names or 'nothing of a name'}")
+        raise FileFormatError(f"expected a state dict, the file holds {names or 'nothing of a name'}")
     return values
 
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.models.file_kinds import is_zip
 from prefiqs_ext.utils.text import escape_unprintable
 
@@ -67,7 +68,7 @@ _SHELLS = {
 }
 
 
-class _Refused(ValueError):
+class _Refused(FileFormatError):
     pass
 
 
@@ -136,12 +137,12 @@ def _careful(function: Callable[[], _T]) -> _T:
     try:
         return function()
     except _Refused as error:
-        raise ValueError(
+        raise FileFormatError(
             f"not a PyTorch file of plain tensors, which is all that is read, for safety (in its pickle: {error}); "
             "if you trust it, load it where it was made and save its state_dict()"
         ) from error
     except Exception as error:  # whatever damaged bytes lead pickle to
-        raise ValueError(
+        raise FileFormatError(
             f"not a PyTorch file, or a damaged one ({escape_unprintable(str(error))[:_REASON] or type(error).__name__})"
         ) from error
 
@@ -151,9 +152,9 @@ def _zipped(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
         (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         root = name.removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
-            raise ValueError("saved on a big-endian machine")
+            raise FileFormatError("saved on a big-endian machine")
         if archive.getinfo(name).file_size > _MOST_PICKLED:
-            raise ValueError(f"a pickle of more than {_MOST_PICKLED} bytes")
+            raise FileFormatError(f"a pickle of more than {_MOST_PICKLED} bytes")
         content = _Unpickler(io.BytesIO(archive.read(name))).load()
 
     def storage(of: _Storage) -> bytes:
@@ -168,7 +169,7 @@ def _old(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
         size = path.stat().st_size
         head = io.BytesIO(file.read(min(size, _MOST_PICKLED)))
         if [_Unpickler(head).load(), _Unpickler(head).load()] != [_MAGIC, _PROTOCOL]:
-            raise ValueError("not the beginning of one")
+            raise FileFormatError("not the beginning of one")
         _Unpickler(head).load()  # of the system that saved it
         unpickler = _Unpickler(head)
         content, keys = unpickler.load(), _Unpickler(head).load()
@@ -178,7 +179,7 @@ def _old(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
             count = int.from_bytes(file.read(8), "little", signed=True)
             places[key] = file.tell(), count * unpickler.dtypes[key].itemsize
             if count < 0 or sum(places[key]) > size:
-                raise ValueError("truncated")
+                raise FileFormatError("truncated")
             file.seek(sum(places[key]))
 
     def storage(of: _Storage) -> bytes:
@@ -247,7 +248,7 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: object) -> object:
         if isinstance(pid, str):
-            raise ValueError("of pickle protocol 0: save it again without naming one")
+            raise FileFormatError("of pickle protocol 0: save it again without naming one")
         if isinstance(pid, tuple) and pid[0] == "module":
             return pid[1]
         if isinstance(pid, tuple) and pid[0] == "storage" and pid[1].__module__ == "torch" and not any(pid[5:]):
@@ -255,10 +256,10 @@ class _Unpickler(pickle._Unpickler):
                 raise _Refused(f"it holds a {escape_unprintable(pid[1].__name__)}")
             key = str(pid[2]) if isinstance(pid[2], (str, int)) else ""
             if not 0 < len(key) <= _LONGEST_NAME:
-                raise ValueError("a storage without a plain key")
+                raise FileFormatError("a storage without a plain key")
             self.dtypes[key] = _STORAGES[pid[1].__name__]
             return _Storage(key, self.dtypes[key])
-        raise ValueError("it refers to something else than modules and storages")
+        raise FileFormatError("it refers to something else than modules and storages")
 
 
 def _state_of(module: _Shell) -> dict[str, View]:
@@ -269,11 +270,11 @@ def _state_of(module: _Shell) -> dict[str, View]:
             return found
         prefix, shell = left.pop()
         if len(prefix) > _LONGEST_NAME:
-            raise ValueError(f"modules in one another, with names of more than {_LONGEST_NAME} letters")
+            raise FileFormatError(f"modules in one another, with names of more than {_LONGEST_NAME} letters")
         for kind in ("_parameters", "_buffers"):
             for name, view in dict(vars(shell).get(kind) or {}).items():
                 if isinstance(view, View):
                     found[f"{prefix}{name}"] = view
         inside = dict(vars(shell).get("_modules") or {})
         left += [(f"{prefix}{name}.", each) for name, each in reversed(inside.items()) if isinstance(each, _Shell)]
-    raise ValueError(f"more than {_MOST_MODULES} modules")
+    raise FileFormatError(f"more than {_MOST_MODULES} modules")

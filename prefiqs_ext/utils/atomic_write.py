@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
+from prefiqs_ext.exceptions import FileAccessError
 from prefiqs_ext.utils.text import format_path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -24,12 +25,14 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
     Raises ValueError where the place cannot be written, or when the disk fills.
     """
     if not path or os.path.isdir(path):
-        raise ValueError(f"expected a file to write, got {'the folder ' + format_path(path) if path else 'no name'}")
+        raise FileAccessError(
+            f"expected a file to write, got {'the folder ' + format_path(path) if path else 'no name'}"
+        )
     part = Path(f"{path}.part")
     try:
         file = part.open("wb")
     except OSError as error:
-        raise ValueError(f"cannot write {format_path(path)} ({error.strerror}); name another place") from error
+        raise FileAccessError(f"cannot write {format_path(path)} ({error.strerror}); name another place") from error
     try:
         with file:
             yield file
@@ -38,7 +41,7 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             part.unlink()
         if isinstance(error, OSError) and error.errno in FULL:
-            raise ValueError(f"cannot write {format_path(path)} ({error.strerror})") from error
+            raise FileAccessError(f"cannot write {format_path(path)} ({error.strerror})") from error
         raise
 
 
@@ -61,7 +64,9 @@ def make_output_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=path).close()
     except OSError as error:
-        raise ValueError(f"cannot write {format_path(str(path))} ({error.strerror}); name another folder") from error
+        raise FileAccessError(
+            f"cannot write {format_path(str(path))} ({error.strerror}); name another folder"
+        ) from error
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from prefiqs_ext.exceptions import FileAccessError
 from prefiqs_ext.utils.atomic_write import replace_durably
 from prefiqs_ext.utils.text import format_path
 
@@ -36,13 +37,13 @@ class PartialFile:
             if self.file is None or self.part is None:
                 return tempfile.TemporaryFile()
             if self.file.is_dir():
-                raise IsADirectoryError(None, "it is a folder")
+                raise FileAccessError(None, "it is a folder")
             stream = os.fdopen(os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.close()
-            raise ValueError(
+            raise FileAccessError(
                 f"{format_path(str(self.part))} is being written by another run: wait for it or end it"
             ) from None
         return stream
@@ -101,7 +102,7 @@ class PartialFile:
             yield
         except OSError as error:
             name = "a temporary file" if self.part is None else format_path(str(self.part))
-            raise OSError(f"cannot write {name} ({error.strerror or error})") from error
+            raise FileAccessError(f"cannot write {name} ({error.strerror or error})") from error
 
 
 class StandardOutput:
@@ -134,7 +135,7 @@ class StandardOutput:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
             if isinstance(error, BrokenPipeError):
                 raise
-            raise OSError(f"cannot write standard output ({error.strerror or error})") from error
+            raise FileAccessError(f"cannot write standard output ({error.strerror or error})") from error
 
     def cut(self, size: int) -> None:
         pass

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.utils.text import escape_unprintable, format_path
 
 _T = TypeVar("_T")
@@ -27,14 +28,14 @@ def read_strict_json(path: str | os.PathLike[str], what: str, make: Callable[[An
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ValueError(f"expected {what} in {name}, cannot read it ({error.strerror})") from error
+        raise FileFormatError(f"expected {what} in {name}, cannot read it ({error.strerror})") from error
     try:
         if len(data) > _MAX_BYTES:
-            raise ValueError(f"expected at most {_MAX_BYTES} bytes")
+            raise FileFormatError(f"expected at most {_MAX_BYTES} bytes")
         return make(json.loads(data, parse_constant=_refuse, object_pairs_hook=_once))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         reason = escape_unprintable(" ".join(str(error).split()))[:200]
-        raise ValueError(f"expected {what} in {name}: {reason}") from error
+        raise FileFormatError(f"expected {what} in {name}: {reason}") from error
 
 
 def build_dataclass(kind: type[Any], values: Any) -> Any:
@@ -49,15 +50,15 @@ def check_names(values: Any, names: tuple[str, ...], what: str) -> dict[str, Any
     """A JSON object that must have these names and no others."""
     if not isinstance(values, Mapping) or set(values) != set(names):
         got = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
-        raise ValueError(f"{what} with {', '.join(names)}, got {got}")
+        raise FileFormatError(f"{what} with {', '.join(names)}, got {got}")
     return dict(values)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name stands twice in an object")
+        raise FileFormatError("a name stands twice in an object")
     return dict(pairs)
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"got {constant}")
+    raise FileFormatError(f"got {constant}")

@@ -7,6 +7,8 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
+from prefiqs_ext.exceptions import FileFormatError
+
 _MARK = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _LONGEST = 1 << 16
@@ -26,10 +28,12 @@ def lines(file: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
         while line := stream.readline(_LONGEST + 1):
             number += 1
             if number == 1 and line.startswith(_UTF_16):
-                raise ValueError(f"{format_path(os.fspath(file))}: expected UTF-8 text, got UTF-16; save it as UTF-8")
+                raise FileFormatError(
+                    f"{format_path(os.fspath(file))}: expected UTF-8 text, got UTF-16; save it as UTF-8"
+                )
             if b"\0" in line or len(line) > _LONGEST:
                 what = "NUL bytes" if b"\0" in line else f"a line of more than {_LONGEST} bytes"
-                raise ValueError(f"{format_path(os.fspath(file))}:{number}: expected text, got {what}")
+                raise FileFormatError(f"{format_path(os.fspath(file))}:{number}: expected text, got {what}")
             if number == 1:
                 line = line.removeprefix(_MARK)
             line = line.removesuffix(b"\n").removesuffix(b"\r")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prefiqs_ext.dual.convert.trace import PREFIX, Traced
+from prefiqs_ext.exceptions import UnsupportedNetworkError
 
 _COUNT = 3
 _NEED = "a pair needs one dimension that grows with the batch, and every row computed on its own"
@@ -111,7 +112,7 @@ class _Stepper(fx.Interpreter):
             self.env[node] = result = self.run_node(node)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{complaint}: {reason}") from error
+            raise UnsupportedNetworkError(f"{complaint}: {reason}") from error
         for last_used in self.user_to_last_uses.get(node, ()):
             del self.env[last_used]
         return result
@@ -144,7 +145,7 @@ def _value(one: object, three: object, what: str, reads_rows: bool) -> Value:
         one, three = tuple(one.values()), tuple(three.values())
     if isinstance(one, (tuple, list)) and isinstance(three, (tuple, list)):
         if len(one) != len(three):
-            raise ValueError(f"dualize: {what} takes the batch apart into {len(three)} values: {_NEED}")
+            raise UnsupportedNetworkError(f"dualize: {what} takes the batch apart into {len(three)} values: {_NEED}")
         elements = [_value(a, b, what, reads_rows) for a, b in zip(one, three, strict=True)]
         if not any(element.batch for element in elements):
             return Value(False, "other", constant=one)
@@ -153,7 +154,9 @@ def _value(one: object, three: object, what: str, reads_rows: bool) -> Value:
         return Value(True, "size", dim=grown[0]) if is_size else Value(True, "other")
     if isinstance(one, (int, float)) and isinstance(three, (int, float)) and one != three:
         if three != _COUNT * one:
-            raise ValueError(f"dualize: {what} gives {one} for a batch of 1, {three} for {_COUNT}: expected a multiple")
+            raise UnsupportedNetworkError(
+                f"dualize: {what} gives {one} for a batch of 1, {three} for {_COUNT}: expected a multiple"
+            )
         return Value(True, "number")
     return Value(False, "other", constant=one)
 
@@ -162,18 +165,20 @@ def _tensor_value(one: Tensor, three: Tensor, what: str, reads_rows: bool) -> Va
     shape = tuple(one.shape)
     if three.shape == one.shape:
         if reads_rows:
-            raise ValueError(f"dualize: {what} mixes the rows of the batch: its result {list(shape)} has none: {_NEED}")
+            raise UnsupportedNetworkError(
+                f"dualize: {what} mixes the rows of the batch: its result {list(shape)} has none: {_NEED}"
+            )
         return Value(False, "tensor", shape, one.dtype, one)
     grown = [dim for dim, (few, many) in enumerate(zip(shape, three.shape, strict=False)) if few != many]
     if len(shape) != three.dim() or len(grown) != 1 or three.shape[grown[0]] != _COUNT * shape[grown[0]]:
-        raise ValueError(
+        raise UnsupportedNetworkError(
             f"dualize: {what} spreads the batch: its result is {list(shape)} for a batch of 1, {list(three.shape)} for "
             f"{_COUNT}: {_NEED}"
         )
     dim = grown[0]
     difference = _difference(one, three.narrow(dim, three.shape[dim] - shape[dim], shape[dim]))
     if difference > _TOLERANCE:
-        raise ValueError(
+        raise UnsupportedNetworkError(
             f"dualize: {what} mixes the rows of the batch: a row alone and the same row among {_COUNT} differ by "
             f"{difference:.1g} of their size: {_NEED}"
         )

@@ -18,6 +18,7 @@ from prefiqs_ext.dual.convert.layers import LAYERS, Layer, find_layers, refuse_h
 from prefiqs_ext.dual.convert.pairing import pair
 from prefiqs_ext.dual.convert.trace import PREFIX, Traced, trace
 from prefiqs_ext.dual.convert.verify import verify
+from prefiqs_ext.exceptions import InputTypeError, UnsupportedNetworkError
 from prefiqs_ext.models.embedding import describe_no_embedding, is_embedding, iterate_leaves
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.utils.torch_defaults import torch_defaults
@@ -80,13 +81,13 @@ def _convert(
 def check_model(model: nn.Module, who: str) -> None:
     """Raises TypeError or ValueError, in the name of who asks, unless all of the model is in eval mode and float32."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{who}: expected a torch.nn.Module, got {type(model).__name__}")
+        raise InputTypeError(f"{who}: expected a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
         if module.training:
-            raise ValueError(f"{who}: {name or 'the model'!r} is in train mode: call model.eval() first")
+            raise UnsupportedNetworkError(f"{who}: {name or 'the model'!r} is in train mode: call model.eval() first")
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
-            raise ValueError(
+            raise UnsupportedNetworkError(
                 f"{who}: expected float32 parameters, got {parameter.dtype} in {name!r}: call model.float()"
             )
 
@@ -94,22 +95,26 @@ def check_model(model: nn.Module, who: str) -> None:
 def _check_example(example: Tensor) -> None:
     if not isinstance(example, Tensor) or example.dim() < 2 or example.shape[0] < 1:
         got = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
-        raise ValueError(f"dualize: expected an example [N, ...] of one or more inputs, got {got}")
+        raise UnsupportedNetworkError(f"dualize: expected an example [N, ...] of one or more inputs, got {got}")
     if not example.is_floating_point() and example.dtype != torch.uint8:
-        raise ValueError(f"dualize: expected a floating or uint8 example, got {example.dtype}")
+        raise UnsupportedNetworkError(f"dualize: expected a floating or uint8 example, got {example.dtype}")
 
 
 def _check_masks(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Masks that are the caller's own, each fitting a layer."""
     modules = dict(model.named_modules())
     if not any(isinstance(module, LAYERS) for module in modules.values()):
-        raise ValueError(f"dualize: the model has no convolution or linear layer to prune: {type(model).__name__}")
+        raise UnsupportedNetworkError(
+            f"dualize: the model has no convolution or linear layer to prune: {type(model).__name__}"
+        )
     for name, mask in masks.items():
         layer = modules.get(name)
         if not isinstance(layer, LAYERS):
-            raise ValueError(f"dualize: expected masks of convolutions and linear layers, got one for {name!r}")
+            raise UnsupportedNetworkError(
+                f"dualize: expected masks of convolutions and linear layers, got one for {name!r}"
+            )
         if mask.dtype != torch.bool or mask.shape != layer.weight.shape:
-            raise ValueError(
+            raise UnsupportedNetworkError(
                 f"dualize: expected a bool mask {list(layer.weight.shape)} for {name!r}, "
                 f"got {mask.dtype} {list(mask.shape)}"
             )
@@ -127,7 +132,7 @@ def _keep_embedding(graph: fx.Graph, values: dict[fx.Node, Value], output: int |
         if value.batch and value.dim == 0 and is_embedding(value.shape, value.dtype) and value.shape[0] == 1:
             result.args = (tensor,)
             return
-    raise ValueError(
+    raise UnsupportedNetworkError(
         f"dualize: {describe_no_embedding((_shape(values[tensor]) for tensor in tensors), output)} for N = 1"
     )
 

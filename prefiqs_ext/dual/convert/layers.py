@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from prefiqs_ext.dual.convert.batch_axis import Value, describe, operation
 from prefiqs_ext.dual.convert.trace import PREFIX, Traced, erase_unused, is_plain_layer
 from prefiqs_ext.dual.modules import DualConv1d, DualConv2d, DualLinear
+from prefiqs_ext.exceptions import UnsupportedNetworkError
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
@@ -143,14 +144,14 @@ def refuse_hidden_weights(traced: Traced) -> None:
         for path in node.meta.get("nn_module_stack", {}):  # an exported graph has what such modules do inside
             if path in opaque:
                 what = f"{path.removeprefix(PREFIX)!r} ({type(opaque[path]).__name__})"
-                raise ValueError(f"dualize: cannot see into the weights of {what}")
+                raise UnsupportedNetworkError(f"dualize: cannot see into the weights of {what}")
         hides = node.op == "call_function" and operation(node) == "multi_head_attention_forward"
         if node.op == "call_module":
             module = traced.root.get_submodule(str(node.target))
             parts = module.modules() if not is_plain_layer(module) else ()
             hides = any(isinstance(part, (*LAYERS, *_OPAQUE)) for part in parts)
         if hides:
-            raise ValueError(f"dualize: cannot see into the weights of {describe(node, traced.root)}")
+            raise UnsupportedNetworkError(f"dualize: cannot see into the weights of {describe(node, traced.root)}")
 
 
 def find_layers(traced: Traced, values: dict[fx.Node, Value], masks: dict[str, Tensor]) -> dict[str, Layer]:
@@ -176,11 +177,11 @@ def find_layers(traced: Traced, values: dict[fx.Node, Value], masks: dict[str, T
         if node.op == "call_module" and target in layers:
             used[target] = layers[target]
             if used[target].mask is not None and not values[node].batch:
-                raise ValueError(f"dualize: the pruned layer {name!r} reads a value without a batch")
+                raise UnsupportedNetworkError(f"dualize: the pruned layer {name!r} reads a value without a batch")
             _put_rows_first(node, used[target], values)
         elif node.op == "get_attr" and target.endswith(".weight") and name in removing:
             user = describe(next(iter(node.users)), traced.root)
-            raise ValueError(
+            raise UnsupportedNetworkError(
                 f"dualize: the pruned weight of {name!r} is used by {user}, not by a convolution or linear layer"
             )
     return used
@@ -193,7 +194,9 @@ def _put_rows_first(node: fx.Node, layer: Layer, values: dict[fx.Node, Value]) -
         return
     if layer.dims:
         name = _source_name(str(node.target))
-        raise ValueError(f"dualize: the convolution {name!r} reads a value whose batch is in dim {value.dim}")
+        raise UnsupportedNetworkError(
+            f"dualize: the convolution {name!r} reads a value whose batch is in dim {value.dim}"
+        )
     assert isinstance(source, fx.Node)
     graph, dim = node.graph, value.dim
     with graph.inserting_before(node):

@@ -9,6 +9,7 @@ from torch import fx
 from prefiqs_ext.dual.convert.batch_axis import Value
 from prefiqs_ext.dual.convert.layers import Layer
 from prefiqs_ext.dual.modules import duplicate, paired_size
+from prefiqs_ext.exceptions import UnsupportedNetworkError
 
 
 def pair(graph: fx.Graph, values: dict[fx.Node, Value], layers: dict[str, Layer]) -> None:
@@ -64,4 +65,6 @@ def _twin(graph: fx.Graph, node: fx.Node, value: Value) -> fx.Node:
         return graph.call_function(operator.mul, (node, 2))
     if value.kind == "size":
         return graph.call_function(paired_size, (node, value.dim) if value.dim else (node,))
-    raise ValueError(f"dualize: {node.name!r}, several values computed before the pair starts, is used whole after it")
+    raise UnsupportedNetworkError(
+        f"dualize: {node.name!r}, several values computed before the pair starts, is used whole after it"
+    )

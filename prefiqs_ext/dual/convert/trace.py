@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from prefiqs_ext.dual.convert.export import export
+from prefiqs_ext.exceptions import UnsupportedNetworkError
 from prefiqs_ext.models.embedding import NoOutputError, select_output
 
 PREFIX = "model."
@@ -66,12 +67,12 @@ def trace(model: nn.Module, x: Tensor, output: int | str | None = None) -> Trace
     """
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
-            raise ValueError(
+            raise UnsupportedNetworkError(
                 f"dualize: {name or 'the model'!r} has forward hooks, which a traced graph would not run: "
                 "remove them (after torch.nn.utils.prune: prune.remove; after weight_norm: remove_weight_norm)"
             )
         if parametrize.is_parametrized(module):
-            raise ValueError(
+            raise UnsupportedNetworkError(
                 f"dualize: {name or 'the model'!r} computes its weight: "
                 "call torch.nn.utils.parametrize.remove_parametrizations first"
             )
@@ -111,7 +112,7 @@ def _graph(root: _OneInput, x: Tensor) -> fx.Graph:
     except NoOutputError as error:
         raise NoOutputError(f"dualize: {error}") from None
     except Exception as error:
-        raise ValueError(
+        raise UnsupportedNetworkError(
             f"dualize: cannot trace {type(root.model).__name__}, neither by torch.fx ({reason}) nor by torch.export "
             f"({_reason(error)}); its forward must take one tensor and must not branch on tensor values"
         ) from error

@@ -8,6 +8,7 @@ from torch.nn.utils import parametrize
 
 from prefiqs_ext.dual.convert.batch_axis import images
 from prefiqs_ext.dual.convert.trace import Traced
+from prefiqs_ext.exceptions import UnsupportedNetworkError
 from prefiqs_ext.models.embedding import select_embedding
 
 # Largest difference over largest size of an embedding. Rounding is below 1e-5 on IResNet-100; a wrong edge, shift or
@@ -73,7 +74,9 @@ def _row_by_row(model: nn.Module, x: Tensor) -> Tensor:
     outputs = (model(row.clone()) for row in x[:, None])
     rows = torch.cat([select_embedding(output) for output in outputs])
     if not bool(torch.isfinite(rows).all()):
-        raise ValueError("dualize: the model gives NaN or infinity on inputs like the example: pass a typical one")
+        raise UnsupportedNetworkError(
+            "dualize: the model gives NaN or infinity on inputs like the example: pass a typical one"
+        )
     return rows
 
 
@@ -82,7 +85,7 @@ def _refuse_writes(model: nn.Module, before: dict[str, Tensor]) -> None:
     after = dict(model.named_buffers())
     for name, buffer in before.items():
         if name in after and not torch.equal(after[name], buffer):
-            raise ValueError(
+            raise UnsupportedNetworkError(
                 f"dualize: the forward writes to the buffer {name!r}: a result must not depend on the calls before it"
             )
 

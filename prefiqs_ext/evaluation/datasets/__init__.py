@@ -9,6 +9,7 @@ from prefiqs_ext.evaluation.datasets.bins import read_bin
 from prefiqs_ext.evaluation.datasets.quality_data import LIST, read_quality_data
 from prefiqs_ext.evaluation.datasets.readers import Images, PairList, read_folders, read_lfw_pairs, read_pair_list
 from prefiqs_ext.evaluation.datasets.templates import Templates, read_ijbc
+from prefiqs_ext.exceptions import FileFormatError
 
 Data = Images | PairList | Templates
 """Each has `images`, a sequence of sources that read_crops takes."""
@@ -29,10 +30,10 @@ def read_data(data: Path, pairs: Path | None = None, report: Callable[[str], Non
         return read_folders(data, report) if pairs is None else read_lfw_pairs(pairs, data)
     if data.suffix == ".bin":
         if pairs is not None:
-            raise ValueError(f"{data} has its own pairs: leave --pairs out")
+            raise FileFormatError(f"{data} has its own pairs: leave --pairs out")
         return read_bin(data)
     if pairs is None:
-        raise ValueError(f"{data}: expected --pairs FILE beside a list of images, or a folder a person, or a .bin")
+        raise FileFormatError(f"{data}: expected --pairs FILE beside a list of images, or a folder a person, or a .bin")
     if data.name == LIST and (data.parent / "images").is_dir():
         return read_quality_data(data.parent, pairs)
     return read_pair_list(data, pairs)

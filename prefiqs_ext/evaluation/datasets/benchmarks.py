@@ -18,6 +18,7 @@ from prefiqs_ext.evaluation.datasets.bins import read_bin
 from prefiqs_ext.evaluation.datasets.quality_data import read_quality_data
 from prefiqs_ext.evaluation.datasets.readers import read_lfw_pairs
 from prefiqs_ext.evaluation.datasets.templates import read_ijbc
+from prefiqs_ext.exceptions import FileFormatError
 
 
 class _Layout(NamedTuple):
@@ -99,7 +100,7 @@ def find(root: str | os.PathLike[str]) -> tuple[list[Found], list[Absent]]:
         ValueError: root is no folder.
     """
     if not Path(root).is_dir():
-        raise ValueError(f"{root}: expected a folder with benchmarks in it")
+        raise FileFormatError(f"{root}: expected a folder with benchmarks in it")
     found, absent = [], []
     for benchmark in BENCHMARKS:
         for layout in benchmark.layouts:

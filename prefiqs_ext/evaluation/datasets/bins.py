@@ -20,6 +20,7 @@ import numpy as np
 
 from prefiqs_ext.evaluation.datasets.crops import Encoded
 from prefiqs_ext.evaluation.datasets.readers import PairList, pair_list
+from prefiqs_ext.exceptions import FileFormatError
 
 _BIN_BYTES = 4 << 30
 
@@ -58,22 +59,22 @@ def read_bin(file: str | os.PathLike[str]) -> PairList:
     """
     size = os.path.getsize(file)
     if size > _BIN_BYTES:
-        raise ValueError(f"{file}: expected at most {_BIN_BYTES} bytes, got {size}")
+        raise FileFormatError(f"{file}: expected at most {_BIN_BYTES} bytes, got {size}")
     data = Path(file).read_bytes()
     try:
         for opcode, argument, _ in pickletools.genops(data):
             # A memo's place allocates; a real one is below the count of objects, hence of bytes.
             far = opcode.name in ("PUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= size
             if opcode.name not in _HARMLESS or far:
-                raise ValueError(f"a pickle with {opcode.name}, which image lists do not need")
+                raise FileFormatError(f"a pickle with {opcode.name}, which image lists do not need")
         images, labels = _Unpickler(data).load()
         encoded = [Encoded(_image(image), f"image {i} of {file}") for i, image in enumerate(_items(images))]
         mated = [_label(label) for label in _items(labels)]
         if len(encoded) != 2 * len(mated):
-            raise ValueError(f"twice as many images as labels are needed, it has {len(encoded)} and {len(mated)}")
+            raise FileFormatError(f"twice as many images as labels are needed, it has {len(encoded)} and {len(mated)}")
     except Exception as error:  # whatever damaged bytes lead pickle to
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ValueError(
+        raise FileFormatError(
             f"{file}: expected InsightFace's (images, labels); {reason}. If you trust it, save it with {_SAVE}"
         ) from None
     return pair_list(file, encoded, np.arange(len(encoded)).reshape(-1, 2).tolist(), mated)
@@ -85,7 +86,7 @@ class _Type:
     def __init__(self, code: str | bytes, *_: object) -> None:
         self.code = _text(code)
         if not _PLAIN.fullmatch(self.code):
-            raise ValueError(f"it has arrays of {self.code[:20]!r}, not of plain numbers")
+            raise FileFormatError(f"it has arrays of {self.code[:20]!r}, not of plain numbers")
         self.order = "<"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -100,7 +101,7 @@ class _Array:
         self.kind = np.dtype(kind.order + kind.code)
         self.data = data
         if min(shape, default=1) < 0 or prod(shape) * self.kind.itemsize != len(data):
-            raise ValueError(f"an array of {list(shape)} has {len(data)} bytes")
+            raise FileFormatError(f"an array of {list(shape)} has {len(data)} bytes")
         return self
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -127,20 +128,20 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         known = self._known.get(f"{module}.{name}")
         if known is None:
-            raise ValueError(f"it names {module}.{name}, which is not loaded")
+            raise FileFormatError(f"it names {module}.{name}, which is not loaded")
         return known
 
     def _copied(self, data: bytes | bytearray) -> bytes:
         """Few bytes may ask for one long string to be copied again and again."""
         self._left -= len(data)
         if self._left < 0:
-            raise ValueError("it copies more bytes than it has")
+            raise FileFormatError("it copies more bytes than it has")
         return bytes(data)
 
     def _encode(self, text: str, encoding: str | bytes) -> bytes:
         """Of protocols below 3, which have no bytes."""
         if _text(encoding) != "latin1":
-            raise ValueError("it has text in another encoding than latin1")
+            raise FileFormatError("it has text in another encoding than latin1")
         return self._copied(text.encode("latin-1"))
 
     def _from_buffer(self, data: bytes | bytearray, kind: _Type, shape: tuple[int, ...], *_: object) -> _Array:
@@ -155,23 +156,23 @@ def _items(found: object) -> list[Any]:
     if isinstance(found, _Array) and len(found.shape) == 1:
         return list(np.frombuffer(found.data, found.kind).tolist())
     if not isinstance(found, list):
-        raise ValueError("two lists are needed")
+        raise FileFormatError("two lists are needed")
     return found
 
 
 def _image(image: object) -> bytes:
     if isinstance(image, _Array) and image.kind == np.uint8:
         if max(image.shape, default=0) != prod(image.shape):
-            raise ValueError(f"an image of it is an array {list(image.shape)}: encode it first, as PNG")
+            raise FileFormatError(f"an image of it is an array {list(image.shape)}: encode it first, as PNG")
         return image.data
     if not isinstance(image, bytes):
-        raise ValueError("images are bytes, or arrays of them")
+        raise FileFormatError("images are bytes, or arrays of them")
     return image
 
 
 def _label(label: object) -> bool:
     if not (isinstance(label, int) and label in (0, 1)):
-        raise ValueError("labels are true or false")
+        raise FileFormatError("labels are true or false")
     return bool(label)
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.faces import RGB, align, decode_rgb, hash_file, read_rgb
 
 
@@ -77,9 +78,11 @@ def _crop(image: Source, size: tuple[int, int]) -> RGB:
         try:
             return align(photo, image.landmarks, size, any_fit=True)
         except ValueError as error:
-            raise ValueError(f"{image.path}: {error}") from None
+            raise FileFormatError(f"{image.path}: {error}") from None
     crop = decode_rgb(*image) if isinstance(image, Encoded) else read_rgb(name_of(image))
     if crop.shape[:2] != size:
         height, width = crop.shape[:2]
-        raise ValueError(f"{name_of(image)}: expected a crop of {size[1]} x {size[0]} pixels, got {width} x {height}")
+        raise FileFormatError(
+            f"{name_of(image)}: expected a crop of {size[1]} x {size[0]} pixels, got {width} x {height}"
+        )
     return np.ascontiguousarray(crop[..., ::-1]) if isinstance(image, Swapped) else crop

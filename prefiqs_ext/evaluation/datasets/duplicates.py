@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from prefiqs_ext.evaluation.datasets import Data
 from prefiqs_ext.evaluation.datasets.crops import name_of
 from prefiqs_ext.evaluation.datasets.readers import Images, PairList
+from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.utils.text import format_path
 
 
@@ -36,6 +37,6 @@ def refuse_shared(data: Data, contents: NDArray[np.integer]) -> None:
         one, other = (format_path(name_of(data.images[i])) for i in pairs[0])
         others = len(pairs) - 1
         more = f", and so {f'are {others} more pairs' if others > 1 else 'is 1 more pair'}" if others else ""
-        raise ValueError(
+        raise FileFormatError(
             f"{one} and {other} are the same file, {where}{more}: take one away, or give --allow-duplicates"
         )

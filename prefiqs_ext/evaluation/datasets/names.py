@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from prefiqs_ext.evaluation.datasets.crops import Encoded, Source, name_of
+from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.files.folders import stem
 from prefiqs_ext.utils.text import format_path
 
@@ -50,7 +51,7 @@ class Names:
                 found = [i for i in found if self._has_suffix_of(path, i)] or found
             if len(found) > 1:
                 one, other = (format_path(name_of(self._images[i])) for i in found[:2])
-                raise ValueError(f"{path!r} may be {one} or {other}")
+                raise FileFormatError(f"{path!r} may be {one} or {other}")
             if found:
                 return found[0]
         return None

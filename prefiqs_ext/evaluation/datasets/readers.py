@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from prefiqs_ext.evaluation.datasets.crops import Source, name_of
 from prefiqs_ext.evaluation.datasets.names import Names
+from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.files.folders import SUFFIXES, Folders, counted, entries, stem, suffix
 from prefiqs_ext.utils.text import format_path, lines
 
@@ -48,7 +49,9 @@ def read_folders(root: str | os.PathLike[str], report: Callable[[str], None] = l
     stray = next((name for name, is_folder in top if not is_folder and suffix(name) in SUFFIXES), None)
     if stray is not None:
         path = format_path(os.path.join(root, stray))
-        raise ValueError(f"{path} lies in no person's folder, so whom it shows is not known: move it there, or away")
+        raise FileFormatError(
+            f"{path} lies in no person's folder, so whom it shows is not known: move it there, or away"
+        )
     people = [name for name, is_folder in top if is_folder]
     passed_over: Counter[str] = Counter()
     files = [_images_of(os.path.join(root, person), passed_over) for person in people]
@@ -57,7 +60,7 @@ def read_folders(root: str | os.PathLike[str], report: Callable[[str], None] = l
     if not paths:
         others = counted(passed_over + Counter(suffix(name) for name, is_folder in top if not is_folder))
         none = f"{format_path(os.fspath(root))}: expected a folder a person with images in it, found none"
-        raise ValueError(f"{none}; {others}" if others else none)
+        raise FileFormatError(f"{none}; {others}" if others else none)
     if said:
         report(said)
     return Images(paths, np.repeat(np.arange(len(people)), [len(person) for person in files]))
@@ -65,7 +68,7 @@ def read_folders(root: str | os.PathLike[str], report: Callable[[str], None] = l
 
 def _images_of(person: str, passed_over: Counter[str]) -> list[str]:
     def refuse(folder: str, what: str) -> None:
-        raise ValueError(f"{format_path(folder)}: {what}; take it out of the set")
+        raise FileFormatError(f"{format_path(folder)}: {what}; take it out of the set")
 
     folders = Folders(refuse)
     found = list(folders.images(person))
@@ -91,17 +94,17 @@ def read_lfw_pairs(file: str | os.PathLike[str], root: str | os.PathLike[str]) -
         if number == 1 and len(words) <= 2:
             continue
         if len(words) not in (3, 4) or not (words[1].isdecimal() and words[-1].isdecimal()):
-            raise ValueError(f"{file}:{number}: expected `name i j` or `name i other j`, got {line[:80]!r}")
+            raise FileFormatError(f"{file}:{number}: expected `name i j` or `name i other j`, got {line[:80]!r}")
         pair = []
         for name, which in ((words[0], words[1]), (words[-2] if len(words) == 4 else words[0], words[-1])):
             if not (Path(root) / name).is_dir():
-                raise ValueError(f"{file}:{number}: no folder of {name!r} in {root}")
+                raise FileFormatError(f"{file}:{number}: no folder of {name!r} in {root}")
             image = f"{name}_{int(which):04d}"
             found = images_of(name).get(image, [])
             if not found:
-                raise ValueError(f"{file}:{number}: no image {Path(root) / name / image}")
+                raise FileFormatError(f"{file}:{number}: no image {Path(root) / name / image}")
             if len(found) > 1:
-                raise ValueError(
+                raise FileFormatError(
                     f"{file}:{number}: {image!r} may be {format_path(found[0])} or {format_path(found[1])}"
                 )
             pair.append(_index(index, found[0]))
@@ -119,7 +122,7 @@ def read_pair_list(images: str | os.PathLike[str], pairs: str | os.PathLike[str]
     for number, line in lines(pairs):
         words = line.split()
         if len(words) != 3 or not words[2].isdecimal() or words[2].lstrip("0") not in ("", "1"):
-            raise ValueError(f"{pairs}:{number}: expected `name name 0|1`, got {line[:80]!r}")
+            raise FileFormatError(f"{pairs}:{number}: expected `name name 0|1`, got {line[:80]!r}")
         rows.append([_place(names, word, f"{pairs}:{number}", f"not in {images}") for word in words[:2]])
         mated.append(words[2].endswith("1"))
     return pair_list(pairs, found, rows, mated)
@@ -139,10 +142,10 @@ def read_images_listed(file: str | os.PathLike[str]) -> list[str]:
         places = (folder / path, folder.absolute().parent.parent / path, folder / "images" / Path(path).name)
         found = next((place for place in places if place.is_file()), None)
         if found is None:
-            raise ValueError(f"{file}:{number}: no image {places[0]}")
+            raise FileFormatError(f"{file}:{number}: no image {places[0]}")
         _index(index, str(found))
     if not index:
-        raise ValueError(f"{file}: expected images, found none")
+        raise FileFormatError(f"{file}: expected images, found none")
     return list(index)
 
 
@@ -151,9 +154,9 @@ def _place(names: Names, word: str, where: str, none: str) -> int:
     try:
         place = names.find(word)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise FileFormatError(f"{where}: {error}") from None
     if place is None:
-        raise ValueError(f"{where}: {word!r} is {none}")
+        raise FileFormatError(f"{where}: {word!r} is {none}")
     return place
 
 
@@ -169,17 +172,17 @@ def read_scores(file: str | os.PathLike[str], images: Sequence[Source]) -> NDArr
             path, value = line.strip().rsplit(maxsplit=1)
             score = float(value)
         except ValueError:
-            raise ValueError(f"{file}:{number}: expected `path score`, got {line[:80]!r}") from None
+            raise FileFormatError(f"{file}:{number}: expected `path score`, got {line[:80]!r}") from None
         place = _place(names, path, f"{file}:{number}", "none of the images")
         if not math.isfinite(score):
-            raise ValueError(f"{file}:{number}: expected a finite score, got {value}")
+            raise FileFormatError(f"{file}:{number}: expected a finite score, got {value}")
         if np.isnan(scores[place]):
             scores[place] = score
         elif not math.isclose(scores[place], score, rel_tol=_SAME):
-            raise ValueError(f"{file}:{number}: another score of {path!r}, {score:g} after {scores[place]:g}")
+            raise FileFormatError(f"{file}:{number}: another score of {path!r}, {score:g} after {scores[place]:g}")
     missing = np.flatnonzero(np.isnan(scores))
     if len(missing):
-        raise ValueError(f"{file}: no score of {len(missing)} images, the first {name_of(images[missing[0]])}")
+        raise FileFormatError(f"{file}: no score of {len(missing)} images, the first {name_of(images[missing[0]])}")
     return scores
 
 
@@ -204,17 +207,19 @@ def read_embeddings(
     else:
         found = read_array(path)
         if found.ndim != 2:
-            raise ValueError(f"{path}: expected embeddings [N, d], got {list(found.shape)}")
+            raise FileFormatError(f"{path}: expected embeddings [N, d], got {list(found.shape)}")
         if listed is not None:
             found = found[_rows(listed, images, len(found))]
         if len(found) != len(images):
-            raise ValueError(f"{path}: expected embeddings of {len(images)} images, got {len(found)}")
+            raise FileFormatError(f"{path}: expected embeddings of {len(images)} images, got {len(found)}")
     with np.errstate(over="ignore"):  # an overflow is infinite
         embeddings = np.array(found, np.float32)
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if len(bad):
-        raise ValueError(f"{path}: expected finite embeddings that are not 0; {name_of(images[bad[0]])} has another")
+        raise FileFormatError(
+            f"{path}: expected finite embeddings that are not 0; {name_of(images[bad[0]])} has another"
+        )
     embeddings /= norms
     return embeddings
 
@@ -226,13 +231,13 @@ def _embeddings_of_images(folder: Path, images: Sequence[Source]) -> NDArray[np.
         places = [folder.joinpath(*parts[k:]) for k in range(len(parts))]
         file = next((f for f in (place.with_name(f"{place.name}.npy") for place in places) if f.is_file()), None)
         if file is None:
-            raise ValueError(f"{name_of(image)}: no embedding {places[0]}.npy")
+            raise FileFormatError(f"{name_of(image)}: no embedding {places[0]}.npy")
         if files.setdefault(file, i) != i:
-            raise ValueError(f"{file}: expected an embedding an image; {name_of(images[files[file]])} has it too")
+            raise FileFormatError(f"{file}: expected an embedding an image; {name_of(images[files[file]])} has it too")
         row = read_array(file)
         length = rows[0].size if rows else row.size
         if row.shape not in ((length,), (1, length)):
-            raise ValueError(f"{file}: expected [{length if rows else 'd'}], got {list(row.shape)}")
+            raise FileFormatError(f"{file}: expected [{length if rows else 'd'}], got {list(row.shape)}")
         rows.append(np.ravel(row))
     return np.stack(rows)
 
@@ -246,17 +251,17 @@ def _rows(listed: str | os.PathLike[str], images: Sequence[Source], count: int) 
         try:
             place = names.find(line.strip())
         except ValueError as error:
-            raise ValueError(f"{listed}:{number}: {error}") from None
+            raise FileFormatError(f"{listed}:{number}: {error}") from None
         if place in rows:
-            raise ValueError(f"{listed}:{number}: {line.strip()!r} is listed twice")
+            raise FileFormatError(f"{listed}:{number}: {line.strip()!r} is listed twice")
         if place is not None:
             rows[place] = count_listed
         count_listed += 1
     if count_listed != count:
-        raise ValueError(f"{listed}: expected {count} images, one an embedding, got {count_listed}")
+        raise FileFormatError(f"{listed}: expected {count} images, one an embedding, got {count_listed}")
     missing = next((i for i in range(len(images)) if i not in rows), None)
     if missing is not None:
-        raise ValueError(f"{listed}: {name_of(images[missing])} is not listed")
+        raise FileFormatError(f"{listed}: {name_of(images[missing])} is not listed")
     return [rows[i] for i in range(len(images))]
 
 
@@ -266,9 +271,9 @@ def read_array(file: str | os.PathLike[str]) -> NDArray[np.floating]:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a header is parsed as Python: TokenError, RecursionError, ...
-        raise ValueError(f"{file}: expected a .npy of numbers; {' '.join(str(error).split())[:120]}") from None
+        raise FileFormatError(f"{file}: expected a .npy of numbers; {' '.join(str(error).split())[:120]}") from None
     if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"{file}: expected a .npy of floating-point numbers")
+        raise FileFormatError(f"{file}: expected a .npy of floating-point numbers")
     return array
 
 
@@ -281,5 +286,5 @@ def pair_list(
 ) -> PairList:
     """What was read from `file`, which must have had pairs."""
     if not pairs:
-        raise ValueError(f"{file}: expected pairs, found none")
+        raise FileFormatError(f"{file}: expected pairs, found none")
     return PairList(images, np.array(pairs, np.int64), np.array(mated))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefiqs_ext.evaluation.datasets.crops import Landmarked
+from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.utils.text import lines
 
 _BLOCK = 20_000  # images summed at a time
@@ -70,7 +71,7 @@ def template_embeddings(embeddings: NDArray[np.floating], templates: Templates) 
     """
     n = len(templates.template)
     if embeddings.ndim != 2 or len(embeddings) != n:
-        raise ValueError(f"expected embeddings [{n}, d], got {list(embeddings.shape)}")
+        raise FileFormatError(f"expected embeddings [{n}, d], got {list(embeddings.shape)}")
     both = np.stack([templates.template, templates.media], axis=1)
     _, medium, images = np.unique(both, axis=0, return_inverse=True, return_counts=True)
     weights = 1 / images[medium.ravel()]
@@ -87,7 +88,9 @@ def template_embeddings(embeddings: NDArray[np.floating], templates: Templates) 
         norms = np.linalg.norm(total, axis=1, keepdims=True)
         bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
         if len(bad):
-            raise ValueError(f"template {templates.ids[first + bad[0]]}: its embeddings sum to 0 or are not finite")
+            raise FileFormatError(
+                f"template {templates.ids[first + bad[0]]}: its embeddings sum to 0 or are not finite"
+            )
         sums[first:last] = total / norms
         first = last
     return sums
@@ -103,7 +106,7 @@ def template_qualities(qualities: NDArray[np.floating], templates: Templates) ->
         ValueError: another number of qualities.
     """
     if np.shape(qualities) != templates.template.shape:
-        raise ValueError(f"expected {len(templates.template)} qualities, got {list(np.shape(qualities))}")
+        raise FileFormatError(f"expected {len(templates.template)} qualities, got {list(np.shape(qualities))}")
     order, starts = _by_template(templates)
     return np.minimum.reduceat(np.asarray(qualities, np.float64)[order], starts)
 
@@ -120,15 +123,15 @@ def _faces(file: Path, crops: Path) -> tuple[list[str], NDArray[np.int64], NDArr
     for number, line in lines(file):
         words = line.split()
         if len(words) != 3 or not _is_template(words[1]) or not (words[2].isdecimal() and len(words[2]) < 19):
-            raise ValueError(f"{file}:{number}: expected `name template media`, got {line[:80]!r}")
+            raise FileFormatError(f"{file}:{number}: expected `name template media`, got {line[:80]!r}")
         if words[0] not in present:
-            raise ValueError(f"{file}:{number}: no image {crops / words[0]}")
+            raise FileFormatError(f"{file}:{number}: no image {crops / words[0]}")
         names.append(words[0])
         numbers.extend((int(words[1]), int(words[2])))
     if not names:
-        raise ValueError(f"{file}: expected images, found none")
+        raise FileFormatError(f"{file}: expected images, found none")
     if len(set(names)) != len(names):
-        raise ValueError(f"{file}: expected every image once, got {len(names) - len(set(names))} repeated")
+        raise FileFormatError(f"{file}: expected every image once, got {len(names) - len(set(names))} repeated")
     template, media = np.array(numbers, np.int64).reshape(-1, 2).T
     return names, template, media
 
@@ -140,18 +143,22 @@ def _landmarks(file: Path, names: list[str]) -> NDArray[np.float64]:
     for number, line in lines(file):
         name, *words = line.split()
         if count == len(names) or name != names[count]:
-            raise ValueError(f"{file}:{number}: expected the order of ijbc_face_tid_mid.txt, got {name[:80]!r}")
+            raise FileFormatError(f"{file}:{number}: expected the order of ijbc_face_tid_mid.txt, got {name[:80]!r}")
         try:
             values.extend(_landmark_numbers(words))
         except ValueError:
-            raise ValueError(f"{file}:{number}: expected `name x1 y1 ... x5 y5 score`, got {line[:80]!r}") from None
+            raise FileFormatError(
+                f"{file}:{number}: expected `name x1 y1 ... x5 y5 score`, got {line[:80]!r}"
+            ) from None
         count += 1
     if count != len(names):
-        raise ValueError(f"{file}: expected {len(names)} images, got {count}")
+        raise FileFormatError(f"{file}: expected {len(names)} images, got {count}")
     landmarks = np.array(values).reshape(-1, 5, 2)
     bad = np.flatnonzero(~np.isfinite(landmarks).all((1, 2)))
     if len(bad):
-        raise ValueError(f"{file}: expected finite landmarks, got {landmarks[bad[0]].tolist()} for {names[bad[0]]!r}")
+        raise FileFormatError(
+            f"{file}: expected finite landmarks, got {landmarks[bad[0]].tolist()} for {names[bad[0]]!r}"
+        )
     return landmarks
 
 
@@ -189,11 +196,11 @@ def _pair_fault(file: Path, ids: NDArray[np.int64]) -> NoReturn:
     for number, line in lines(file):
         words = line.split()
         if len(words) != 3 or not all(map(_is_template, words[:2])) or words[2] not in ("0", "1"):
-            raise ValueError(f"{file}:{number}: expected `template template 0|1`, got {line[:80]!r}")
+            raise FileFormatError(f"{file}:{number}: expected `template template 0|1`, got {line[:80]!r}")
         for word in words[:2]:
             if int(word) not in known:
-                raise ValueError(f"{file}:{number}: no image is of template {word}")
-    raise ValueError(f"{file}: expected lines `template template 0|1`")
+                raise FileFormatError(f"{file}:{number}: no image is of template {word}")
+    raise FileFormatError(f"{file}: expected lines `template template 0|1`")
 
 
 def _is_template(word: str) -> bool:
