@@ -113,7 +113,7 @@ def test_an_image_of_several_rows_is_not_cut() -> None:
 
 def test_values_that_are_read_across_a_place_forbid_to_cut_there() -> None:
     graph, _ = dual("crossing")
-    names = [node.name for node in tiling._crossings(graph, list(graph.graph.nodes))]
+    names = [node.name for node in tiling._find_crossings(graph, list(graph.graph.nodes))]
     assert names == ["model_first"]
 
 
