@@ -30,7 +30,7 @@ def duplicate(x: Tensor, dim: int = 0) -> Tensor:
     return torch.cat([x, x], dim)
 
 
-def paired_size(size: tuple[int, ...], dim: int = 0) -> tuple[int, ...]:
+def double_size(size: tuple[int, ...], dim: int = 0) -> tuple[int, ...]:
     """Turn the shape (N, ...) of a shared value into that of its pair, (2N, ...); dim says where N is."""
     return (*size[:dim], 2 * size[dim], *size[dim + 1 :])
 

@@ -185,14 +185,14 @@ def find_layers(traced: TracedModel, values: dict[fx.Node, Value], masks: dict[s
         if node.op == "call_module":
             module = traced.root.get_submodule(str(node.target))
             if isinstance(module, LAYERS):
-                layers[str(node.target)] = _read_module(module, removing.get(_name_in_model(str(node.target))))
+                layers[str(node.target)] = _read_module(module, removing.get(_find_model_name(str(node.target))))
         elif node.op == "call_function" and name_operation(node) in _FUNCTIONS:
             _replace_function(node, traced, values, layers, removing)
     erase_unused(traced.graph)
     used: dict[str, Layer] = {}
     for node in traced.graph.nodes:
         target = str(node.target)
-        name = _name_in_model(target.removesuffix(".weight"))
+        name = _find_model_name(target.removesuffix(".weight"))
         if node.op == "call_module" and target in layers:
             used[target] = layers[target]
             if used[target].mask is not None and not values[node].batch:
@@ -212,7 +212,7 @@ def _move_rows_first(node: fx.Node, layer: Layer, values: dict[fx.Node, Value]) 
     if not value.batch or value.dim == 0:
         return
     if layer.dims:
-        name = _name_in_model(str(node.target))
+        name = _find_model_name(str(node.target))
         raise UnsupportedNetworkError(
             f"dualize: the convolution {name!r} reads a value whose batch is in dim {value.dim}"
         )
@@ -230,7 +230,7 @@ def _move_rows_first(node: fx.Node, layer: Layer, values: dict[fx.Node, Value]) 
     values[back] = value
 
 
-def _name_in_model(target: str) -> str:
+def _find_model_name(target: str) -> str:
     """Return what the caller's model calls a target; "" for the model itself."""
     return target.removeprefix(PREFIX) if target.startswith(PREFIX) else ""
 
@@ -259,7 +259,7 @@ def _replace_function(
     layer = Layer(
         _get_tensor(traced.root, weight),
         None if bias is None else _get_tensor(traced.root, bias),
-        removing.get(_name_in_model(owner)),
+        removing.get(_find_model_name(owner)),
     )
     if layer.dims:
         layer.stride, layer.dilation = (

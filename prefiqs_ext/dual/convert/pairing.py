@@ -8,7 +8,7 @@ from torch import fx
 
 from prefiqs_ext.dual.convert.batch_axis import Value
 from prefiqs_ext.dual.convert.layers import Layer
-from prefiqs_ext.dual.modules import duplicate, paired_size
+from prefiqs_ext.dual.modules import double_size, duplicate
 from prefiqs_ext.exceptions import UnsupportedNetworkError
 
 
@@ -70,7 +70,7 @@ def _add_twin(graph: fx.Graph, node: fx.Node, value: Value) -> fx.Node:
     if value.kind == "number":
         return graph.call_function(operator.mul, (node, 2))
     if value.kind == "size":
-        return graph.call_function(paired_size, (node, value.dim) if value.dim else (node,))
+        return graph.call_function(double_size, (node, value.dim) if value.dim else (node,))
     raise UnsupportedNetworkError(
         f"dualize: {node.name!r}, several values computed before the pair starts, is used whole after it"
     )

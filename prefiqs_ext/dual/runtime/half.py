@@ -82,12 +82,12 @@ def _has_numbers(graph_module: fx.GraphModule, node: fx.Node) -> bool:
 def _replace_constants(given: Any, device: torch.device, dtype: torch.dtype, in_half: bool) -> Any:
     """Replace arguments that name a device or, in half precision, float32, as in x.to(torch.float32)."""
 
-    def constant(each: Any) -> Any:
+    def replace(each: Any) -> Any:
         if isinstance(each, torch.device):
             return device
         return dtype if in_half and each is torch.float32 else each
 
-    return fx.node.map_aggregate(given, constant)
+    return fx.node.map_aggregate(given, replace)
 
 
 def _move(graph_module: fx.GraphModule, target: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -107,7 +107,7 @@ def _move(graph_module: fx.GraphModule, target: str, device: torch.device, dtype
 def _insert_casts(graph: fx.Graph, tail: set[fx.Node], last: set[fx.Node], dtype: torch.dtype) -> None:
     casts: dict[fx.Node, fx.Node] = {}
 
-    def in_float32(source: fx.Node) -> fx.Node:
+    def cast_to_float32(source: fx.Node) -> fx.Node:
         if source not in casts:
             with graph.inserting_after(source):
                 casts[source] = graph.call_function(cast, (source, torch.float32))
@@ -124,4 +124,4 @@ def _insert_casts(graph: fx.Graph, tail: set[fx.Node], last: set[fx.Node], dtype
         if node in tail or node in last:
             for source in node.all_input_nodes:
                 if source not in tail and source not in last:
-                    node.replace_input_with(source, in_float32(source))
+                    node.replace_input_with(source, cast_to_float32(source))
