@@ -1,7 +1,7 @@
 """The sizes and limits that the engine chooses by, in one place. They change speed and memory, never a result.
 
 The first three decide where a graph is cut (tiling.py). They were chosen on 2026-11-24 with SFace and IResNet-50 at 16
-images on two cores of an AMD EPYC (docs/performance.md, "layers of large maps for one or two images at a time"), where
+images on two cores of an AMD EPYC, Zen 4 (docs/performance.md, "layers of large maps for one or two images at a time"), where
 the gain of the cut as a whole was measured; single values were not varied there, nor re-measured since.
 """
 
