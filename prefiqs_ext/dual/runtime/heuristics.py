@@ -1,8 +1,8 @@
 """The sizes and limits that the engine chooses by, in one place. They change speed and memory, never a result.
 
-The first three decide where a graph is cut (tiling.py). They were chosen on 2026-11-24 with SFace and IResNet-50 at 16
-images on two cores of an AMD EPYC, Zen 4 (docs/performance.md, "layers of large maps for one or two images at a time"), where
-the gain of the cut as a whole was measured; single values were not varied there, nor re-measured since.
+The first three decide where a graph is cut (tiling.py). They date from 2026-11-24, when the gain of the cut was measured
+with SFace and IResNet-50 at 16 images on two cores of an AMD EPYC, Zen 4 (docs/performance.md, "layers of large maps").
+No measurement of the single values is recorded, and none was repeated since.
 """
 
 from __future__ import annotations
