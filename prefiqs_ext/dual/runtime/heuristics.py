@@ -1,6 +1,6 @@
 """The sizes and limits that the engine chooses by, in one place. They change speed and memory, never a result.
 
-The first three decide where a graph is cut (tiling.py). They date from 2026-11-24, when the gain of the cut was measured
+The first three decide where a graph is cut (tiling.py). They date from 2026-11-24, when the cut was measured
 with SFace and IResNet-50 at 16 images on two cores of an AMD EPYC, Zen 4 (docs/performance.md, "layers of large maps").
 No measurement of the single values is recorded, and none was repeated since.
 """
