@@ -1,6 +1,6 @@
-"""Seconds and peak memory of the curves over all pairs of many synthetic images, and of their intervals.
+"""Seconds and peak memory of the evaluation's curves over all pairs of many synthetic images, and of their intervals.
 
-python -m benchmarks.all_pairs --images 100000
+Example: `python -m benchmarks.all_pairs --images 100000`
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.memory import high_water_mark
-from benchmarks.timing import machine
+from benchmarks.memory import read_high_water_mark
+from benchmarks.timing import describe_machine
 from prefiqs_ext.evaluation.all_pairs import all_pairs
 from prefiqs_ext.evaluation.bootstrap import bootstrap
 from prefiqs_ext.evaluation.edc import FMRS, LIMIT
@@ -25,8 +25,10 @@ from prefiqs_ext.evaluation.edc import FMRS, LIMIT
 _DIMENSIONS = 128
 
 
-def faces(images: int, persons: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-    """Embeddings around a centre a person, whom each shows, and a quality that explains a part of their noise."""
+def make_faces(
+    images: int, persons: int, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """Make embeddings around one centre for each person, the persons, and qualities that explain part of the noise."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((persons, _DIMENSIONS), np.float32)
     who = rng.integers(persons, size=images)
@@ -39,30 +41,31 @@ def faces(images: int, persons: int, seed: int) -> tuple[NDArray[np.float32], ND
 
 @click.command()
 @click.option("--images", default=100_000, show_default=True)
-@click.option("--persons", default=None, type=int, help="One for ten images unless given.")
+@click.option("--persons", default=None, type=int, help="Default: one for every ten images.")
 @click.option("--resamples", default=500, show_default=True, help="0: no intervals.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "file", type=click.Path(path_type=Path))
 def main(images: int, persons: int | None, resamples: int, seed: int, file: Path | None) -> None:
+    """Measure and print the curves and their intervals."""
     persons = persons or max(1, images // 10)
-    embeddings, who, quality = faces(images, persons, seed)
+    embeddings, who, quality = make_faces(images, persons, seed)
     results: list[dict[str, Any]] = []
-    curves = _measured(results, "all_pairs", partial(all_pairs, embeddings, who, quality, fmrs=FMRS))
+    curves = _measure(results, "all_pairs", partial(all_pairs, embeddings, who, quality, fmrs=FMRS))
     for curve in curves:
         print(f"  FMR {curve.fmr:g}: FNMR {curve.fnmr[0]:.4f}, pAUC {curve.area(LIMIT):.4f}, {curve.mated} mated pairs")
     for fmr in FMRS if resamples else ():
         draw = partial(bootstrap, embeddings, who, {"quality": quality}, fmr=fmr, resamples=resamples, seed=seed)
-        draws = _measured(results, f"bootstrap {fmr:g}", draw)
+        draws = _measure(results, f"bootstrap {fmr:g}", draw)
         print("  pAUC minus that of no discard, 95 %: {:.4f} to {:.4f}".format(*draws.interval("quality")))
     if file is not None:
         settings = {"images": images, "persons": persons, "resamples": resamples, "seed": seed}
-        file.write_text(json.dumps({"machine": machine(), "settings": settings, "results": results}, indent=1))
+        file.write_text(json.dumps({"machine": describe_machine(), "settings": settings, "results": results}, indent=1))
 
 
-def _measured(results: list[dict[str, Any]], name: str, run: Callable[[], Any]) -> Any:
+def _measure(results: list[dict[str, Any]], name: str, run: Callable[[], Any]) -> Any:
     start, cpu_start = time.perf_counter(), time.process_time()
     result = run()
-    seconds, cpu, peak = time.perf_counter() - start, time.process_time() - cpu_start, high_water_mark()
+    seconds, cpu, peak = time.perf_counter() - start, time.process_time() - cpu_start, read_high_water_mark()
     results.append({"name": name, "seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak})
     print(f"{name}: {seconds:.1f} s ({cpu:.1f} s of a core), peak so far {peak / 1e6:.0f} MB", flush=True)
     return result

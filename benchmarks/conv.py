@@ -1,9 +1,11 @@
-"""Every distinct layer of a network, by every algorithm: `python -m benchmarks.conv --model iresnet50 --batch 16`.
+"""Times every distinct layer of a network by every algorithm that fits, beside two torch layers.
 
-A pair of N images through one dual layer, against N images through each of two torch layers (channels_last). Ours
-writes into memory it keeps, as in the engine; torch allocates its results, as it always does. GFLOP/s counts the
-multiplications of the direct convolution, whatever an algorithm saves, so Winograd may pass the peak. The peak is that
-of multiply-adds on registers, on as many threads, measured in the same run.
+Example: `python -m benchmarks.conv --model iresnet50 --batch 16`
+
+A pair of N images through one of our layers is compared with N images through each of two torch layers (channels_last).
+Ours writes into kept memory, as in the engine; torch allocates its results, as it always does. GFLOP/s counts the
+multiplications of the direct convolution, whatever an algorithm saves, so Winograd may exceed the peak. The peak is
+that of multiply-adds on registers with as many threads, measured in the same run.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from benchmarks.score import argument_parser, network
-from benchmarks.timing import Spread, machine
+from benchmarks.score import build_parser, load_network
+from benchmarks.timing import Spread, describe_machine
 from prefiqs_ext import _C, ops
 from prefiqs_ext.dual import DualConv2d, DualLinear
 from prefiqs_ext.pruning import pack_mask
@@ -40,7 +42,7 @@ _PEAK_FLAGS = {"avx512": ["-mavx512f"], "avx2": ["-mavx2", "-mfma"]}
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution [C, H, W] -> [Co, H', W'], or a linear layer: kernel 0."""
+    """A convolution [C, H, W] -> [Co, H', W'], or a linear layer, which has the kernel (0, 0)."""
 
     channels: int
     size: tuple[int, int]
@@ -60,8 +62,8 @@ class Layer:
         return f"{self.channels} -> {self.filters}, {kernel}{stride}, {self.size[0]}x{self.size[1]}"
 
 
-class _Layers(fx.Interpreter):
-    """Runs a dual graph on one image and counts its layers."""
+class _LayerCounter(fx.Interpreter):
+    """An interpreter that runs a converted graph on one image and counts its layers."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)
@@ -85,16 +87,17 @@ class _Layers(fx.Interpreter):
         return result
 
 
-def layers(model: nn.Module, preset: Any) -> Counter[Layer]:
+def find_layers(model: nn.Module, preset: Any) -> Counter[Layer]:
+    """Convert a network and count how often it has each distinct layer."""
     graph = Scorer(model, preset=preset)._dual
-    found = _Layers(graph)
+    found = _LayerCounter(graph)
     with torch.inference_mode():
         found.run(torch.zeros(1, 3, *preset.size, dtype=torch.uint8))
     return found.counts
 
 
-def peak(threads: int) -> float:
-    """Operations a second of multiply-adds on registers, all threads together."""
+def measure_peak(threads: int) -> float:
+    """Return the operations a second of multiply-adds on registers, of all threads together."""
     isa = _C.cpu_isa()
     if isa not in _PEAK_FLAGS:
         raise RuntimeError(
@@ -113,7 +116,8 @@ def peak(threads: int) -> float:
 
 
 @contextmanager
-def forced(algorithm: str) -> Iterator[None]:
+def force_algorithm(algorithm: str) -> Iterator[None]:
+    """Make the operators use one algorithm inside a `with` block."""
     before = os.environ.get("PREFIQS_CPU_ALGORITHM")
     os.environ["PREFIQS_CPU_ALGORITHM"] = algorithm
     try:
@@ -124,8 +128,8 @@ def forced(algorithm: str) -> Iterator[None]:
             os.environ["PREFIQS_CPU_ALGORITHM"] = before
 
 
-def contenders(layer: Layer, images: int) -> dict[str, Callable[[], object]]:
-    """Our algorithms that fit, the one that is chosen first; then torch."""
+def build_contenders(layer: Layer, images: int) -> dict[str, Callable[[], object]]:
+    """Build the calls to time: our algorithms that fit, the one that is chosen first, then torch."""
     linear = layer.kernel == (0, 0)
     shape = (layer.channels,) if linear else (layer.channels, *layer.size)
     src = torch.randn((2 if layer.paired else 1) * images, *shape)
@@ -144,7 +148,7 @@ def contenders(layer: Layer, images: int) -> dict[str, Callable[[], object]]:
 
     def with_algorithm(algorithm: str) -> Callable[[], object]:
         def call() -> object:
-            with forced(algorithm):
+            with force_algorithm(algorithm):
                 return ours()
 
         return call
@@ -165,20 +169,21 @@ def contenders(layer: Layer, images: int) -> dict[str, Callable[[], object]]:
 
 @torch.inference_mode()
 def main() -> None:
-    arguments = argument_parser(__doc__, rounds=9).parse_args()
+    """Time and print all layers."""
+    arguments = build_parser(__doc__, rounds=9).parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
 
-    rates = [peak(arguments.threads)]
+    rates = [measure_peak(arguments.threads)]
     settings = {name: getattr(arguments, name) for name in ("model", "batch", "rounds", "threads")}
-    host = machine()
+    host = describe_machine()
     for key, value in {**host, **settings, "isa": _C.cpu_isa()}.items():
         print(f"{key + ':':<14}{value}")
     print(f"{'layer':<40}{'times':>6}  {'algorithm':<17}{'ms':>9}{'GFLOP/s':>9}{'of peak':>9}{'torch / ours':>14}")
     totals: Counter[str] = Counter()
     record = []
-    for layer, count in layers(*network(arguments.model)).items():
-        calls = contenders(layer, arguments.batch)
+    for layer, count in find_layers(*load_network(arguments.model)).items():
+        calls = build_contenders(layer, arguments.batch)
         times = {
             name: Spread.of(times) for name, times in time_interleaved(calls, rounds=arguments.rounds, settle=0).items()
         }
@@ -192,7 +197,7 @@ def main() -> None:
         totals["ours"] += count * next(iter(times.values())).median  # type: ignore[assignment]  # the one that is chosen
         totals[TORCH] += count * times[TORCH].median  # type: ignore[assignment]
         record.append({**asdict(layer), "count": count, "times": {name: asdict(time) for name, time in times.items()}})
-    rates.append(peak(arguments.threads))
+    rates.append(measure_peak(arguments.threads))
     print(f"peak before and after: {', '.join(f'{rate / 1e9:.1f}' for rate in rates)} GFLOP/s")
     print(f"all layers: ours {totals['ours'] * 1e3:.1f} ms, {TORCH} {totals[TORCH] * 1e3:.1f} ms", end=", ")
     print(f"torch / ours {totals[TORCH] / totals['ours']:.2f}")

@@ -1,7 +1,7 @@
-"""One measurement on a GPU: `python -m benchmarks.gpu network iresnet100 256`; `on_gpu.py` runs them all.
+"""One measurement on a GPU, for example `python -m benchmarks.gpu network iresnet100 256`. on_gpu.py runs all of them.
 
-Results go out as lines of JSON as soon as they are there: the peers' before ours are begun. Times are medians of CUDA
-events, contenders in rotating order. --device cpu is for trying the code: its times say nothing of a GPU.
+Each result is written at once as a line of JSON; the peers are finished before ours is begun. Times are medians of CUDA
+events, with the contenders in rotating order. `--device cpu` is for trying the code; its times say nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from benchmarks import conv
 from benchmarks.gpu_environment import FOLDER
 from benchmarks.peers import TwoModels
-from benchmarks.score import network as build_network
+from benchmarks.score import load_network
 from benchmarks.steps import record
-from benchmarks.timing import Spread, machine, ratios
+from benchmarks.timing import Spread, compare_rounds, describe_machine
 from prefiqs_ext import ops, reference
 from prefiqs_ext.device import why_no_cuda
 from prefiqs_ext.evaluation.datasets.crops import name_of
@@ -59,8 +59,8 @@ class Bench:
             raise SystemExit("expected a CUDA device, found none: --device cpu is for trying the code")
         self.card = torch.cuda.get_device_name() if self.on_gpu else "no GPU: for trying only"
 
-    def milliseconds(self, call: Callable[[], object], repeats: int) -> float:
-        """Of one call, among as many in a row."""
+    def time_call(self, call: Callable[[], object], repeats: int) -> float:
+        """Return the milliseconds of one call, averaged over `repeats` calls in a row."""
         if not self.on_gpu:
             start = time.perf_counter()
             for _ in range(repeats):
@@ -74,12 +74,12 @@ class Bench:
         end.synchronize()
         return float(begin.elapsed_time(end)) / repeats
 
-    def rounds(self, calls: Calls, *, seconds: float = _TIMED_SECONDS) -> dict[str, list[float]]:
-        """Milliseconds of each contender in each round; every round begins with another one."""
+    def time_rounds(self, calls: Calls, *, seconds: float = _TIMED_SECONDS) -> dict[str, list[float]]:
+        """Return the milliseconds of each contender in each round; every round begins with another contender."""
         for call in calls.values():
             for _ in range(3):  # set up, recorded, replayed
                 call()
-        once = {name: self.milliseconds(call, 1) for name, call in calls.items()}
+        once = {name: self.time_call(call, 1) for name, call in calls.items()}
         # A timing is some 20 ms long, so that starting it does not count.
         repeats = {name: max(1, round(20 / took)) for name, took in once.items()}
         longest = max(once[name] * repeats[name] for name in calls) / 1e3
@@ -89,39 +89,42 @@ class Bench:
         for turn in range(count):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                times[name].append(self.milliseconds(calls[name], repeats[name]))
+                times[name].append(self.time_call(calls[name], repeats[name]))
         return times
 
-    def network(self, name: str) -> tuple[nn.Module, Preset]:
-        """Calibrating IResNet-100 takes a while: networks are kept from step to step."""
+    def load_network(self, name: str) -> tuple[nn.Module, Preset]:
+        """Return a network and its preset; kept in a file from step to step, because calibration takes a while."""
         file = FOLDER / f"{name}.pt"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(build_network(name), file)
+            torch.save(load_network(name), file)
         model, preset = torch.load(file, weights_only=False)  # our own file
         return model, preset
 
-    def two_models(self, name: str) -> TwoModels:
-        pair = TwoModels(*self.network(name), dtype=self.dtype).eval().requires_grad_(False)
+    def build_two_models(self, name: str) -> TwoModels:
+        """Build the peer: two copies of the network on the device, channels_last."""
+        pair = TwoModels(*self.load_network(name), dtype=self.dtype).eval().requires_grad_(False)
         return pair.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
-    def scorer(self, name: str) -> Scorer:
-        model, preset = self.network(name)
+    def build_scorer(self, name: str) -> Scorer:
+        """Build ours on the device."""
+        model, preset = self.load_network(name)
         return Scorer(model, preset=preset, device=self.device)
 
-    def images(self, name: str, count: int) -> Tensor:
-        return pictures(count, self.network(name)[1].size).to(self.device)
+    def make_images(self, name: str, count: int) -> Tensor:
+        """Make synthetic images of the network's size on the device."""
+        return pictures(count, self.load_network(name)[1].size).to(self.device)
 
 
-def facts(bench: Bench, _: argparse.Namespace) -> None:
-    """What ran, on what, and of which source."""
+def record_facts(bench: Bench, _: argparse.Namespace) -> None:
+    """Record what runs, on what, and from which source."""
     files = sorted(file for folder in ("csrc", "prefiqs_ext") for file in Path(folder).rglob("*"))
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files if file.suffix in _SOURCES)).hexdigest()
-    commit = _output("git", "rev-parse", "HEAD")
-    driver = _output("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
+    commit = _run_command("git", "rev-parse", "HEAD")
+    driver = _run_command("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
     record(
         "facts",
-        **machine(),
+        **describe_machine(),
         card=bench.card,
         cuda=str(torch.version.cuda),
         cudnn=torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
@@ -129,27 +132,28 @@ def facts(bench: Bench, _: argparse.Namespace) -> None:
         commit=commit,
         sources=digest,
         text=f"{bench.card}, torch {torch.__version__}, CUDA {torch.version.cuda}, commit {commit[:9] or 'unknown'}, "
-        f"sources {digest[:12]}, {machine()['date']}",
+        f"sources {digest[:12]}, {describe_machine()['date']}",
     )
     reason = why_no_cuda() if bench.on_gpu else None
     if reason is not None:
         raise SystemExit(f"expected prefiqs_ext to compute on CUDA, but {reason}")
 
 
-def _output(*command: str) -> str:
-    """What a command prints; nothing where there is no such command, or no repository."""
+def _run_command(*command: str) -> str:
+    """Return what a command prints; "" if there is no such command."""
     if shutil.which(command[0]) is None:
         return ""
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def ceilings(bench: Bench, _: argparse.Namespace) -> None:
+def measure_ceilings(bench: Bench, _: argparse.Namespace) -> None:
+    """Measure the speed of copies and of matrix products."""
     count = 2**30 if bench.on_gpu else 2**20
     source = torch.zeros(count, dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
     size = 8192 if bench.on_gpu else 256
     a, b = (torch.randn(size, size, device=bench.device).to(bench.dtype) for _ in range(2))
-    times = bench.rounds({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, seconds=3)
+    times = bench.time_rounds({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, seconds=3)
     copied, multiplied = 2 * count / 1e9, 2 * size**3 / 1e9
     bandwidth, rate = (
         work / Spread.of(times[name]).median for name, work in (("copy", copied), ("product", multiplied))
@@ -158,49 +162,49 @@ def ceilings(bench: Bench, _: argparse.Namespace) -> None:
     record("ceilings", terabytes_a_second=bandwidth, teraflops=rate, milliseconds=times, text=text)
 
 
-def network(bench: Bench, arguments: argparse.Namespace) -> None:
-    """Eager peers first, then ours beside them, and what both keep on the device."""
+def measure_network(bench: Bench, arguments: argparse.Namespace) -> None:
+    """Measure the eager peers, then ours beside them, and what both keep on the device."""
     name, count = arguments.model, arguments.batch
-    images = bench.images(name, count)
+    images = bench.make_images(name, count)
     with torch.inference_mode():
-        pair = bench.two_models(name)
+        pair = bench.build_two_models(name)
         channels_last = images.contiguous(memory_format=torch.channels_last)
         calls: dict[str, Callable[[], object]] = {EAGER: lambda: pair(channels_last)}
         if bench.on_gpu:
-            calls[GRAPH] = _captured(lambda: pair(channels_last))
-        alone = bench.rounds(calls)
+            calls[GRAPH] = _capture(lambda: pair(channels_last))
+        alone = bench.time_rounds(calls)
         record("peers", model=name, batch=count, card=bench.card, milliseconds=alone)
-        scorer = bench.scorer(name)
+        scorer = bench.build_scorer(name)
         calls[OURS] = lambda: scorer(images)
         # Beside a peer, which checks nothing: without the checks of values, and without waiting for the result.
         calls[ENGINE] = lambda: scorer._run(images)
-        _compare(bench, name, count, calls)
+        _record_comparison(bench, name, count, calls)
     half = 2 * sum(t.numel() for t in (*pair.dense.parameters(), *pair.dense.buffers()))
     text = f"{name}: weights on the device {scorer.resident_bytes / 1e6:.1f} MB, {scorer.resident_bytes / half:.3f} x"
     record("weights", model=name, bytes=scorer.resident_bytes, half_bytes=half, text=f"{text} one half-precision model")
 
 
-def compiled(bench: Bench, arguments: argparse.Namespace) -> None:
-    """max-autotune, which uses CUDA graphs, with batch norm folded (freezing): the fastest that torch has."""
+def measure_compiled(bench: Bench, arguments: argparse.Namespace) -> None:
+    """Measure the fastest that torch has: max-autotune, which uses CUDA graphs, with batch norm folded (freezing)."""
     from torch._inductor import config as inductor
 
     name, count = arguments.model, arguments.batch
-    images = bench.images(name, count)
+    images = bench.make_images(name, count)
     inductor.freezing = True
     with torch.no_grad():
-        run = torch.compile(bench.two_models(name), mode="max-autotune")
+        run = torch.compile(bench.build_two_models(name), mode="max-autotune")
         channels_last = images.contiguous(memory_format=torch.channels_last)
         start = time.perf_counter()
         calls: dict[str, Callable[[], object]] = {COMPILED: lambda: run(channels_last)}
-        alone = bench.rounds(calls)
+        alone = bench.time_rounds(calls)
         took = time.perf_counter() - start
         record("peers", model=name, batch=count, card=bench.card, milliseconds=alone, compile_seconds=took)
-        scorer = bench.scorer(name)
+        scorer = bench.build_scorer(name)
         calls[OURS] = lambda: scorer(images)
-        _compare(bench, name, count, calls)
+        _record_comparison(bench, name, count, calls)
 
 
-def _captured(call: Callable[[], object]) -> Callable[[], object]:
+def _capture(call: Callable[[], object]) -> Callable[[], object]:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -212,10 +216,10 @@ def _captured(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def _compare(bench: Bench, name: str, count: int, calls: Calls) -> None:
-    times = bench.rounds(calls)
+def _record_comparison(bench: Bench, name: str, count: int, calls: Calls) -> None:
+    times = bench.time_rounds(calls)
     medians = {contender: Spread.of(found) for contender, found in times.items()}
-    speedups = {contender: ratios(found, times[OURS]) for contender, found in times.items()}
+    speedups = {contender: compare_rounds(found, times[OURS]) for contender, found in times.items()}
     text = "; ".join(
         f"{contender} {medians[contender].median:.3f} ms ({count / medians[contender].median * 1e3:.0f} images/s), "
         f"{speedups[contender].median:.2f} x ours"
@@ -234,14 +238,14 @@ def _compare(bench: Bench, name: str, count: int, calls: Calls) -> None:
 
 
 @torch.inference_mode()
-def layers(bench: Bench, arguments: argparse.Namespace) -> None:
-    """Every distinct layer against two of cuDNN's (cuBLAS's where it is linear)."""
+def measure_layers(bench: Bench, arguments: argparse.Namespace) -> None:
+    """Measure every distinct layer against two layers of cuDNN, or of cuBLAS if it is linear."""
     totals = {OURS: 0.0, TWO_LAYERS: 0.0}
-    found = conv.layers(*bench.network(arguments.model))
+    found = conv.find_layers(*bench.load_network(arguments.model))
     # The layers that take longest first: the budget may end this.
     for layer, times in sorted(found.items(), key=lambda item: -item[0].operations * item[1]):
-        calls = _layer_calls(bench, layer, arguments.batch)
-        spreads = {name: Spread.of(took) for name, took in bench.rounds(calls, seconds=1).items()}
+        calls = _build_layer_calls(bench, layer, arguments.batch)
+        spreads = {name: Spread.of(took) for name, took in bench.time_rounds(calls, seconds=1).items()}
         work = 2 * arguments.batch * layer.operations
         rates = {name: work / spread.median / 1e9 for name, spread in spreads.items()}
         for name, spread in spreads.items():
@@ -261,7 +265,7 @@ def layers(bench: Bench, arguments: argparse.Namespace) -> None:
     record("layers", totals=totals, text=f"{arguments.model}, batch {arguments.batch}, all layers one by one: {text}")
 
 
-def _layer_calls(bench: Bench, layer: conv.Layer, count: int) -> Calls:
+def _build_layer_calls(bench: Bench, layer: conv.Layer, count: int) -> Calls:
     linear = layer.kernel == (0, 0)
     shape = (layer.channels,) if linear else (layer.channels, *layer.size)
     src = torch.randn((2 if layer.paired else 1) * count, *shape, device=bench.device).to(bench.dtype)
@@ -286,13 +290,13 @@ def _layer_calls(bench: Bench, layer: conv.Layer, count: int) -> Calls:
     }
 
 
-def accuracy(bench: Bench, arguments: argparse.Namespace) -> None:
-    """D against two float64 models, on real faces where there are some; fails where the project's promise is broken."""
+def measure_accuracy(bench: Bench, arguments: argparse.Namespace) -> None:
+    """Compare D with two float64 models, on real faces if there are some; fail if the promised accuracy is missed."""
     from scipy.stats import spearmanr
 
-    model, preset = bench.network(arguments.model)
+    model, preset = bench.load_network(arguments.model)
     folder = os.environ.get("PREFIQS_CROPS")
-    batch = _faces(Path(folder)) if folder else pictures(40, preset.size)
+    batch = _read_faces(Path(folder)) if folder else pictures(40, preset.size)
     batch = batch[: arguments.batch] if arguments.batch else batch
     on_device = batch.to(bench.device)
     parts = torch.split(on_device, 20)  # float64 takes room
@@ -310,15 +314,23 @@ def accuracy(bench: Bench, arguments: argparse.Namespace) -> None:
             raise SystemExit(f"expected max |dD| below {_D_TOLERANCE} and Spearman of {_SPEARMAN} or more, got {text}")
 
 
-def _faces(folder: Path) -> Tensor:
+def _read_faces(folder: Path) -> Tensor:
     pixels = [read_rgb(name_of(image)) for image in read_folders(folder).images]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
 
-MEASUREMENTS = {function.__name__: function for function in (facts, ceilings, network, compiled, layers, accuracy)}
+MEASUREMENTS: dict[str, Callable[[Bench, argparse.Namespace], None]] = {
+    "facts": record_facts,
+    "ceilings": measure_ceilings,
+    "network": measure_network,
+    "compiled": measure_compiled,
+    "layers": measure_layers,
+    "accuracy": measure_accuracy,
+}
 
 
 def main() -> None:
+    """Run one measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=MEASUREMENTS)
     parser.add_argument("model", nargs="?", default="iresnet50")

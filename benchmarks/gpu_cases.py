@@ -1,7 +1,9 @@
-"""Small cases of every operator: `compute-sanitizer --tool racecheck python -m benchmarks.gpu_cases`.
+"""Small cases of every operator, to be run under a sanitizer.
 
-Shapes of tests/test_ops.py, each with everything that the epilogue has, compared with the oracle. Under a sanitizer a
-case takes up to seconds: after --seconds no other is begun, and those left out are named.
+Example: `compute-sanitizer --tool racecheck python -m benchmarks.gpu_cases`
+
+The shapes are those of tests/test_ops.py, with bias, tap shift, slope and residual, compared with the oracle. Under
+a sanitizer a case may take seconds: after --seconds no further case is begun, and those left out are named.
 """
 
 from __future__ import annotations
@@ -29,13 +31,16 @@ from tests.test_ops import SHAPES
 _TOLERANCE = 4 * torch.finfo(torch.float16).eps
 
 
-def convolution(name: str, device: torch.device, dtype: torch.dtype) -> None:
+def check_convolution(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Compare one convolution with the oracle."""
     channels, filters, kernel, stride, padding, dilation, groups, size = SHAPES[name]
     first = channels == 3  # as the first layer of a network: levels, read by both branches
     src = (
-        torch.randint(0, 256, (2, channels, *size), dtype=torch.uint8) if first else _values(dtype, 4, channels, *size)
+        torch.randint(0, 256, (2, channels, *size), dtype=torch.uint8)
+        if first
+        else _make_values(dtype, 4, channels, *size)
     )
-    weight = _values(dtype, filters, channels // groups, *kernel)
+    weight = _make_values(dtype, filters, channels // groups, *kernel)
     mask = pack_mask(torch.rand(weight.shape) < 0.6)
     given: dict[str, Any] = {
         "stride": stride,
@@ -53,40 +58,43 @@ def convolution(name: str, device: torch.device, dtype: torch.dtype) -> None:
         torch.randn(2, filters, *kernel),
         torch.rand(filters),
     ]
-    inputs.append(_values(dtype, *shape))
+    inputs.append(_make_values(dtype, *shape))
     expected = oracle.expected_dual_conv2d(*(t.float() if t.dtype == dtype else t for t in inputs), **given)
-    _check(ops.dual_conv2d(*(t.to(device) for t in inputs), **given), expected)
+    _compare(ops.dual_conv2d(*(t.to(device) for t in inputs), **given), expected)
 
 
-def linear(device: torch.device, dtype: torch.dtype) -> None:
-    src, weight = _values(dtype, 6, 1031), _values(dtype, 65, 1031)
+def check_linear(device: torch.device, dtype: torch.dtype) -> None:
+    """Compare a linear layer with the oracle, for sources of either dtype."""
+    src, weight = _make_values(dtype, 6, 1031), _make_values(dtype, 65, 1031)
     mask, bias = pack_mask(torch.rand(weight.shape) < 0.6), torch.randn(65)
     expected = oracle.expected_dual_linear(src.float(), weight.float(), mask, bias, paired=True)
     for given in (src, src.float()):
         inputs = (t.to(device) for t in (given, weight, mask, bias))
-        _check(ops.dual_linear(*inputs, paired=True), expected)
+        _compare(ops.dual_linear(*inputs, paired=True), expected)
 
 
-def distance(device: torch.device) -> None:
+def check_distance(device: torch.device) -> None:
+    """Compare the distances of embeddings with the oracle."""
     pair = torch.randn(10, 131)
     for got, expected in zip(
         ops.embedding_distance(pair.to(device)), oracle.expected_embedding_distance(pair), strict=True
     ):
-        _check(got, expected)
+        _compare(got, expected)
 
 
-def _values(dtype: torch.dtype, *shape: int) -> Tensor:
+def _make_values(dtype: torch.dtype, *shape: int) -> Tensor:
     values = torch.randn(*shape).to(dtype)
     return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
 
 
-def _check(got: Tensor, expected: Tensor) -> None:
+def _compare(got: Tensor, expected: Tensor) -> None:
     error = float((got.cpu().float() - expected).abs().max() / expected.abs().max())
     if not error < _TOLERANCE:
         raise SystemExit(f"expected results within {_TOLERANCE:.1g} of the largest, got {error:.2g}")
 
 
 def main() -> None:
+    """Run the cases until the time is up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     # A sanitizer reports at the end, and must come to it before its step is ended.
     seconds = 0.6 * float(os.environ.get(LIMIT, 150))
@@ -97,9 +105,9 @@ def main() -> None:
     device = torch.device(arguments.device)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     cases: dict[str, Callable[[], None]] = {
-        "distance": partial(distance, device),
-        "linear": partial(linear, device, dtype),
-        **{name: partial(convolution, name, device, dtype) for name in SHAPES},
+        "distance": partial(check_distance, device),
+        "linear": partial(check_linear, device, dtype),
+        **{name: partial(check_convolution, name, device, dtype) for name in SHAPES},
     }
     end = time.monotonic() + arguments.seconds
     done = []

@@ -1,6 +1,6 @@
-"""What pruning late layers only costs and keeps, on networks without real weights here: IResNet with random ones.
+"""What pruning only late layers costs and keeps, on IResNets with calibrated random weights.
 
-python -m benchmarks.late_layers --model iresnet50
+Example: `python -m benchmarks.late_layers --model iresnet50`
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks.timing import machine
+from benchmarks.timing import describe_machine
 from prefiqs_ext.analysis.late_layers import measure_late_layers
 from prefiqs_ext.models import PRESETS
 from tests.networks import calibrated, pictures
@@ -25,6 +25,7 @@ from tests.networks import calibrated, pictures
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--json", "file", type=click.Path(path_type=Path))
 def main(model: str, images: int, batch: int, rounds: int, file: Path | None) -> None:
+    """Measure and print one line for each share of pruned layers."""
     costs = measure_late_layers(
         calibrated(model), PRESETS["arcface"], pictures(images, seed=3), rounds=rounds, batch=batch
     )
@@ -33,7 +34,7 @@ def main(model: str, images: int, batch: int, rounds: int, file: Path | None) ->
         print(f"{cost.share:5.0%} {recognition} {full} {cost.agreement:.3f} {cost.first}")
     if file is not None:
         file.write_text(
-            json.dumps({"machine": machine(), "model": model, "late": [asdict(c) for c in costs]}, indent=1)
+            json.dumps({"machine": describe_machine(), "model": model, "late": [asdict(c) for c in costs]}, indent=1)
         )
 
 

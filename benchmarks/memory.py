@@ -1,4 +1,4 @@
-"""Peak memory of one contender in a process of its own; used by `benchmarks.score`."""
+"""Measures the peak memory of one contender in a process of its own; used by `benchmarks.score`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from benchmarks.runtimes import RUNTIMES
 BATCH_FILE = "batch.npy"
 
 
-def peak_bytes(folder: Path, name: str, threads: int) -> int:
-    """Peak resident bytes, libraries included, of a fresh process that opens a contender and scores one batch."""
+def measure_peak_bytes(folder: Path, name: str, threads: int) -> int:
+    """Return the peak resident bytes, with libraries, of a new process that opens a contender and scores one batch."""
     command = [sys.executable, "-m", "benchmarks.memory", str(folder), name, str(threads)]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
 def main() -> None:
+    """Open a contender, score a batch twice and print the peak."""
     folder, name, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     if name in RUNTIMES:  # these must not pay for torch, which the other contenders import
         contender = RUNTIMES[name](folder, threads)
@@ -30,11 +31,12 @@ def main() -> None:
     batch = np.load(folder / BATCH_FILE)
     for _ in range(2):
         contender(batch)
-    print(high_water_mark())
+    print(read_high_water_mark())
 
 
-def high_water_mark() -> int:
-    # Not getrusage: across exec, ru_maxrss keeps the peak of the process that forked this one.
+def read_high_water_mark() -> int:
+    """Return the peak resident bytes of this process so far."""
+    # getrusage will not do: across exec, ru_maxrss keeps the peak of the process that forked this one.
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -1,7 +1,7 @@
-"""The contenders: our Scorer, and what people would run in its place, two models and one distance.
+"""The contenders: our Scorer, and what people would run in its place: two models and one distance.
 
-Each does the whole work of a score, preset included, and is opened from the files that `prepare` wrote, so that it can
-also be opened in a process of its own.
+Each does the whole work of a score, with the preset's normalisation. It is opened from the files that `prepare` wrote,
+so that it can also be opened in a process of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MODEL_FILE = "model.pt"
 
 
 class TwoModels(nn.Module):
-    """uint8 images -> distances, by two copies of a network, both in `dtype`; distances always in float32."""
+    """Two copies of a network, dense and pruned, in `dtype`. Takes uint8 images, gives float32 distances [N]."""
 
     def __init__(self, model: nn.Module, preset: Preset, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -44,14 +44,15 @@ class TwoModels(nn.Module):
         self.pruned.to(dtype)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Compute D of uint8 images [N, 3, H, W]."""
         x = self.normalize(images).to(self.dtype)
         dense, pruned = F.normalize(self.dense(x).float()), F.normalize(self.pruned(x).float())
         distance: Tensor = torch.linalg.vector_norm(dense - pruned, dim=1)
         return distance
 
 
-class _Torch:
-    """A module that takes images, called under inference mode."""
+class _TorchContender:
+    """A torch module as a contender, called under inference mode."""
 
     def __init__(self, module: nn.Module, run: Callable[[Tensor], Tensor], *, layout: torch.memory_format) -> None:
         self._run = run
@@ -63,7 +64,7 @@ class _Torch:
             return self._run(torch.from_numpy(batch).to(memory_format=self._layout)).numpy()
 
 
-def _two_models(
+def _build_two_models(
     model: nn.Module,
     preset: Preset,
     *,
@@ -74,42 +75,42 @@ def _two_models(
     pair = TwoModels(model, preset, dtype=dtype).to(memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
     # Freezing folds batch norm and packs weights ahead: the fastest that torch.compile offers for inference.
     run = torch.compile(pair, options={"freezing": True}) if compiled else pair
-    return _Torch(pair, run, layout=layout)
+    return _TorchContender(pair, run, layout=layout)
 
 
-def _ours(model: nn.Module, preset: Preset) -> Contender:
+def _build_ours(model: nn.Module, preset: Preset) -> Contender:
     scorer = Scorer(model, Pruning(), preset=preset)
-    return _Torch(scorer, lambda images: scorer(images).distance, layout=torch.contiguous_format)
+    return _TorchContender(scorer, lambda images: scorer(images).distance, layout=torch.contiguous_format)
 
 
-def _opener(build: Callable[[nn.Module, Preset], Contender]) -> Callable[[Path, int], Contender]:
-    def opened(folder: Path, threads: int) -> Contender:
+def _make_opener(build: Callable[[nn.Module, Preset], Contender]) -> Callable[[Path, int], Contender]:
+    def open_contender(folder: Path, threads: int) -> Contender:
         torch.set_num_threads(threads)
-        return build(*_read(folder))
+        return build(*_read_network(folder))
 
-    return opened
+    return open_contender
 
 
 CONTENDERS: dict[str, Callable[[Path, int], Contender]] = {
-    OURS: _opener(_ours),
-    "eager": _opener(partial(_two_models, layout=torch.contiguous_format)),
-    "channels_last": _opener(_two_models),
-    "compile": _opener(partial(_two_models, compiled=True)),
-    "bfloat16": _opener(partial(_two_models, dtype=torch.bfloat16)),
+    OURS: _make_opener(_build_ours),
+    "eager": _make_opener(partial(_build_two_models, layout=torch.contiguous_format)),
+    "channels_last": _make_opener(_build_two_models),
+    "compile": _make_opener(partial(_build_two_models, compiled=True)),
+    "bfloat16": _make_opener(partial(_build_two_models, dtype=torch.bfloat16)),
     **RUNTIMES,
 }
 
 
-def installed(name: str) -> bool:
-    """Whether the package that a contender runs on can be imported here."""
+def is_installed(name: str) -> bool:
+    """Tell whether the package that a contender runs on can be imported here."""
     return name not in RUNTIMES or importlib.util.find_spec(name) is not None
 
 
 def prepare(folder: Path, model: nn.Module, preset: Preset, batch: np.ndarray, *, export: bool) -> None:
-    """Writes what contenders are opened from: the network, and with `export` the exported pair for this batch size."""
+    """Write what contenders are opened from: the network and, with `export`, the pair exported for this batch size."""
     torch.save((model, preset), folder / _MODEL_FILE)
     if export:
-        pair = TwoModels(*_read(folder)).eval()
+        pair = TwoModels(*_read_network(folder)).eval()
         with warnings.catch_warnings():
             # The older exporter needs no package beside torch; it warns that it is the older one.
             warnings.simplefilter("ignore")
@@ -123,6 +124,6 @@ def prepare(folder: Path, model: nn.Module, preset: Preset, batch: np.ndarray, *
             )
 
 
-def _read(folder: Path) -> tuple[nn.Module, Preset]:
+def _read_network(folder: Path) -> tuple[nn.Module, Preset]:
     model, preset = torch.load(folder / _MODEL_FILE, weights_only=False)  # our own file, written a moment ago
     return model, preset

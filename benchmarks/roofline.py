@@ -1,7 +1,9 @@
-"""What an H200 needs at least for each layer of a pair in float16: `python -m benchmarks.roofline iresnet100 256`.
+"""Computes the least time that an H200 needs for each layer of a pair in float16.
 
-Computed, nothing is run on a GPU: the floor is the longer of operations at the speed of matrix products and bytes at
-the speed of copies, both as measured on an H200. Weights and mask count once, every source and result once, residuals
+Example: `python -m benchmarks.roofline iresnet100 256`
+
+Nothing runs on a GPU. A layer's floor is the longer of two times: its operations at the speed of matrix products, and
+its bytes at the speed of copies, both as measured on an H200. Weights, mask, sources and results count once, residuals
 not at all.
 """
 
@@ -10,13 +12,13 @@ from __future__ import annotations
 import argparse
 
 from benchmarks import conv
-from benchmarks.score import network
+from benchmarks.score import load_network
 
 TERAFLOPS, TERABYTES = 785.0, 4.3  # a second; matrix products gave 770 to 800
 
 
-def moved_bytes(layer: conv.Layer, batch: int) -> float:
-    """Of device memory, in float16, uint8 sources counted as float16."""
+def count_moved_bytes(layer: conv.Layer, batch: int) -> float:
+    """Count the bytes of device memory that a layer must move in float16; uint8 sources count as float16."""
     linear = layer.kernel == (0, 0)
     taps = 1 if linear else layer.kernel[0] * layer.kernel[1]
     weights = layer.filters * layer.channels // layer.groups * taps
@@ -29,6 +31,7 @@ def moved_bytes(layer: conv.Layer, batch: int) -> float:
 
 
 def main() -> None:
+    """Print a table of the layers and the sum of their floors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("batch", type=int)
@@ -36,8 +39,8 @@ def main() -> None:
     print("| layer | times | GFLOP | MB | floor of one, us | bound by | measured, us | share |")
     print("|---|---|---|---|---|---|---|---|")
     total = 0.0
-    for layer, times in conv.layers(*network(arguments.model)).items():
-        work, moved = 2 * arguments.batch * layer.operations, moved_bytes(layer, arguments.batch)
+    for layer, times in conv.find_layers(*load_network(arguments.model)).items():
+        work, moved = 2 * arguments.batch * layer.operations, count_moved_bytes(layer, arguments.batch)
         compute, memory = work / TERAFLOPS / 1e6, moved / TERABYTES / 1e6
         floor = max(compute, memory)
         total += times * floor

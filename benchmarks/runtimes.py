@@ -1,4 +1,4 @@
-"""What a contender is, and the runtimes that run an exported pair of networks. Nothing here imports torch."""
+"""What a contender is, and the runtimes that can run an exported pair of networks. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ ONNX_FILE = "pair.onnx"
 
 
 class Contender(Protocol):
-    """uint8 images [N, 3, H, W], RGB -> distances [N].
+    """Anything that turns uint8 RGB images [N, 3, H, W] into distances [N].
 
-    weight_bytes: what it keeps of weights between calls; for a runtime, the size of its model file.
+    Attributes:
+        weight_bytes: How many bytes of weights it keeps between calls; for a runtime, the size of its model file.
     """
 
     weight_bytes: int
 
-    def __call__(self, batch: np.ndarray) -> np.ndarray: ...
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Score a batch."""
 
 
 class OnnxRuntime:
@@ -37,6 +39,7 @@ class OnnxRuntime:
         self.weight_bytes = file.stat().st_size
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Score a batch."""
         distance: np.ndarray = self._session.run(None, {"batch": batch})[0]
         return distance
 
@@ -57,6 +60,7 @@ class OpenVino:
         self.weight_bytes = file.stat().st_size
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Score a batch."""
         # The result is a view of the request's own memory, which the next call overwrites.
         distance: np.ndarray = self._model(batch)[0].copy()
         return distance

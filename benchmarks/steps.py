@@ -1,6 +1,6 @@
-"""Steps in processes of their own, under one budget of time: one that fails or hangs does not stop the others.
+"""Runs steps in processes of their own under one budget of time. A step that fails or hangs does not stop the others.
 
-Only the standard library: this runs before anything is installed.
+It needs only the standard library, because it runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ State = Literal["passed", "failed", "timed out", "left out"]
 
 @dataclass(frozen=True)
 class Step:
-    """A command; limit: seconds that it may take. needed: without it the later ones are left out."""
+    """A command to run.
+
+    Attributes:
+        name: For the log and the summary.
+        command: The program and its arguments.
+        limit: Seconds that it may take.
+        needed: Whether the later steps are left out if this one fails.
+    """
 
     name: str
     command: Sequence[str]
@@ -36,6 +43,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
+    """How a step ended, after how many seconds, and why if it did not pass."""
+
     name: str
     state: State
     seconds: float
@@ -43,9 +52,13 @@ class Outcome:
 
 
 def run_steps(steps: Sequence[Step], folder: Path, budget: float, environment: Mapping[str, str]) -> list[Outcome]:
-    """Runs them in order. `folder` gets the log of all, and after each step a summary of what there is so far.
+    """Run steps in order.
 
-    A step gets its limit, or what is left of the budget if that is less.
+    Args:
+        steps: What to run.
+        folder: Gets the log of all steps and, after each step, a summary of the results so far.
+        budget: Seconds for all steps. A step gets its own limit, or what is left of the budget if that is less.
+        environment: Environment variables of all steps.
     """
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
@@ -62,9 +75,9 @@ def run_steps(steps: Sequence[Step], folder: Path, budget: float, environment: M
         outcomes.append(outcome)
         if step.needed and outcome.state != "passed":
             broken = step.name
-        # Whole at any time, with the steps to come: who ends this early finds what there is.
+        # The summary is complete at any time, with the steps to come, in case somebody ends this early.
         to_come = [Outcome(later.name, "left out", 0, "not begun") for later in steps[len(outcomes) :]]
-        (folder / SUMMARY).write_text("\n".join(summary([*outcomes, *to_come], folder)) + "\n")
+        (folder / SUMMARY).write_text("\n".join(summarise([*outcomes, *to_come], folder)) + "\n")
     return outcomes
 
 
@@ -98,7 +111,7 @@ def _run(step: Step, log: Path, limit: float, environment: Mapping[str, str]) ->
     if code is None:
         return Outcome(step.name, "timed out", seconds, f"after {limit:.0f} s")
     return Outcome(
-        step.name, "passed" if code == 0 else "failed", seconds, "" if code == 0 else _last_line(log, begin, code)
+        step.name, "passed" if code == 0 else "failed", seconds, "" if code == 0 else _read_last_line(log, begin, code)
     )
 
 
@@ -109,7 +122,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _shorten(log: Path, begin: int) -> None:
-    """Of a step that wrote very much, the middle goes."""
+    """Cut the middle out of the log of a step that wrote very much."""
     with log.open("r+b") as stream:
         size = stream.seek(0, os.SEEK_END)
         if size - begin <= _LOG_BYTES:
@@ -121,7 +134,7 @@ def _shorten(log: Path, begin: int) -> None:
         stream.write(b"\n... (cut) ...\n" + end)
 
 
-def _last_line(log: Path, begin: int, code: int) -> str:
+def _read_last_line(log: Path, begin: int, code: int) -> str:
     with log.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(begin, size - 2000))
@@ -131,7 +144,7 @@ def _last_line(log: Path, begin: int, code: int) -> str:
 
 
 def record(kind: str, **values: object) -> None:
-    """Adds one result, at once, to the file that PREFIQS_RESULTS names, and prints it."""
+    """Print one result and append it to the file that PREFIQS_RESULTS names."""
     line = json.dumps({"kind": kind, **values})
     print(line, flush=True)
     file = os.environ.get("PREFIQS_RESULTS")
@@ -140,13 +153,14 @@ def record(kind: str, **values: object) -> None:
             stream.write(line + "\n")
 
 
-def results(folder: Path) -> list[dict[str, object]]:
+def read_results(folder: Path) -> list[dict[str, object]]:
+    """Read all results that were recorded in a folder."""
     file = folder / RESULTS
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def summary(outcomes: Sequence[Outcome], folder: Path) -> list[str]:
-    """The lines that a reader wants: each result with a `text`, then each step."""
-    found = [str(result["text"]) for result in results(folder) if "text" in result]
+def summarise(outcomes: Sequence[Outcome], folder: Path) -> list[str]:
+    """Return the lines of the summary: each result that has a `text`, then each step."""
+    found = [str(result["text"]) for result in read_results(folder) if "text" in result]
     steps = [f"{one.state:<10}{one.name:<26}{one.seconds:>6.0f} s  {one.detail}".rstrip() for one in outcomes]
     return [*found, "", *steps]

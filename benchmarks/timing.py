@@ -1,4 +1,4 @@
-"""Summaries of what was timed, and what machine it was."""
+"""Summarises times, and describes the machine that they were measured on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PACKAGES = ("prefiqs_ext", "torch", "numpy", "onnxruntime", "openvino")
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, quartiles and extremes of a few values."""
+    """The median, quartiles and extremes of a few values."""
 
     median: float
     low_quartile: float
@@ -28,22 +28,23 @@ class Spread:
 
     @staticmethod
     def of(values: Sequence[float]) -> Spread:
+        """Compute the spread of one value or more."""
         ordered = sorted(values)
         low, median, high = statistics.quantiles(ordered, n=4, method="inclusive") if len(ordered) > 1 else ordered * 3
         return Spread(median, low, high, ordered[0], ordered[-1])
 
 
-def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """The spread of the ratios taken round by round, which cancels the drift that both share."""
+def compare_rounds(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
+    """Return the spread of the ratios of each round, which cancels the drift that both share."""
     return Spread.of([a / b for a, b in zip(numerators, denominators, strict=True)])
 
 
-def machine() -> dict[str, str]:
-    """What ran, on what, and when: for the head of every result."""
+def describe_machine() -> dict[str, str]:
+    """Describe what runs, on what, and when, for the head of every result."""
     processor = next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown CPU"
+        (line.split(":")[1].strip() for line in _read_cpuinfo() if line.startswith("model name")), "unknown CPU"
     )
-    versions = {name: version for name in _PACKAGES if (version := _version(name))}
+    versions = {name: version for name in _PACKAGES if (version := _find_version(name))}
     return {
         "processor": f"{processor}, {len(os.sched_getaffinity(0))} cores, {torch.backends.cpu.get_cpu_capability()}",
         "system": platform.platform(),
@@ -53,12 +54,12 @@ def machine() -> dict[str, str]:
     }
 
 
-def _cpuinfo() -> list[str]:
+def _read_cpuinfo() -> list[str]:
     file = Path("/proc/cpuinfo")
     return file.read_text().splitlines() if file.exists() else []
 
 
-def _version(package: str) -> str | None:
+def _find_version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

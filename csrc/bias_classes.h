@@ -1,6 +1,6 @@
-// The constant part of an output pixel. A shift that precedes a zero-padded convolution reaches only the taps that fall
-// inside the image, so tap shifts summed over those taps, plus the bias, differ near the border. The taps inside form a
-// rectangle that depends on the row and on the column alone and takes few distinct values: the classes.
+// The constant part of an output pixel: the bias, and the tap shifts of the taps that fall inside the image. Near the
+// border fewer taps do. They form a rectangle that depends on the pixel's row and on its column and takes few distinct
+// values, the classes; so the constants are a small table, made once a call.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -8,7 +8,7 @@
 namespace prefiqs {
 
 // For every output position along one axis, the class of its range of taps [begin, end) that fall inside the image.
-// Along the axis both ends only ever fall, so positions of one class are neighbours.
+// Along the axis neither end ever grows, so positions of one class are neighbours.
 struct TapRanges {
   std::vector<int32_t> position_class;
   std::vector<int64_t> begin, end;  // of each class
@@ -28,7 +28,7 @@ struct TapRanges {
   int64_t classes() const { return static_cast<int64_t>(begin.size()); }
 };
 
-// [tables][row class][column class][channels]; tap_shift is [tables][channels][kernel_h][kernel_w].
+// Returns [tables][row class][column class][channels]; tap_shift is [tables][channels][kernel_h][kernel_w].
 inline std::vector<float> bias_by_class(const TapRanges& rows,
                                         const TapRanges& cols,
                                         int64_t tables,

@@ -1,9 +1,9 @@
-// What the operators expect of their inputs, and the geometry that follows from them, shared by the CPU and CUDA glue.
-// prefiqs_ext/ops.py says the same, in the same order and words, for the fake kernels; one table of bad calls in
-// tests/bad_calls.py holds the two together.
+// What the operators expect of their inputs, and the geometry that follows from them, for the CPU and for CUDA.
+// prefiqs_ext/fake_ops.py says the same, in the same order and words, for the fake kernels; one table of bad calls,
+// tests/bad_calls.py, is run through both.
 //
 // No sum or product here or in the kernels can overflow: every tensor and every padded image has at most `most_numbers`
-// numbers, and steps are no longer than the padded image. Geometry is refused in the words of torch's conv2d.
+// numbers, and steps are no longer than the padded image. Wrong geometry is refused in the words of torch's conv2d.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
@@ -25,10 +25,11 @@ namespace prefiqs {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Beyond any machine's memory, and far enough below 2^63 for the factors of kernels: a number's bytes, a tile's pixels.
+// Beyond any machine's memory, and far enough below 2^63 that kernels may multiply by a number's bytes or a tile's
+// pixels.
 constexpr int64_t most_numbers = int64_t{1} << 48;
 
-// Numbers as a message shows them; it becomes text only there.
+// A list of numbers for a message; it becomes text only if the message is written.
 struct ListText {
   const int64_t *begin, *end;
 };
@@ -78,7 +79,7 @@ void expect_countable(const char* op, const char* name, const Sizes& sizes) {
          list_text(sizes));
 }
 
-// From a tensor's first number to its last, gaps included.
+// How many numbers lie from a tensor's first to its last, gaps included.
 inline int64_t span_of(const Tensor& t) {
   if (t.numel() == 0) return 0;
   int64_t last = 0;
@@ -103,24 +104,42 @@ inline void expect_stored(const char* op, const char* name, const Tensor& t) {
          " bytes or more, got ", stored);
 }
 
+// As Python calls the dtype, without "torch."; rare dtypes as C++ calls them.
 inline const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float:
       return "float32";
+    case ScalarType::Double:
+      return "float64";
     case ScalarType::Half:
       return "float16";
     case ScalarType::BFloat16:
       return "bfloat16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
     case ScalarType::Int:
       return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
     default:
       return torch::headeronly::toString(dtype);
   }
 }
 
+inline const char* dtype_name(const Tensor& t) { return dtype_name(t.scalar_type()); }
+
 inline void expect_dtype(const char* op, const char* name, const Tensor& t, ScalarType dtype) {
-  expect(t.scalar_type() == dtype, op, "expected ", name, " of dtype ", dtype_name(dtype), ", got ",
-         torch::headeronly::toString(t.scalar_type()));
+  expect(t.scalar_type() == dtype, op, "expected ", name, " of dtype ", dtype_name(dtype), ", got ", dtype_name(t));
 }
 
 // CPU kernels compute in float32. CUDA kernels multiply in float16 or bfloat16; float32 is converted on the way in.
@@ -135,16 +154,14 @@ inline const char* float_names(const Tensor& src) {
 }
 
 inline void expect_float(const char* op, const char* name, const Tensor& t, const Tensor& src) {
-  expect(is_float(t, src), op, "expected ", name, " of dtype ", float_names(src), ", got ",
-         torch::headeronly::toString(t.scalar_type()));
+  expect(is_float(t, src), op, "expected ", name, " of dtype ", float_names(src), ", got ", dtype_name(t));
 }
 
-// Two sixteen-bit formats in one call would leave open which one multiplies.
+// With two 16-bit formats in one call it would be open which one multiplies.
 inline void expect_one_format(const char* op, const Tensor& src, const Tensor& weight) {
   const ScalarType dtype = src.scalar_type();
   expect(dtype == ScalarType::Byte || dtype == ScalarType::Float || dtype == weight.scalar_type(), op,
-         "expected src of dtype float32 or of weight's, ", dtype_name(weight.scalar_type()), ", got ",
-         torch::headeronly::toString(dtype));
+         "expected src of dtype float32 or of weight's, ", dtype_name(weight), ", got ", dtype_name(dtype));
 }
 
 inline ScalarType result_dtype(const Tensor& src, const Tensor& weight) {
@@ -156,7 +173,7 @@ inline void expect_place(const char* op, const char* name, const Tensor& t, cons
   expect_stored(op, name, t);
 }
 
-// What `make` allocates for numbers of these sizes; the stable ABI reports a failure without its cause.
+// Returns what `make` allocates for numbers of these sizes. The stable ABI reports a failure without its cause.
 template <class Sizes, class Make>
 Tensor expect_memory(
     const char* op, const Sizes& sizes, ScalarType dtype, const std::string& device, const Make& make) {
@@ -172,7 +189,7 @@ Tensor expect_memory(
   }
 }
 
-// A result is written in place only into a tensor of the layout that the kernels write, while the inputs are read.
+// `out` must have the layout that the kernels write, and no memory in common with the inputs, which are still read.
 inline void check_out(const char* op,
                       const Tensor& out,
                       ScalarType dtype,
@@ -242,7 +259,7 @@ inline ConvGeometry check_conv2d(const Tensor& src,
   const char* op = "dual_conv2d";
   expect(src.dim() == 4, op, "expected src of shape [N, C, H, W], got ", shape_text(src));
   expect(is_float(src, src) || src.scalar_type() == ScalarType::Byte, op, "expected src of dtype ", float_names(src),
-         " or uint8, got ", torch::headeronly::toString(src.scalar_type()));
+         " or uint8, got ", dtype_name(src));
   expect(is_float(src, src) || !paired, op, "expected a paired src of dtype ", float_names(src), ", got uint8");
   expect(!paired || src.size(0) % 2 == 0, op, "expected an even number of rows in a paired src, got ", src.size(0));
   expect(weight.dim() == 4, op, "expected weight of shape [Co, C/groups, kh, kw], got ", shape_text(weight));
@@ -303,7 +320,7 @@ inline ConvGeometry check_conv2d(const Tensor& src,
   g.in_h = src.size(2), g.in_w = src.size(3), g.in_c = src.size(1);
   g.out_h = out[0], g.out_w = out[1], g.out_c = channels;
   g.kernel_h = weight.size(2), g.kernel_w = weight.size(3);
-  // Steps beyond the padded image lead nowhere: all are alike.
+  // All steps beyond the padded image are alike.
   g.stride_h = std::min(stride[0], padded[0]), g.stride_w = std::min(stride[1], padded[1]);
   g.pad_h = padding[0], g.pad_w = padding[1];
   g.dilation_h = std::min(dilation[0], padded[0]), g.dilation_w = std::min(dilation[1], padded[1]);

@@ -1,4 +1,4 @@
-// One convolution of a pair, as plain numbers and pointers: what every kernel takes. No torch header here.
+// One convolution of a pair as plain numbers and pointers, which every kernel takes. No torch header here.
 #pragma once
 #include <cstdint>
 
@@ -6,12 +6,12 @@ namespace prefiqs {
 
 // Layouts: src [images, in_h, in_w, in_c], dst and residual [images, out_h, out_w, out_c] (NHWC), weight
 // [out_c, kernel_h, kernel_w, in_c / groups], mask [out_c, mask_words] with bit k = (r * kernel_w + s) * (in_c /
-// groups) + c. Branch 0 is dense, branch 1 uses the masked weights (the same weights where mask is null). A pair's
-// second half follows its first, so a branch's rows start `images` images later, unless the tensor is shared by both
-// branches.
+// groups) + c. Branch 0 uses the weights as they are; branch 1 uses the masked weights, or the same if mask is null.
+// The second half of a pair follows the first, so the rows of branch 1 start `images` images later, unless both
+// branches share the tensor.
 //
-// checks.h makes sure that nothing but `images` is 0, that a product of sizes of one tensor, or of the padded image, is
-// at most 2^48, and that steps are no longer than the padded image.
+// checks.h makes sure that only `images` may be 0, that the sizes of a tensor, or of the padded image, multiply to at
+// most 2^48, and that steps are no longer than the padded image.
 struct ConvGeometry {
   int64_t images;    // per branch
   int64_t branches;  // 1 or 2
@@ -39,8 +39,8 @@ struct ConvParams : ConvGeometry {
   const float* weight;
   const uint32_t* mask;  // null: every branch uses the weights as they are
 
-  // The constant added to an output pixel: bias and the tap shifts that fall inside the image, which take few distinct
-  // values: bias[branch][row_class[oh] * col_classes + col_class[ow]][out_c]. See bias_classes.h.
+  // What is added to an output pixel, bias and tap shifts (bias_classes.h):
+  // bias[branch][row_class[oh] * col_classes + col_class[ow]][out_c].
   const float* bias;
   const int32_t* row_class;
   const int32_t* col_class;

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prefiqs_ext.device import resolve
-from prefiqs_ext.dual import BufferedGraph, CudaGraphs, dualize, out_of_memory, to_half
+from prefiqs_ext.dual import BufferedGraph, CudaGraphs, convert_to_half, dualize, is_out_of_memory
 from prefiqs_ext.exceptions import InputError, OutOfMemoryError
 from prefiqs_ext.inputs import check_batch, check_values, example_images, levels, name_rows
 from prefiqs_ext.models.fingerprint import hash_weights
@@ -115,7 +115,7 @@ class Scorer(nn.Module):
         if self.dtype == torch.float32:
             self._run = partial(_score_output, BufferedGraph(self._dual, example, chunk=self.chunk))
         else:
-            to_half(self._dual, self.device, self.dtype)
+            convert_to_half(self._dual, self.device, self.dtype)
             self._check_half(example[:1], expected)
             self._run = CudaGraphs(partial(_score_output, self._dual))
 
@@ -227,7 +227,7 @@ class Scorer(nn.Module):
         try:
             return self._run(rows)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         if len(rows) == 1:
             raise OutOfMemoryError(

@@ -33,7 +33,7 @@ def good_linear() -> dict[str, Any]:
 
 BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
     "rank": ({"src": torch.randn(4, 5, 5)}, "expected src of shape [N, C, H, W], got [4, 5, 5]"),
-    "dtype": ({"src": torch.randn(2, 4, 5, 5).double()}, "expected src of dtype {floats} or uint8, got Double"),
+    "dtype": ({"src": torch.randn(2, 4, 5, 5).double()}, "expected src of dtype {floats} or uint8, got float64"),
     "uint8 pair": (
         {"src": torch.zeros(2, 4, 5, 5, dtype=torch.uint8), "paired": True},
         "expected a paired src of dtype {floats}, got uint8",
@@ -64,7 +64,7 @@ BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
         f"expected a result of at most {2**48} numbers, got shape [{2**21}, 6, {2**13}, {2**13}]",
     ),
     "weight rank": ({"weight": torch.randn(6, 36)}, "expected weight of shape [Co, C/groups, kh, kw], got [6, 36]"),
-    "weight dtype": ({"weight": torch.randn(6, 4, 3, 3).double()}, "expected weight of dtype {floats}, got Double"),
+    "weight dtype": ({"weight": torch.randn(6, 4, 3, 3).double()}, "expected weight of dtype {floats}, got float64"),
     "weight empty": (
         {"weight": torch.randn(6, 4, 0, 3)},
         "expected weight without empty dimensions, got [6, 4, 0, 3]",
@@ -114,13 +114,13 @@ BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
         "size [6, 4, 3, 3] instead",
     ),
     "groups zero": ({"groups": 0}, "non-positive groups is not supported: expected 1 or more, got 0"),
-    "mask dtype": ({"mask": torch.zeros(6, 2, dtype=torch.int64)}, "expected mask of dtype int32, got Long"),
+    "mask dtype": ({"mask": torch.zeros(6, 2, dtype=torch.int64)}, "expected mask of dtype int32, got int64"),
     "mask words": (
         {"mask": torch.zeros(6, 3, dtype=torch.int32)},
         "expected mask of shape [6, 2], got [6, 3]",
     ),
     "bias": ({"bias": torch.randn(5)}, "expected bias of shape [6], got [5]"),
-    "bias dtype": ({"bias": torch.randn(6).double()}, "expected bias of dtype float32, got Double"),
+    "bias dtype": ({"bias": torch.randn(6).double()}, "expected bias of dtype float32, got float64"),
     "tap_shift": (
         {"tap_shift": torch.randn(1, 6, 3, 3)},
         "expected tap_shift of shape [2, 6, 3, 3], got [1, 6, 3, 3]",
@@ -136,7 +136,7 @@ BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "residual dtype": (
         {"residual": torch.randn(2, 6, 5, 5).double()},
-        "expected residual of dtype float32, got Double",
+        "expected residual of dtype float32, got float64",
     ),
     "small image": (
         {"src": torch.randn(2, 4, 2, 5), "padding": (0, 0)},
@@ -147,13 +147,13 @@ BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
 
 BAD_LINEAR: dict[str, tuple[dict[str, Any], str]] = {
     "rank": ({"src": torch.randn(40)}, "expected src of shape [N, ..., I], got [40]"),
-    "dtype": ({"src": torch.randn(2, 40).double()}, "expected src of dtype {floats}, got Double"),
+    "dtype": ({"src": torch.randn(2, 40).double()}, "expected src of dtype {floats}, got float64"),
     "odd pair": (
         {"src": torch.randn(3, 40), "paired": True},
         "expected an even number of rows in a paired src, got 3",
     ),
     "features": ({"src": torch.randn(2, 39)}, "expected src with 40 features in its last dimension, got 39"),
-    "weight dtype": ({"weight": torch.randn(6, 40).double()}, "expected weight of dtype {floats}, got Double"),
+    "weight dtype": ({"weight": torch.randn(6, 40).double()}, "expected weight of dtype {floats}, got float64"),
     "weight rank": ({"weight": torch.randn(6, 40, 1)}, "expected weight of shape [O, I], got [6, 40, 1]"),
     "weight empty": ({"weight": torch.randn(0, 40)}, "expected weight without empty dimensions, got [0, 40]"),
     "src size": (
@@ -174,7 +174,7 @@ BAD_LINEAR: dict[str, tuple[dict[str, Any], str]] = {
 
 BAD_PAIR: dict[str, tuple[dict[str, Any], str]] = {
     "rank": ({"pair": torch.randn(4)}, "expected pair of shape [2N, d], got [4]"),
-    "dtype": ({"pair": torch.randn(4, 2).double()}, "expected pair of dtype {floats}, got Double"),
+    "dtype": ({"pair": torch.randn(4, 2).double()}, "expected pair of dtype {floats}, got float64"),
     "odd": ({"pair": torch.randn(3, 2)}, "expected an even number of rows in pair, got 3"),
     "size": (
         {"pair": torch.zeros(1).expand(2**30, 2**20)},
@@ -188,49 +188,49 @@ ONLY_CPU: dict[str, tuple[Any, dict[str, Any], str]] = {
     "half src": (
         ops.dual_conv2d,
         {"src": torch.randn(2, 4, 5, 5).half()},
-        "expected src of dtype {floats} or uint8, got Half",
+        "expected src of dtype {floats} or uint8, got float16",
     ),
     "half weight": (
         ops.dual_linear,
         {"weight": torch.randn(6, 40).half()},
-        "expected weight of dtype {floats}, got Half",
+        "expected weight of dtype {floats}, got float16",
     ),
     "half pair": (
         ops.embedding_distance,
         {"pair": torch.randn(4, 2).half()},
-        "expected pair of dtype {floats}, got Half",
+        "expected pair of dtype {floats}, got float16",
     ),
 }
 ONLY_CUDA: dict[str, tuple[Any, dict[str, Any], str]] = {
     "two formats": (
         ops.dual_conv2d,
         {"src": torch.randn(2, 4, 5, 5).half(), "weight": torch.randn(6, 4, 3, 3).bfloat16()},
-        "expected src of dtype float32 or of weight's, bfloat16, got Half",
+        "expected src of dtype float32 or of weight's, bfloat16, got float16",
     ),
     "half src of a float32 weight": (
         ops.dual_linear,
         {"src": torch.randn(2, 40).half()},
-        "expected src of dtype float32 or of weight's, float32, got Half",
+        "expected src of dtype float32 or of weight's, float32, got float16",
     ),
     "residual of another dtype than src": (
         ops.dual_conv2d,
         {"src": torch.randn(2, 4, 5, 5).half(), "weight": torch.randn(6, 4, 3, 3).half()},
-        "expected residual of dtype float16, got Float",
+        "expected residual of dtype float16, got float32",
     ),
     "residual of another dtype than the weight of a uint8 src": (
         ops.dual_conv2d,
         {"src": torch.zeros(2, 4, 5, 5, dtype=torch.uint8), "weight": torch.randn(6, 4, 3, 3).bfloat16()},
-        "expected residual of dtype bfloat16, got Float",
+        "expected residual of dtype bfloat16, got float32",
     ),
     "half residual of a float32 src": (
         ops.dual_conv2d,
         {"weight": torch.randn(6, 4, 3, 3).half(), "residual": torch.randn(2, 6, 5, 5).half()},
-        "expected residual of dtype float32, got Half",
+        "expected residual of dtype float32, got float16",
     ),
     "half bias": (
         ops.dual_linear,
         {"src": torch.randn(2, 40).half(), "weight": torch.randn(6, 40).half(), "bias": torch.randn(6).half()},
-        "expected bias of dtype float32, got Half",
+        "expected bias of dtype float32, got float16",
     ),
 }
 

@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # last: the installed package comes before the source tree
 
-from benchmarks.memory import BATCH_FILE, peak_bytes  # noqa: E402
-from benchmarks.timing import Spread, machine, ratios  # noqa: E402
+from benchmarks.memory import BATCH_FILE, measure_peak_bytes  # noqa: E402
+from benchmarks.timing import Spread, compare_rounds, describe_machine  # noqa: E402
 from prefiqs_ext.utils.timing import time_interleaved  # noqa: E402
 
 
@@ -27,7 +27,7 @@ def test_spread_by_hand() -> None:
 
 def test_ratios_are_taken_round_by_round() -> None:
     # Each round is twice as slow as the one before for both: the ratio does not see it.
-    assert ratios([1.0, 2.0, 4.0], [2.0, 4.0, 8.0]) == Spread.of([0.5, 0.5, 0.5])
+    assert compare_rounds([1.0, 2.0, 4.0], [2.0, 4.0, 8.0]) == Spread.of([0.5, 0.5, 0.5])
 
 
 def test_rounds_rotate_and_time_each_contender_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_rounds_rotate_and_time_each_contender_once(monkeypatch: pytest.MonkeyPa
 
 
 def test_machine_names_what_ran() -> None:
-    facts = machine()
+    facts = describe_machine()
     assert facts["torch"]
     assert facts["date"].endswith("+00:00")
     assert "cores" in facts["processor"]
@@ -116,7 +116,7 @@ def test_peak_memory_is_that_of_the_contender_alone(tmp_path: Path) -> None:
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "pair.onnx")
     np.save(tmp_path / BATCH_FILE, np.zeros((1, 3, 2, 2), dtype=np.uint8))
     mine = np.ones(100_000_000)  # 800 MB, which a child's ru_maxrss would start from
-    assert 10e6 < peak_bytes(tmp_path, "onnxruntime", 1) < 400e6
+    assert 10e6 < measure_peak_bytes(tmp_path, "onnxruntime", 1) < 400e6
     assert mine.nbytes == 800e6
 
 

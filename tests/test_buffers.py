@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prefiqs_ext import Pruning
 from prefiqs_ext.dual import BufferedGraph, dualize
-from prefiqs_ext.dual.runtime import tiling as stages
+from prefiqs_ext.dual.runtime import heuristics, tiling
 from tests.networks import calibrated, pictures
 
 
@@ -60,13 +60,13 @@ def dual(name: str) -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_bits_are_those_of_the_plain_graph(name: str) -> None:
     graph, batch = dual(name)
-    in_place = BufferedGraph(graph, batch, chunk=5)
-    assert len(in_place._stages[0].places) > 0
+    buffered = BufferedGraph(graph, batch, chunk=5)
+    assert len(buffered._stages[0].places) > 0
     with torch.inference_mode():
         for count in (2, 5, 1, 5):
-            kept = in_place(batch[:count])
+            kept = buffered(batch[:count])
             expected = graph(batch[:count])
-            in_place(-batch[:count])  # must not reach into what was returned before
+            buffered(-batch[:count])  # must not reach into what was returned before
             assert torch.equal(kept, expected)
 
 
@@ -74,57 +74,57 @@ def test_the_bits_are_those_of_the_plain_graph(name: str) -> None:
 def test_large_maps_go_a_few_images_at_a_time(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = pictures(5, (112, 112), seed=0).float()
     graph = dualize(calibrated("iresnet18"), Pruning(), example=batch)
-    values = stages.observe_shapes(graph, batch[:1])
+    values = tiling.observe_shapes(graph, batch[:1])
     widest = 4 * (2 * 64 * 112 * 112) * 2  # bytes that the widest layer, 64 channels of 112 x 112, reads and writes
-    monkeypatch.setattr(stages, "_CACHE", widest * images)
-    cut = stages.find_cut(graph, values, 5)
+    monkeypatch.setattr(heuristics, "CACHE_BYTES", widest * images)
+    cut = tiling.find_cut(graph, values, 5)
     assert cut is not None
-    in_place = BufferedGraph(graph, batch, chunk=5)
-    assert in_place._early_images == images
-    assert [place.shape for place in in_place._joined] == [values[cut.node]]
-    early, late = in_place._stages
+    buffered = BufferedGraph(graph, batch, chunk=5)
+    assert buffered._early_images == images
+    assert [place.shape for place in buffered._joined] == [values[cut.node]]
+    early, late = buffered._stages
     assert early.places
     assert late.places
     with torch.inference_mode():
         for count in (5, 1, 3, 5):
-            kept = in_place(batch[:count])
+            kept = buffered(batch[:count])
             expected = graph(batch[:count])
-            in_place(batch[-count:])
+            buffered(batch[-count:])
             assert torch.equal(kept, expected)
 
 
 def test_sface_is_cut_where_its_maps_are_small(sface: nn.Module) -> None:
     images = pictures(1, (112, 112), seed=0)
     graph = dualize(sface, Pruning(), example=images)
-    cut = stages.find_cut(graph, stages.observe_shapes(graph, images), 16)
+    cut = tiling.find_cut(graph, tiling.observe_shapes(graph, images), 16)
     assert cut is not None
     assert cut.shape == (2, 256, 14, 14)
-    assert stages.find_cut(graph, stages.observe_shapes(graph, images), 1) is None  # nothing to divide
+    assert tiling.find_cut(graph, tiling.observe_shapes(graph, images), 1) is None  # nothing to divide
 
 
 def test_an_image_of_several_rows_is_not_cut() -> None:
     images = pictures(1, (112, 112), seed=0).float()
     graph = dualize(calibrated("iresnet18"), Pruning(), example=images)
-    shapes = stages.observe_shapes(graph, images)
-    assert stages.find_cut(graph, shapes, 16) is not None
+    shapes = tiling.observe_shapes(graph, images)
+    assert tiling.find_cut(graph, shapes, 16) is not None
     frames = {node: (3 * rows, *rest) for node, (rows, *rest) in shapes.items()}
-    assert stages.find_cut(graph, frames, 16) is None
+    assert tiling.find_cut(graph, frames, 16) is None
 
 
 def test_values_that_are_read_across_a_place_forbid_to_cut_there() -> None:
     graph, _ = dual("crossing")
-    names = [node.name for node in stages._crossings(graph, list(graph.graph.nodes))]
+    names = [node.name for node in tiling._find_crossings(graph, list(graph.graph.nodes))]
     assert names == ["model_first"]
 
 
 def test_an_iresnet_needs_few_buffers() -> None:
     images = pictures(3, (112, 112), seed=0).float()
     graph = dualize(calibrated("iresnet18"), Pruning(), example=images)
-    in_place = BufferedGraph(graph, images, chunk=1)
-    assert len(in_place._stages[0].places) > 15
-    assert len({place.buffer for place in in_place._stages[0].places}) <= 4
+    buffered = BufferedGraph(graph, images, chunk=1)
+    assert len(buffered._stages[0].places) > 15
+    assert len({place.buffer for place in buffered._stages[0].places}) <= 4
     with torch.inference_mode():
-        assert torch.equal(in_place(images), graph(images))
+        assert torch.equal(buffered(images), graph(images))
 
 
 def test_another_size_runs_on_the_plain_graph() -> None:
@@ -136,11 +136,11 @@ def test_another_size_runs_on_the_plain_graph() -> None:
 
 def test_threads_do_not_share_buffers() -> None:
     graph, batch = dual("crossing")
-    in_place = BufferedGraph(graph, batch, chunk=5)
+    buffered = BufferedGraph(graph, batch, chunk=5)
 
     def run(sign: int) -> Tensor:
         with torch.inference_mode():
-            return in_place(sign * batch)
+            return buffered(sign * batch)
 
     signs = [1, -1] * 20
     with ThreadPoolExecutor(4) as pool:
@@ -152,9 +152,9 @@ def test_threads_do_not_share_buffers() -> None:
 
 def test_a_pickle_carries_no_buffers() -> None:
     graph, batch = dual("crossing")
-    in_place = BufferedGraph(graph, batch, chunk=5)
-    size = len(pickle.dumps(in_place))
+    buffered = BufferedGraph(graph, batch, chunk=5)
+    size = len(pickle.dumps(buffered))
     with torch.inference_mode():
-        expected = in_place(batch)
-        assert len(pickle.dumps(in_place)) == size
-        assert torch.equal(pickle.loads(pickle.dumps(in_place))(batch), expected)
+        expected = buffered(batch)
+        assert len(pickle.dumps(buffered)) == size
+        assert torch.equal(pickle.loads(pickle.dumps(buffered))(batch), expected)

@@ -181,7 +181,7 @@ class Fork(nn.Module):
 
 @pytest.mark.parametrize("by_sum", [False, True])
 def test_an_affine_read_by_several(by_sum: bool) -> None:
-    expected = ["DualConv2d", "InferenceNorm", *["DualConv2d"] * 2, "add", "flatten"]
+    expected = ["DualConv2d", "FrozenNorm", *["DualConv2d"] * 2, "add", "flatten"]
     if not by_sum:
         expected = [*["DualConv2d"] * 3, "flatten"]
     assert calls(check_fusing(seeded(Fork(by_sum)), randn(2, 3, 6, 6))) == expected
@@ -246,14 +246,14 @@ def test_batch_norm_after_a_linear_layer(rank: int) -> None:
     model = seeded(nn.Sequential(nn.Linear(7, 5), nn.Dropout(), nn.BatchNorm1d(5), nn.Flatten()))
     x = randn(3, 7) if rank == 2 else randn(3, 5, 7)
     fused = check_fusing(model, x)
-    assert calls(fused) == ["DualLinear", *["InferenceNorm"] * (rank - 2), "Flatten"]
+    assert calls(fused) == ["DualLinear", *["FrozenNorm"] * (rank - 2), "Flatten"]
     assert isinstance(fused.get_submodule("0"), DualLinear)
 
 
 def test_nothing_is_folded_into_a_linear_layer_from_before() -> None:
     """A linear layer has one bias for both branches, and the shift gives each another one."""
     assert calls(check_fusing(seeded(nn.Sequential(nn.BatchNorm1d(7), nn.Linear(7, 5))), randn(3, 7))) == [
-        "InferenceNorm",
+        "FrozenNorm",
         "DualLinear",
     ]
 
@@ -262,7 +262,7 @@ def test_a_layer_called_twice_is_left_alone() -> None:
     conv, act = nn.Conv2d(3, 3, 3, padding=1), nn.PReLU(3)
     model = seeded(nn.Sequential(nn.BatchNorm2d(3), conv, act, nn.BatchNorm2d(3), conv, nn.Flatten()))
     assert calls(check_fusing(model, randn(2, 3, 6, 6))) == [
-        *("InferenceNorm", "DualConv2d", "PReLU", "InferenceNorm", "DualConv2d", "Flatten")
+        *("FrozenNorm", "DualConv2d", "PReLU", "FrozenNorm", "DualConv2d", "Flatten")
     ]
 
 
@@ -304,7 +304,7 @@ def test_iresnet_blocks() -> None:
     model = calibrated("iresnet18")
     fused = dualize(model, example=network_input(pictures(1)))
     names = calls(fused)
-    assert names == ["DualConv2d"] * (1 + 4 * (3 + 2)) + ["InferenceNorm", "flatten", "DualLinear"]
+    assert names == ["DualConv2d"] * (1 + 4 * (3 + 2)) + ["FrozenNorm", "flatten", "DualLinear"]
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         for block, count in (("0", 3), ("1", 2)):
             own = [node for node in fused.graph.nodes if str(node.target).startswith(f"{stage}.{block}.")]

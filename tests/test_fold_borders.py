@@ -42,14 +42,14 @@ def test_batch_norm_before_a_convolution(window: str, paired: bool, bias: bool) 
     fused = check_fusing(model, randn(3, 6, *size))
     assert calls(fused)[-2:] == ["DualConv2d", "Flatten"]
     # Unpaired, the first batch norm stands at the input, with no convolution beside it.
-    assert calls(fused).count("InferenceNorm") == (0 if paired else 1)
+    assert calls(fused).count("FrozenNorm") == (0 if paired else 1)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's, about its own speed
 def test_one_sided_zeros_are_kept_apart() -> None:
     """An even kernel with padding "same": torch pads one zero more at the end, after the batch norm."""
     model = seeded(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 4, padding="same"), nn.Flatten()))
-    assert calls(check_fusing(model, randn(2, 3, 6, 5))) == ["InferenceNorm", "DualConv2d", "Flatten"]
+    assert calls(check_fusing(model, randn(2, 3, 6, 5))) == ["FrozenNorm", "DualConv2d", "Flatten"]
 
 
 @pytest.mark.parametrize("kernel", [1, 3])

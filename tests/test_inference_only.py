@@ -8,7 +8,7 @@ from networks import calibrate, pictures
 from torch import Tensor, nn
 
 from prefiqs_ext import Scorer, dualize
-from prefiqs_ext.dual.convert.inference_form import inference_form
+from prefiqs_ext.dual.convert.freeze import freeze
 
 
 class _Trains(nn.Sequential):
@@ -95,7 +95,7 @@ def test_inference_form_is_the_module_in_eval_mode(module: nn.Module) -> None:
             tensor.uniform_(0.5, 2)
     x: Tensor = torch.randn(4, 6, *{"1d": (5,), "3d": (2, 3, 5)}.get(type(module).__name__[-2:], (3, 5)))
     expected = module.eval()(x.clone())
-    own = inference_form(module).train()
+    own = freeze(module).train()
     given = x.clone()
     torch.testing.assert_close(own(given), expected, rtol=0, atol=0)
     assert torch.equal(given, x)

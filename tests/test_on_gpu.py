@@ -131,10 +131,10 @@ def test_without_time_everything_is_left_out(tmp_path: Path) -> None:
 
 
 def test_both_stages_build_first_and_peers_come_before_compilers() -> None:
-    names = [step.name for step in on_gpu.bench_steps()]
+    names = [step.name for step in on_gpu.list_bench_steps()]
     assert names[:2] == ["ceilings", "network iresnet100 256"]
     assert names.index("network sface 256") < names.index("compiled iresnet100 256")
-    check = {step.name: step for step in on_gpu.check_steps(Path("out"))}
+    check = {step.name: step for step in on_gpu.list_check_steps(Path("out"))}
     assert list(check) == ["tests", "accuracy sface", "accuracy iresnet50", "memcheck", "racecheck", "sm90 tests"]
     assert check["sm90 tests"].limit == 60
     assert "tests/test_cuda_scorer.py" in check["tests"].command
@@ -146,7 +146,7 @@ def test_weights_and_crops_reach_the_steps(tmp_path: Path, monkeypatch: pytest.M
     Path("sface.onnx").write_bytes(b"weights")
     Path("crops").mkdir()
     given = ["check", "out", "--weights", "sface.onnx", "--crops", "crops"]
-    environment = on_gpu.prepared(on_gpu.argument_parser().parse_args(given))
+    environment = on_gpu.prepare_environment(on_gpu.build_parser().parse_args(given))
     assert environment["PREFIQS_CROPS"] == str(tmp_path / "crops")
     assert environment["PREFIQS_RESULTS"] == str(tmp_path / "out" / RESULTS)
     assert environment["PREFIQS_CUDA"] == "ON"
@@ -157,8 +157,8 @@ def test_weights_and_crops_reach_the_steps(tmp_path: Path, monkeypatch: pytest.M
 def test_only_missing_wheels_are_installed(tmp_path: Path) -> None:
     for name in ("pytest-9.0.0-py3-none-any.whl", "no_such_package-1.0-py3-none-any.whl"):
         (tmp_path / name).touch()
-    assert [wheel.name for wheel in gpu_environment.missing(tmp_path)] == ["no_such_package-1.0-py3-none-any.whl"]
-    assert gpu_environment.missing(None) == []
+    assert [wheel.name for wheel in gpu_environment.find_missing(tmp_path)] == ["no_such_package-1.0-py3-none-any.whl"]
+    assert gpu_environment.find_missing(None) == []
 
 
 def measure(*arguments: str, module: str = "gpu", results: Path) -> list[dict[str, object]]:

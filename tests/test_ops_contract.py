@@ -128,7 +128,7 @@ def test_an_input_that_requires_grad_is_refused(name: str) -> None:
 
 
 BAD_OUT: dict[str, tuple[Callable[..., Tensor], str]] = {
-    "dtype": (partial(torch.empty, 4, 6, 5, 5, dtype=torch.float64), "expected out of dtype float32, got Double"),
+    "dtype": (partial(torch.empty, 4, 6, 5, 5, dtype=torch.float64), "expected out of dtype float32, got float64"),
     "shape": (partial(torch.empty, 2, 6, 5, 5), "expected out of shape [4, 6, 5, 5], got [2, 6, 5, 5]"),
     "layout": (partial(torch.empty, 4, 6, 5, 5), "expected out in channels_last layout without gaps"),
     "gaps": (

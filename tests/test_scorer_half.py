@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, fx, nn
 
 from prefiqs_ext import Preset, Pruning, Scorer, ops, reference
-from prefiqs_ext.dual import dualize, to_half
+from prefiqs_ext.dual import convert_to_half, dualize
 from tests import duals, networks
 from tests.half_emulation import HALF, Emulation
 from tests.oracle import expected_pair
@@ -39,7 +39,7 @@ def emulation(monkeypatch: pytest.MonkeyPatch) -> Emulation:
 
 def half_graph(model: nn.Module, example: Tensor, dtype: torch.dtype, *, fuse: bool = True) -> fx.GraphModule:
     graph = dualize(model, Pruning(), example=example, fuse=fuse)
-    to_half(graph, CPU, dtype)
+    convert_to_half(graph, CPU, dtype)
     return graph
 
 

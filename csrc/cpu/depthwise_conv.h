@@ -1,23 +1,23 @@
-// Depthwise convolution: one filter a channel, dst[pixel, c] = sum over taps of src[pixel + tap, c] * weight[c, tap].
+// Depthwise convolution, one filter for each channel: dst[pixel, c] = sum over taps of src[pixel + tap, c] *
+// weight[c, tap].
 //
-// In fast memory, for one block of channels: the source rows under the kernel, a ring of [row][column][channel] with
-// their padding; and the filters as [c / lanes][tap][lanes], dense and masked, packed once a thread. In src, pixels of
-// many channels lie a power of two apart and would crowd a few sets of the first-level cache: hence the copy.
-// Tile loop: for the rows of each image, for both branches, for each block of channels: for each output row: copy the
-// source rows that are new; for each block of pixels, for each vector of channels: the pixels' sums stay in registers
-// while the taps go by, in order.
+// Layout: a ring of source rows [row][column][channel] with padding; filters [c / lanes][tap][lanes], dense and masked.
+// In fast memory: for one block of channels, the ring of the rows under the kernel, and the filters.
+// Loop: for each image, branch and block of channels, for each output row: copy the source rows that are new; for each
+// few pixels, for each vector of channels: add up the taps in order, in registers; finish.
+// The rows are copied because pixels of many channels lie a power of two apart in src and would crowd a few sets of the
+// first-level cache.
 #pragma once
 #include "cpu/epilogue.h"
+#include "cpu/heuristics.h"
 #include "cpu/kernels.h"
 
 namespace prefiqs {
 namespace {
 
 constexpr int lanes = Vec::width;
-constexpr int most_pixels = 8;
-constexpr int64_t cache_line = 16;          // floats
-constexpr int64_t ring_budget = 24 * 1024;  // floats; less would break the reading of src into shorter pieces
-constexpr int64_t most_ring = 1 << 20;      // floats of one cache line of channels: beyond any cache
+constexpr int most_pixels = heuristics::depthwise_most_pixels;
+constexpr int64_t cache_line = heuristics::cache_line;
 
 struct DepthwisePlan {
   int64_t ring_rows, ring_cols;  // what the taps of one output row span, padding included
@@ -27,13 +27,13 @@ struct DepthwisePlan {
       : ring_rows((p.kernel_h - 1) * p.dilation_h + 1),
         ring_cols((p.out_w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1) {
     const int64_t lines = ceil_div(p.out_c, cache_line);
-    const int64_t fitting = max_of(1, ring_budget / cache_line / ring_cols / ring_rows);
+    const int64_t fitting = max_of(1, heuristics::depthwise_ring_floats / cache_line / ring_cols / ring_rows);
     block = ceil_div(lines, ceil_div(lines, fitting)) * cache_line;
   }
   int64_t ring_floats() const { return ring_rows * ring_cols * block; }
 };
 
-// Channels past the last one get zeros.
+// Packs the filters as [c / lanes][tap][lanes]; channels past the last one get zeros.
 void pack_filters(const ConvParams& p, bool masked, float* dst) {
   for (int64_t vector = 0; vector < ceil_div(p.out_c, lanes); ++vector) {
     for (int64_t k = 0; k < p.taps(); ++k) {
@@ -53,7 +53,7 @@ struct DepthwiseTask {
   int64_t channel, channels;  // the block's first, and how many it has
 };
 
-// Row `row` of the padded image to its place in the ring; the row after it is fetched from slow memory meanwhile.
+// Copies row `row` of the padded image to its place in the ring. Meanwhile the next row is fetched from slow memory.
 void fill_ring_row(const ConvParams& p, const DepthwisePlan& plan, const DepthwiseTask& t, int64_t row, float* ring) {
   float* dst = ring + row % plan.ring_rows * plan.ring_cols * plan.block;
   const int64_t src_row = row - p.pad_h, line = p.in_w * p.in_c;
@@ -72,16 +72,16 @@ void fill_ring_row(const ConvParams& p, const DepthwisePlan& plan, const Depthwi
   }
 }
 
-// Where the outputs of some neighbouring pixels go, and where their inputs are.
+// A few neighbouring output pixels: where their inputs are, and where the outputs go.
 struct DepthwisePixels {
   const float* ring;
-  int64_t slot;  // of the ring's rows: that of the first tap
-  int64_t col;   // the first pixel
-  int64_t place;
-  int64_t bias;  // of the row's class
+  int64_t slot;   // the row of the ring that holds the first tap
+  int64_t col;    // of the first pixel
+  int64_t place;  // of the first pixel in dst
+  int64_t bias;   // of the row's class, in the bias table
 };
 
-// `count` pixels by one vector of channels; `filters` and the ring are at that vector.
+// Computes `count` pixels of one vector of channels, which `filters` and the ring point to.
 template <int count, bool full>
 __attribute__((always_inline)) inline void depthwise_vector(const ConvParams& p,
                                                             const DepthwisePlan& plan,
@@ -111,7 +111,7 @@ __attribute__((always_inline)) inline void depthwise_vector(const ConvParams& p,
   }
 }
 
-// `count` pixels, at most `most`, by the block's channels.
+// Computes `count` pixels, at most `most`, of all channels of the block.
 template <int most>
 void depthwise_pixels(
     const ConvParams& p, const DepthwisePlan& plan, const DepthwiseTask& t, DepthwisePixels at, int64_t count) {
@@ -131,11 +131,11 @@ void depthwise_pixels(
 }
 
 void depthwise_rows(const ConvParams& p, const DepthwisePlan& plan, const DepthwiseTask& t, float* ring) {
-  int64_t filled = 0;  // rows of the padded image before this one are in the ring, or gone
+  int64_t filled = 0;  // the first row of the padded image that was not copied yet
   for (int64_t row = t.row_begin; row < t.row_end; ++row) {
     const int64_t first = row * p.stride_h, last = first + plan.ring_rows;
     for (filled = max_of(filled, first); filled < last; ++filled) fill_ring_row(p, plan, t, filled, ring);
-    // As few blocks of pixels as registers allow, of nearly equal size.
+    // As few blocks of pixels as the registers allow, of nearly equal size.
     const int64_t blocks = ceil_div(p.out_w, most_pixels);
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t col = p.out_w * i / blocks, count = p.out_w * (i + 1) / blocks - col;
@@ -146,16 +146,16 @@ void depthwise_rows(const ConvParams& p, const DepthwisePlan& plan, const Depthw
   }
 }
 
-// Taps or pixels that lie far apart span more rows and columns than a ring should hold.
+// A ring cannot hold the rows and columns between taps or pixels that lie far apart.
 bool depthwise_fits(const ConvParams& p) {
   const DepthwisePlan plan(p);
-  const bool ring_fits = plan.ring_rows <= most_ring / cache_line / plan.ring_cols;
+  const bool ring_fits = plan.ring_rows <= heuristics::depthwise_most_ring / cache_line / plan.ring_cols;
   return p.group_in_c() == 1 && p.in_c == p.out_c && p.groups > 1 && ring_fits;
 }
 
 int64_t depthwise_work_items(const ConvParams& p) { return p.images * p.out_h; }
 
-// An item is one output row of one image, both branches.
+// An item of work is one output row of one image, for both branches.
 void depthwise_run(const ConvParams& p, int64_t begin, int64_t end) {
   const DepthwisePlan plan(p);
   const int64_t filter_floats = ceil_div(p.out_c, lanes) * lanes * p.taps();

@@ -1,3 +1,4 @@
+// depthwise_conv.h compiled for AVX2.
 #include "cpu/depthwise_conv.h"
 
 namespace prefiqs {

@@ -1,3 +1,4 @@
+// depthwise_conv.h compiled for AVX-512.
 #include "cpu/depthwise_conv.h"
 
 namespace prefiqs {

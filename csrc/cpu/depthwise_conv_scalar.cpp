@@ -1,3 +1,4 @@
+// depthwise_conv.h compiled for any CPU.
 #include "cpu/depthwise_conv.h"
 
 namespace prefiqs {

@@ -1,7 +1,9 @@
-// D = |e - e'|, both L2-normalised, as the norm of the difference: sqrt(2 - 2 cos) would cancel for small D.
+// D = |e - e'| of two L2-normalised embeddings, as the norm of the difference; sqrt(2 - 2 cos) would lose all digits of
+// a small D.
 //
-// One pass over a row for each norm, one for the difference; sums in double, so that the order of a row's few hundred
-// terms never shows in the float result. A row of norm zero stays zero.
+// Layout: pair [2 * rows][features], dense rows first. Nothing is kept in fast memory.
+// Loop: for each row: one pass for each norm, then one for the difference. Sums are in double, so that the order of a
+// row's few hundred terms never shows in the float result. A row of norm zero stays zero.
 #include "cpu/distance.h"
 
 #include <cmath>

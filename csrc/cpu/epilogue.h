@@ -1,4 +1,4 @@
-// What a finished sum still needs before it is an output: bias, residual, activation.
+// What turns a finished sum into an output: bias, residual, activation.
 #pragma once
 #include "conv_params.h"
 #include "cpu/vec.h"
@@ -6,8 +6,8 @@
 namespace prefiqs {
 namespace {
 
-// For one vector of channels of one branch, `count` of which are valid; all of them where it is `full`. Outputs are
-// named by the place of their pixel in dst, in floats.
+// For one vector of channels of one branch, `count` of which are valid, or all if it is `full`. `pixel` is the place of
+// an output's pixel in dst, in floats.
 template <bool full>
 class Epilogue {
  public:
@@ -21,7 +21,7 @@ class Epilogue {
                : p.slope_stride == 0 ? Vec::broadcast(*p.slope)
                                      : load(p.slope + channel)) {}
 
-  // For sums that are finished in several parts: dst holds what there is of them.
+  // For sums that are added up in several parts, dst holds the parts so far.
   Vec stored(int64_t pixel) const { return load(dst_ + pixel); }
   void store(Vec sum, int64_t pixel) const {
     if (full) {
@@ -31,7 +31,7 @@ class Epilogue {
     }
   }
 
-  // `bias`: the place of the pixel's class in the table of the branch.
+  // `bias`: the place of the pixel's class in the bias table of the branch, in floats.
   void finish(Vec sum, int64_t pixel, int64_t bias) const {
     sum = sum + load(bias_ + bias);
     if (residual_ != nullptr) sum = sum + load(residual_ + pixel);

@@ -1,40 +1,36 @@
-// Implicit GEMM for any convolution: dst[pixel, co] = sum over k of im2col(src)[pixel, k] * weight[co, k], k = (r, s,
-// c).
+// Implicit GEMM, for any convolution: dst[pixel, co] = sum over k of im2col(src)[pixel, k] * weight[co, k].
 //
-// In fast memory: a block of filters as panels [k][2 vectors of co], `panel_budget` floats for at most `deepest` k,
-// packed once, and one tile of pixels. The dense branch uses the panels as they are; then the mask is applied to them
-// where they lie, and the pruned branch uses the same floats. Tile loop: for each block of filters, of k: pack; for
-// both branches: for each tile of `tile_pixels` pixels: its inputs, where they are if evenly spaced, else copied
-// (im2col); for each panel: all sums of the tile stay in registers. The sums of several k blocks are added up in dst.
-// Within a block a sum is one chain in the order of k: no tiling, batch or number of threads changes a bit.
+// Layout: k = (r, s, c); a panel of filters is [k][2 vectors of co], a copied tile of pixels [k / lanes][pixel][lanes].
+// In fast memory: a block of panels, packed once and masked in place after the dense branch; one tile of pixels.
+// Loop: for each block of filters, for each block of k: pack; for each branch: mask; for each tile of `tile_pixels`
+// pixels: use its inputs in place if they are evenly spaced, else copy them; for each panel: sum in registers, finish.
+// A sum is one chain in the order of k within a block of k; the blocks' sums are added in dst. So no tiling, batch or
+// number of threads changes a bit.
 #pragma once
 #include <cstring>
 
 #include "cpu/epilogue.h"
+#include "cpu/heuristics.h"
 #include "cpu/kernels.h"
 #include "cpu/panel.h"
 
 namespace prefiqs {
 namespace {
 
-constexpr int64_t panel_budget = 128 * 1024;  // floats; half of a 1 MiB second-level cache leaves room for the pixels
-constexpr int64_t deepest = 384;              // k of a block: a tile then stays in the first-level cache
-constexpr int64_t widest_step = 256;          // floats from pixel to pixel of a tile that is used in place
-
 struct Plan {
   int64_t k_block, k_blocks;
-  int64_t panels_per_block, out_blocks;  // blocks of output channels, within one group
+  int64_t panels_per_block, out_blocks;  // of the output channels of one group
   int64_t tiles;                         // of one branch
-  bool both;                             // both branches read the same source: they share its tiles
+  bool both;                             // both branches read the same source, so they share its tiles
 
   explicit Plan(const ConvParams& p) {
-    k_blocks = ceil_div(p.depth(), deepest);
+    k_blocks = ceil_div(p.depth(), heuristics::gemm_k_block);
     // A multiple of 32, so that every block starts on a mask word.
     k_block = k_blocks == 1 ? p.depth() : ceil_div(ceil_div(p.depth(), k_blocks), 32) * 32;
     k_blocks = ceil_div(p.depth(), k_block);
     const int64_t panels = ceil_div(p.group_out_c(), panel_width);
     both = p.src_shared && p.branches == 2;
-    const int64_t fitting = max_of(1, panel_budget / ((both ? 2 : 1) * k_block * panel_width));
+    const int64_t fitting = max_of(1, heuristics::gemm_panel_floats / ((both ? 2 : 1) * k_block * panel_width));
     out_blocks = ceil_div(panels, fitting);
     panels_per_block = ceil_div(panels, out_blocks);
     out_blocks = ceil_div(panels, panels_per_block);
@@ -43,7 +39,7 @@ struct Plan {
 };
 
 struct Tile {
-  int64_t count;                // pixels in it; the rest repeat the last one and are not stored
+  int64_t count;                // how many pixels it has; the other places repeat the last one
   int64_t image[tile_pixels];   // offset of the image in src
   int64_t in_row[tile_pixels];  // of tap (0, 0); may lie outside
   int64_t in_col[tile_pixels];
@@ -72,7 +68,7 @@ struct Tile {
   }
 };
 
-// k whose inputs lie side by side in src: of one kernel row, or of one tap where taps do not touch.
+// Values of k whose inputs lie side by side in src: a kernel row, or one tap if the taps of a row do not touch.
 struct Run {
   int64_t row, col;  // of the first tap, from the pixel's corner
   int64_t channel;   // of the first tap
@@ -81,7 +77,7 @@ struct Run {
 
 // The calling thread's memory for one block of filters.
 struct Workspace {
-  float* panels;  // of one branch after the other, or of both where they read the same tiles
+  float* panels;  // of one branch after the other, or of both if they read the same tiles
   int64_t branch_floats;
   float* tile;
   Run* runs;
@@ -100,7 +96,7 @@ struct Workspace {
   }
 };
 
-// The runs of k in [k_begin, k_end), in order; returns how many.
+// Writes the runs of k in [k_begin, k_end), in order; returns how many there are.
 int64_t split_runs(const ConvParams& p, int64_t k_begin, int64_t k_end, Run* runs) {
   const int64_t channels = p.group_in_c();
   const bool taps_touch = p.dilation_w == 1 && p.groups == 1;
@@ -115,8 +111,8 @@ int64_t split_runs(const ConvParams& p, int64_t k_begin, int64_t k_end, Run* run
   return count;
 }
 
-// Floats [begin, end) of a run, or zeros, to their places in a tile's pixel; `k` is that of the run's first. The floats
-// `ahead` of them are fetched from slow memory meanwhile.
+// Copies floats [begin, end) of a run, or zeros, to their places in a tile's pixel; the run's first float is that of
+// `k`. Meanwhile the floats that lie `ahead` of them are fetched from slow memory.
 template <bool zeros>
 void place_run(const float* src, int64_t begin, int64_t end, int64_t k, int64_t ahead, float* dst) {
   int64_t lane = (k + begin) % lanes;
@@ -154,14 +150,13 @@ void im2col(const ConvParams& p, const Tile& tile, const float* src, const Run* 
   }
 }
 
-// The inputs of a tile where they are, one for each run: without a copy, if its pixels are evenly spaced and no run
-// meets padding. Returns whether that is so.
+// Finds the inputs of a tile in src, one for each run, if they can be used without a copy: if the pixels are evenly
+// spaced and no run meets padding. Returns whether that is so.
 bool inputs_in_place(
     const ConvParams& p, const Tile& tile, const float* src, const Run* runs, int64_t run_count, TileInputs* inputs) {
   constexpr int last = tile_pixels - 1;
   const int64_t step = p.stride_w * p.in_c;
-  // Wider steps would crowd the pixels into few sets of the first-level cache.
-  if (tile.count < tile_pixels || step > widest_step) return false;
+  if (tile.count < tile_pixels || step > heuristics::gemm_widest_step) return false;
   const bool one_row = tile.image[0] == tile.image[last] && tile.in_row[0] == tile.in_row[last];
   const bool side_by_side = p.taps() == 1 && p.stride_h == 1 && p.stride_w == 1 && p.pad_h == 0 && p.pad_w == 0;
   if (!one_row && !side_by_side) return false;
@@ -178,7 +173,7 @@ bool inputs_in_place(
 struct PanelTask {
   const TileInputs* inputs;
   int64_t input_count;
-  int64_t ahead;  // floats to the inputs of the next tile, if they are to be fetched
+  int64_t ahead;  // floats to the inputs of the next tile, which are fetched meanwhile; 0: do not fetch
   const float* panel;
   const Tile* tile;
   int64_t branch;
@@ -187,7 +182,8 @@ struct PanelTask {
   bool first, last;  // of the k blocks
 };
 
-// Pixels past the tile's last repeat it, so storing them again is harmless. `full`: the panel has all its filters.
+// Adds what earlier blocks of k left, and finishes or stores the sums. Pixels past the tile's last one repeat it, so
+// storing them is harmless. `full`: the panel has all its filters.
 template <bool full>
 __attribute__((always_inline)) inline void finish_panel(const ConvParams& p,
                                                         const PanelTask& t,
@@ -228,7 +224,7 @@ void run_panel(const ConvParams& p, const PanelTask& t) {
   }
 }
 
-// One tile by the panels of filters [begin, end) of one branch.
+// Multiplies one tile by the panels of filters [begin, end) of one branch.
 void run_tile(const ConvParams& p, PanelTask task, int64_t panel_floats, int64_t begin, int64_t end) {
   for (task.channel = begin; task.channel < end; task.channel += panel_width) {
     task.filters = min_of(panel_width, end - task.channel);
@@ -238,7 +234,7 @@ void run_tile(const ConvParams& p, PanelTask task, int64_t panel_floats, int64_t
   }
 }
 
-// Tiles [tile_begin, tile_end) of both branches for one block of filters: `block` counts over groups and their blocks.
+// Runs tiles [tile_begin, tile_end) of both branches for one block of filters. `block` counts the blocks of all groups.
 void run_block(const ConvParams& p, const Plan& plan, int64_t block, int64_t tile_begin, int64_t tile_end) {
   const Workspace ws(p, plan);
   const int64_t group = block / plan.out_blocks;
@@ -293,7 +289,7 @@ int64_t gemm_work_items(const ConvParams& p) {
   return p.groups * plan.out_blocks * plan.tiles;
 }
 
-// An item is a tile of a block of filters; tiles vary fastest, so a thread packs a block once for all its tiles.
+// An item of work is one tile of one block of filters. Tiles vary fastest, so a thread packs a block once for many.
 void gemm_run(const ConvParams& p, int64_t begin, int64_t end) {
   const Plan plan(p);
   while (begin < end) {

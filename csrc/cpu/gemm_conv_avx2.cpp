@@ -1,3 +1,4 @@
+// gemm_conv.h compiled for AVX2.
 #include "cpu/gemm_conv.h"
 
 namespace prefiqs {

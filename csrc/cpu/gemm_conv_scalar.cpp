@@ -1,3 +1,4 @@
+// gemm_conv.h compiled for any CPU.
 #include "cpu/gemm_conv.h"
 
 namespace prefiqs {

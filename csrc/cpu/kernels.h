@@ -1,5 +1,5 @@
-// The convolution kernels, and how one is chosen. A kernel's work is a flat range of items that any thread may run in
-// any split: what an item computes, and in which order it adds, depends on the layer's shape alone.
+// The convolution kernels, and how one is chosen. A new algorithm is one template over Vec (a header like gemm_conv.h),
+// one file for each instruction set that instantiates it, and a place in the list of dispatch.cpp.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -8,6 +8,8 @@
 
 namespace prefiqs {
 
+// A kernel's work is a flat range of items, which threads may split anywhere: what an item computes, and in which order
+// it adds, depends on the layer's shape alone.
 struct ConvKernel {
   const char* algorithm;
   const char* isa;
@@ -21,11 +23,11 @@ extern const ConvKernel winograd_conv_scalar, winograd_conv_avx2, winograd_conv_
 extern const ConvKernel linear_conv_scalar, linear_conv_avx2, linear_conv_avx512;
 extern const ConvKernel depthwise_conv_scalar, depthwise_conv_avx2, depthwise_conv_avx512;
 
-// The first kernel of the ordered list that this CPU can run and that fits the layer. PREFIQS_CPU_ALGORITHM narrows the
-// list, for tests and benchmarks.
+// The first kernel of the ordered list in dispatch.cpp that this CPU can run and that fits the layer. The environment
+// variable PREFIQS_CPU_ALGORITHM forces an algorithm, for tests and benchmarks.
 const ConvKernel& choose_conv_kernel(const ConvParams&);
 
-// The instruction set in use: the widest this CPU has, or what the environment variable PREFIQS_CPU_ISA names.
+// The instruction set in use: the widest that this CPU has, or the one that PREFIQS_CPU_ISA names.
 __attribute__((visibility("default"))) const char* cpu_isa();
 
 // A 64-byte aligned buffer of the calling thread, kept between calls. A second call may move it.

@@ -1,27 +1,27 @@
-// Large linear layers: dst[row, co] = sum over k of src[row, k] * weight[co, k]. At the batch sizes of scoring, reading
-// the weights takes longer than multiplying by them: each is read from memory once, for the rows of both branches.
+// Large linear layers: dst[row, co] = sum over k of src[row, k] * weight[co, k]. At small batches reading the weights
+// takes longer than multiplying by them, so each weight is read from memory once for the rows of both branches.
 //
-// In fast memory, for a block of filters and of k: the weights as they are, touched by the masking, and masked: both in
-// the second-level cache. Tile loop: for each block of k, of filters: mask; for both branches, for each few rows, for
-// each two filters: a vector of weights by the rows' inputs; the lanes are added up at the end and the blocks' sums in
-// dst. Lanes and blocks of k depend on the layer alone: neither the batch nor the number of threads changes a bit.
+// Layout: src, weight and dst as they are, rows of k or co; masked weights [filter][k of the block].
+// In fast memory: the weights of a block of filters by a block of k, dense and masked, in second-level cache.
+// Loop: for each block of k, for each block of filters: mask; for each branch, for a few rows, for two filters:
+// multiply vectors along k, add up the lanes, add the sum to dst. At the end: bias and activation. Lanes and blocks of
+// k depend on the layer alone, so neither the batch nor the number of threads changes a bit.
 #pragma once
 #include "cpu/epilogue.h"
+#include "cpu/heuristics.h"
 #include "cpu/kernels.h"
 
 namespace prefiqs {
 namespace {
 
 constexpr int lanes = Vec::width;
-constexpr int most_rows = Vec::width == 16 ? 12 : 6;  // by 2 filters, and their weights, in registers
-constexpr int64_t k_block = 512;                      // of a few rows: 12 to 24 KB
-constexpr int64_t filter_block = 64;                  // 128 KB of weights, dense and masked
-constexpr int64_t fewest_weights = 256 * 1024;        // 1 MiB: fewer stay in the second-level cache anyway
+constexpr int most_rows = Vec::width == 16 ? 12 : 6;  // sums of so many rows by two filters fit the registers
+constexpr int64_t k_block = heuristics::linear_k_block, filter_block = heuristics::linear_filter_block;
 
-// Some rows and two filters, of one branch, for one block of k.
+// A few rows by two filters of one branch, for one block of k.
 struct RowsTask {
-  const float* src;  // of the first row; the others follow `src_stride` floats apart
-  int64_t src_stride;
+  const float* src;    // of the first row
+  int64_t src_stride;  // floats
   const float* weight[2];
   int64_t k_count;
   float* dst;  // of the first row and filter
@@ -30,7 +30,7 @@ struct RowsTask {
   bool first;       // of the blocks of k
 };
 
-// The products of `rows` rows, added to dst, or stored there.
+// Adds the products of `rows` rows to dst, or stores them there for the first block of k.
 template <int rows>
 void multiply_rows(const RowsTask& t) {
   Vec sum[rows][2];
@@ -56,7 +56,7 @@ void multiply_rows(const RowsTask& t) {
   }
 }
 
-// Any number of rows, at most `most`.
+// The same for any number of rows, at most `most`.
 template <int most>
 void multiply_some_rows(const RowsTask& t, int64_t rows) {
   if (rows == most) {
@@ -66,7 +66,8 @@ void multiply_some_rows(const RowsTask& t, int64_t rows) {
   }
 }
 
-// `count` weights from k on of filter `channel`, the pruned ones zero. The next filter's are fetched meanwhile.
+// Copies `count` weights of filter `channel` from k on, with the pruned ones as zeros. Meanwhile the next filter's are
+// fetched.
 void mask_weights(const ConvParams& p, int64_t channel, int64_t k, int64_t count, float* dst) {
   const float* weight = p.weight + channel * p.in_c + k;
   const uint32_t* mask = p.mask + channel * p.mask_words + k / 32;
@@ -78,7 +79,8 @@ void mask_weights(const ConvParams& p, int64_t channel, int64_t k, int64_t count
   if (i < count) Vec::keep(Vec::load(weight + i, count - i), mask[i / 32] >> (i % 32)).store(dst + i, count - i);
 }
 
-// Filters [begin, end), at most `filter_block`, by k_count inputs from k on, for all rows. `masked`: memory for them.
+// Multiplies all rows by filters [begin, end), at most `filter_block`, for k_count inputs from k on. `masked` is memory
+// for the masked weights.
 void linear_block(const ConvParams& p, int64_t begin, int64_t end, int64_t k, int64_t k_count, float* masked) {
   if (p.mask != nullptr) {
     for (int64_t c = begin; c < end; ++c) mask_weights(p, c, k, k_count, masked + (c - begin) * k_block);
@@ -91,7 +93,7 @@ void linear_block(const ConvParams& p, int64_t begin, int64_t end, int64_t k, in
       for (int64_t c = begin; c < end; c += 2) {
         const int64_t filters = min_of(2, end - c);
         const float* weight = weights + (c - begin) * weight_stride;
-        // A last filter alone is its own partner.
+        // A last filter without a partner is its own partner.
         const RowsTask task{p.branch_src(branch) + row * p.in_c + k,
                             p.in_c,
                             {weight, weight + (filters - 1) * weight_stride},
@@ -116,12 +118,12 @@ void finish_vector(const ConvParams& p, int64_t branch, int64_t channel, int64_t
 
 bool linear_fits(const ConvParams& p) {
   const bool one_pixel = p.in_h == 1 && p.in_w == 1 && p.out_h == 1 && p.out_w == 1 && p.taps() == 1;
-  return one_pixel && p.groups == 1 && p.in_c * p.out_c >= fewest_weights;
+  return one_pixel && p.groups == 1 && p.in_c * p.out_c >= heuristics::linear_least_weights;
 }
 
 int64_t linear_work_items(const ConvParams& p) { return ceil_div(p.out_c, lanes); }
 
-// An item is a vector of filters, so that threads do not write the same cache line.
+// An item of work is one vector of filters, so that threads do not write to the same cache line.
 void linear_run(const ConvParams& p, int64_t begin, int64_t end) {
   const int64_t filter_begin = begin * lanes, filter_end = min_of(end * lanes, p.out_c);
   float* masked = thread_workspace(static_cast<size_t>(filter_block * k_block));

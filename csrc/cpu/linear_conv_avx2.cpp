@@ -1,3 +1,4 @@
+// linear_conv.h compiled for AVX2.
 #include "cpu/linear_conv.h"
 
 namespace prefiqs {

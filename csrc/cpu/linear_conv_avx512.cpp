@@ -1,3 +1,4 @@
+// linear_conv.h compiled for AVX-512.
 #include "cpu/linear_conv.h"
 
 namespace prefiqs {

@@ -1,3 +1,4 @@
+// linear_conv.h compiled for any CPU.
 #include "cpu/linear_conv.h"
 
 namespace prefiqs {

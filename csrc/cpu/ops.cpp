@@ -19,7 +19,7 @@ Tensor empty_float(const char* op, const std::vector<int64_t>& shape, MemoryForm
   });
 }
 
-// As the kernels want it: float32, dense in `format`. Most tensors are already.
+// A tensor as the kernels want it: float32, without gaps in `format`. Most tensors are so already.
 Tensor dense_float(const char* op, const Tensor& t, MemoryFormat format = MemoryFormat::Contiguous) {
   return expect_memory(op, t.sizes(), ScalarType::Float, "cpu", [&] {
     // An 8-bit image is a few kilobytes: widening it costs nothing beside the layer it feeds.
@@ -40,7 +40,7 @@ void run_conv(const ConvParams& params) {
                               [&](int64_t begin, int64_t end) { kernel.run(params, begin, end); });
 }
 
-// Into `out`, or into a new tensor if that is empty.
+// Writes into `out` if it is given, else into a new tensor.
 Tensor dual_conv2d_into(OptionalTensor out,
                         const Tensor& src,
                         const Tensor& weight,

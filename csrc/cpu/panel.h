@@ -1,4 +1,4 @@
-// A panel: the weights of two vectors of filters, [k][filter], packed from the weight tensor and pruned where they lie.
+// A panel: the weights of two vectors of filters as [k][filter], packed from the weight tensor and pruned in place.
 #pragma once
 #include <cstring>
 
@@ -11,7 +11,7 @@ constexpr int lanes = Vec::width;
 constexpr int panel_width = 2 * lanes;
 constexpr int tile_pixels = Vec::tile_pixels;
 
-// panel[k][j] = weight[j][k]; filters past the last one are zero.
+// Packs panel[k][j] = weight[j][k]; filters past the last one become zeros.
 void pack_panel(const float* weight, int64_t depth, int64_t filters, int64_t k_count, float* panel) {
   for (int64_t k = 0; k < k_count; k += lanes) {
     const int64_t count = min_of(lanes, k_count - k);
@@ -19,7 +19,7 @@ void pack_panel(const float* weight, int64_t depth, int64_t filters, int64_t k_c
       Vec square[lanes];
       for (int64_t j = 0; j < lanes; ++j) {
         const float* src = weight + (half + j) * depth + k;
-        __builtin_prefetch(src + 8 * lanes);  // 32 streams are more than the processor follows
+        __builtin_prefetch(src + 8 * lanes);  // the processor does not follow 32 streams by itself
         square[j] = half + j >= filters ? Vec::zero() : count == lanes ? Vec::load(src) : Vec::load(src, count);
       }
       Vec::transpose(square);
@@ -28,7 +28,7 @@ void pack_panel(const float* weight, int64_t depth, int64_t filters, int64_t k_c
   }
 }
 
-// Zeroes the panel's pruned weights in place. `mask` is at the first filter's word of the panel's first k.
+// Sets the panel's pruned weights to zero. `mask` points to the first filter's word for the panel's first k.
 void prune_panel(const uint32_t* mask, int64_t mask_words, int64_t filters, int64_t k_count, float* panel) {
   uint32_t words[panel_width];
   for (int64_t k0 = 0; k0 < k_count; k0 += 32) {
@@ -46,18 +46,17 @@ void prune_panel(const uint32_t* mask, int64_t mask_words, int64_t filters, int6
   }
 }
 
-// The inputs of a tile's pixels for some k: that of pixel m is at data[k / lanes * k_step + m * pixel_step + k %
-// lanes].
+// The inputs of a tile's pixels: that of pixel m for k is data[k / lanes * k_step + m * pixel_step + k % lanes].
 struct TileInputs {
   const float* data;
   int64_t depth, k_step, pixel_step;
 };
 
-// A packed tile is [k / lanes][pixel][lanes]: one stream of memory.
+// A packed tile is [k / lanes][pixel][lanes], which is read as one stream of memory.
 constexpr int64_t tile_step = tile_pixels * lanes;
 TileInputs packed_tile(const float* data, int64_t depth) { return {data, depth, tile_step, lanes}; }
 
-// The sums of a tile's first pixels by one panel, all in registers.
+// The sums of a tile's first pixels by one panel, all of them in registers.
 template <int pixel_count>
 struct Sums {
   Vec acc[pixel_count][2];
@@ -67,8 +66,8 @@ struct Sums {
     for (int m = 0; m < pixel_count; ++m) acc[m][0] = acc[m][1] = Vec::zero();
   }
 
-  // acc[m] += tile[k][m] * panel[k] for k = 0 .. depth - 1 in order. Meanwhile the same part of another tile is fetched
-  // from slow memory, where `ahead` (floats from this one's data) is not 0. Returns where the panel goes on.
+  // acc[m] += tile[k][m] * panel[k] for k = 0 .. depth - 1 in order. If `ahead` is not 0, the part of a tile that lies
+  // so many floats ahead is fetched from slow memory meanwhile. Returns where the panel goes on.
   __attribute__((always_inline)) const float* add(const TileInputs& tile, const float* panel, int64_t ahead) {
     const float* src = tile.data;
     for (int64_t depth = tile.depth; depth > 0; depth -= lanes, src += tile.k_step) {

@@ -1,6 +1,6 @@
-// One float vector type for each instruction set, picked by the flags of the file that includes this header. Everything
-// is in an unnamed namespace: a shared inline symbol could be merged across files and run AVX-512 code on a CPU without
-// it.
+// One vector type of floats for each instruction set, chosen by the compiler flags of the file that includes this
+// header. Everything is in an unnamed namespace: the linker could otherwise merge an inline function across files and
+// run AVX-512 code on a CPU without it.
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -38,7 +38,7 @@ struct Vec {
     const __mmask16 negative = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_NGE_UQ);
     return {_mm512_mask_mul_ps(x.v, negative, x.v, slope.v)};
   }
-  // The lanes whose bit is set; 0 elsewhere.
+  // Keeps the lanes whose bit is set, and sets the others to 0.
   static Vec keep(Vec x, uint32_t bits) { return {_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), x.v)}; }
   float sum() const { return _mm512_reduce_add_ps(v); }
   // Turns `width` rows of a square into its columns.

@@ -1,14 +1,14 @@
-// Winograd F(4x4, 3x3) for 3x3 convolutions (Lavin & Gray, arXiv 1509.09308): an output tile of 4 x 4 pixels costs 36
-// multiplications (`points`) a channel pair instead of 144; 81 where the stride is 2 (winograd_transforms.h).
+// Winograd F(4x4, 3x3) for 3x3 convolutions (Lavin & Gray, arXiv 1509.09308): a tile of 4x4 outputs takes 36
+// multiplications (points) for each pair of channels instead of 144, or 81 at stride 2 (winograd_transforms.h).
 //
-// In fast memory, a block of `block_tiles` tiles: transformed pixels V [branch][point][tile][c], products M
-// [point][tile][panel]; and of one panel of filters: the weights P [9][c][panel], packed once, and their transform U
-// [point][c][panel]. Tile loop: for each block of tiles: V = Bt d B; for each panel: pack P; U = G g Gt; a product M =
-// V U a point for the dense tiles; dst = At M A; then the mask is applied to P where it lies, and U, M and dst follow
-// for the pruned tiles. No transformed filter outlives its panel. A sum over c is one chain in order: no block or
-// thread changes a bit.
+// Layout: pixels V [branch][point][tile][c], products M [point][tile][panel], filters U [point][c][panel].
+// In fast memory: V and M of a block of tiles; for one panel of filters its weights P [9][c][panel] and U.
+// Loop: for each block of tiles: V = Bt d B; for each panel: pack P; for each branch: mask P in place if it is the
+// pruned one; U = G P Gt; for each point: M = V U; dst = At M A. No transformed filter outlives its panel.
+// A sum over c is one chain in order, so no block or thread changes a bit.
 #pragma once
 #include "cpu/epilogue.h"
+#include "cpu/heuristics.h"
 #include "cpu/kernels.h"
 #include "cpu/panel.h"
 #include "cpu/winograd_transforms.h"
@@ -16,14 +16,10 @@
 namespace prefiqs {
 namespace {
 
-constexpr int64_t most_tiles = 128;        // in a block: beyond it a panel's transform costs a few per cent at most
-constexpr int64_t prefetch_steps = 4;      // of a tile: V comes from beyond the second-level cache
-constexpr int64_t pixel_budget = 2 << 20;  // floats of V, of one branch
-
 template <class T>
 struct WinogradPlan {
   static constexpr int points = T::in_tile * T::in_tile;
-  int64_t tile_rows, tile_cols, tiles;  // of an image; of a branch
+  int64_t tile_rows, tile_cols, tiles;  // the first two of an image, the last of a branch
   int64_t block_tiles, groups, panels;
   int64_t group_floats;                                 // of V: one group of tiles
   int64_t pixel_stride, filter_stride, product_stride;  // from point to point of V, U and M
@@ -32,12 +28,13 @@ struct WinogradPlan {
     tile_rows = ceil_div(p.out_h, out_tile);
     tile_cols = ceil_div(p.out_w, out_tile);
     tiles = p.images * tile_rows * tile_cols;
-    const int64_t fitting = max_of(1, min_of(most_tiles, pixel_budget / (points * p.in_c)));
+    const int64_t fitting =
+        max_of(1, min_of(heuristics::winograd_most_tiles, heuristics::winograd_pixel_floats / (points * p.in_c)));
     block_tiles = ceil_div(tiles, ceil_div(tiles, fitting));
     groups = ceil_div(block_tiles, tile_pixels);
     group_floats = ceil_div(p.in_c, lanes) * tile_step;
     panels = ceil_div(p.out_c, panel_width);
-    // An odd number of cache lines, so that the points of a tile do not fall into one set of the caches.
+    // An odd number of cache lines, so that the points of a tile do not share one set of a cache.
     pixel_stride = odd_lines(groups * group_floats);
     filter_stride = odd_lines(p.in_c * panel_width);
     product_stride = odd_lines(block_tiles * panel_width);
@@ -45,7 +42,7 @@ struct WinogradPlan {
 
   static int64_t odd_lines(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
 
-  // As few groups of tiles as registers allow, of nearly equal size: none is left with a row or two.
+  // The groups of tiles have nearly equal sizes, so that none is left with a tile or two.
   int64_t group_begin(int64_t group, int64_t count) const { return count * group / groups; }
 };
 
@@ -60,7 +57,7 @@ TilePlace place_tile(const WinogradPlan<T>& plan, int64_t tile) {
           in_image % plan.tile_cols * out_tile};
 }
 
-// V of one group of tiles, [point][c / lanes][tile][lanes]; `taps` are the tiles' input pixels, one a point.
+// Computes V of one group of tiles, [point][c / lanes][tile][lanes]. `taps` points to the input pixel of each point.
 template <class T>
 void transform_group(
     const ConvParams& p, const WinogradPlan<T>& plan, const float* const* taps, int64_t count, float* dst) {
@@ -83,8 +80,8 @@ void transform_group(
   }
 }
 
-// V[point][group][c / lanes][tile][lanes] of tiles [begin, end) of one branch; `zeros` stands for the channels of a
-// pixel on padding.
+// Computes V [point][group][c / lanes][tile][lanes] of tiles [begin, end) of one branch. `zeros` holds the channels of
+// a pixel of padding.
 template <class T>
 void transform_block(const ConvParams& p,
                      const WinogradPlan<T>& plan,
@@ -110,7 +107,7 @@ void transform_block(const ConvParams& p,
   }
 }
 
-// U[point][c][panel] of a packed panel [tap][c][panel].
+// Computes U [point][c][panel] of a packed panel [tap][c][panel].
 template <class T>
 void transform_panel(const float* panel, int64_t channels, int64_t point_stride, float* filters) {
   const int64_t stride = channels * panel_width;
@@ -135,7 +132,7 @@ void multiply_group(int64_t count, int64_t channels, const float* group, const f
     return;
   }
   Sums<most> sums;
-  sums.add(packed_tile(group, channels), weights, prefetch_steps * tile_step);
+  sums.add(packed_tile(group, channels), weights, heuristics::winograd_steps_ahead * tile_step);
 #pragma GCC unroll 16
   for (int m = 0; m < most; ++m) {
     sums.acc[m][0].store(products + m * panel_width);
@@ -180,7 +177,7 @@ void prefetch_pixels(const ConvParams& p, const OutputTile& tile, const float* d
   }
 }
 
-// One vector of channels of a tile: its sums to at most 16 outputs. `full`: there are 16, and all lanes.
+// Turns the products of a tile, for one vector of channels, into at most 16 outputs. `full`: into all 16, in all lanes.
 template <class T, bool full>
 void finish_tile(const ConvParams& p,
                  const TilePlace& at,
@@ -202,7 +199,7 @@ void finish_tile(const ConvParams& p,
   }
 }
 
-// dst of tiles [begin, end) of one branch, for the channels of one panel.
+// Computes dst for tiles [begin, end) of one branch and the channels of one panel.
 template <class T>
 void finish_block(const ConvParams& p,
                   const WinogradPlan<T>& plan,
@@ -220,7 +217,7 @@ void finish_block(const ConvParams& p,
       const int64_t c = panel * panel_width + v * lanes, left = p.out_c - c;
       if (left <= 0) break;
       const float* sums = products + v * lanes;
-      // The next tile's lines, in many places, are more than the processor foresees.
+      // The next tile's cache lines lie in more places than the processor can foresee, so fetch them.
       for (int i = 0; i < plan.points; ++i) __builtin_prefetch(sums + i * plan.product_stride + panel_width);
       if (index + 1 < end) {
         const OutputTile next(p, place_tile(plan, index + 1));
@@ -236,7 +233,7 @@ void finish_block(const ConvParams& p,
   }
 }
 
-// Panels [panel_begin, panel_end) for one block of tiles, both branches.
+// Runs panels [panel_begin, panel_end) for one block of tiles, both branches.
 template <class T>
 void run_tiles(
     const ConvParams& p, const WinogradPlan<T>& plan, int64_t block, int64_t panel_begin, int64_t panel_end) {
@@ -272,14 +269,17 @@ void run_tiles(
   }
 }
 
-// Worth it where the tiles are well filled, better where the stride saves less, and there are channels enough to pay
-// for the transforms.
+// Winograd pays if the tiles are well filled (at stride 2, which saves less, nearly full) and there are enough channels
+// to pay for the transforms.
 bool winograd_fits(const ConvParams& p) {
   const bool stride = p.stride_h == p.stride_w && (p.stride_h == 1 || p.stride_h == 2);
   const bool shape = p.kernel_h == 3 && p.kernel_w == 3 && p.dilation_h == 1 && p.dilation_w == 1 && p.groups == 1;
   const int64_t tile_area = ceil_div(p.out_h, out_tile) * ceil_div(p.out_w, out_tile) * out_tile * out_tile;
-  const int64_t filled = 10 * p.out_h * p.out_w, needed = (p.stride_h == 1 ? 5 : 9) * tile_area;
-  return stride && shape && p.in_c >= 32 && p.out_c >= 32 && filled >= needed;
+  const int64_t needed_tenths =
+      p.stride_h == 1 ? heuristics::winograd_filled_tenths : heuristics::winograd_filled_tenths_stride2;
+  const int64_t filled = 10 * p.out_h * p.out_w, needed = needed_tenths * tile_area;
+  return stride && shape && p.in_c >= heuristics::winograd_least_channels &&
+         p.out_c >= heuristics::winograd_least_channels && filled >= needed;
 }
 
 template <class T>
@@ -288,7 +288,7 @@ int64_t count_items(const ConvParams& p) {
   return ceil_div(plan.tiles, plan.block_tiles) * plan.panels;
 }
 
-// An item is a panel for a block of tiles; panels vary fastest, so a thread transforms a block's pixels once.
+// An item of work is one panel for one block of tiles. Panels vary fastest, so a thread transforms the pixels once.
 template <class T>
 void run_items(const ConvParams& p, int64_t begin, int64_t end) {
   const WinogradPlan<T> plan(p);

@@ -1,3 +1,4 @@
+// winograd_conv.h compiled for AVX2.
 #include "cpu/winograd_conv.h"
 
 namespace prefiqs {

@@ -24,7 +24,7 @@ struct WinogradStride1 {
     t[5 * step] = Vec::fma(four, d1, Vec::fnma(five, d3, d5));
   }
 
-  // Three weights to six.
+  // Transforms three weights into six.
   static void filter(Vec a, Vec b, Vec c, Vec* t, int step) {
     const Vec sixth = Vec::broadcast(1.0f / 6), twelfth = Vec::broadcast(1.0f / 12);
     const Vec ends = sixth * (a + c), middle = sixth * b;
@@ -37,7 +37,7 @@ struct WinogradStride1 {
     t[5 * step] = c;
   }
 
-  // Six sums to four.
+  // Transforms six sums into four.
   static void sums(const Vec* m, int m_stride, Vec* y, int y_stride) {
     const Vec near_sum = m[m_stride] + m[2 * m_stride], near_difference = m[m_stride] - m[2 * m_stride];
     const Vec far_sum = m[3 * m_stride] + m[4 * m_stride], far_difference = m[3 * m_stride] - m[4 * m_stride];
@@ -65,7 +65,7 @@ struct WinogradStride2 {
     for (int i = 0; i < 4; ++i) t[(5 + i) * step] = d[(2 * i + 1) * step];
   }
 
-  // Three weights to nine, of which the last four are equal.
+  // Transforms three weights into nine, of which the last four are equal.
   static void filter(Vec a, Vec b, Vec c, Vec* t, int step) {
     const Vec sixth = Vec::broadcast(1.0f / 6), half = Vec::broadcast(0.5f);
     t[0] = half * a;
@@ -76,7 +76,7 @@ struct WinogradStride2 {
     for (int i = 0; i < 4; ++i) t[(5 + i) * step] = b;
   }
 
-  // Nine sums to four.
+  // Transforms nine sums into four.
   static void sums(const Vec* m, int m_stride, Vec* y, int y_stride) {
     const Vec m1 = m[m_stride], m2 = m[2 * m_stride], m3 = m[3 * m_stride];
     const Vec sum = m1 + m2, difference = m1 - m2;

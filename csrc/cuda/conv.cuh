@@ -1,5 +1,4 @@
-// One convolution as the kernels read it: ConvParams in 32-bit numbers, which cost half the registers, and how a pair
-// without a mask becomes a batch.
+// One convolution as the CUDA kernels read it: ConvParams in 32-bit numbers, which take half the registers.
 #pragma once
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
@@ -8,11 +7,11 @@
 
 namespace prefiqs::cuda {
 
-// What differs between the two halves of a block's work. Without a mask both branches have the same weights, so a pair
-// is one branch of twice the images.
+// How the two halves of a block's work differ. Without a mask both branches have the same weights, so a pair is treated
+// as one branch with twice the images.
 enum class Mode { unmasked, masked_shared, masked_paired };
 
-constexpr int k_step = 32;  // of K at a time: then every filter has just one mask word
+constexpr int k_step = 32;  // of K at a time, so that every filter has one mask word
 
 __host__ __device__ constexpr int ceil_div(int a, int b) { return a / b + (a % b != 0 ? 1 : 0); }
 __host__ __device__ constexpr int min_of(int a, int b) { return a < b ? a : b; }
@@ -87,11 +86,11 @@ struct Conv {
         dst(p.dst),
         workspace(p.workspace) {}
 
-  // Of one segment's sums in the workspace, which are laid out like dst.
+  // The floats of one segment's sums in the workspace, which are laid out like dst.
   __host__ __device__ int64_t partial_floats() const { return static_cast<int64_t>(branches) * pixels * out_c; }
 
-  // Positions of dst, and of one padded image, are counted in 32 bits, and so are filters and a filter's weights;
-  // offsets into whole tensors in 64. Masked weights make two branches, and only they give a shared source two results.
+  // Pixels of dst, numbers of one padded image, filters and a filter's weights are counted in 32 bits; offsets into
+  // whole tensors in 64. With a mask there are two branches; without one a shared source has one result.
   static bool fits(const ConvParams& p) {
     const int64_t padded = (p.in_h + 2 * p.pad_h) * (p.in_w + 2 * p.pad_w) * p.in_c;
     const bool modes = p.mask == nullptr ? p.branches == 1 || !p.src_shared : p.branches == 2;
@@ -100,8 +99,7 @@ struct Conv {
   }
 };
 
-// Eight neighbouring channels of src or residual as floats, `count` of them there; `vector`: all are, and 16-byte
-// aligned.
+// Loads eight neighbouring channels as floats; those past `count` are 0. `vector`: there are eight, 16-byte aligned.
 template <class T>
 __device__ void load_8(float (&values)[8], const T* src, int count, bool vector) {
   if (vector) {

@@ -1,9 +1,10 @@
-// One filter a channel: dst[pixel, c] = sum over taps of weight[c, tap] * src[pixel at tap, c], added in float32.
+// Depthwise convolution, one filter for each channel: dst[pixel, c] = sum over taps of weight[c, tap] * src[pixel +
+// tap, c], added in float32.
 //
-// A block computes 64 channels of 16 strips of four output pixels of a row, a thread eight channels of one strip. In
-// shared memory: 32 taps (one mask word) of the 64 filters as floats, [tap][branch][channel], the second branch masked.
-// Loop: for each 32 taps: fetch them; for each tap: the weights of both branches, then for each pixel its eight
-// channels, once where both branches read the same source. All sums stay in registers.
+// Layout: a block computes 64 channels of 16 strips of four output pixels of a row; a thread, eight channels of a
+// strip. In shared memory: 32 taps (one mask word) of the 64 filters as floats, [tap][branch][channel], the second
+// branch masked. In registers: all sums. Loop: for each 32 taps: fetch them; for each tap: read the weights of both
+// branches; for each pixel: read its eight channels (once if both branches read the same source) and add.
 #include "cuda/epilogue.cuh"
 #include "cuda/gemm_plan.h"
 
@@ -13,7 +14,7 @@ namespace {
 constexpr int threads = 128, block_channels = 64, chunks = block_channels / 8;
 constexpr int block_strips = threads / chunks, strip = 4, block_taps = 32;
 
-// All `count` channels of a source value, of whichever type.
+// Loads `count` channels of a pixel, whatever type src has.
 template <class T>
 __device__ void load_src(const Conv& p, float (&values)[8], int64_t place, int count, bool vector) {
   if (p.src_uint8) {

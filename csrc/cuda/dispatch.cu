@@ -1,5 +1,5 @@
-// Which kernels run a layer: depthwise where every channel has one filter, else the implicit GEMM, for 9.0a where
-// asked.
+// Which kernels run a layer: depthwise if every channel has one filter, else the implicit GEMM; the one for compute
+// capability 9.0a only where it is asked for.
 #include "cuda/dual_conv_sm90.h"
 
 namespace prefiqs::cuda {

@@ -1,8 +1,9 @@
-// D = |e - e'|, both L2-normalised, as the norm of the difference: sqrt(2 - 2 cos) would cancel for small D.
+// D = |e - e'| of two L2-normalised embeddings, as the norm of the difference; sqrt(2 - 2 cos) would lose all digits of
+// a small D.
 //
-// A warp reads a dense row and its pruned twin twice: for the norms, then for the difference. Sums are in double, as on
-// the CPU, so that the order of a row's few hundred terms never shows in the float results. A row of norm zero stays
-// zero.
+// Layout: pair [2 * rows][features], dense rows first; one warp for each dense row and its pruned twin. Nothing is
+// shared. Loop: read both rows for the norms, then again for the difference. Sums are in double, as on the CPU, so that
+// the order of a row's few hundred terms never shows in the float results. A row of norm zero stays zero.
 #include "cuda/conv.cuh"
 
 namespace prefiqs::cuda {
@@ -10,7 +11,7 @@ namespace {
 
 constexpr int threads = 128, block_rows = threads / 32;
 
-// The same sum in every lane, always added in the same order.
+// Gives every lane the same sum, always added in the same order.
 __device__ double warp_sum(double x) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);

@@ -1,13 +1,12 @@
-// Implicit GEMM for every convolution and linear layer but depthwise: D[co, pixel] = sum over k of weight[co, k] *
-// im2col(src)[pixel, k], by mma.sync for compute capability 8.0 and later. A sum is one chain in the loader's order of
-// k.
+// Implicit GEMM for all but depthwise layers, by mma.sync, for compute capability 8.0 and later: D[co, pixel] = sum
+// over k of weight[co, k] * im2col(src)[pixel, k]. A sum is one chain in the loader's order of k.
 //
-// A block computes a tile of filters for two halves of pixels: the two branches, or without a mask two neighbouring
-// tiles. In shared memory: a ring of `stages` steps of 32 k, each a tile of filters, one or two of pixels, and a mask
-// word a filter. In registers: the sums of both halves, and where the tile has them the totals of finished segments.
-// Tile loop: for each step: wait for it; start loading the one three ahead into the stage just used up; for k16: load
-// weights, multiply by the first half's pixels, AND with the mask, multiply by the second half's. At the end of a
-// segment its sums are added to the totals. Then half by half through shared memory into the epilogue.
+// Layout: a block has one tile of filters and two halves of pixels: both branches or, without a mask, two tiles.
+// In shared memory: a ring of `stages` steps of 32 k: filters, one or two tiles of pixels, a mask word for each filter.
+// In registers: the sums of both halves and, in some tiles, the totals of finished segments.
+// Loop: for each step: wait for it; start loading the step three ahead; for each 16 k: load the weights, multiply them
+// by the first half's pixels, AND them with the mask, multiply them by the second half's. After a segment its sums are
+// added to the totals. At the end each half goes through shared memory into the epilogue.
 #pragma once
 #include "cuda/epilogue.cuh"
 #include "cuda/gemm_loader.cuh"
@@ -21,7 +20,7 @@ namespace {
 
 constexpr int stages = 4;
 
-// The warps of a block lie in a grid of warps_m by warps_n over its tile; blocks_per_sm bounds the registers.
+// The warps of a block form a grid of warps_m by warps_n over its tile; blocks_per_sm bounds the registers of a thread.
 template <Tile tile, int warps_m, int warps_n, int least_blocks>
 struct Shape {
   static constexpr int channels = tile_shape(tile).channels, pixels = tile_shape(tile).pixels;
@@ -29,7 +28,7 @@ struct Shape {
   static constexpr int threads = 32 * warps_m * warps_n, columns = warps_n, blocks_per_sm = least_blocks;
   static constexpr int warp_channels = channels / warps_m, warp_pixels = pixels / warps_n;
   static constexpr int m_tiles = warp_channels / 16, n_tiles = warp_pixels / 8;
-  // A pixel's sums in the staging of the epilogue: four more floats spread the pixels of a fragment over the banks.
+  // The floats of a pixel's staged sums: four more spread the pixels of a fragment over the banks.
   static constexpr int staged_floats = channels + 4;
 };
 
@@ -54,13 +53,13 @@ struct Cut {
 template <class Shape>
 using Sums = float[2][Shape::m_tiles][Shape::n_tiles][4];
 
-// One step of K from its stage in the ring.
+// Multiplies one step of K from its stage in the ring.
 template <class Shape, class Load, class T, Mode mode>
 __device__ void multiply(const unsigned char* stage, Sums<Shape>& sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int channel = warp / Shape::columns * Shape::warp_channels;
   const int pixel = warp % Shape::columns * Shape::warp_pixels;
-  // Where this lane's rows of the first fragments begin; those of the others follow at fixed distances.
+  // Where this lane's rows of the first fragments begin; the other fragments follow at fixed distances.
   const uint32_t weights = shared_address(stage) + channel * row_bytes;
   const uint32_t pixels = shared_address(stage) + Load::weight_bytes + pixel * row_bytes;
 
@@ -115,7 +114,7 @@ __device__ void multiply(const unsigned char* stage, Sums<Shape>& sums) {
   }
 }
 
-// The first segment is copied: a sum of one segment is that segment, bit for bit.
+// Adds the sums to the totals. The first segment is copied, so that a sum of one segment is that segment, bit for bit.
 template <class Shape>
 __device__ void end_segment(Sums<Shape>& sums, Sums<Shape>& totals, bool first) {
 #pragma unroll
@@ -134,7 +133,7 @@ __device__ void end_segment(Sums<Shape>& sums, Sums<Shape>& totals, bool first) 
   }
 }
 
-// One half's fragments to staged[pixel][channel].
+// Writes one half's fragments to staged[pixel][channel].
 template <class Shape>
 __device__ void stage_sums(const float (&sums)[Shape::m_tiles][Shape::n_tiles][4], float* staged) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -152,12 +151,13 @@ __device__ void stage_sums(const float (&sums)[Shape::m_tiles][Shape::n_tiles][4
   }
 }
 
-// Of eight neighbouring channels, which a thread finishes.
+// A thread finishes a chunk of eight neighbouring channels.
 template <class Shape>
 constexpr int chunks = Shape::channels / 8;
 
-// The thread's tap shifts: of all the block's filters in shared memory, where there is room, else where they are. There
-// eight channels of a tap lie `chunks` apart, so that neighbouring threads read neighbouring banks.
+// Returns where the thread's tap shifts are: in shared memory, with those of all the block's filters, if there is room,
+// else in tap_shift. In shared memory the eight channels of a tap lie `chunks` apart, so that neighbouring threads read
+// neighbouring banks.
 template <class Shape, int room>
 __device__ TapShift stage_tap_shift(const Conv& p, const BlockWork& work, int branch, float* staged) {
   const int chunk = threadIdx.x % chunks<Shape>;
@@ -173,7 +173,7 @@ __device__ TapShift stage_tap_shift(const Conv& p, const BlockWork& work, int br
   return {staged + chunk, Shape::channels, chunks<Shape>};
 }
 
-// The staged sums of one half become outputs, or a segment's partial sums.
+// Turns the staged sums of one half into outputs, or into a segment's partial sums.
 template <class Shape, class T>
 __device__ void finish_half(const Conv& p,
                             const BlockWork& work,

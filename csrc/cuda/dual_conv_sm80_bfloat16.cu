@@ -1,3 +1,4 @@
+// dual_conv_sm80.cuh compiled for bfloat16.
 #include "cuda/dual_conv_sm80.cuh"
 
 namespace prefiqs::cuda {

@@ -1,12 +1,12 @@
 // Dense 3x3 and 1x1 convolutions by wgmma, for compute capability 9.0a: D[co, pixel] = sum over k of weight[co, k] *
-// im2col(src)[pixel, k], as in dual_conv_sm80.cuh, for tiles of 128 filters by 128 pixels of each of two halves.
+// im2col(src)[pixel, k], as in dual_conv_sm80.cuh.
 //
-// In shared memory: a ring of `stages` steps of 64 channels of one tap (filters, one or two halves of pixels, 128 bytes
-// a row, swizzled; three mask words a filter), full and empty barriers, and room to stage 32 pixels of sums a
-// warpgroup. One warp fills the ring by the copy engine; two warpgroups, 64 filters each, keep the sums of both halves
-// in registers. Persistent blocks: for each tile, for each step: wait until full; ldmatrix the filters, AND a copy with
-// the mask, multiply them by the first and the second half's pixels; free the stage. Then the sums, 32 pixels at a
-// time, through shared memory into the epilogue, while the ring fills for the next tile.
+// Layout: a tile is 128 filters by 128 pixels of each of two halves; rows in shared memory are 128 bytes, swizzled.
+// In shared memory: a ring of `stages` steps of 64 channels of one tap (filters, one or two halves of pixels, three
+// mask words for each filter), full and empty barriers, and 32 pixels of staged sums for each warpgroup. Loop of the
+// persistent blocks, for each tile: one warp fills the ring by the copy engine. Two warpgroups, of 64 filters each, for
+// each step: wait until it is full, load the filters, AND a copy with the mask, multiply both by their half's pixels
+// into registers, free the stage. Then the sums go through shared memory into the epilogue.
 #pragma once
 #include "cuda/dual_conv_sm90.h"
 #include "cuda/epilogue.cuh"
@@ -26,11 +26,11 @@ constexpr int group_threads = 128, group_channels = 64, groups = 2;
 constexpr int tile_channels = groups * group_channels, tile_pixels = 128;
 constexpr int threads = (groups + 1) * group_threads;
 constexpr int weight_bytes = tile_channels * copy_row_bytes, pixel_bytes = tile_pixels * copy_row_bytes;
-constexpr int filter_words = 3;  // hold 64 bits from any bit on; an odd number meets all banks
+constexpr int filter_words = 3;  // hold 64 bits from any bit on; an odd number spreads the filters over all banks
 constexpr int staged_pixels = 32, staged_floats = group_channels + 4;
 constexpr int staging_bytes = staged_pixels * staged_floats * static_cast<int>(sizeof(float));
 
-// Byte offsets in shared memory, from its first multiple of 1024 on, and in a stage.
+// Byte offsets in shared memory, counted from its first multiple of 1024, and in a stage.
 template <Mode mode>
 struct Room {
   static constexpr int sources = mode == Mode::masked_shared ? 1 : 2;
@@ -43,7 +43,7 @@ struct Room {
   static constexpr int bytes = empty + stages * mbarrier_bytes + 1024;
 };
 
-// A place in the ring; `parity` is that of the round.
+// A place in the ring, and the parity of the round through it.
 struct Turn {
   int stage = 0, parity = 0;
 
@@ -69,7 +69,7 @@ struct Tiles {
   }
 };
 
-// By one warp: every step of every tile of the block.
+// Loads every step of every tile of the block; run by one warp.
 template <Mode mode>
 __device__ void produce(
     const Conv& p, const Tiles& tiles, const TensorMap& src, const TensorMap& weight, uint32_t shared) {
@@ -110,7 +110,7 @@ __device__ void produce(
   }
 }
 
-// A filter's 64 bits from bit `shift` of its words on.
+// Extracts a filter's 64 mask bits from bit `shift` of its words on.
 __device__ inline void filter_bits(uint32_t (&bits)[2], const uint32_t* words, int shift) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -118,7 +118,7 @@ __device__ inline void filter_bits(uint32_t (&bits)[2], const uint32_t* words, i
   }
 }
 
-// One step of K: this warpgroup's filters by both halves of pixels. Done when it returns.
+// Multiplies this warpgroup's filters by both halves of pixels for one step of K; the products are done at its return.
 template <class T, Mode mode>
 __device__ void multiply(float (&sums)[2][64], uint32_t filters, uint32_t pixels, const uint32_t* words, int shift) {
   const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 % 4 * 16;
@@ -128,7 +128,7 @@ __device__ void multiply(float (&sums)[2][64], uint32_t filters, uint32_t pixels
     ldmatrix_x4(a[0][k16], filters + swizzled_128(warp_row + lane % 16, k16 * 2 + lane / 16));
   }
   if constexpr (mode != Mode::unmasked) {
-    // As in dual_conv_sm80.cuh: the bit of a value, in the sign of a byte that prmt spreads over 16 bits.
+    // As in dual_conv_sm80.cuh: the bit of a value becomes the sign of a byte, which prmt spreads over 16 bits.
     uint32_t bits[2][2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) filter_bits(bits[i], words + (warp_row + i * 8 + lane / 4) * filter_words, shift);
@@ -154,7 +154,7 @@ __device__ void multiply(float (&sums)[2][64], uint32_t filters, uint32_t pixels
   wgmma_wait<0>();
 }
 
-// This warpgroup's sums of one half become outputs.
+// Turns this warpgroup's sums of one half into outputs.
 template <class T>
 __device__ void finish(
     const Conv& p, const float (&sums)[64], int branch, int first_channel, int first_pixel, float* staged, int group) {
@@ -181,7 +181,7 @@ __device__ void finish(
   }
 }
 
-// By one warpgroup: its filters of every tile of the block.
+// Computes one warpgroup's filters of every tile of the block; run by that warpgroup.
 template <class T, Mode mode>
 __device__ void consume(const Conv& p, const Tiles& tiles, unsigned char* shared, int group) {
   using Place = Room<mode>;
@@ -219,8 +219,8 @@ __global__ void __launch_bounds__(threads, 1) dual_conv_sm90(const __grid_consta
   const uint32_t base = shared_address(shared);
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; ++i) {
-      // The warp that fills arrives once with the copied bytes, and lane by lane with the mask words; every other warp
-      // frees.
+      // The filling warp arrives once for the copied bytes and once a lane for the mask words. The other warps arrive
+      // to free a stage.
       mbarrier_init(base + Place::full + i * mbarrier_bytes, mode == Mode::unmasked ? 1 : 1 + 32);
       mbarrier_init(base + Place::empty + i * mbarrier_bytes, groups * 4);
     }

@@ -1,13 +1,13 @@
-// Which layers the kernel for compute capability 9.0 takes, and its launch: one file for each type.
+// Which layers the kernel for compute capability 9.0a takes, and its launch; each type has a file of its own.
 #pragma once
 #include "cuda/gemm_plan.h"
 #include "cuda/im2col.h"
 
 namespace prefiqs::cuda {
 
-// 3x3 and 1x1 layers without groups that the copy engine can walk. By the layer's shape alone, like the order of its
-// sums: a row's bits do not depend on its batch. Deep layers on small maps, whose sums are split into segments, stay
-// with the kernel that can spread the segments over the machine.
+// It takes 3x3 and 1x1 layers without groups that the copy engine can read. Like the order of the sums this depends on
+// the layer's shape alone, so that a row's bits do not depend on its batch. Deep layers on small maps, whose sums are
+// cut into segments, are left to the kernel that can spread the segments over the GPU.
 inline bool fits_sm90(const Conv& p) {
   const bool kernel = (p.kernel_h == 3 && p.kernel_w == 3) || (p.kernel_h == 1 && p.kernel_w == 1);
   GemmPlan plan{};

@@ -1,4 +1,4 @@
-// In the place of dual_conv_sm90_*.cu in a build that names no architecture 90a.
+// Takes the place of dual_conv_sm90_*.cu in a build without code for compute capability 9.0a.
 #include "cuda/dual_conv_sm90.h"
 
 namespace prefiqs::cuda {

@@ -1,3 +1,4 @@
+// dual_conv_sm90.cuh compiled for bfloat16.
 #include "cuda/dual_conv_sm90.cuh"
 
 namespace prefiqs::cuda {

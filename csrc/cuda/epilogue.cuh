@@ -1,13 +1,13 @@
-// What a finished sum still needs before it is an output: bias and tap shifts, residual, activation, rounding.
+// What turns a finished sum into an output: bias and tap shifts, residual, activation, rounding.
 //
-// A thread finishes eight neighbouring channels of many pixels: their constants stay in registers. A shift reaches only
-// the taps that fall inside the image, so a pixel whose taps do not all do sums the inside ones anew.
+// A thread finishes eight neighbouring channels of many pixels and keeps their constants in registers. Only taps inside
+// the image have a shift, so a pixel near the border adds up the shifts of its own taps anew.
 #pragma once
 #include "cuda/conv.cuh"
 
 namespace prefiqs::cuda {
 
-// Where a thread's eight channels find their shifts: in tap_shift itself, or in a block's copy of it.
+// Where the shifts of a thread's eight channels are: in tap_shift itself, or in the block's copy of it.
 struct TapShift {
   const float* values;  // of the first channel; null: there are none
   int tap_stride, channel_stride;
@@ -44,13 +44,13 @@ class Epilogue {
     for (int i = 0; i < 8; ++i) {
       const bool valid = i < count;
       bias_[i] = p.bias != nullptr && valid ? p.bias[channel + i] : 0.f;
-      // Times one is no activation, bit for bit.
+      // A slope of one is no activation, bit for bit.
       slope_[i] = p.slope != nullptr && valid ? p.slope[(channel + i) * p.slope_stride] : 1.f;
     }
     constants(constant_, 0, p.kernel_h, 0, p.kernel_w);
   }
 
-  // `sums` becomes the outputs of a pixel of the branch.
+  // Turns `sums` into the outputs of a pixel of the branch.
   __device__ void finish(float (&sums)[8], int pixel) const {
     add_constant(sums, pixel);
     const int64_t row = first_pixel_ + pixel;

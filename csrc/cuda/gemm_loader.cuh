@@ -1,11 +1,11 @@
-// Filling one stage of the ring with k_step of K: `Channels` filters and `sources` x `Pixels` pixels, 64 bytes a row,
-// and a mask word a filter.
+// Loads one step of K into a stage of the ring: filters and one or two sources of pixels, 64 bytes a row, and one mask
+// word for each filter.
 //
-// Steps go through the taps of 32 channels, then on to the next 32, where channels divide so: nine taps of a pixel then
-// find in the first-level cache what the first of them fetched. Else through k = (r, s, c) as it lies in memory.
-// A thread loads the same 16 bytes of a step (8 values of K) of every rows_step-th row. A row's four 16-byte chunks are
-// permuted so that both eight threads that store two rows and ldmatrix, which reads a chunk of eight rows, meet all
-// banks once.
+// If the channels divide by 32, the steps go through all taps of 32 channels, then on to the next 32: the nine taps of
+// a pixel then find in first-level cache what the first of them fetched. Else they go through k = (r, s, c) in order.
+// A thread loads the same 16 bytes of a step (8 values of K) of every rows_step-th row. The four 16-byte chunks of a
+// row are permuted so that the banks do not conflict, neither for eight threads that store two rows nor for ldmatrix,
+// which reads one chunk of eight rows.
 #pragma once
 #include "cuda/conv.cuh"
 #include "cuda/ptx/cp_async.cuh"
@@ -14,7 +14,7 @@ namespace prefiqs::cuda {
 
 constexpr int row_bytes = k_step * 2;
 
-// Byte offset of a chunk in a tile of 64-byte rows. Rows eight apart are permuted alike.
+// The byte offset of a chunk in a tile of 64-byte rows. Rows eight apart are permuted alike.
 __device__ inline int swizzled(int row, int chunk) { return row * row_bytes + ((chunk ^ (row >> 1 & 3)) << 4); }
 
 // What a block computes.
@@ -43,7 +43,7 @@ struct Tap {
 
   __device__ int k(const Conv& p) const { return (r * p.kernel_w + s) * p.group_in_c + channel; }
 
-  // To the same place of the next step.
+  // Moves to the same place of the next step.
   __device__ void next_step(const Conv& p) {
     if (!taps_inside(p)) return advance(p, k_step);
     if (++s < p.kernel_w) return;
@@ -53,7 +53,7 @@ struct Tap {
     channel += k_step;
   }
 
-  // By `count` along k.
+  // Moves by `count` along k.
   __device__ void advance(const Conv& p, int count) {
     channel += count;
     while (channel >= p.group_in_c) {
@@ -95,7 +95,7 @@ class Loader {
     }
   }
 
-  // The next step into the stage at `stage`.
+  // Loads the next step into `stage`.
   __device__ void load(unsigned char* stage) {
     const int k = tap_.k(p_);
     if constexpr (plain) {

@@ -1,19 +1,21 @@
-// How the matrix product of a layer is cut into blocks. The cut of a sum depends on the layer's shape alone; how the
-// parts are spread over the machine depends on the batch and the machine too, and changes no bit.
+// The heuristics of the CUDA kernels: how the matrix product of a layer is cut into blocks. How a sum is cut depends on
+// the layer's shape alone; how the parts are spread over the GPU also depends on the batch and the GPU, and changes no
+// bit. All sizes here were chosen by calculation by 2026-11-24, with 132 multiprocessors in mind; none was
+// measured on a GPU (docs/gpu.md).
 #pragma once
 #include "cuda/conv.cuh"
 
 namespace prefiqs::cuda {
 
-// What a block computes: `channels` filters by `pixels` pixels of each of two halves.
+// What a block computes: so many filters by so many pixels of each of two halves.
 enum class Tile { wide, deep, middle, narrow };
 
 struct GemmPlan {
   Tile tile;
-  bool plain;         // src is not in 16-byte pieces along K: loaded value by value
+  bool plain;         // src has no 16-byte pieces along K, so it is loaded value by value
   int segments;       // a sum over K is this many sums, added in order
   int segment_steps;  // of k_step, in each but the last
-  bool split;         // a block for each segment, and a second kernel that adds; else one block for all of them
+  bool split;         // a block for each segment and a second kernel that adds them; else one block for all
 };
 
 struct TileShape {
@@ -21,7 +23,7 @@ struct TileShape {
   bool totals;  // registers for the sum over segments
 };
 
-// Largest first. Large tiles read less from memory for the same work; small ones fill the machine.
+// Largest first. Large tiles read less memory for the same work; small tiles give every multiprocessor something to do.
 constexpr TileShape tile_shape(Tile tile) {
   return tile == Tile::wide     ? TileShape{128, 64, false}
          : tile == Tile::deep   ? TileShape{128, 64, true}
@@ -40,9 +42,10 @@ inline int64_t gemm_blocks(const Conv& p, const GemmPlan& plan) {
          (plan.split ? plan.segments : 1);
 }
 
-// Where one image gives only few narrow tiles, its sums are cut into as many segments as make 128 blocks of them, each
-// at least 16 steps deep; never from the number of images. More layers would gain at one image, but pay in large
-// batches: a block that runs several segments needs registers for their totals, and so reads shared memory more often.
+// If one image has few narrow tiles, its sums are cut into as many segments as make 128 blocks, each at least 16 steps
+// deep. The number of images never counts. More layers would gain from this at one image but lose in large batches: a
+// block that runs several segments needs registers for their totals, and so reads shared memory more often.
+// `few_tiles` is the number to try first on a GPU.
 inline void cut_segments(const Conv& p, GemmPlan& plan) {
   constexpr int few_tiles = 24, wanted_blocks = 128, least_steps = 16;
   const int64_t tiles = static_cast<int64_t>(p.groups) * channel_tiles(p, Tile::narrow) *
@@ -53,8 +56,8 @@ inline void cut_segments(const Conv& p, GemmPlan& plan) {
   plan.segments = ceil_div(p.steps, plan.segment_steps);
 }
 
-// The largest tile that gives every multiprocessor a block, with a sum's segments in one block if that is enough, else
-// in blocks of their own; the narrow tile where nothing fills the machine.
+// Chooses the largest tile that gives every multiprocessor a block, with all segments of a sum in one block if that
+// fills the GPU, else in separate blocks. The narrow tile if nothing fills it.
 inline GemmPlan plan_gemm(const Conv& p, int multiprocessors) {
   GemmPlan plan{};
   plan.plain = p.src_uint8 || p.group_in_c % 8 != 0;
@@ -79,10 +82,10 @@ inline int64_t workspace_floats(const Conv& p, const GemmPlan& plan) {
   return plan.split ? plan.segments * p.partial_floats() : 0;
 }
 
-// The product as planned, then the sum over its segments if they ran in blocks of their own.
+// Runs the product as planned, then adds its segments if they ran in separate blocks.
 cudaError_t launch_gemm(const Conv& conv, const GemmPlan& plan, Type compute, cudaStream_t stream);
 
-// The product alone. One file each, so that they compile side by side.
+// Run the product alone. Each has a file of its own, so that they compile in parallel.
 cudaError_t launch_gemm_float16(const Conv& conv, const GemmPlan& plan, cudaStream_t stream);
 cudaError_t launch_gemm_bfloat16(const Conv& conv, const GemmPlan& plan, cudaStream_t stream);
 

@@ -1,5 +1,5 @@
-// What the tensor copy engine has to know of a layer, as plain numbers: the fields of its two tensor maps, the place of
-// a tile's first pixel, and where 16 bytes land in swizzled shared memory. Tested on the CPU against plain loops.
+// What the tensor copy engine must know about a layer, as plain numbers: the fields of its two tensor maps, the place
+// of a tile's first pixel, and where 16 bytes land in swizzled shared memory. Tested on the CPU against plain loops.
 #pragma once
 #include "cuda/conv.cuh"
 
@@ -73,7 +73,8 @@ inline bool fits_im2col(const Conv& p) {
          axis(p.kernel_w, p.stride_w, p.pad_w, p.dilation_w);
 }
 
-// Where tap (0, 0) of an output pixel lies; past the last pixel: in an image that is not there, which reads as zeros.
+// Where tap (0, 0) of an output pixel lies. Past the last pixel it lies in an image that does not exist and reads as
+// zeros.
 struct PixelPlace {
   int w, h, image;
 
@@ -95,7 +96,7 @@ __host__ __device__ constexpr uint64_t swizzled_descriptor(uint32_t address, int
          uint64_t{1} << 62;
 }
 
-// The steps of a sum: all taps of 64 channels, then of the next 64. By the layer's shape alone.
+// The steps of a sum: all taps of 64 channels, then of the next 64. They depend on the layer's shape alone.
 struct CopyStep {
   int r, s, channel;
 

@@ -1,4 +1,4 @@
-// What the torch glue calls. No torch header here; kernels are in the .cu files.
+// What the torch glue calls on CUDA. No torch header here; the kernels are in the .cu files.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -10,8 +10,8 @@ namespace prefiqs::cuda {
 
 enum class Type { float16, bfloat16, float32, uint8 };
 
-// Arithmetic multiplies in `compute` (float16 or bfloat16, the type of weight) and adds in float32. All pointers are
-// device memory, aligned to 16 bytes; layouts as ConvGeometry says.
+// Products are in `compute` (float16 or bfloat16, the type of weight), sums in float32. All pointers are to device
+// memory, aligned to 16 bytes; ConvGeometry says the layouts.
 struct ConvParams : ConvGeometry {
   Type compute;
   Type src_type;  // `compute` or uint8
@@ -37,12 +37,12 @@ struct DistanceParams {
   float* embedding_norm;    // [rows]
 };
 
-// Multiprocessors of the current device decide how the work is cut, never what comes out: a row's bits do not depend
-// on its batch.
+// The number of multiprocessors decides how the work is cut, never what comes out: a row's bits do not depend on its
+// batch.
 int64_t conv_workspace_floats(const ConvParams& params, int multiprocessors);
 
-// Enqueue on `stream`; return the launch's status. `sm90`: by the kernel for compute capability 9.0a where that takes
-// the layer; its sums have another order.
+// Both enqueue on `stream` and return the launch's status. `sm90`: use the kernel for compute capability 9.0a for the
+// layers that it takes; it adds in another order.
 cudaError_t launch_conv(const ConvParams& params, int multiprocessors, bool sm90, cudaStream_t stream);
 cudaError_t launch_distance(const DistanceParams& params, cudaStream_t stream);
 

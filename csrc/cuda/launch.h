@@ -1,5 +1,5 @@
-// Starting a kernel, and its shared memory. Together with ptx/ this is all that plain C++ cannot say: tests/emulation
-// puts its own files of the same names in the place of these.
+// How a kernel is started, and its shared memory. This file and ptx/ hold all that plain C++ cannot say:
+// tests/emulation replaces them with files of the same names.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -21,7 +21,7 @@ cudaError_t launch(void (*kernel)(Params...),
                    cudaStream_t stream,
                    const Params&... params) {
   if (blocks > INT32_MAX) return cudaErrorInvalidValue;
-  // More than this has to be asked for, per device; asking again costs nothing beside a launch.
+  // More than 48 KiB has to be asked for on each device; asking again costs nothing beside a launch.
   if (shared_bytes > 48 * 1024) {
     const auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (status != cudaSuccess) return status;

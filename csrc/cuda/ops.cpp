@@ -66,7 +66,7 @@ bool sm90_asked(const char* op, const Device& device) {
   return true;
 }
 
-// What a launch needs of the device of `src`, which is the current one for as long as this lives.
+// What a launch needs from the device of `src`, which is the current device as long as this object lives.
 class Launch {
  public:
   Launch(const char* op, const Tensor& src)
@@ -118,7 +118,7 @@ Type type_of(ScalarType dtype) {
 
 bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
 
-// As the kernels want it: dense in `format`, at an address they can read 16 bytes from. Most tensors are already.
+// A tensor as the kernels want it: without gaps in `format`, at a multiple of 16 bytes. Most tensors are so already.
 Tensor dense(const Tensor& t, MemoryFormat format = MemoryFormat::Contiguous) {
   const Tensor packed = torch::stable::contiguous(t, format);
   return aligned(packed) ? packed : torch::stable::clone(packed);
@@ -137,7 +137,7 @@ const T* data_or_null(const OptionalTensor& t) {
   return t ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
 }
 
-// Tensor cores multiply sixteen bits: float32 weights become float16, a float32 source takes the format of the weights.
+// Tensor cores multiply 16-bit numbers: float32 weights become float16, a float32 source takes the format of weights.
 ScalarType compute_dtype(const Tensor& weight) {
   return weight.scalar_type() == ScalarType::Float ? ScalarType::Half : weight.scalar_type();
 }
@@ -184,7 +184,7 @@ void run_conv(const Launch& launch,
   }
 }
 
-// Into `out`, or into a new tensor if that is empty.
+// Writes into `out` if it is given, else into a new tensor.
 Tensor dual_conv2d_into(OptionalTensor out,
                         const Tensor& src,
                         const Tensor& weight,

@@ -1,8 +1,7 @@
-// The second half of a product whose segments ran in blocks of their own: workspace[segment][branch][pixel][channel] to
-// dst.
+// Adds the segments of a product that ran in separate blocks, and finishes the sums.
 //
-// A thread adds eight neighbouring channels of one pixel in the order of the segments, as a block that runs them all
-// does, and finishes them. Nothing is shared.
+// Layout: workspace [segment][branch][pixel][channel]; a thread has eight neighbouring channels of one pixel. Nothing
+// is shared. Loop: add the segments in order, as a block that runs all of them does; then bias, residual, activation.
 #include "cuda/epilogue.cuh"
 #include "cuda/gemm_plan.h"
 

@@ -1,12 +1,16 @@
-"""One network, two weight sets, one pass: `dualize` turns a model into a graph that gives the pair of embeddings."""
+"""The engine: one network run with two weight sets in one pass.
+
+`dualize` turns a model into a graph that gives the dense and the pruned embedding of every image. `convert/` does that;
+`runtime/` makes the graph fast on the CPU and on CUDA.
+"""
 
 from __future__ import annotations
 
 from prefiqs_ext.dual.convert.dualize import check_model, dualize
 from prefiqs_ext.dual.modules import DualConv1d, DualConv2d, DualLinear, duplicate
 from prefiqs_ext.dual.runtime.buffers import BufferedGraph
-from prefiqs_ext.dual.runtime.cuda_graphs import CudaGraphs, out_of_memory
-from prefiqs_ext.dual.runtime.half import to_half
+from prefiqs_ext.dual.runtime.cuda_graphs import CudaGraphs, is_out_of_memory
+from prefiqs_ext.dual.runtime.half import convert_to_half
 
 __all__ = [
     "BufferedGraph",
@@ -15,8 +19,8 @@ __all__ = [
     "DualConv2d",
     "DualLinear",
     "check_model",
+    "convert_to_half",
     "dualize",
     "duplicate",
-    "out_of_memory",
-    "to_half",
+    "is_out_of_memory",
 ]

@@ -1,7 +1,8 @@
-"""The layers that know of the two branches. Everything else in a converted graph runs on the pair as on any batch.
+"""The layers that treat the dense and the pruned branch differently.
 
-A pair is a batch of 2N rows, dense rows first. A layer owns one weight tensor, one bit per weight (its mask, packed as
-`prefiqs_ext.pruning.pack_mask` says) and a few numbers per channel.
+A pair is a batch of 2N rows: N dense rows, then the N pruned rows of the same images. Only the layers here treat the
+two halves differently; every other operation of a converted graph runs on the pair as on any batch. A layer owns one
+weight tensor, one bit per weight (its mask, packed by `prefiqs_ext.pruning.pack_mask`) and a few numbers per channel.
 """
 
 from __future__ import annotations
@@ -17,26 +18,45 @@ from prefiqs_ext.pruning import pack_mask
 
 
 def duplicate(x: Tensor, dim: int = 0) -> Tensor:
-    """A shared value [N, ...] -> the pair [2N, ...] of two equal halves, in x's memory format. dim: where N is."""
+    """Turn a value that both branches share into a pair of two equal halves.
+
+    Args:
+        x: [N, ...], any dtype.
+        dim: The dimension that holds the N rows.
+
+    Returns:
+        [2N, ...] in the dtype and memory format of x.
+    """
     return torch.cat([x, x], dim)
 
 
-def paired_size(size: tuple[int, ...], dim: int = 0) -> tuple[int, ...]:
-    """The shape (N, ...) of a shared value -> (2N, ...). dim: where N is."""
+def double_size(size: tuple[int, ...], dim: int = 0) -> tuple[int, ...]:
+    """Turn the shape (N, ...) of a shared value into that of its pair, (2N, ...); dim says where N is."""
     return (*size[:dim], 2 * size[dim], *size[dim + 1 :])
 
 
 class DualConv2d(nn.Module):
-    """A convolution under the dense and the pruned weights, with what was folded into it.
+    """A convolution with the dense and the pruned weights, and everything that was folded into it.
 
-    dst = act(conv(src) + bias + sum over the taps inside the image of tap_shift + residual), see ops.dual_conv2d.
+    It computes `act(conv(src) + bias + shift + residual)`, see `ops.dual_conv2d`. All tensors are copied; nothing is
+    shared with the caller's.
 
-    weight: [Co, C/g, kh, kw], not masked; kept as a float32 copy in channels_last storage (`to_half` makes it half
-    precision, on a GPU). mask: bool of the weight's
-    shape, True = keep, kept packed; None runs both branches, or the one, on the dense weights. bias [Co]; tap_shift
-    [2, Co, kh, kw] with a mask, else [1, Co, kh, kw]; slope [1] or [Co], 0 for ReLU; all kept as float32 copies.
-    stride, padding, dilation, groups: as in torch.nn.Conv2d. pad, pad_mode: arguments of torch.nn.functional.pad,
-    applied to src first: paddings that the operator has not (reflection, one-sided zeros).
+    Args:
+        weight: [Co, C/groups, kh, kw], before pruning. Kept as float32 in channels_last storage; `convert_to_half`
+            makes it half precision on a GPU.
+        mask: bool, of the weight's shape, True where the pruned branch keeps the weight. Kept packed. None: both
+            branches use the dense weights.
+        bias: [Co].
+        tap_shift: [2, Co, kh, kw] (dense, pruned) with a mask, else [1, Co, kh, kw]. The shift is its sum over the
+            kernel's taps that fall inside the image.
+        slope: [1] or [Co], the slopes of a PReLU; zeros for ReLU. None: no activation.
+        stride: As in torch.nn.Conv2d, like padding, dilation and groups.
+        padding: Zeros on both sides of each axis.
+        dilation: Steps between the taps.
+        groups: Groups of channels.
+        pad: Argument of torch.nn.functional.pad, applied to src first, for paddings that the operator does not have
+            (reflection, zeros on one side).
+        pad_mode: The mode of that padding.
     """
 
     weight: Tensor
@@ -61,22 +81,28 @@ class DualConv2d(nn.Module):
         pad_mode: str = "constant",
     ) -> None:
         super().__init__()
-        self.register_buffer("weight", _own(weight, torch.channels_last))
+        self.register_buffer("weight", _copy_float32(weight, torch.channels_last))
         self.register_buffer("mask", None if mask is None else pack_mask(mask).to(weight.device))
-        self.register_buffer("bias", _own(bias))
-        self.register_buffer("tap_shift", _own(tap_shift))
-        self.register_buffer("slope", _own(slope))
+        self.register_buffer("bias", _copy_float32(bias))
+        self.register_buffer("tap_shift", _copy_float32(tap_shift))
+        self.register_buffer("slope", _copy_float32(slope))
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.pad, self.pad_mode = pad, pad_mode
 
     def forward(
         self, src: Tensor, residual: Tensor | None = None, *, paired: bool = False, out: Tensor | None = None
     ) -> Tensor:
-        """src [N, C, H, W], or [2N, C, H, W] if paired, float32 or (not paired) uint8 -> [rows, Co, Ho, Wo].
+        """Run the layer on one batch.
 
-        rows: 2N with a mask, else as many as src has. residual: as many rows as the result, or half as many, which both
-        branches then share. paired is an argument of the call: a network may use one layer on both kinds of value. out:
-        where to write the result, as ops.dual_conv2d takes it.
+        Args:
+            src: [N, C, H, W] or, if paired, [2N, C, H, W]; float32, or uint8 if not paired.
+            residual: Added before the activation. As many rows as the result, or half as many, which both branches
+                then share.
+            paired: Whether src is a pair. An argument of the call, because a network may use one layer both ways.
+            out: Where to write the result, as in `ops.dual_conv2d`.
+
+        Returns:
+            [2N, Co, Ho, Wo] with a mask, else with as many rows as src has.
         """
         if self.pad is not None:
             src = src if src.is_floating_point() else src.to(self.weight.dtype)
@@ -98,6 +124,7 @@ class DualConv2d(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """Describe the layer for `print`."""
         out, inside, *kernel = self.weight.shape
         folded = [name for name in ("mask", "bias", "tap_shift", "slope") if getattr(self, name) is not None]
         padding = self.padding if self.pad is None else f"{self.pad_mode} {self.pad}"
@@ -108,21 +135,24 @@ class DualConv2d(nn.Module):
 
 
 class DualConv1d(DualConv2d):
-    """As DualConv2d for [N, C, L]: a map of one row. Its weight is [Co, C/g, 1, k]."""
+    """A DualConv2d for [N, C, L], which it treats as a map of one row. Its weight is [Co, C/groups, 1, k]."""
 
     def forward(
         self, src: Tensor, residual: Tensor | None = None, *, paired: bool = False, out: Tensor | None = None
     ) -> Tensor:
-        """src [N, C, L], or [2N, C, L] if paired -> [rows, Co, Lo]."""
+        """Run the layer on src [N, C, L], or [2N, C, L] if paired; returns [rows, Co, Lo] as DualConv2d does."""
         rows = [None if t is None else t.unsqueeze(2) for t in (residual, out)]
         return super().forward(src.unsqueeze(2), rows[0], paired=paired, out=rows[1]).squeeze(2)
 
 
 class DualLinear(nn.Module):
-    """A linear layer under the dense and the pruned weights.
+    """A linear layer with the dense and the pruned weights. All tensors are copied.
 
-    weight: [Co, K], not masked, kept as a float32 copy. mask: bool [Co, K], True = keep, kept packed; None runs both
-    branches, or the one, on the dense weights. bias: [Co], kept as a float32 copy.
+    Args:
+        weight: [Co, K], before pruning; kept as float32.
+        mask: bool [Co, K], True where the pruned branch keeps the weight. Kept packed. None: both branches use the
+            dense weights.
+        bias: [Co]; kept as float32.
     """
 
     weight: Tensor
@@ -131,31 +161,40 @@ class DualLinear(nn.Module):
 
     def __init__(self, weight: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.register_buffer("weight", _own(weight))
+        self.register_buffer("weight", _copy_float32(weight))
         self.register_buffer("mask", None if mask is None else pack_mask(mask).to(weight.device))
-        self.register_buffer("bias", _own(bias))
+        self.register_buffer("bias", _copy_float32(bias))
 
     def forward(self, src: Tensor, *, paired: bool = False) -> Tensor:
-        """src [N, ..., K], or [2N, ..., K] if paired -> [rows, ..., Co], rows: 2N with a mask, else as many as src."""
+        """Run the layer on one batch.
+
+        Args:
+            src: [N, ..., K] or, if paired, [2N, ..., K]; float32.
+            paired: Whether src is a pair.
+
+        Returns:
+            [2N, ..., Co] with a mask, else with as many rows as src has.
+        """
         return ops.dual_linear(src, self.weight, self.mask, self.bias, paired=paired)
 
     def extra_repr(self) -> str:
+        """Describe the layer for `print`."""
         out, inside = self.weight.shape
         return f"{inside} -> {out}, {'dense' if self.mask is None else 'with mask'}"
 
 
-def module_of(graph_module: nn.Module, node: fx.Node) -> Any:
-    """The module that a node of a graph calls; None where it calls none."""
+def find_module(graph_module: nn.Module, node: fx.Node) -> Any:
+    """Return the module that a node of a graph calls, or None if it calls none."""
     return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def is_layer(graph_module: nn.Module, node: fx.Node) -> bool:
-    """Whether a node of a dual graph is one of these layers."""
-    return isinstance(module_of(graph_module, node), (DualConv2d, DualLinear))
+def is_dual_layer(graph_module: nn.Module, node: fx.Node) -> bool:
+    """Tell whether a node of a converted graph calls a layer of this file."""
+    return isinstance(find_module(graph_module, node), (DualConv2d, DualLinear))
 
 
-def _own(tensor: Tensor | None, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor | None:
-    """A float32 copy that shares nothing with the caller's tensor."""
+def _copy_float32(tensor: Tensor | None, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor | None:
+    """Copy to float32, so that nothing is shared with the caller's tensor."""
     if tensor is None:
         return None
     return torch.empty_like(tensor, dtype=torch.float32, memory_format=memory_format).copy_(tensor.detach())

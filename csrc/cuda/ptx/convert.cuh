@@ -22,7 +22,7 @@ __device__ inline float to_float(Float16 x) {
 
 __device__ inline float to_float(BFloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
 
-// Two values in a word, the first in its lower half.
+// Packs two values into a word, the first in its lower half.
 template <class T>
 __device__ uint32_t pack(float first, float second);
 

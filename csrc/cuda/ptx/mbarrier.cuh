@@ -24,12 +24,12 @@ __device__ inline void mbarrier_arrive_expect(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// The thread arrives once all its earlier cp.async have landed.
+// The thread arrives as soon as all its earlier cp.async have landed.
 __device__ inline void mbarrier_arrive_copies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-// Until the phase of this parity has ended. By all lanes of a warp.
+// Waits until the phase of this parity has ended. All lanes of a warp call it.
 __device__ inline void mbarrier_wait(uint32_t barrier, int parity) {
   asm volatile(
       "{\n"

@@ -1,4 +1,4 @@
-// setmaxnreg: a warpgroup gives registers back, or takes what others gave. By all its warps.
+// setmaxnreg: a warpgroup gives registers back, or takes those that others gave. All its warps call it.
 #pragma once
 
 namespace prefiqs::cuda {

@@ -1,1 +1,1 @@
-"""The conversion of a model into a dual graph; dualize.py has its steps in order."""
+"""How a model becomes a graph that gives the pair of embeddings. `dualize.py` lists the steps in order."""

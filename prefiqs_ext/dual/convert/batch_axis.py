@@ -1,8 +1,8 @@
-"""Which values of a graph carry the batch, found by running it on one image and on three.
+"""Finds which values of a graph carry the batch, by running the graph on one image and on three.
 
-A pair can be carried through an operation only if every row is computed on its own, along one dimension: dim 0 but
-where an attention puts another before it. That is observed, not looked up in a table: an operation mixes rows when the
-last image among three does not get what it gets alone, whatever its name.
+A pair can pass through an operation only if the operation computes every row on its own, along one dimension. That is
+mostly dimension 0, but an attention may put another dimension before it. The operation is not looked up in a table; it
+is run: if the last of three images does not get the result that it gets alone, the operation mixes rows.
 """
 
 from __future__ import annotations
@@ -13,24 +13,28 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 
-from prefiqs_ext.dual.convert.trace import PREFIX, Traced
+from prefiqs_ext.dual.convert.trace import PREFIX, TracedModel
 from prefiqs_ext.exceptions import UnsupportedNetworkError
 
-_COUNT = 3
-_NEED = "a pair needs one dimension that grows with the batch, and every row computed on its own"
-# Mean difference over mean size. Rounding is some 1e-6 here; images mixed with one another differ by 1e-1.
+_IMAGES = 3  # beside a run on one
+_REQUIREMENT = "a pair needs one dimension that grows with the batch, and every row computed on its own"
+# Mean difference divided by mean size. Rounding gives about 1e-6; images that are mixed differ by 1e-1.
 _TOLERANCE = 1e-3
-# Operations that take a tensor for its dtype, device or shape and none of its numbers.
+# Operations that read the dtype, device or shape of a tensor, but none of its numbers.
 _READ_NO_NUMBERS = {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "type_as", "to"}
 
 
 @dataclass(frozen=True)
 class Value:
-    """What a node computes.
+    """What a node of the graph computes.
 
-    batch: it grows with the number of images; a tensor then holds one block of rows per image, along `dim`.
-    kind: "size" is a tuple of numbers of which one alone grows, number `dim`.
-    shape, dtype: of a tensor, for one image. constant: the value itself where it is the same for every input.
+    Attributes:
+        batch: Whether the value grows with the number of images. A tensor then holds one block of rows per image.
+        kind: "tensor", "number", "size" (a tuple of numbers, one of which grows) or "other".
+        shape: Of a tensor, for one image.
+        dtype: Of a tensor.
+        constant: The value itself, if it is the same for every input.
+        dim: The dimension of a tensor that grows, or the index of the number that grows in a size.
     """
 
     batch: bool
@@ -41,8 +45,8 @@ class Value:
     dim: int = 0
 
 
-def images(example: Tensor, count: int) -> Tensor:
-    """`count` rows: seeded variations of the example's first row, then that row itself, always the same ones."""
+def make_images(example: Tensor, count: int) -> Tensor:
+    """Make `count` images from the first row of an example: seeded variations of it, then the row itself."""
     first = example[:1]
     generator = torch.Generator().manual_seed(count)
     noise = torch.randn(count - 1, *first.shape[1:], generator=generator).to(first.device)
@@ -54,46 +58,55 @@ def images(example: Tensor, count: int) -> Tensor:
     return torch.cat([(first + scale * noise).to(first.dtype), first])
 
 
-def describe(node: fx.Node, root: nn.Module) -> str:
-    """A node in words for errors: the module, or the operation and the module that calls it, by the source's names."""
+def describe_node(node: fx.Node, root: nn.Module) -> str:
+    """Name a node for an error, as the model does: its module, or its operation and the module that calls it."""
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         return f"{str(node.target).removeprefix(PREFIX)!r} ({type(module).__name__})"
-    name = operation(node)
+    name = name_operation(node)
     if node.op == "call_method" or node.target is getattr:
         name = f"Tensor.{node.args[1] if node.target is getattr else name}"
     callers = [str(path).removeprefix(PREFIX) for path in node.meta.get("nn_module_stack", {}) if PREFIX in str(path)]
     return f"{name!r} in {callers[-1]!r}" if callers else f"{name!r}"
 
 
-def operation(node: fx.Node) -> str:
-    """The bare name of what a node calls: "add" for torch.add, operator.add, Tensor.add and aten.add.Tensor."""
+def name_operation(node: fx.Node) -> str:
+    """Return the bare name of what a node calls: "add" for torch.add, operator.add, Tensor.add and aten.add.Tensor."""
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target.overloadpacket.__name__)
     return str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
 @torch.no_grad()
-def observe(traced: Traced, example: Tensor) -> dict[fx.Node, Value]:
-    """The Value of every node but the output. Constant batch sizes in reshape and expand are freed on the way.
+def observe_values(traced: TracedModel, example: Tensor) -> dict[fx.Node, Value]:
+    """Find out what every node but the output computes.
 
-    Raises ValueError naming the first operation that spreads the batch over dimensions, loses it, or mixes its rows.
+    Where `reshape` or `expand` has a constant for the batch size, the graph is changed to read the size instead.
+
+    Args:
+        traced: The model's graph.
+        example: One or more inputs; only the first row is used.
+
+    Raises:
+        UnsupportedNetworkError: An operation spreads the batch over several dimensions, loses it or mixes its rows.
     """
-    one, three = (_Stepper(traced, images(example, count)) for count in (1, _COUNT))
+    one, three = (_Stepper(traced, make_images(example, count)) for count in (1, _IMAGES))
     values: dict[fx.Node, Value] = {}
     for node in list(traced.graph.nodes):
         if node.op == "output":
             break
-        what = describe(node, traced.root)
+        what = describe_node(node, traced.root)
         alone = one.step(node, f"dualize: the model fails on one row of the example, at {what}")
         size = _free_constant_batch(node, alone, values)
         if size is not None:
             three.step(size, "dualize")
             values[size] = Value(True, "number")
-        among = three.step(node, f"dualize: {what} works for a batch of 1 but not of {_COUNT} (a constant batch size?)")
+        among = three.step(
+            node, f"dualize: {what} works for a batch of 1 but not of {_IMAGES} (a constant batch size?)"
+        )
         sources = [values[source] for source in node.all_input_nodes]
         reads_rows = any(source.batch and source.kind == "tensor" for source in sources)
-        value = _value(alone, among, what, reads_rows and operation(node) not in _READ_NO_NUMBERS)
+        value = _compare_results(alone, among, what, reads_rows and name_operation(node) not in _READ_NO_NUMBERS)
         if any(source.batch or source.constant is None for source in sources):
             value = replace(value, constant=None)  # read off the input, such as its height
         values[node] = value
@@ -101,9 +114,9 @@ def observe(traced: Traced, example: Tensor) -> dict[fx.Node, Value]:
 
 
 class _Stepper(fx.Interpreter):
-    """An interpreter run node by node, that forgets values as soon as they are of no use."""
+    """An interpreter that runs one node at a time and forgets values that no later node reads."""
 
-    def __init__(self, traced: Traced, x: Tensor) -> None:
+    def __init__(self, traced: TracedModel, x: Tensor) -> None:
         super().__init__(traced.root, graph=traced.graph)
         self.args_iter = iter((x,))
 
@@ -119,12 +132,13 @@ class _Stepper(fx.Interpreter):
 
 
 def _free_constant_batch(node: fx.Node, result: object, values: dict[fx.Node, Value]) -> fx.Node | None:
-    """reshape(x, (1, 512)), in which 1 is the batch that was exported, becomes reshape(x, (size, 512)).
+    """Replace a batch size of 1 that was exported as a constant: reshape(x, (1, 512)) becomes reshape(x, (size, 512)).
 
-    Returns the new node, the size of x in dim 0; None where there is no such constant.
+    Returns:
+        The new node that reads the size of x in dimension 0, or None if there is no such constant.
     """
     source, *sizes = node.args or (None,)
-    if operation(node) not in ("reshape", "expand") or not isinstance(source, fx.Node) or not sizes:
+    if name_operation(node) not in ("reshape", "expand") or not isinstance(source, fx.Node) or not sizes:
         return None
     as_tuple = isinstance(sizes[0], (tuple, list))
     sizes = list(sizes[0]) if as_tuple else sizes  # type: ignore[arg-type]
@@ -138,54 +152,56 @@ def _free_constant_batch(node: fx.Node, result: object, values: dict[fx.Node, Va
     return size
 
 
-def _value(one: object, three: object, what: str, reads_rows: bool) -> Value:
+def _compare_results(one: object, three: object, what: str, reads_rows: bool) -> Value:
     if isinstance(one, Tensor) and isinstance(three, Tensor):
-        return _tensor_value(one, three, what, reads_rows)
+        return _compare_tensors(one, three, what, reads_rows)
     if isinstance(one, dict) and isinstance(three, dict):
         one, three = tuple(one.values()), tuple(three.values())
     if isinstance(one, (tuple, list)) and isinstance(three, (tuple, list)):
         if len(one) != len(three):
-            raise UnsupportedNetworkError(f"dualize: {what} takes the batch apart into {len(three)} values: {_NEED}")
-        elements = [_value(a, b, what, reads_rows) for a, b in zip(one, three, strict=True)]
+            raise UnsupportedNetworkError(
+                f"dualize: {what} takes the batch apart into {len(three)} values: {_REQUIREMENT}"
+            )
+        elements = [_compare_results(a, b, what, reads_rows) for a, b in zip(one, three, strict=True)]
         if not any(element.batch for element in elements):
             return Value(False, "other", constant=one)
         grown = [index for index, element in enumerate(elements) if element.batch]
         is_size = len(grown) == 1 and elements[grown[0]].kind == "number"
         return Value(True, "size", dim=grown[0]) if is_size else Value(True, "other")
     if isinstance(one, (int, float)) and isinstance(three, (int, float)) and one != three:
-        if three != _COUNT * one:
+        if three != _IMAGES * one:
             raise UnsupportedNetworkError(
-                f"dualize: {what} gives {one} for a batch of 1, {three} for {_COUNT}: expected a multiple"
+                f"dualize: {what} gives {one} for a batch of 1, {three} for {_IMAGES}: expected a multiple"
             )
         return Value(True, "number")
     return Value(False, "other", constant=one)
 
 
-def _tensor_value(one: Tensor, three: Tensor, what: str, reads_rows: bool) -> Value:
+def _compare_tensors(one: Tensor, three: Tensor, what: str, reads_rows: bool) -> Value:
     shape = tuple(one.shape)
     if three.shape == one.shape:
         if reads_rows:
             raise UnsupportedNetworkError(
-                f"dualize: {what} mixes the rows of the batch: its result {list(shape)} has none: {_NEED}"
+                f"dualize: {what} mixes the rows of the batch: its result {list(shape)} has none: {_REQUIREMENT}"
             )
         return Value(False, "tensor", shape, one.dtype, one)
     grown = [dim for dim, (few, many) in enumerate(zip(shape, three.shape, strict=False)) if few != many]
-    if len(shape) != three.dim() or len(grown) != 1 or three.shape[grown[0]] != _COUNT * shape[grown[0]]:
+    if len(shape) != three.dim() or len(grown) != 1 or three.shape[grown[0]] != _IMAGES * shape[grown[0]]:
         raise UnsupportedNetworkError(
             f"dualize: {what} spreads the batch: its result is {list(shape)} for a batch of 1, {list(three.shape)} for "
-            f"{_COUNT}: {_NEED}"
+            f"{_IMAGES}: {_REQUIREMENT}"
         )
     dim = grown[0]
-    difference = _difference(one, three.narrow(dim, three.shape[dim] - shape[dim], shape[dim]))
+    difference = _measure_difference(one, three.narrow(dim, three.shape[dim] - shape[dim], shape[dim]))
     if difference > _TOLERANCE:
         raise UnsupportedNetworkError(
-            f"dualize: {what} mixes the rows of the batch: a row alone and the same row among {_COUNT} differ by "
-            f"{difference:.1g} of their size: {_NEED}"
+            f"dualize: {what} mixes the rows of the batch: a row alone and the same row among {_IMAGES} differ by "
+            f"{difference:.1g} of their size: {_REQUIREMENT}"
         )
     return Value(True, "tensor", shape, one.dtype, dim=dim)
 
 
-def _difference(a: Tensor, b: Tensor) -> float:
+def _measure_difference(a: Tensor, b: Tensor) -> float:
     if not a.is_floating_point():
         return float((a != b).double().mean()) if a.numel() else 0.0
     a, b = (torch.nan_to_num(t.double()) for t in (a, b))

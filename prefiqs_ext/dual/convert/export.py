@@ -1,7 +1,8 @@
-"""A graph by torch.export, for models that torch.fx cannot trace, in the form that torch.fx gives.
+"""Traces with torch.export the models that torch.fx cannot trace, and gives the graph the form that torch.fx gives.
 
-torch.export runs the forward on tensors without data, so that it may look at types, devices and shapes; modules are
-gone, and operations are ATen's. Names of weights are the model's own, so layers are found by them.
+torch.export runs the forward on tensors without data, so a forward may look at types, devices and shapes. No modules
+are left in its graph, and the operations are ATen's. Weights keep the names that the model gives them, so layers are
+found by name.
 """
 
 from __future__ import annotations
@@ -16,23 +17,27 @@ from torch import Tensor, fx, nn
 
 
 def export(root: nn.Module, x: Tensor) -> fx.Graph:
-    """The graph of root(x); its targets are found in root, which gets the constants it lacks.
+    """Trace root(x) with torch.export.
 
-    x: two rows or more: the exporter would take a single one for a constant. Whatever torch.export raises for a model
-    that it cannot export.
+    Args:
+        root: What the graph's targets are found in. It gets the constants that it lacks as buffers.
+        x: An input of two rows or more; the exporter would take a batch of one for a constant.
+
+    Raises:
+        Exception: Whatever torch.export raises for a model that it cannot export.
     """
-    # In functional form: what is written to a view reaches the readers of the tensor that is viewed.
+    # The decomposition makes the graph functional: what is written to a view reaches all readers of its base.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's about itself
-        module = _program(root, x).run_decompositions({}).module(check_guards=False)
+        warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
+        module = _export_program(root, x).run_decompositions({}).module(check_guards=False)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
-        # By the path of a module, as torch.fx has them.
+        # torch.fx keys the stack by the path of a module, and so do we.
         stack = node.meta.get("nn_module_stack", {}).values()
         copies[node].meta = {"nn_module_stack": dict(stack)}
-        if node.op == "get_attr" and not _has(root, str(node.target)):
+        if node.op == "get_attr" and not _has_target(root, str(node.target)):
             constant: Any = reduce(getattr, str(node.target).split("."), module)
             copies[node].target = name = str(node.target).replace(".", "_")
             root.register_buffer(name, constant)
@@ -42,9 +47,11 @@ def export(root: nn.Module, x: Tensor) -> fx.Graph:
     return graph
 
 
-def _program(root: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
-    """For any number of rows; for one row where the forward makes a constant of it, as len() does: constants of 1 row
-    are found and freed later, as in a file that was exported so."""
+def _export_program(root: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
+    """Export for any number of rows, or for one row where the forward makes a constant of it, as len() does.
+
+    A constant of one row is found and freed later, as in a file that was exported with one.
+    """
     try:
         return torch.export.export(root, (x,), dynamic_shapes=({0: torch.export.Dim("rows", min=1)},))
     except Exception as error:
@@ -55,7 +62,7 @@ def _program(root: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
 
 
 def _restore_batch_norm(node: fx.Node, root: nn.Module) -> None:
-    """In eval mode: a call of its module again where it is exactly what the module computes, else F.batch_norm."""
+    """Turn a decomposed batch norm in eval mode back into a call of its module, or else of F.batch_norm."""
     source, weight, bias, mean, variance, momentum, eps = node.args
     name = str(mean.target).rpartition(".")[0] if isinstance(mean, fx.Node) and mean.op == "get_attr" else ""
     module = root.get_submodule(name)
@@ -63,20 +70,20 @@ def _restore_batch_norm(node: fx.Node, root: nn.Module) -> None:
     if (
         isinstance(module, nn.modules.batchnorm._BatchNorm)
         and module.eps == eps
-        and all(_tensor(tensor, root) is getattr(module, key) for key, tensor in used.items())
+        and all(_get_tensor(tensor, root) is getattr(module, key) for key, tensor in used.items())
     ):
         node.op, node.target, node.args = "call_module", name, (source,)
     else:
         node.target, node.args = F.batch_norm, (source, mean, variance, weight, bias, False, momentum, eps)
-    for first in list(node.users):  # of three results, two of them empty
+    for first in list(node.users):  # the other two of its three results are empty
         first.replace_all_uses_with(node)
 
 
-def _tensor(node: fx.node.Argument, root: nn.Module) -> object:
+def _get_tensor(node: fx.node.Argument, root: nn.Module) -> object:
     return reduce(getattr, str(node.target).split("."), root) if isinstance(node, fx.Node) else node
 
 
-def _has(root: nn.Module, target: str) -> bool:
+def _has_target(root: nn.Module, target: str) -> bool:
     try:
         reduce(getattr, target.split("."), root)
     except AttributeError:

@@ -1,8 +1,7 @@
-"""From a module to a graph: what the model computes, as a list of operations.
+"""Traces a module: what it computes, as a graph of operations.
 
-The one place that knows how a graph is had: by torch.fx, which runs the forward on stand-ins for tensors; where that
-fails, because the forward looks at a tensor's type or shape, by torch.export (exported.py). What follows sees no
-difference.
+torch.fx is tried first; it runs the forward on stand-ins for tensors. If that fails, because the forward looks at a
+tensor's type or shape, torch.export is used (export.py). The later steps see no difference.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from prefiqs_ext.exceptions import UnsupportedNetworkError
 from prefiqs_ext.models.embedding import NoOutputError, select_output
 
 PREFIX = "model."
-"""What names of the caller's model begin with in a traced graph; anything else is a constant found while tracing."""
+"""What the names of the caller's model begin with in a traced graph. Other names are constants that tracing found."""
 
 _OUT_OF_PLACE = {
     operator.iadd: operator.add,
@@ -39,10 +38,14 @@ _OUT_OF_PLACE = {
 
 
 @dataclass(frozen=True)
-class Traced:
-    """graph: one placeholder, no operation that writes to its input. root: what the graph's targets are found in; it
-    computes what the graph computes. model: `root.model`, the caller's model with its structure and buffers copied and
-    its parameters shared."""
+class TracedModel:
+    """A traced model.
+
+    Attributes:
+        graph: Has one placeholder, and no operation that writes to its input.
+        root: What the graph's targets are found in. It computes what the graph computes.
+        model: `root.model`: a copy of the caller's model that shares its parameters, but not its buffers.
+    """
 
     graph: fx.Graph
     root: nn.Module
@@ -50,7 +53,7 @@ class Traced:
 
 
 def is_plain_layer(module: nn.Module) -> bool:
-    """Whether the module computes exactly what Conv1d, Conv2d or Linear compute from `weight` and `bias`."""
+    """Tell whether a module computes exactly what Conv1d, Conv2d or Linear compute from `weight` and `bias`."""
     for kind in (nn.Conv1d, nn.Conv2d):
         if isinstance(module, kind):
             methods = type(module)
@@ -58,12 +61,17 @@ def is_plain_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
-def trace(model: nn.Module, x: Tensor, output: int | str | None = None) -> Traced:
-    """The graph of a copy of the model's structure; the model itself is only read.
+def trace(model: nn.Module, x: Tensor, output: int | str | None = None) -> TracedModel:
+    """Trace a copy of the model; the model itself is only read.
 
-    x: an input of two rows or more. output: which of the model's outputs the graph gives; None for all of them.
-    Raises ValueError for what a graph would lose (hooks, parametrizations), for a forward that cannot be traced, and
-    for an output that is not there.
+    Args:
+        model: In eval mode; its forward takes one tensor.
+        x: An input of two rows or more.
+        output: Which of the model's outputs the graph gives, by index or key. None: all of them.
+
+    Raises:
+        UnsupportedNetworkError: The model has hooks or parametrizations, which a graph would lose, its forward cannot
+            be traced, or it lacks that output.
     """
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
@@ -79,34 +87,34 @@ def trace(model: nn.Module, x: Tensor, output: int | str | None = None) -> Trace
     parameters = {id(parameter): parameter for parameter in model.parameters()}
     root = _OneInput(copy.deepcopy(model, parameters), output)
     for module in root.modules():
-        # A copied graph has a class of its own, whose call prints what fails in it; torch.export may yet succeed.
+        # A copied graph has a class of its own, whose call prints any error; torch.export may still succeed.
         if isinstance(module, fx.GraphModule) and "__call__" in vars(type(module)):
             delattr(type(module), "__call__")
-    graph = _graph(root, x)
-    _without_mutation(graph, root)
+    graph = _trace_graph(root, x)
+    _remove_mutation(graph, root)
     for node in graph.nodes:
-        # A convolution's result is channels_last here, where view() would refuse what it did before.
+        # Our convolutions give channels_last, for which view() fails where it worked on contiguous tensors.
         if node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
             node.target = "reshape"
         elif node.target is torch.ops.aten.view.default:
             node.target = torch.ops.aten.reshape.default
-    return Traced(graph, root, root.model)
+    return TracedModel(graph, root, root.model)
 
 
 def erase_unused(graph: fx.Graph) -> None:
-    """Removes what does not lead to the output."""
+    """Remove the nodes that do not lead to the output."""
     for node in reversed(graph.nodes):
         if not node.users and node.op not in ("output", "placeholder"):
             graph.erase_node(node)
 
 
-def _graph(root: _OneInput, x: Tensor) -> fx.Graph:
+def _trace_graph(root: _OneInput, x: Tensor) -> fx.Graph:
     try:
         return _Tracer().trace(root)
     except NoOutputError as error:
         raise NoOutputError(f"dualize: {error}") from None
     except Exception as error:
-        reason = _reason(error)
+        reason = _summarise_error(error)
     try:
         graph = export(root, x)
     except NoOutputError as error:
@@ -114,18 +122,18 @@ def _graph(root: _OneInput, x: Tensor) -> fx.Graph:
     except Exception as error:
         raise UnsupportedNetworkError(
             f"dualize: cannot trace {type(root.model).__name__}, neither by torch.fx ({reason}) nor by torch.export "
-            f"({_reason(error)}); its forward must take one tensor and must not branch on tensor values"
+            f"({_summarise_error(error)}); its forward must take one tensor and must not branch on tensor values"
         ) from error
-    erase_unused(graph)  # assertions of shapes among them; what is left is checked on real rows
+    erase_unused(graph)  # such as assertions of shapes; the graph is checked on real rows later
     return graph
 
 
-def _reason(error: Exception) -> str:
+def _summarise_error(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 class _OneInput(nn.Module):
-    """Optional arguments of the model's forward keep their defaults, and tracing sees them as plain Python values."""
+    """A module of one input, so that optional arguments of the model's forward keep their default values."""
 
     def __init__(self, model: nn.Module, output: int | str | None) -> None:
         super().__init__()
@@ -143,10 +151,10 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name)
 
 
-def _without_mutation(graph: fx.Graph, root: nn.Module) -> None:
-    """Operations that write to their first input become ones that do not; later readers of the input read the result.
+def _remove_mutation(graph: fx.Graph, root: nn.Module) -> None:
+    """Make operations that write to their first input write elsewhere; later readers of the input read the result.
 
-    (The `inplace` of modules is switched off where they are copied.)
+    The `inplace` of modules is switched off later, when they are copied (freeze.py).
     """
     position = {node: index for index, node in enumerate(graph.nodes)}
     for node in graph.nodes:

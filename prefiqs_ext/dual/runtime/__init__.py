@@ -1,1 +1,1 @@
-"""How a dual graph runs: in kept buffers, tiled, in half precision, as CUDA graphs."""
+"""How a converted graph runs: in kept buffers, a few images at a time, in half precision, as CUDA graphs."""

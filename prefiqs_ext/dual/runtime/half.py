@@ -1,8 +1,8 @@
-"""A converted graph in half precision on a GPU: what becomes float16 or bfloat16, and what stays float32.
+"""Converts a graph to half precision on a GPU: what becomes float16 or bfloat16, and what stays float32.
 
-Weights and the values between layers are half precision; masks, biases, slopes and tap shifts stay as they are. The
-last layers, those whose results reach the output through no other layer, read a float32 source and so give a float32
-result: the embedding is not rounded. What follows them, the tail, computes in float32.
+Weights and the values between layers become half precision; masks, biases, slopes and tap shifts stay as they are. The
+last layers, whose results reach the output through no other layer, read a float32 source and so give a float32 result:
+the embedding is not rounded. The operations after them, the tail, compute in float32.
 """
 
 from __future__ import annotations
@@ -13,45 +13,57 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from prefiqs_ext.dual.convert.inference_form import InferenceNorm
-from prefiqs_ext.dual.modules import DualConv2d, DualLinear, is_layer
+from prefiqs_ext.dual.convert.freeze import FrozenNorm
+from prefiqs_ext.dual.modules import DualConv2d, DualLinear, is_dual_layer
 
 
-def to_half(graph_module: fx.GraphModule, device: torch.device, dtype: torch.dtype) -> None:
-    """Moves a graph that `dualize` gave, in place.
+def convert_to_half(graph_module: fx.GraphModule, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a graph to a device and to half precision, in place.
 
-    dtype: float16 or bfloat16. The graph still takes uint8 or float32 inputs, and gives float32 (or, where the tail
-    shares a module with what comes before it, half) pairs.
+    The graph still takes uint8 or float32 inputs. It gives float32 pairs, or half-precision ones if the tail shares a
+    module with what comes before it.
+
+    Args:
+        graph_module: What `dualize` gave.
+        device: A CUDA device.
+        dtype: torch.float16 or torch.bfloat16.
     """
     graph = graph_module.graph
-    tail = _tail(graph_module)
-    layers = {node for node in graph.nodes if is_layer(graph_module, node)}
+    tail = _find_tail(graph_module)
+    layers = {node for node in graph.nodes if is_dual_layer(graph_module, node)}
     last = {node for node in layers if all(user in tail for user in node.users)}
     for node in graph.nodes:
         in_half = node not in tail
-        node.args, node.kwargs = (_constants(given, device, dtype, in_half) for given in (node.args, node.kwargs))
+        node.args, node.kwargs = (
+            _replace_constants(given, device, dtype, in_half) for given in (node.args, node.kwargs)
+        )
         if in_half and node.op == "call_method" and node.target == "float":
             node.target, node.args = "to", (*node.args, dtype)
         elif node.op in ("call_module", "get_attr"):
             _move(graph_module, str(node.target), device, dtype if in_half else torch.float32)
-    _cast_where_they_meet(graph, tail, last, dtype)
+    _insert_casts(graph, tail, last, dtype)
     graph_module.recompile()
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """A floating tensor in another dtype; anything else (levels, sizes, indices) as it is."""
+    """Convert a floating tensor to dtype; return anything else (uint8 images, sizes, indices) as it is."""
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _tail(graph_module: fx.GraphModule) -> set[fx.Node]:
-    """The nodes after which there is no layer any more. Of tensors and modules that are used before as well there is
-    one, in half precision: their users are no tail, nor is what comes before these."""
+def _find_tail(graph_module: fx.GraphModule) -> set[fx.Node]:
+    """Find the nodes after the last layers.
+
+    A tensor or module that earlier nodes use too exists once, in half precision. So its users do not belong to the
+    tail, nor does anything before them.
+    """
     nodes = list(reversed(graph_module.graph.nodes))
     in_half: set[str] = set()
     while True:
         tail: set[fx.Node] = set()
         for node in nodes:
-            free = node.op != "placeholder" and not is_layer(graph_module, node) and str(node.target) not in in_half
+            free = (
+                node.op != "placeholder" and not is_dual_layer(graph_module, node) and str(node.target) not in in_half
+            )
             if free and all(user in tail for user in node.users):
                 tail.add(node)
         before = {str(node.target) for node in nodes if node not in tail and _has_numbers(graph_module, node)}
@@ -67,15 +79,15 @@ def _has_numbers(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
 
 
-def _constants(given: Any, device: torch.device, dtype: torch.dtype, in_half: bool) -> Any:
-    """Arguments that name a device or, in half precision, float32, as a forward may: x.to(torch.float32)."""
+def _replace_constants(given: Any, device: torch.device, dtype: torch.dtype, in_half: bool) -> Any:
+    """Replace arguments that name a device or, in half precision, float32, as in x.to(torch.float32)."""
 
-    def constant(each: Any) -> Any:
+    def replace(each: Any) -> Any:
         if isinstance(each, torch.device):
             return device
         return dtype if in_half and each is torch.float32 else each
 
-    return fx.node.map_aggregate(given, constant)
+    return fx.node.map_aggregate(given, replace)
 
 
 def _move(graph_module: fx.GraphModule, target: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -83,8 +95,8 @@ def _move(graph_module: fx.GraphModule, target: str, device: torch.device, dtype
     if isinstance(own, (DualConv2d, DualLinear)):
         own.to(device)
         own.weight = own.weight.to(dtype)
-    elif isinstance(own, InferenceNorm):
-        own.to(device)  # takes half-precision inputs; its variances may be beyond float16
+    elif isinstance(own, FrozenNorm):
+        own.to(device)  # it takes half-precision inputs, and its variances may exceed float16
     elif isinstance(own, nn.Module):
         own.to(device, dtype)
     elif isinstance(own, Tensor):
@@ -92,10 +104,10 @@ def _move(graph_module: fx.GraphModule, target: str, device: torch.device, dtype
         setattr(graph_module.get_submodule(path), name, cast(own, dtype).to(device))
 
 
-def _cast_where_they_meet(graph: fx.Graph, tail: set[fx.Node], last: set[fx.Node], dtype: torch.dtype) -> None:
+def _insert_casts(graph: fx.Graph, tail: set[fx.Node], last: set[fx.Node], dtype: torch.dtype) -> None:
     casts: dict[fx.Node, fx.Node] = {}
 
-    def in_float32(source: fx.Node) -> fx.Node:
+    def cast_to_float32(source: fx.Node) -> fx.Node:
         if source not in casts:
             with graph.inserting_after(source):
                 casts[source] = graph.call_function(cast, (source, torch.float32))
@@ -112,4 +124,4 @@ def _cast_where_they_meet(graph: fx.Graph, tail: set[fx.Node], last: set[fx.Node
         if node in tail or node in last:
             for source in node.all_input_nodes:
                 if source not in tail and source not in last:
-                    node.replace_input_with(source, in_float32(source))
+                    node.replace_input_with(source, cast_to_float32(source))

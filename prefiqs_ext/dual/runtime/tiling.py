@@ -1,9 +1,9 @@
-"""A dual graph cut in two: large maps a few images at a time, small maps for the whole chunk.
+"""Cuts a converted graph in two: the layers of large maps run for a few images at a time, the rest for a whole chunk.
 
-The first layers of a small network leave megabytes an image, and do little arithmetic on them: run on a whole chunk,
-every one waits for what the last one wrote to slow memory. The later ones leave little, and have many weights, packed
-or transformed once for as many images as there are. So the first run for a few images, whose values stay in cache, and
-what they leave is joined for the rest. A row's bits do not depend on its batch, so no result changes.
+The first layers of a small network write megabytes for each image and do little arithmetic. Run on a whole chunk, each
+waits for what the layer before wrote to slow memory; run on one or two images, their values stay in cache. The later
+layers write little but have many weights, which are packed or transformed once for all images, so they run on the
+whole chunk. A row's bits do not depend on its batch, so no result changes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prefiqs_ext.dual.modules import DualConv2d, is_layer, module_of
+from prefiqs_ext.dual.modules import DualConv2d, find_module, is_dual_layer
+from prefiqs_ext.dual.runtime import heuristics
 
-_CACHE = 24 * 2**20  # bytes that stay in a third-level cache of the usual 32 MB
-_PACKING = 16  # packing, masking and transforming a weight takes about as long as moving so many floats
-_HIDDEN = 24  # from so many multiply-adds a byte on, a layer's arithmetic hides the moving
-_FLOAT = 4
+_FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)
 class Cut:
-    """After `node`, whose value for one image has `shape`: so far, `images` at a time."""
+    """Where a graph is cut.
+
+    Attributes:
+        node: The last node of the first part.
+        shape: Of its value for one image: [1 or 2, C, H, W].
+        images: How many images the first part takes at a time.
+    """
 
     node: fx.Node
     shape: tuple[int, ...]
@@ -34,50 +38,73 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """A layer's bytes and, for one image, its multiply-adds. values: what it reads and writes for one image."""
+class _LayerCost:
+    """What a layer costs.
+
+    Attributes:
+        index: Of its node in the graph.
+        values: Bytes that it reads and writes for one image.
+        weights: Bytes of its weights.
+        operations: Multiply-adds for one image.
+    """
 
     index: int
     values: int
     weights: int
     operations: int
 
-    def waits(self, images: int) -> bool:
-        """Whether it is bound by slow memory, run for so many images."""
-        return self.values * images > _CACHE and self.operations < _HIDDEN * self.values
+    def is_memory_bound(self, images: int) -> bool:
+        """Tell whether the layer waits for slow memory when it runs on this many images."""
+        in_cache = self.values * images <= heuristics.CACHE_BYTES
+        return not in_cache and self.operations < heuristics.HIDING_OPERATIONS * self.values
 
 
 def observe_shapes(graph_module: fx.GraphModule, value: Tensor) -> dict[fx.Node, tuple[int, ...]]:
-    """The shape of each node's value, for one image's input."""
-    shapes = _Shapes(graph_module)
+    """Run a graph on one image, value, and return the shape of each node's tensor."""
+    shapes = _ShapeRecorder(graph_module)
     with torch.inference_mode():
         shapes.run(value)
     return shapes.shapes
 
 
 def find_cut(graph_module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], chunk: int) -> Cut | None:
-    """The cut that moves the fewest bytes to and from slow memory for a chunk of images; None to run it whole."""
+    """Find the cut that moves the fewest bytes to and from slow memory.
+
+    Args:
+        graph_module: A converted graph.
+        shapes: What `observe_shapes` found.
+        chunk: How many images a call brings.
+
+    Returns:
+        The cut, or None if the graph should run whole.
+    """
     nodes = list(graph_module.graph.nodes)
     layers = [
-        _layer(graph_module, node, index, shapes) for index, node in enumerate(nodes) if is_layer(graph_module, node)
+        _estimate_cost(graph_module, node, index, shapes)
+        for index, node in enumerate(nodes)
+        if is_dual_layer(graph_module, node)
     ]
-    best, least = None, _bytes_moved(layers, chunk, chunk)
-    for node in _crossings(graph_module, nodes):
-        if shapes[node][0] != _branches(graph_module, node):
-            continue  # an image has several rows, whose order is the network's own
+    best, least = None, _estimate_bytes_moved(layers, chunk, chunk)
+    for node in _find_crossings(graph_module, nodes):
+        if shapes[node][0] != _count_branches(graph_module, node):
+            continue  # the network made several rows of an image; their order is its own
         early = [layer for layer in layers if layer.index <= nodes.index(node)]
-        images = max(1, _CACHE // max(layer.values for layer in early))
+        images = max(1, heuristics.CACHE_BYTES // max(layer.values for layer in early))
         if images >= chunk:
             continue
         joining = 2 * _FLOAT * prod(shapes[node]) * chunk
-        cost = joining + _bytes_moved(early, images, chunk) + _bytes_moved(layers[len(early) :], chunk, chunk)
+        cost = (
+            joining
+            + _estimate_bytes_moved(early, images, chunk)
+            + _estimate_bytes_moved(layers[len(early) :], chunk, chunk)
+        )
         if cost < least:
             best, least = Cut(node, shapes[node], images), cost
     return best
 
 
-def split(graph_module: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """The graph up to `node`, and from its value on; both on the modules of the given one."""
+def split_graph(graph_module: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Split a graph after `node`; the second part takes its value. Both use the modules of the given graph."""
     nodes = list(graph_module.graph.nodes)
     end = nodes.index(node) + 1
     early, late = fx.Graph(), fx.Graph()
@@ -87,20 +114,23 @@ def split(graph_module: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, 
     return fx.GraphModule(graph_module, early).eval(), fx.GraphModule(graph_module, late).eval()
 
 
-def _bytes_moved(layers: Sequence[_Layer], images: int, chunk: int) -> float:
-    """By layers that run `images` at a time: values that are waited for, weights packed once a time."""
-    values = sum(layer.values * chunk for layer in layers if layer.waits(images))
-    return values + _PACKING * sum(layer.weights for layer in layers) * (chunk / images)
+def _estimate_bytes_moved(layers: Sequence[_LayerCost], images: int, chunk: int) -> float:
+    """Estimate the bytes that layers move if they run on `images` of a chunk at a time.
+
+    Counted are the values of layers that wait for slow memory, and the weights, which are packed each time.
+    """
+    values = sum(layer.values * chunk for layer in layers if layer.is_memory_bound(images))
+    return values + heuristics.PACKING_FLOATS * sum(layer.weights for layer in layers) * (chunk / images)
 
 
-def _crossings(graph_module: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """The convolutions whose result is all that later nodes read of what came before; a layer among them."""
+def _find_crossings(graph_module: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """Find the convolutions whose result is all that later nodes read of what came before, if a layer follows."""
     found = []
-    last_layer = max((index for index, node in enumerate(nodes) if is_layer(graph_module, node)), default=-1)
+    last_layer = max((index for index, node in enumerate(nodes) if is_dual_layer(graph_module, node)), default=-1)
     read_until = [max((nodes.index(user) for user in node.users), default=-1) for node in nodes]
-    farthest = -1  # node that reads a value from before the present one
+    farthest = -1  # the last node that reads a value from before the present one
     for index, node in enumerate(nodes):
-        if type(module_of(graph_module, node)) is DualConv2d and farthest <= index < last_layer:
+        if type(find_module(graph_module, node)) is DualConv2d and farthest <= index < last_layer:
             found.append(node)
         if node.op != "get_attr":  # a constant can be read in both parts
             farthest = max(farthest, read_until[index])
@@ -108,28 +138,30 @@ def _crossings(graph_module: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[f
 
 
 def _copy_nodes(nodes: Sequence[fx.Node], graph: fx.Graph, copies: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
-    def copied(node: fx.Node) -> fx.Node:
+    def get_copy(node: fx.Node) -> fx.Node:
         if node not in copies:  # a constant from the other part
             copies[node] = graph.node_copy(node)
         return copies[node]
 
     for node in nodes:
-        copies[node] = graph.node_copy(node, copied)
+        copies[node] = graph.node_copy(node, get_copy)
     return copies
 
 
-def _layer(graph_module: fx.GraphModule, node: fx.Node, index: int, shapes: dict[fx.Node, tuple[int, ...]]) -> _Layer:
+def _estimate_cost(
+    graph_module: fx.GraphModule, node: fx.Node, index: int, shapes: dict[fx.Node, tuple[int, ...]]
+) -> _LayerCost:
     values = sum(prod(shapes.get(value, (0,))) for value in (node, *node.all_input_nodes))
-    weight = module_of(graph_module, node).weight
-    return _Layer(index, _FLOAT * values, _FLOAT * weight.numel(), prod(shapes[node]) * weight[0].numel())
+    weight = find_module(graph_module, node).weight
+    return _LayerCost(index, _FLOAT * values, _FLOAT * weight.numel(), prod(shapes[node]) * weight[0].numel())
 
 
-def _branches(graph_module: fx.GraphModule, node: fx.Node) -> int:
-    return 2 if node.kwargs.get("paired") or module_of(graph_module, node).mask is not None else 1
+def _count_branches(graph_module: fx.GraphModule, node: fx.Node) -> int:
+    return 2 if node.kwargs.get("paired") or find_module(graph_module, node).mask is not None else 1
 
 
-class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape of each value that is a tensor."""
+class _ShapeRecorder(fx.Interpreter):
+    """An interpreter that records the shape of each value that is a tensor."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)

@@ -1,5 +1,6 @@
-"""Modules that train, in the one form that a converted graph needs: what they compute in eval mode, whatever train()
-says. A graph is for inference, and a parent's train() must not move its statistics.
+"""Copies torch's modules so that they compute in any mode what they compute in eval mode.
+
+A converted graph is for inference: if its parent calls train(), dropout must stay off and statistics must not move.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 
-class InferenceNorm(nn.Module):
-    """Batch norm, or instance norm, by statistics that were recorded in training: y = (x - mean) / sqrt(var + eps) *
-    weight + bias, per channel [C] in dim 1."""
+class FrozenNorm(nn.Module):
+    """Batch norm or instance norm with the statistics that were recorded in training.
+
+    It computes (x - running_mean) / sqrt(running_var + eps) * weight + bias for each channel. All four are copied from
+    the module; they are [C], and the channels are dimension 1 of x.
+    """
 
     weight: Tensor | None
     bias: Tensor | None
@@ -29,26 +33,30 @@ class InferenceNorm(nn.Module):
         self.eps = norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, ...] -> the same shape."""
+        """Normalise x [N, C, ...]; the result has the same shape."""
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def extra_repr(self) -> str:
+        """Describe the module for `print`."""
         return f"{len(self.running_mean)}, eps={self.eps}"
 
 
-def inference_form(module: nn.Module) -> nn.Module:
-    """A copy of torch's own module that needs no gradient and computes, in any mode, what the module does in eval mode.
+def freeze(module: nn.Module) -> nn.Module:
+    """Copy one of torch's own modules, for inference only.
 
-    Of torch's modules that fx leaves whole, those that compute another thing in train mode are norms with recorded
-    statistics, dropout and RReLU.
+    Of the modules that torch.fx leaves whole, norms with recorded statistics, dropout and RReLU compute something else
+    in train mode; they are replaced.
+
+    Returns:
+        A module that needs no gradient and computes in any mode what the given one computes in eval mode.
     """
     if isinstance(module, _NormBase) and module.running_mean is not None:
-        return InferenceNorm(module)
+        return FrozenNorm(module)
     if isinstance(module, _DropoutNd):
         return nn.Identity()
     if isinstance(module, nn.RReLU):
         return nn.LeakyReLU((module.lower + module.upper) / 2)
     own = copy.deepcopy(module).requires_grad_(False)
     if "inplace" in vars(own):
-        vars(own)["inplace"] = False  # capture has put the readers of what it wrote in order
+        vars(own)["inplace"] = False  # tracing has already put the readers of what it wrote in order
     return own
