@@ -302,5 +302,5 @@ def test_files(sface_network: nn.Module, faces: Tensor, tmp_path: Path) -> None:
     expected = scorer(faces[:10].to(GPU))
     scored = list(score_files(paths, scorer, aligned=True, batch_size=3))
     assert [one.path for one in scored] == paths
-    assert [one.rows[0].distance for one in scored] == expected.distance.tolist()
+    assert [one.records[0].distance for one in scored] == expected.distance.tolist()
     assert torch.equal(torch.cat([one.embeddings for one in scored]), expected.embedding.cpu())
