@@ -97,7 +97,7 @@ def test_another_model_is_refused(network: nn.Module, scorer: Scorer) -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="they name none, it was a module"):
         Scorer.from_settings(scorer.settings)
-    masks = PRUNING.masks(network)
+    masks = PRUNING.make_masks(network)
     with pytest.raises(ValueError, match="masks of your own are not kept in settings"):
         _ = Scorer(network, masks, preset=PRESET).settings
 

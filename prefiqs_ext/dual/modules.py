@@ -1,7 +1,7 @@
 """The layers that know of the two branches. Everything else in a converted graph runs on the pair as on any batch.
 
 A pair is a batch of 2N rows, dense rows first. A layer owns one weight tensor, one bit per weight (its mask, packed as
-`prefiqs_ext.pruning.pack_mask` says) and a few numbers per channel.
+`prefiqs_ext.masks.pack_mask` says) and a few numbers per channel.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from prefiqs_ext import ops
-from prefiqs_ext.pruning import pack_mask
+from prefiqs_ext.masks import pack_mask
 
 
 def duplicate(x: Tensor, dim: int = 0) -> Tensor:
