@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +14,7 @@ from networks import ZOO, calibrated
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+import prefiqs_ext
 from prefiqs_ext.masks import pack_mask, unpack_mask
 from prefiqs_ext.pruning import Pruning
 
@@ -227,6 +230,7 @@ def test_pruning_is_a_value() -> None:
         ({"scope": "model"}, "must be one of layer, global, got 'model'"),
         ({"layers": []}, r"name patterns, got \[\]"),
         ({"layers": [3]}, r"name patterns, got \[3\]"),
+        ({"layers": None}, "name patterns, got None"),
         ({"seed": 0.5}, "seed must be an integer, got 0.5"),
     ],
 )
@@ -309,3 +313,15 @@ def test_pack_refuses() -> None:
         unpack_mask(torch.zeros(4, 1, dtype=torch.int32), (4, 40, 1, 1))
     with pytest.raises(ValueError, match=r"must be int32 \[4, 2\], got torch.int64 \[4, 2\]"):
         unpack_mask(torch.zeros(4, 2, dtype=torch.int64), (4, 40, 1, 1))
+
+
+def test_a_pruning_is_described_without_torch() -> None:
+    code = (
+        "import sys, types\n"
+        f"package = types.ModuleType('prefiqs_ext'); package.__path__ = {list(prefiqs_ext.__path__)}\n"
+        "sys.modules['prefiqs_ext'] = package  # without what the package's own __init__ may load\n"
+        "from prefiqs_ext.pruning import Pruning\n"
+        "print(Pruning('2:4').sparsity, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "0.5 False\n"
