@@ -32,8 +32,8 @@ from prefiqs_ext.device import why_no_cuda
 from prefiqs_ext.evaluation.datasets.crops import name_of
 from prefiqs_ext.evaluation.datasets.readers import read_folders
 from prefiqs_ext.faces import read_rgb
+from prefiqs_ext.masks import pack_mask
 from prefiqs_ext.models.preset import Preset
-from prefiqs_ext.pruning import pack_mask
 from prefiqs_ext.scorer import Scorer
 from tests.networks import pictures
 
@@ -295,7 +295,7 @@ def measure_accuracy(bench: Bench, arguments: argparse.Namespace) -> None:
     from scipy.stats import spearmanr
 
     model, preset = bench.load_network(arguments.model)
-    folder = os.environ.get("PREFIQS_CROPS")
+    folder = os.environ.get("PREFIQS_TEST_FACES")
     batch = _read_faces(Path(folder)) if folder else pictures(40, preset.size)
     batch = batch[: arguments.batch] if arguments.batch else batch
     on_device = batch.to(bench.device)

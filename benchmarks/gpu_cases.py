@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.steps import LIMIT, record
 from prefiqs_ext import ops
-from prefiqs_ext.pruning import pack_mask
+from prefiqs_ext.masks import pack_mask
 from tests import oracle
 from tests.test_ops import SHAPES
 

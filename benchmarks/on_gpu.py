@@ -92,7 +92,7 @@ def prepare_environment(arguments: argparse.Namespace) -> dict[str, str]:
         shutil.copyfile(arguments.weights, home / _SFACE)
         given["PREFIQS_HOME"] = str(home)
     if arguments.crops:
-        given["PREFIQS_CROPS"] = str(arguments.crops.absolute())
+        given["PREFIQS_TEST_FACES"] = str(arguments.crops.absolute())
     return given
 
 

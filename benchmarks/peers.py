@@ -38,7 +38,7 @@ class TwoModels(nn.Module):
         self.dense = model
         self.pruned = copy.deepcopy(model)
         with torch.no_grad():
-            for name, mask in Pruning().masks(model).items():
+            for name, mask in Pruning().make_masks(model).items():
                 self.pruned.get_parameter(f"{name}.weight").mul_(mask)
         self.dense.to(dtype)
         self.pruned.to(dtype)

@@ -1,4 +1,4 @@
-"""Where and in what a Scorer computes: what may be asked for, what is there, and why not."""
+"""Where and in which dtype a Scorer computes: what may be asked for, what is there, and why something is not."""
 
 from __future__ import annotations
 
@@ -9,20 +9,34 @@ from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.ops import cuda_missing, embedding_distance
 
 HALF = (torch.float16, torch.bfloat16)
+"""The dtypes that are computed in on CUDA."""
 _CAPABILITY = (8, 0)  # bfloat16 and asynchronous copies to shared memory
 
 
-def resolve(
+def resolve_device(
     device: torch.device | str | None, dtype: torch.dtype | None, model: object
 ) -> tuple[torch.device, torch.dtype]:
-    """What a Scorer was asked for, with None filled in: the model's own GPU, else the CPU; float32 there, float16 here.
+    """Fills in what a user left open, and refuses what no build computes.
 
-    Raises ValueError for what no build computes, and for CUDA where it cannot be used, saying why.
+    Args:
+        device: "cpu", "cuda" or "cuda:0"; None means the model's own GPU, or the CPU if it is on none.
+        dtype: None means float32 on the CPU and float16 on CUDA.
+        model: A network, or anything else, which is on no GPU.
+
+    Returns:
+        The device, with its index on CUDA, and the dtype.
+
+    Raises:
+        InputError: There is no such device, CUDA cannot be used here (the error says why), or the dtype is not computed
+            in there.
     """
     if device is None:
         parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
         device = parameter.device if parameter is not None and parameter.is_cuda else "cpu"
-    place = torch.device(device)
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"expected device 'cpu', 'cuda' or 'cuda:0', got {device!r}") from error
     if place.type == "cpu":
         if dtype not in (None, torch.float32):
             raise InputError(
@@ -44,13 +58,20 @@ def resolve(
     return torch.device("cuda", index), dtype or torch.float16
 
 
-def automatic() -> str:
-    """ "cuda" where it can be used, else "cpu"."""
+def choose_device() -> str:
+    """Chooses "cuda" where it can be used, otherwise "cpu"."""
     return "cpu" if why_no_cuda() else "cuda"
 
 
 def why_no_cuda(device: torch.device | str = "cuda") -> str | None:
-    """Why this installation cannot compute on a CUDA device, and what to do; None where it can."""
+    """Says why this installation cannot compute on a CUDA device.
+
+    Args:
+        device: "cuda" or, for a certain one, "cuda:0".
+
+    Returns:
+        The reason and a remedy, in one line; None where it can.
+    """
     if torch.version.cuda is None:
         return f"the installed torch {torch.__version__} is built without CUDA; install one with CUDA from pytorch.org"
     if not torch.cuda.is_available():

@@ -35,7 +35,7 @@ def score(
     normalisation. A pruned embedding of zeros stays zeros, at distance 1 from any other.
     """
     with torch_defaults(batch.device), torch.no_grad():
-        masks = pruning.masks(model)
+        masks = pruning.make_masks(model)
         dense = copy.deepcopy(model).to(dtype).eval()
         pruned = copy.deepcopy(dense)
         for name, mask in masks.items():

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from prefiqs_ext.device import resolve
+from prefiqs_ext.device import resolve_device
 from prefiqs_ext.dual import BufferedGraph, CudaGraphs, convert_to_half, dualize, is_out_of_memory
 from prefiqs_ext.exceptions import InputError, OutOfMemoryError
 from prefiqs_ext.inputs import check_batch, check_values, example_images, levels, name_rows
@@ -82,11 +82,11 @@ class Scorer(nn.Module):
             raise InputError(f"expected chunk of 1 or more, got {chunk}")
         if on_bad not in ("raise", "nan"):
             raise InputError(f"expected on_bad 'raise' or 'nan', got {on_bad!r}")
-        self.device, self.dtype = resolve(device, dtype, model)
+        self.device, self.dtype = resolve_device(device, dtype, model)
         network, own_preset = load_network(model, preset)
         weights_hash = hash_weights(network)
         if isinstance(pruning, Pruning):
-            masks = pruning.masks(network)
+            masks = pruning.make_masks(network)
         else:
             masks = {name: mask.cpu() for name, mask in pruning.items()}
         self.preset = Preset.named(preset) if isinstance(preset, str) else preset or own_preset
@@ -153,7 +153,7 @@ class Scorer(nn.Module):
         dtype = options.pop("dtype", None)
         if dtype is None and torch.device(device).type == settings.device:
             dtype = getattr(torch, settings.dtype)
-        place, dtype = resolve(device, dtype, None)
+        place, dtype = resolve_device(device, dtype, None)
         settings = settings.computed_in(place, dtype)
         source = settings.model if model is None else model
         if source is None:

@@ -1,7 +1,8 @@
-"""What several tests share: the real weights and real faces, where they are to be had."""
+"""What several tests share: real weights and real faces. Tests that need them are skipped where they are missing."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,20 @@ from prefiqs_ext import ops
 from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.models import import_onnx, weights
 
-CROPS = Path(__file__).parents[2] / "shared" / "data" / "lfw112"
+FACES_VARIABLE = "PREFIQS_TEST_FACES"
+FACES = Path(os.environ.get(FACES_VARIABLE) or Path(__file__).parents[2] / "shared" / "data" / "lfw112")
+"""Aligned faces of 112 x 112 pixels, JPEG, one folder per person."""
+
+
+def list_face_files(*, least: int = 40) -> list[Path]:
+    """Lists all real faces, sorted by person; skips the test where there are fewer than `least`."""
+    files = sorted(FACES.glob("*/*.jpg"))
+    if len(files) < least:
+        pytest.skip(
+            f"expected {least} face crops or more in {FACES}, found {len(files)}: name another folder in "
+            f"{FACES_VARIABLE}, with one folder of 112 x 112 JPEGs per person"
+        )
+    return files
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -24,8 +38,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no CUDA device")
 
 
-def _weights(name: str) -> Path:
-    """A verified file in the user's cache folder."""
+def _find_weights(name: str) -> Path:
+    """Finds a verified file in the user's cache folder; skips the test without it."""
     try:
         return weights.path(name)
     except MissingWeightsError as error:
@@ -34,22 +48,22 @@ def _weights(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def sface_file() -> Path:
-    return _weights("sface")
+    return _find_weights("sface")
 
 
 @pytest.fixture(scope="session")
 def facexzoo_file() -> Path:
-    return _weights("facexzoo")
+    return _find_weights("facexzoo")
 
 
 @pytest.fixture(scope="session")
 def dlib_file() -> Path:
-    return _weights("dlib")
+    return _find_weights("dlib")
 
 
 @pytest.fixture(scope="session")
 def w600k_mbf_file() -> Path:
-    return _weights("w600k_mbf")
+    return _find_weights("w600k_mbf")
 
 
 @pytest.fixture(scope="session")
@@ -59,20 +73,19 @@ def sface(sface_file: Path) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def crops() -> Tensor:
-    """Forty aligned faces of twenty people or more, uint8 [40, 3, 112, 112] RGB."""
-    return _read(sorted(CROPS.glob("*/*.jpg"))[::57][:40])
+    """Forty aligned faces of many people, evenly spread over the files, uint8 [40, 3, 112, 112] RGB."""
+    files = list_face_files()
+    return _read(files[:: len(files) // 40][:40])
 
 
 @pytest.fixture(scope="session")
 def faces() -> tuple[Tensor, list[str]]:
-    """Forty aligned faces in order of their people, uint8 [40, 3, 112, 112] RGB, and whose they are."""
-    files = sorted(CROPS.glob("*/*.jpg"))[:40]
+    """The first forty aligned faces, sorted by person, uint8 [40, 3, 112, 112] RGB, and whose they are."""
+    files = list_face_files()[:40]
     return _read(files), [file.parent.name for file in files]
 
 
 def _read(files: list[Path]) -> Tensor:
     cv2 = pytest.importorskip("cv2")
-    if not files:
-        pytest.skip(f"no face crops in {CROPS}")
     images = [torch.from_numpy(cv2.imread(str(file))[..., ::-1].copy()) for file in files]
     return torch.stack(images).permute(0, 3, 1, 2)

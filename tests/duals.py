@@ -40,7 +40,7 @@ def check(
 ) -> fx.GraphModule:
     """The converted model, after comparing it with two plain ones of `dtype` on all rows of x and on one."""
     graph = dualize(model, pruning, example=x, fuse=fuse)
-    masks = pruning.masks(model)
+    masks = pruning.make_masks(model)
     for rows in (x, x[-1:]):
         result, expected = graph(rows), expected_pair(model, masks, rows, dtype)
         assert result.shape == expected.shape

@@ -71,7 +71,7 @@ def test_kinds_without_linear_layers() -> None:
 
 
 def test_layers_in_the_order_they_run(network: nn.Module) -> None:
-    names = list(Pruning().masks(network))
+    names = list(Pruning().make_masks(network))
     order = _by_execution(network, PRESET, names[::-1])
     assert [name for name, _ in order] == [
         "stem.0",

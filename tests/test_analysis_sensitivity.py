@@ -33,7 +33,7 @@ def test_is_the_derivative(name: str, layers: str) -> None:
     build, inputs = ARCHITECTURES[name]
     model, x = build().double(), inputs(5, seed=3).double()
     pruning = Pruning(sparsity=0.3, layers=layers)
-    masks = pruning.masks(model)
+    masks = pruning.make_masks(model)
     step = 1e-7
     difference = (moved(model, x, masks, step) - moved(model, x, masks, -step)) / (2 * step)
     expected = torch.linalg.vector_norm(difference, dim=1)

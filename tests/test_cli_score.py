@@ -153,7 +153,7 @@ def test_devices(command: Command, network: str, monkeypatch: pytest.MonkeyPatch
         (["--top", "0"], "--top", 2),
         (["--min-face", "40"], "--min-face is for photos: leave it out, or --aligned", 2),
         (["--output", "t.xls"], "expected an output that ends in .csv, .jsonl or .txt, got t.xls", 1),
-        (["--output", "none/t.csv"], "cannot write none/t.csv.part (No such file or directory)", 1),
+        (["--output", "none/t.csv"], "cannot write none/t.csv.part (No such file or directory); name another place", 1),
         (["--embeddings", "e.bin"], "expected a .npy file for embeddings, got e.bin", 1),
         (["--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'", 2),
         (["--dtype", "float16"], "expected dtype torch.float32", 1),
@@ -171,7 +171,10 @@ def test_output_that_cannot_be_written_is_found_before_scoring(
 ) -> None:
     monkeypatch.setattr(prefiqs_ext.cli.scoring, "Scorer", None)  # calling it would be another error
     Path("file").touch()
-    _error(command(*_arguments(network, "--output", "file/t.csv")), "cannot write file/t.csv.part (Not a directory)")
+    _error(
+        command(*_arguments(network, "--output", "file/t.csv")),
+        "cannot write file/t.csv.part (Not a directory); name another place",
+    )
 
 
 def test_nothing_to_score(command: Command, network: str) -> None:
@@ -298,7 +301,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(network: str) -> None
 
     arguments = ["-o", "t.csv", "--workers", "0"]
     full = _start(network, *arguments, preexec=small_files)
-    assert full.communicate() == ("", "Error: cannot write t.csv.part (File too large)\n")
+    remedy = "make room there, or name another place"
+    assert full.communicate() == ("", f"Error: cannot write t.csv.part (File too large); {remedy}\n")
     assert full.returncode == 1
     assert not Path("t.csv").exists()
     again = _start(network, *arguments, "--resume")
@@ -306,7 +310,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(network: str) -> None
     assert len(Path("t.csv").read_text().splitlines()) == 601
     with open("/dev/full", "w") as device:
         to_stdout = _start(network, "--workers", "0", stdout=device)
-        assert to_stdout.communicate()[1] == "Error: cannot write standard output (No space left on device)\n"
+        error = f"Error: cannot write standard output (No space left on device); {remedy}\n"
+        assert to_stdout.communicate()[1] == error
     assert to_stdout.returncode == 1
 
 

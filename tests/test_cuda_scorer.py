@@ -1,13 +1,12 @@
 """Scorer on a GPU: against the float64 reference and the CPU; its promises under streams, threads and little memory.
 
-Real faces come from the folder PREFIQS_CROPS (folders of aligned 112 x 112 JPEGs), by default where conftest.py looks.
+Real faces come from where conftest.py finds them.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
-import os
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -39,10 +38,8 @@ GPU = torch.device("cuda", 0)
 @pytest.fixture(scope="module")
 def faces() -> Tensor:
     """Two hundred real faces or fewer, uint8 [N, 3, 112, 112] RGB."""
-    files = sorted(Path(os.environ.get("PREFIQS_CROPS", conftest.CROPS)).glob("*/*.jpg"))
+    files = conftest.list_face_files(least=20)
     files = files[:: max(1, len(files) // 200)]
-    if len(files) < 20:
-        pytest.skip("no face crops: name their folder in PREFIQS_CROPS")
     pixels = [np.asarray(Image.open(file).convert("RGB")) for file in files]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
@@ -302,5 +299,5 @@ def test_files(sface_network: nn.Module, faces: Tensor, tmp_path: Path) -> None:
     expected = scorer(faces[:10].to(GPU))
     scored = list(score_files(paths, scorer, aligned=True, batch_size=3))
     assert [one.path for one in scored] == paths
-    assert [one.rows[0].distance for one in scored] == expected.distance.tolist()
+    assert [one.records[0].distance for one in scored] == expected.distance.tolist()
     assert torch.equal(torch.cat([one.embeddings for one in scored]), expected.embedding.cpu())

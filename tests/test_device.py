@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import prefiqs_ext.device
-from prefiqs_ext.device import resolve, why_no_cuda
+from prefiqs_ext.device import resolve_device, why_no_cuda
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -34,10 +34,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_defaults(gpu: pytest.MonkeyPatch) -> None:
     model = nn.Linear(1, 1)
-    assert resolve(None, None, model) == resolve("cpu", torch.float32, "sface") == (CPU, torch.float32)
+    assert resolve_device(None, None, model) == resolve_device("cpu", torch.float32, "sface") == (CPU, torch.float32)
     for device in ("cuda", "cuda:0", GPU):
-        assert resolve(device, None, model) == (GPU, torch.float16)
-    assert resolve("cuda", torch.bfloat16, model) == (GPU, torch.bfloat16)
+        assert resolve_device(device, None, model) == (GPU, torch.float16)
+    assert resolve_device("cuda", torch.bfloat16, model) == (GPU, torch.bfloat16)
     assert why_no_cuda() is None
 
 
@@ -47,8 +47,8 @@ def test_a_model_on_a_gpu_is_scored_there(gpu: pytest.MonkeyPatch) -> None:
 
     model = nn.Linear(1, 1)
     gpu.setattr(model, "parameters", lambda: iter([OnGpu()]))
-    assert resolve(None, None, model) == (GPU, torch.float16)
-    assert resolve("cpu", None, model) == (CPU, torch.float32)
+    assert resolve_device(None, None, model) == (GPU, torch.float16)
+    assert resolve_device("cpu", None, model) == (CPU, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,13 @@ def test_a_model_on_a_gpu_is_scored_there(gpu: pytest.MonkeyPatch) -> None:
         ("cuda", torch.float32, "expected dtype torch.float16 or torch.bfloat16 on CUDA, .*, got torch.float32: leave"),
         ("cuda:1", None, "cannot compute on 'cuda:1': there are 1 CUDA devices, the last of them cuda:0"),
         ("meta", None, "expected device 'cpu' or 'cuda', got 'meta'"),
+        ("gpu", None, "expected device 'cpu', 'cuda' or 'cuda:0', got 'gpu'"),
+        ("cuda:x", None, "expected device 'cpu', 'cuda' or 'cuda:0', got 'cuda:x'"),
     ],
 )
 def test_refusals(gpu: pytest.MonkeyPatch, device: str | None, dtype: torch.dtype | None, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        resolve(device, dtype, None)
+        resolve_device(device, dtype, None)
     assert "\n" not in str(caught.value)
 
 

@@ -56,7 +56,7 @@ def test_iresnet18() -> None:
 
 def test_the_pair_starts_at_the_first_layer_that_loses_a_weight() -> None:
     model = calibrated("residual")
-    masks = {name: torch.ones_like(mask) for name, mask in Pruning().masks(model).items()}
+    masks = {name: torch.ones_like(mask) for name, mask in Pruning().make_masks(model).items()}
     masks["blocks.2.conv2"][0, 0] = False
     x = network_input(pictures(3, 32))
     graph = dualize(model, masks, example=x)
@@ -183,7 +183,7 @@ class Fixed(nn.Module):
 def test_a_constant_batch_is_freed(layers: str) -> None:
     model, x, pruning = Fixed(), randn(3, 3, 6, 6), Pruning(layers=[layers])
     graph = dualize(model, pruning, example=x[:1])
-    one = [expected_pair(model, pruning.masks(model), row[None]) for row in x]
+    one = [expected_pair(model, pruning.make_masks(model), row[None]) for row in x]
     expected = torch.cat([pair[half : half + 1] for half in (0, 1) for pair in one])
     torch.testing.assert_close(graph(x).double(), expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
 
@@ -283,5 +283,5 @@ def test_audio() -> None:
 )
 def test_the_first_2d_floating_output_is_the_embedding(collect: Callable[[Tensor, Tensor], object]) -> None:
     model, x = Outputs(collect), randn(2, 3, 6, 6)
-    expected = expected_pair(Outputs(lambda x, e: e), Pruning().masks(model), x)
+    expected = expected_pair(Outputs(lambda x, e: e), Pruning().make_masks(model), x)
     torch.testing.assert_close(dualize(model, example=x)(x).double(), expected, rtol=0, atol=1e-5)

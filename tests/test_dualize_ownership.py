@@ -63,7 +63,7 @@ def test_the_model_is_not_changed(fuse: bool) -> None:
 def test_nothing_of_the_model_is_kept(name: str, fuse: bool) -> None:
     model = calibrated(name) if name in ZOO else Net(tokens)
     x = network_input(pictures(2, 32))
-    masks = Pruning().masks(model)
+    masks = Pruning().make_masks(model)
     graph = dualize(model, masks, example=x, fuse=fuse)
     owned = {t.untyped_storage().data_ptr() for t in (*graph.parameters(), *graph.buffers())}
     assert not owned & {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}

@@ -14,7 +14,7 @@ from PIL import Image
 from prefiqs_ext.evaluation.datasets.crops import Encoded, Landmarked, Swapped, digest, read_crops
 from prefiqs_ext.evaluation.datasets.readers import read_folders
 from prefiqs_ext.faces import UnreadableImage, align, decode_rgb, read_rgb
-from prefiqs_ext.faces.align import TEMPLATE, similarity
+from prefiqs_ext.faces.align import TEMPLATE, estimate_similarity
 
 transform = pytest.importorskip("skimage.transform")
 
@@ -95,9 +95,9 @@ def test_published_landmarks_are_taken_whatever_they_are(photo):
     points = TEMPLATE[[1, 0, 2, 4, 3]] + np.arange(10).reshape(5, 2)
     template = TEMPLATE * (SIZE[0] / 112) + ((SIZE[1] - SIZE[0]) / 2, 0)
     theirs = transform.SimilarityTransform.from_estimate(points, template).params[:2]
-    np.testing.assert_allclose(similarity(points, SIZE, any_fit=True), theirs, atol=1e-9)
+    np.testing.assert_allclose(estimate_similarity(points, SIZE, any_fit=True), theirs, atol=1e-9)
     with pytest.raises(ValueError, match="landmarks of a face"):
-        similarity(points, SIZE)
+        estimate_similarity(points, SIZE)
     (crop,) = read_crops([Landmarked(photo, points)], SIZE)
     assert np.array_equal(crop.permute(1, 2, 0), align(read_rgb(photo), points, SIZE, any_fit=True))
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prefiqs_ext.faces import align
-from prefiqs_ext.faces.align import TEMPLATE, similarity
+from prefiqs_ext.faces.align import TEMPLATE, estimate_similarity
 
 cv2 = pytest.importorskip("cv2")
 data = pytest.importorskip("skimage.data")
@@ -34,7 +34,7 @@ def somewhere(rng: np.random.Generator, noise: float = 3.0) -> NDArray[np.float6
 
 
 def test_the_template_lands_on_itself() -> None:
-    np.testing.assert_allclose(similarity(TEMPLATE), [[1, 0, 0], [0, 1, 0]], atol=1e-12)
+    np.testing.assert_allclose(estimate_similarity(TEMPLATE), [[1, 0, 0], [0, 1, 0]], atol=1e-12)
 
 
 def test_the_transform_is_scikit_images() -> None:
@@ -42,7 +42,7 @@ def test_the_transform_is_scikit_images() -> None:
     for _ in range(200):
         points = somewhere(rng)
         theirs = transform.SimilarityTransform.from_estimate(points, TEMPLATE)
-        np.testing.assert_allclose(similarity(points), theirs.params[:2], rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(estimate_similarity(points), theirs.params[:2], rtol=1e-9, atol=1e-9)
 
 
 def test_the_crop_is_opencvs(astronaut: Levels, sface_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +73,7 @@ def test_other_sizes_scale_the_template(astronaut: Levels, size: tuple[int, int]
     crop = align(astronaut, LANDMARKS, size)
     assert crop.shape == (*size, 3)
     assert crop.dtype == np.uint8
-    matrix, plain = similarity(LANDMARKS, size), similarity(LANDMARKS)
+    matrix, plain = estimate_similarity(LANDMARKS, size), estimate_similarity(LANDMARKS)
     np.testing.assert_allclose(matrix[:, :2], plain[:, :2] * size[0] / 112)
     middle = np.array([size[1] / 2, size[0] / 2])
     np.testing.assert_allclose(matrix[:, 2] - middle, (plain[:, 2] - 56) * size[0] / 112)
@@ -96,7 +96,7 @@ def test_a_mirrored_photo_gives_the_mirrored_face(astronaut: Levels) -> None:
     last = astronaut.shape[1] - 1
     mirrored = (LANDMARKS * (-1, 1) + (last, 0))[[1, 0, 2, 4, 3]]  # right and left change their names
     crop = align(np.ascontiguousarray(astronaut[:, ::-1]), mirrored)
-    unmirrored = similarity(mirrored) @ np.array([[-1, 0, last], [0, 1, 0], [0, 0, 1]])
+    unmirrored = estimate_similarity(mirrored) @ np.array([[-1, 0, last], [0, 1, 0], [0, 0, 1]])
     expected = 255 * transform.warp(
         astronaut, np.linalg.inv(np.vstack([unmirrored, [0, 0, 1]])), output_shape=(112, 112)
     )
@@ -135,14 +135,14 @@ def test_photos_longer_than_opencv_warps(shape: tuple[int, int]) -> None:
 
 def test_landmarks_in_another_order_are_refused() -> None:
     with pytest.raises(ValueError, match="in the order right eye, left eye"):
-        similarity(LANDMARKS[[1, 0, 2, 4, 3]])
+        estimate_similarity(LANDMARKS[[1, 0, 2, 4, 3]])
     with pytest.raises(ValueError, match="in the order right eye, left eye"):
-        similarity(LANDMARKS[:, ::-1])
+        estimate_similarity(LANDMARKS[:, ::-1])
 
 
 def test_profiles_and_slanted_faces_are_taken() -> None:
-    similarity(TEMPLATE * (0.05, 1))
-    similarity(TEMPLATE * (1, 0.3))
+    estimate_similarity(TEMPLATE * (0.05, 1))
+    estimate_similarity(TEMPLATE * (1, 0.3))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_random_landmarks_never_crash(astronaut: Levels) -> None:
     for _ in range(1000):
         points = rng.normal(0, 10 ** rng.uniform(-3, 6), (5, 2)) + rng.normal(0, 10 ** rng.uniform(-3, 6), 2)
         try:
-            matrix = similarity(points)
+            matrix = estimate_similarity(points)
         except ValueError:
             continue
         taken += 1

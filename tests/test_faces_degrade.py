@@ -19,7 +19,7 @@ from prefiqs_ext.cli import main
 from prefiqs_ext.demo.degradations import DEGRADATIONS
 from prefiqs_ext.evaluation.datasets import read_data
 from prefiqs_ext.faces import degrade as degradations
-from prefiqs_ext.faces.degrade import KINDS, SHARES, Step, degrade, draw_steps, step
+from prefiqs_ext.faces.degrade import KINDS, SHARES, Step, degrade, draw_step, draw_steps
 
 data = pytest.importorskip("skimage.data")
 
@@ -68,7 +68,7 @@ def test_each_grade_is_worse_than_the_one_before(kind, face):
 
     def quality(grade: int) -> tuple[float, float]:
         # Over eight places or grains: one patch may lie on the background.
-        worse = [degrade(face, [step(kind, grade, np.random.default_rng(seed), 112)]) for seed in range(8)]
+        worse = [degrade(face, [draw_step(kind, grade, np.random.default_rng(seed), 112)]) for seed in range(8)]
         psnr = np.mean([peak_signal_noise_ratio(face, image) for image in worse])
         return float(psnr), float(np.mean([structural_similarity(face, image, channel_axis=2) for image in worse]))
 
@@ -111,7 +111,7 @@ def test_any_size(kind, size):
     image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     image.setflags(write=False)
     for grade in range(1, 6):
-        one = step(kind, grade, np.random.default_rng(grade), size[0])
+        one = draw_step(kind, grade, np.random.default_rng(grade), size[0])
         worse = degrade(image, [one])
         assert (worse.shape, worse.dtype) == (image.shape, np.uint8)
         assert worse.flags.writeable
@@ -133,12 +133,12 @@ def test_any_size(kind, size):
     [
         (degradations.blur, {"sigma": 0}, "expected sigma of 1e-09 to 10000, got 0"),
         (degradations.blur, {"sigma": float("nan")}, "expected sigma"),
-        (degradations.noise, {"sigma": -1, "seed": 0}, "expected sigma of 0 to inf, got -1"),
+        (degradations.add_noise, {"sigma": -1, "seed": 0}, "expected sigma of 0 to inf, got -1"),
         (degradations.down_sample, {"factor": 0}, "expected factor of 1"),
         (degradations.occlude, {"top": -0.5, "bottom": 0.2}, r"expected top, bottom .* in \[0, 1\], got -0.5, 0.2"),
         (degradations.occlude, {"top": 0, "bottom": 1, "left": 0.6, "right": 0.5}, "expected left, right in ascending"),
         (degradations.darken, {"exposure": -1, "seed": 0}, "expected exposure"),
-        (degradations.jpeg, {"quality": 100}, "expected quality of 1 to 95, got 100"),
+        (degradations.compress_jpeg, {"quality": 100}, "expected quality of 1 to 95, got 100"),
     ],
 )
 def test_parameters_out_of_range(operation, bad, message, face):
@@ -156,8 +156,8 @@ def test_blur_and_down_sampling_suit_the_size():
     for kind in ("blur", "down-sampling"):
         for grade in (3, 4, 5):
             random = np.random.default_rng(0)
-            expected = degrade(halved(large), [step(kind, grade, random, 112)])
-            again = halved(degrade(large, [step(kind, grade, random, 224)]))
+            expected = degrade(halved(large), [draw_step(kind, grade, random, 112)])
+            again = halved(degrade(large, [draw_step(kind, grade, random, 224)]))
             # Levels. At half the strength or twice it is 5 and more.
             assert np.abs(again.astype(float) - expected).mean() < 1, (kind, grade)
 

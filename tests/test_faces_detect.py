@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.faces import Detection, Detector, align, detect, find_faces
-from prefiqs_ext.faces.align import TEMPLATE, similarity
+from prefiqs_ext.faces.align import TEMPLATE, estimate_similarity
 from prefiqs_ext.models import weights
 
 cv2 = pytest.importorskip("cv2")
@@ -84,7 +84,7 @@ def test_the_rows_are_opencvs(detector: Detector, astronaut: Levels) -> None:
     """One look at a photo as it is: nothing of YuNet's output is changed or lost."""
     theirs = cv2.FaceDetectorYN.create(str(weights.path("yunet")), "", (512, 512), 0.6)
     np.testing.assert_array_equal(
-        detector._rows(astronaut, astronaut), theirs.detect(np.ascontiguousarray(astronaut[..., ::-1]))[1]
+        detector._run_network(astronaut, astronaut), theirs.detect(np.ascontiguousarray(astronaut[..., ::-1]))[1]
     )
 
 
@@ -124,7 +124,7 @@ def test_turned_faces_come_out_upright(detector: Detector, astronaut: Levels, de
     turned = cv2.resize(cv2.warpAffine(astronaut, turn, (512, 512)), None, fx=scale, fy=scale)
     angles = []
     for photo in (astronaut, turned):
-        matrix = similarity(detector.detect(photo)[0].landmarks)
+        matrix = estimate_similarity(detector.detect(photo)[0].landmarks)
         angles.append(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0])))
     # Of 30 degrees YuNet's landmarks lose up to half, whatever the size.
     assert angles[1] - angles[0] == pytest.approx(degrees, abs=5 if abs(degrees) < 20 else 17)
@@ -155,8 +155,8 @@ def test_a_huge_photo_is_mapped_back(detector: Detector, head: Levels) -> None:
 def test_small_faces_in_24_megapixels(detector: Detector, head: Levels) -> None:
     """Twelve faces 60 pixels wide, 10 after scaling down. Four lie where parts of the photo end or begin, one on a
     corner of four, and a large face lies over a seam too: each is found once."""
-    assert detect._parts(4000, 2560, 320) == [(0, 2160), (1840, 4000)]
-    assert detect._parts(6000, 2560, 320) == [(0, 2214), (1893, 4107), (3786, 6000)]
+    assert detect._cut_into_parts(4000, 2560, 320) == [(0, 2160), (1840, 4000)]
+    assert detect._cut_into_parts(6000, 2560, 320) == [(0, 2214), (1893, 4107), (3786, 6000)]
     seams = [(1893 - 80, 300), (2214 - 80, 1000), (3786 - 90, 1840 - 60), (4700, 2160 - 100)]
     rest = [(600 * index + 300, 2700 + 113 * index) for index in range(8)]
     large = cv2.resize(head, (1500, 1500), interpolation=cv2.INTER_CUBIC)
@@ -186,7 +186,7 @@ def test_the_least_face(detector: Detector, head: Levels) -> None:
 
 @pytest.mark.parametrize("length", [1, 100, 320, 321, 2560, 2561, 4801, 60_000])
 def test_parts_share_what_a_face_needs(length: int) -> None:
-    parts = detect._parts(length, 2560, 320)
+    parts = detect._cut_into_parts(length, 2560, 320)
     assert parts[0][0] == 0
     assert parts[-1][1] == length
     assert all(end - begin <= 2562 for begin, end in parts)  # rounded outwards

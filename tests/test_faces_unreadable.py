@@ -162,7 +162,7 @@ def test_threads_leave_the_warnings_as_they_were(
 
 
 def test_standard_error_comes_back_with_the_last(capfd: pytest.CaptureFixture[str]) -> None:
-    quiet = image_module._no_stderr
+    quiet = image_module._without_stderr
     quiet.__enter__()
     quiet.__enter__()
     os.write(2, b"hidden")

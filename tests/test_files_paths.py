@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import prefiqs_ext
 from prefiqs_ext.files import find_paths
 from prefiqs_ext.utils.text import format_path
 
@@ -75,7 +78,7 @@ def test_lists_with_blanks_crlf_byte_order_mark_and_folders() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_lists_that_cannot_be_read() -> None:
-    with pytest.raises(ValueError, match=r"cannot read none\.txt \(No such file"):
+    with pytest.raises(FileNotFoundError, match=r"cannot read none\.txt \(No such file"):
         _find("@none.txt")
     Path("image.jpg").write_bytes(b"\xff\xd8\0\0")
     with pytest.raises(ValueError, match=r"image\.jpg:1: expected text, got NUL bytes"):
@@ -132,3 +135,17 @@ def test_folders_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_shown_is_one_printable_line() -> None:
     assert format_path("a\n\x1b[31m\udce9é") == "a\\n\\x1b[31m\\xe9é"
+
+
+def test_finding_paths_needs_no_torch(here: Path) -> None:
+    """Nor does anything else that the command line needs before it has work to do."""
+    _touch("a/1.jpg")
+    code = (
+        "import sys, types\n"
+        f"package = types.ModuleType('prefiqs_ext'); package.__path__ = {list(prefiqs_ext.__path__)}\n"
+        "sys.modules['prefiqs_ext'] = package  # without what the package's own __init__ may load\n"
+        "from prefiqs_ext.files import find_paths\n"
+        "print(find_paths(['a'], print), 'torch' in sys.modules, 'cv2' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['a/1.jpg'] False False\n"

@@ -18,8 +18,10 @@ from prefiqs_ext import Scorer
 from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.faces import Detector, find_faces, read_rgb
 from prefiqs_ext.files import Record, pipeline, score_files
+from prefiqs_ext.files.batches import make_batch, upload_ahead
+from prefiqs_ext.files.crops import CropReader, FaceBox, FileCrops
 from prefiqs_ext.models import weights
-from tests.conftest import CROPS
+from tests.conftest import list_face_files
 
 
 class Small(nn.Module):
@@ -52,7 +54,7 @@ def images(tmp_path: Path) -> list[str]:
 
 
 def _rows(paths: list[str], scorer: Scorer, **options: Any) -> list[Record]:
-    return [row for scored in score_files(paths, scorer, aligned=True, **options) for row in scored.rows]
+    return [row for scored in score_files(paths, scorer, aligned=True, **options) for row in scored.records]
 
 
 def test_crops_go_to_the_device_one_batch_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,13 +79,14 @@ def test_crops_go_to_the_device_one_batch_ahead(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(Tensor, "pin_memory", pin)
     monkeypatch.setattr(Tensor, "record_stream", lambda *_: None)
-    batches = [pipeline._batch([pipeline._Read("p", [np.full((2, 2, 3), i)], [None])], 1) for i in range(3)]
-    for batch in pipeline._uploaded(iter(batches), torch.device("cpu")):
-        assert batch.parts[0].shape == (1, 3, 2, 2)
-        events.append(f"use {int(batch.parts[0].flatten()[0])}")
+    files = [FileCrops("p", crops=[np.full((2, 2, 3), i)], boxes=[FaceBox()]) for i in range(3)]
+    batches = [make_batch([file], 1) for file in files]
+    for batch in upload_ahead(iter(batches), torch.device("cpu")):
+        assert batch.images[0].shape == (1, 3, 2, 2)
+        events.append(f"use {int(batch.images[0].flatten()[0])}")
     expected = ["copy 0", "copy 1", "wait for copy 0", "use 0", "copy 2", "wait for copy 1", "use 1"]
     assert events == [*expected, "wait for copy 2", "use 2"]
-    assert not list(pipeline._uploaded(iter([]), torch.device("cpu")))
+    assert not list(upload_ahead(iter([]), torch.device("cpu")))
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 1}, {"workers": 1, "batch_size": 7}, {"workers": 3}])
@@ -95,7 +98,7 @@ def test_rows_have_the_bits_of_the_api(options: dict[str, int], images: list[str
     expected = scorer(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     assert [one.path for one in scored] == images
     assert torch.equal(torch.cat([one.embeddings for one in scored]), expected.embedding)
-    rows = [row for one in scored for row in one.rows]
+    rows = [row for one in scored for row in one.records]
     assert [row.quality for row in rows] == expected.quality.tolist()
     assert [row.distance for row in rows] == expected.distance.tolist()
     assert [row.embedding_norm for row in rows] == expected.embedding_norm.tolist()
@@ -131,7 +134,7 @@ def test_files_that_are_no_crop(workers: int, images: list[str], scorer: Scorer,
     assert rows[10].quality == rows[11].quality
 
 
-class Crashing(pipeline._Reader):
+class Crashing(CropReader):
     """Ends its process on some files, as a fault in a decoder would."""
 
     def __call__(self, path: str) -> Any:
@@ -142,7 +145,7 @@ class Crashing(pipeline._Reader):
 
 def test_a_worker_that_dies_costs_one_file(images: list[str], scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _rows(images, scorer)
-    monkeypatch.setattr(pipeline, "_Reader", Crashing)
+    monkeypatch.setattr(pipeline, "CropReader", Crashing)
     rows = _rows(images, scorer, workers=2, batch_size=4)
     for index, (row, whole) in enumerate(zip(rows, expected, strict=True)):
         if index in (3, 4, 29):
@@ -188,7 +191,7 @@ def test_wrong_arguments(scorer: Scorer) -> None:
 
 def test_paths_are_text_or_path_objects(images: list[str], scorer: Scorer) -> None:
     [one] = score_files([Path(images[0])], scorer, aligned=True)
-    assert (one.path, one.rows) == (images[0], _rows(images[:1], scorer))
+    assert (one.path, one.records) == (images[0], _rows(images[:1], scorer))
     with pytest.raises(TypeError, match="expected several paths, as a list has them, got one str"):
         score_files(images[0], scorer, aligned=True)
     with pytest.raises(TypeError, match=r"expected a path, str or os.PathLike\[str\], got bytes"):
@@ -212,22 +215,20 @@ def test_photos(scorer: Scorer, tmp_path: Path) -> None:
     output = scorer(torch.stack([torch.from_numpy(face.crop) for face in faces]).permute(0, 3, 1, 2))
     for workers in (0, 1):
         none, both = score_files(paths, scorer, workers=workers)
-        assert none.rows == [Record(paths[0], None, "no_face", reason="no face found")]
+        assert none.records == [Record(paths[0], None, "no_face", reason="no face found")]
         assert torch.isnan(none.embeddings).all()
         assert none.embeddings.shape == (1, 16)
-        assert [row.face for row in both.rows] == [0, 1]
-        assert [row.quality for row in both.rows] == output.quality.tolist()
-        assert [row[6:10] for row in both.rows] == [tuple(map(float, face.detection[:4])) for face in faces]
-        assert both.rows[0].w > both.rows[1].w  # type: ignore[operator]
+        assert [row.face for row in both.records] == [0, 1]
+        assert [row.quality for row in both.records] == output.quality.tolist()
+        assert [row[6:10] for row in both.records] == [tuple(map(float, face.detection[:4])) for face in faces]
+        assert both.records[0].w > both.records[1].w  # type: ignore[operator]
     with pytest.raises(ValueError, match="min_face above 0, got -1"):  # it reaches the detector
         score_files(paths, scorer, min_face=-1)
 
 
 @pytest.mark.slow
 def test_real_crops(sface_file: Path) -> None:
-    paths = sorted(map(str, CROPS.glob("*/*.jpg")))[::40]
-    if not paths:
-        pytest.skip(f"no face crops in {CROPS}")
+    paths = list(map(str, list_face_files()))[::40]
     scorer = Scorer(on_bad="nan")
     rows = _rows(paths, scorer, workers=1)
     pixels = np.stack([cv2.imread(path)[..., ::-1] for path in paths])

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from prefiqs_ext.files import COLUMNS, Pick, Record, Scored, Writer
-from prefiqs_ext.files.records import read_records
-from prefiqs_ext.files.writer import form_of
+from prefiqs_ext.exceptions import FileAccessError
+from prefiqs_ext.files import COLUMNS, Pick, Record, ScoredFile, Writer
+from prefiqs_ext.files.records import choose_format, read_rows
 from prefiqs_ext.utils.atomic_write import atomic_write
 
 _PATHS = ["a.jpg", 'b "x", y.jpg', "c\nd.jpg", os.fsdecode(b"caf\xe9.jpg"), "e f.jpg", "g.jpg"]
 _SETTINGS = {"sparsity": 0.4}
 
 
-def _scored() -> list[Scored]:
+def _scored() -> list[ScoredFile]:
     """Two faces, no face, and odd numbers."""
     generator = torch.Generator().manual_seed(1)
     qualities = torch.rand(6, generator=generator).tolist()
@@ -34,15 +34,17 @@ def _scored() -> list[Scored]:
         if path == "e f.jpg":
             rows = [Record(path, None, "no_face", reason="none")]
         embeddings = torch.rand(len(rows), 4, generator=generator)
-        everything.append(Scored(path, rows, embeddings))
+        everything.append(ScoredFile(path, rows, embeddings))
     return everything
 
 
-def _run(table: Path, scored: Iterable[Scored], finish: bool = True, resume: bool = False, **options: object) -> None:
+def _run(
+    table: Path, scored: Iterable[ScoredFile], finish: bool = True, resume: bool = False, **options: object
+) -> None:
     paths = [one.path for one in _scored()]
     everything = {"settings": _SETTINGS, "paths": paths, "resume": resume} | options
     with Writer(table, table.with_suffix(".npy"), **everything) as results:  # type: ignore[arg-type]
-        for one in list(scored)[results.done.paths :]:
+        for one in list(scored)[results.progress.paths :]:
             results.add(one)
         if finish:
             results.finish()
@@ -57,7 +59,7 @@ def test_csv(tmp_path: Path) -> None:
     assert sorted(_contents(tmp_path)) == ["t.csv", "t.npy", "t.paths"]
     with (tmp_path / "t.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         records = list(csv.DictReader(file))
-    rows = [row for one in _scored() for row in one.rows]
+    rows = [row for one in _scored() for row in one.records]
     assert tuple(records[0]) == COLUMNS
     assert [record["path"] for record in records] == [row.path for row in rows]
     assert [np.float32(record["quality"] or "nan") for record in records] == pytest.approx(
@@ -70,7 +72,7 @@ def test_csv(tmp_path: Path) -> None:
 def test_jsonl(tmp_path: Path) -> None:
     _run(tmp_path / "t.jsonl", _scored())
     records = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
-    rows = [row for one in _scored() for row in one.rows]
+    rows = [row for one in _scored() for row in one.records]
     assert [tuple(record) for record in records] == [COLUMNS] * len(rows)
     for record, row in zip(records, rows, strict=True):
         for name, value in zip(COLUMNS, row[:-1], strict=True):
@@ -85,7 +87,7 @@ def test_txt_has_the_largest_face_and_one_line_a_path(tmp_path: Path) -> None:
         b"a.jpg", b'b "x", y.jpg', b"c\\nd.jpg", b"caf\xe9.jpg", b"g.jpg",
     ]  # fmt: skip
     assert [np.float32(line.rsplit(b" ", 1)[1].decode()) for line in lines[:-1]] == [
-        np.float32(one.rows[0].quality) for one in _scored() if one.rows[0].quality is not None
+        np.float32(one.records[0].quality) for one in _scored() if one.records[0].quality is not None
     ]
 
 
@@ -94,7 +96,7 @@ def test_embeddings_are_numpy_s_own_and_in_the_order_of_rows(name: str, tmp_path
     _run(tmp_path / name, _scored())
     array = np.load(tmp_path / "t.npy")
     txt = name == "t.txt"
-    scored = [one for one in _scored() if not (txt and one.rows[0].status == "no_face")]
+    scored = [one for one in _scored() if not (txt and one.records[0].status == "no_face")]
     expected = torch.cat([one.embeddings[:1] if txt else one.embeddings for one in scored]).numpy()
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, expected)
@@ -126,7 +128,7 @@ def test_picks(name: str, pick: Pick, tmp_path: Path) -> None:
     _run(tmp_path / name, _scored()[:3], finish=False, pick=pick)
     _run(tmp_path / name, _scored(), resume=True, pick=pick)
     assert sorted(_contents(tmp_path)) == sorted([name, "t.npy", "t.paths"])
-    rows = [(row, e) for one in _scored() for row, e in zip(one.rows, one.embeddings, strict=True)]
+    rows = [(row, e) for one in _scored() for row, e in zip(one.records, one.embeddings, strict=True)]
     rows = [(row, e) for row, e in rows if row.quality is not None and (name != "t.txt" or row.face == 0)]
     if pick.top is not None:
         rows = sorted(rows, key=lambda entry: -(entry[0].quality or 0))[: pick.top]
@@ -136,7 +138,7 @@ def test_picks(name: str, pick: Pick, tmp_path: Path) -> None:
         np.load(tmp_path / "t.npy"), torch.stack([e for _, e in rows]).numpy() if rows else np.empty((0, 4))
     )
     with (tmp_path / name).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        records = list(read_records(form_of(tmp_path / name), file))
+        records = list(read_rows(choose_format(tmp_path / name), file))
     assert [np.float32(record.quality or "nan") for record in records] == [np.float32(r.quality or 0) for r, _ in rows]
     assert len((tmp_path / "t.paths").read_bytes().splitlines()) == len(rows)
 
@@ -166,7 +168,7 @@ def test_a_failure_before_the_first_row_leaves_nothing(tmp_path: Path) -> None:
 def test_two_runs_at_a_time(tmp_path: Path) -> None:
     with Writer(tmp_path / "t.csv", settings={}, paths=_PATHS) as results:
         results.add(_scored()[0])
-        with pytest.raises(ValueError, match=r"t\.csv\.part is being written by another run"):
+        with pytest.raises(FileAccessError, match=r"t\.csv\.part is being written by another run"):
             Writer(tmp_path / "t.csv", settings={}, paths=_PATHS, resume=True)
         results.finish()
     assert (tmp_path / "t.csv").read_text().count("\n") == 3
@@ -176,7 +178,7 @@ def test_two_runs_at_a_time(tmp_path: Path) -> None:
     ("table", "embeddings", "message"),
     [
         ("t.xlsx", None, r"ends in \.csv, \.jsonl or \.txt, got .*t\.xlsx"),
-        ("none/t.csv", None, r"cannot write .*none/t\.csv\.part \(No such file or directory\)"),
+        ("none/t.csv", None, r"cannot write .*none/t\.csv\.part \(No such file or directory\); name another place$"),
         ("file/t.csv", None, r"cannot write .*file/t\.csv\.part \(Not a directory\)"),
         ("folder.csv", None, r"cannot write .*folder\.csv\.part \(it is a folder\)"),
         ("t.csv", "t.bin", r"expected a \.npy file"),

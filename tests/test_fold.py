@@ -12,8 +12,9 @@ from networks import ZOO, calibrated, network_input, pictures
 from torch import Tensor, nn
 
 from prefiqs_ext.dual import DualConv2d, DualLinear, dualize
+from prefiqs_ext.masks import pack_mask
 from prefiqs_ext.models.preset import PRESETS
-from prefiqs_ext.pruning import Pruning, pack_mask
+from prefiqs_ext.pruning import Pruning
 
 
 def test_folding_rounds_once() -> None:
@@ -21,7 +22,7 @@ def test_folding_rounds_once() -> None:
     model = seeded(
         nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, padding=1, groups=2), nn.BatchNorm2d(8), nn.Flatten())
     )
-    mask = ALL.masks(model)["1"]
+    mask = ALL.make_masks(model)["1"]
     before, convolution, after, _ = model.double()
     scale_in = before.weight / (before.running_var + before.eps).sqrt()
     shift_in = before.bias - before.running_mean * scale_in
@@ -49,7 +50,7 @@ def test_masks_come_from_the_raw_weights() -> None:
     layer = fused.get_submodule("1")
     assert isinstance(layer, DualConv2d)
     assert layer.mask is not None
-    assert torch.equal(layer.mask, pack_mask(ALL.masks(model)["1"]))
+    assert torch.equal(layer.mask, pack_mask(ALL.make_masks(model)["1"]))
     assert calls(fused) == ["DualConv2d", "Flatten"]
 
 

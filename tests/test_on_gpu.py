@@ -147,7 +147,7 @@ def test_weights_and_crops_reach_the_steps(tmp_path: Path, monkeypatch: pytest.M
     Path("crops").mkdir()
     given = ["check", "out", "--weights", "sface.onnx", "--crops", "crops"]
     environment = on_gpu.prepare_environment(on_gpu.build_parser().parse_args(given))
-    assert environment["PREFIQS_CROPS"] == str(tmp_path / "crops")
+    assert environment["PREFIQS_TEST_FACES"] == str(tmp_path / "crops")
     assert environment["PREFIQS_RESULTS"] == str(tmp_path / "out" / RESULTS)
     assert environment["PREFIQS_CUDA"] == "ON"
     home = Path(environment["PREFIQS_HOME"])

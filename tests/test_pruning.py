@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +14,9 @@ from networks import ZOO, calibrated
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from prefiqs_ext.pruning import Pruning, pack_mask, unpack_mask
+import prefiqs_ext
+from prefiqs_ext.masks import pack_mask, unpack_mask
+from prefiqs_ext.pruning import Pruning
 
 NETWORKS = ["iresnet18", *ZOO]
 KINDS = {"conv": (nn.Conv1d, nn.Conv2d), "conv+linear": (nn.Conv1d, nn.Conv2d, nn.Linear)}
@@ -65,7 +69,7 @@ CASES = [
 def test_magnitude_equals_torch_prune(name: str, scope: str, layers: str, sparsity: float) -> None:
     model = calibrated(name)
     pruning = Pruning(sparsity=sparsity, scope=scope, layers=layers)
-    masks = pruning.masks(model)
+    masks = pruning.make_masks(model)
     expected = list(masks_by_torch(model, pruning))
     assert list(masks) == [name for name, _, _ in expected]
     free = [(name, mask) for name, mask, tie in expected if not tie]
@@ -79,7 +83,7 @@ def test_magnitude_equals_torch_prune(name: str, scope: str, layers: str, sparsi
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_counts_are_python_rounding(network: nn.Module, method: str, scope: str) -> None:
     for sparsity in (0.0, 0.25, 0.4, 0.99):
-        masks = Pruning(method=method, sparsity=sparsity, scope=scope).masks(network)
+        masks = Pruning(method=method, sparsity=sparsity, scope=scope).make_masks(network)
         groups = [list(masks.values())] if scope == "global" else [[mask] for mask in masks.values()]
         for group in groups:
             size = sum(mask.numel() for mask in group)
@@ -92,7 +96,7 @@ def test_counts_are_python_rounding(network: nn.Module, method: str, scope: str)
 )
 def test_halves_round_to_even(size: int, sparsity: float, removed: int) -> None:
     layer = nn.Linear(size, 1)
-    mask = Pruning(sparsity=sparsity, layers="conv+linear").masks(nn.Sequential(layer))["0"]
+    mask = Pruning(sparsity=sparsity, layers="conv+linear").make_masks(nn.Sequential(layer))["0"]
     assert int((~mask).sum()) == removed
 
 
@@ -104,7 +108,7 @@ def conv_of(values: list[float]) -> nn.Conv2d:
 
 def test_ties_go_by_lowest_flat_index() -> None:
     model = nn.Sequential(conv_of([2.0, -1.0, 1.0, 0.5, -1.0, 1.0]))
-    mask = Pruning(sparsity=0.5).masks(model)["0"]
+    mask = Pruning(sparsity=0.5).make_masks(model)["0"]
     # Of six, three go: 0.5, then the first two of the four ones, whatever their sign.
     assert mask.flatten().tolist() == [True, False, False, False, True, True]
 
@@ -112,15 +116,15 @@ def test_ties_go_by_lowest_flat_index() -> None:
 def test_flat_index_is_oihw_whatever_the_storage() -> None:
     conv = nn.Conv2d(2, 2, 2, bias=False)
     nn.init.ones_(conv.weight)
-    plain = Pruning(sparsity=0.375).masks(conv)[""]
+    plain = Pruning(sparsity=0.375).make_masks(conv)[""]
     assert plain.flatten().tolist() == [False] * 6 + [True] * 10
-    last = Pruning(sparsity=0.375).masks(conv.to(memory_format=torch.channels_last))[""]
+    last = Pruning(sparsity=0.375).make_masks(conv.to(memory_format=torch.channels_last))[""]
     assert torch.equal(last, plain)
 
 
 def test_global_ties_go_by_named_modules_order() -> None:
     model = nn.Sequential(conv_of([1.0, 3.0]), nn.Sequential(conv_of([-1.0, 0.25, 1.0])), conv_of([1.0, 1.0, 1.0]))
-    masks = Pruning(sparsity=0.5, scope="global").masks(model)
+    masks = Pruning(sparsity=0.5, scope="global").make_masks(model)
     # Of eight, four go: 0.25, then the first three ones: 0[0], 1.0[0], 1.0[2].
     assert {name: mask.flatten().tolist() for name, mask in masks.items()} == {
         "0": [False, True],
@@ -130,21 +134,21 @@ def test_global_ties_go_by_named_modules_order() -> None:
 
 
 def test_zero_and_subnormal_weights_rank_by_magnitude() -> None:
-    mask = Pruning(sparsity=0.6).masks(conv_of([1e-41, -0.0, 2.0, 0.0, -1e-42]))[""]
+    mask = Pruning(sparsity=0.6).make_masks(conv_of([1e-41, -0.0, 2.0, 0.0, -1e-42]))[""]
     assert mask.flatten().tolist() == [True, False, True, False, False]
 
 
 def test_float64_weights_are_ranked_in_float64() -> None:
     conv = conv_of([1.0, 1.0, 1.0]).double()
     conv.weight.data[..., 0] += 1e-12
-    assert Pruning(sparsity=0.3).masks(conv)[""].flatten().tolist() == [True, False, True]
+    assert Pruning(sparsity=0.3).make_masks(conv)[""].flatten().tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights(dtype: torch.dtype) -> None:
     half, full = nn.Conv2d(8, 8, 3).to(dtype), nn.Conv2d(8, 8, 3)
     full.weight.data = half.weight.data.float()
-    assert torch.equal(Pruning().masks(half)[""], Pruning().masks(full)[""])
+    assert torch.equal(Pruning().make_masks(half)[""], Pruning().make_masks(full)[""])
 
 
 @pytest.mark.parametrize("method", ["magnitude", "random"])
@@ -152,9 +156,9 @@ def test_half_precision_weights(dtype: torch.dtype) -> None:
 def test_masks_are_reproducible_and_leave_the_weights(network: nn.Module, method: str, scope: str) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     pruning = Pruning(method=method, scope=scope, layers="conv+linear", seed=3)
-    first = pruning.masks(network)
+    first = pruning.make_masks(network)
     torch.rand(7)  # the global generator plays no part
-    second = pruning.masks(network)
+    second = pruning.make_masks(network)
     assert list(first) == list(second)
     for name, mask in first.items():
         assert mask.dtype == torch.bool
@@ -166,9 +170,9 @@ def test_masks_are_reproducible_and_leave_the_weights(network: nn.Module, method
 
 def test_random_masks_depend_on_seed_and_layer_alone() -> None:
     model = calibrated("residual")
-    masks = Pruning(method="random").masks(model)
-    other = Pruning(method="random", seed=1).masks(model)
-    alone = Pruning(method="random", layers="blocks.1.conv2").masks(model)
+    masks = Pruning(method="random").make_masks(model)
+    other = Pruning(method="random", seed=1).make_masks(model)
+    alone = Pruning(method="random", layers="blocks.1.conv2").make_masks(model)
     assert torch.equal(alone["blocks.1.conv2"], masks["blocks.1.conv2"])
     size, sparsity = masks["conv2"].numel(), 0.4
     # Two independent masks of the same shape agree on a fraction p of n weights with deviation sqrt(p (1 - p) / n).
@@ -181,7 +185,7 @@ def test_random_masks_depend_on_seed_and_layer_alone() -> None:
 def test_random_ignores_magnitude() -> None:
     model = calibrated("residual")
     name = "blocks.2.conv1"
-    weight, mask = model.get_submodule(name).weight, Pruning(method="random").masks(model)[name]
+    weight, mask = model.get_submodule(name).weight, Pruning(method="random").make_masks(model)[name]
     kept, removed = weight[mask].abs().mean().item(), weight[~mask].abs().mean().item()
     assert 0.9 < kept / removed < 1.1  # 6912 weights: the ratio's deviation is about 0.02
 
@@ -191,7 +195,7 @@ def test_a_shared_module_is_one_layer() -> None:
     shared, single = nn.ModuleList([conv, nn.Conv2d(4, 4, 1), conv]), nn.ModuleList([conv, nn.Conv2d(4, 4, 1)])
     single[1] = shared[1]
     for scope in ("layer", "global"):
-        masks, expected = (Pruning(scope=scope).masks(model) for model in (shared, single))
+        masks, expected = (Pruning(scope=scope).make_masks(model) for model in (shared, single))
         assert list(masks) == ["0", "1"]
         assert all(torch.equal(masks[name], expected[name]) for name in masks)
 
@@ -207,7 +211,7 @@ def test_a_shared_module_is_one_layer() -> None:
     ],
 )
 def test_choice_of_layers(layers: str | list[str], names: list[str]) -> None:
-    assert list(Pruning(layers=layers).masks(calibrated("concat"))) == names
+    assert list(Pruning(layers=layers).make_masks(calibrated("concat"))) == names
 
 
 def test_pruning_is_a_value() -> None:
@@ -226,6 +230,7 @@ def test_pruning_is_a_value() -> None:
         ({"scope": "model"}, "must be one of layer, global, got 'model'"),
         ({"layers": []}, r"name patterns, got \[\]"),
         ({"layers": [3]}, r"name patterns, got \[3\]"),
+        ({"layers": None}, "name patterns, got None"),
         ({"seed": 0.5}, "seed must be an integer, got 0.5"),
     ],
 )
@@ -250,7 +255,7 @@ def test_bad_settings(arguments: dict[str, object], message: str) -> None:
 )
 def test_nothing_to_prune(model: nn.Module, layers: str | list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        Pruning(layers=layers).masks(model)
+        Pruning(layers=layers).make_masks(model)
     assert "\n" not in str(error.value)
 
 
@@ -260,7 +265,7 @@ def test_non_finite_weights(value: float, method: str) -> None:
     model = calibrated("groups")
     model[3].weight.data[0, 0, 0, 0] = value
     with pytest.raises(ValueError, match="layer '3' has NaN or infinite values"):
-        Pruning(method=method).masks(model)
+        Pruning(method=method).make_masks(model)
 
 
 # (weight shape, groups do not matter: the second size is already C / g)
@@ -308,3 +313,15 @@ def test_pack_refuses() -> None:
         unpack_mask(torch.zeros(4, 1, dtype=torch.int32), (4, 40, 1, 1))
     with pytest.raises(ValueError, match=r"must be int32 \[4, 2\], got torch.int64 \[4, 2\]"):
         unpack_mask(torch.zeros(4, 2, dtype=torch.int64), (4, 40, 1, 1))
+
+
+def test_a_pruning_is_described_without_torch() -> None:
+    code = (
+        "import sys, types\n"
+        f"package = types.ModuleType('prefiqs_ext'); package.__path__ = {list(prefiqs_ext.__path__)}\n"
+        "sys.modules['prefiqs_ext'] = package  # without what the package's own __init__ may load\n"
+        "from prefiqs_ext.pruning import Pruning\n"
+        "print(Pruning('2:4').sparsity, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "0.5 False\n"

@@ -23,7 +23,7 @@ def layers(model: nn.Module, kinds: tuple[type, ...] = (nn.Conv2d, nn.Linear)) -
 @pytest.mark.parametrize("name", ZOO)
 def test_structured_is_torchs(name: str, sparsity: float) -> None:
     model = calibrated(name)
-    masks = Pruning(method="structured", sparsity=sparsity, layers="conv+linear").masks(model)
+    masks = Pruning(method="structured", sparsity=sparsity, layers="conv+linear").make_masks(model)
     *chosen, last = layers(model)
     assert list(masks) == [name for name in chosen if isinstance(model.get_submodule(name), nn.Conv2d)]
     assert isinstance(model.get_submodule(last), nn.Linear)
@@ -41,13 +41,13 @@ def test_structured_ties_and_the_last_linear_layer() -> None:
     for parameter in model.parameters():
         nn.init.constant_(parameter, -0.5)
     pruning = Pruning(method="structured", layers="conv+linear")
-    masks = pruning.masks(model)
+    masks = pruning.make_masks(model)
     assert list(masks) == ["0", "2"]
-    assert pruning.kept_dense(model) == ["4"]
+    assert pruning.find_dense_layers(model) == ["4"]
     assert masks["0"][:, 0, 0, 0].tolist() == [False, False, True, True, True]  # round(.4 * 5) = 2
     named = Pruning(method="structured", layers=["4"])
-    assert named.kept_dense(model) == []
-    assert named.masks(model)["4"][:, 0].tolist() == [False, False, True, True]
+    assert named.find_dense_layers(model) == []
+    assert named.make_masks(model)["4"][:, 0].tolist() == [False, False, True, True]
 
 
 def n_of_m(weight: Tensor, n: int, m: int) -> Tensor:
@@ -77,8 +77,8 @@ def test_n_of_m_by_loops(n: int, m: int) -> None:
         parameter.data = randn(*parameter.shape, seed=index).round(decimals=1)  # with ties
     pruning = Pruning(method=f"{n}:{m}", layers="conv+linear")
     assert pruning.sparsity == (m - n) / m
-    masks = pruning.masks(model)
-    assert pruning.kept_dense(model) == ["4"]
+    masks = pruning.make_masks(model)
+    assert pruning.find_dense_layers(model) == ["4"]
     assert list(masks) == ["0", "1", "2", "3"]
     for name, mask in masks.items():
         assert torch.equal(mask, n_of_m(model.get_submodule(name).weight.detach(), n, m)), name
@@ -135,6 +135,6 @@ def test_the_sparsity_that_is_left_out() -> None:
 def test_nothing_left_to_prune() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=4))
     with pytest.raises(ValueError, match=r"'2:4' can prune none of the chosen layers: 0, 1"):
-        Pruning("2:4").masks(model)
+        Pruning("2:4").make_masks(model)
     with pytest.raises(ValueError, match=r"'structured' can prune none of the chosen layers: 1"):
-        Pruning("structured", layers="conv+linear").masks(nn.Sequential(nn.Flatten(), nn.Linear(4, 4)))
+        Pruning("structured", layers="conv+linear").make_masks(nn.Sequential(nn.Flatten(), nn.Linear(4, 4)))

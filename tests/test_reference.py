@@ -90,7 +90,7 @@ def test_first_order_theory_at_low_sparsity() -> None:
     batch = network_input(pictures(4, 32, seed=5)).double()
     pruning = Pruning(sparsity=0.02)
     parameters = {name: value.detach() for name, value in model.named_parameters()}
-    masks = pruning.masks(model)
+    masks = pruning.make_masks(model)
     change = {name: torch.zeros_like(value) for name, value in parameters.items()}
     for name, mask in masks.items():
         change[f"{name}.weight"] = -parameters[f"{name}.weight"] * ~mask

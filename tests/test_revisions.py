@@ -29,7 +29,7 @@ from prefiqs_ext.models import import_onnx
 ROOT = Path(__file__).parents[1]
 DIGESTS = Path(__file__).parent / "data" / "revisions.json"
 PACKAGE = "prefiqs_ext"
-_ENGINE = ("inputs", "device", "ops", "output", "pruning", "scorer", "utils/torch_defaults")
+_ENGINE = ("inputs", "device", "masks", "ops", "output", "pruning", "scorer", "utils/torch_defaults")
 FILES = {
     "ENGINE": [
         "CMakeLists.txt",

@@ -111,7 +111,7 @@ def test_every_pruning_equals_the_reference(
 
 
 def test_nothing_pruned_is_no_distance_at_all(small: nn.Module, tiny_preset: Preset, images: Tensor) -> None:
-    ones = {name: torch.ones_like(mask) for name, mask in Pruning().masks(small).items()}
+    ones = {name: torch.ones_like(mask) for name, mask in Pruning().make_masks(small).items()}
     for pruning in (Pruning(sparsity=0), ones):
         out = Scorer(small, pruning, preset=tiny_preset)(images)
         assert torch.equal(out.distance, torch.zeros(len(images)))
@@ -122,7 +122,7 @@ def test_nothing_pruned_is_no_distance_at_all(small: nn.Module, tiny_preset: Pre
 def test_masks_of_ones_kept_through_the_pass_give_no_distance(
     small: nn.Module, tiny_preset: Preset, images: Tensor
 ) -> None:
-    masks = {name: torch.ones_like(mask) for name, mask in Pruning().masks(small).items()}
+    masks = {name: torch.ones_like(mask) for name, mask in Pruning().make_masks(small).items()}
     masks["0"][0, 0, 0, 0] = False  # the pair starts at the first layer; every later mask keeps everything
     with torch.no_grad():
         network = copy.deepcopy(small)
@@ -133,7 +133,7 @@ def test_masks_of_ones_kept_through_the_pass_give_no_distance(
 
 def test_masks_of_your_own(small: nn.Module, tiny_preset: Preset, images: Tensor) -> None:
     pruning = Pruning(sparsity=0.5, layers="3")
-    masks = pruning.masks(small)
+    masks = pruning.make_masks(small)
     assert_same_bits(
         Scorer(small, masks, preset=tiny_preset)(images), Scorer(small, pruning, preset=tiny_preset)(images)
     )

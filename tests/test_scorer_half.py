@@ -51,7 +51,7 @@ def check(
     emulation.dtypes.clear()
     with torch.inference_mode():
         pair = graph(x)
-    expected = expected_pair(model, Pruning().masks(model), x)
+    expected = expected_pair(model, Pruning().make_masks(model), x)
     assert pair.dtype == torch.float32
     assert float((pair - expected).abs().max() / expected.abs().max()) < ROUNDINGS * torch.finfo(dtype).eps
     assert set(emulation.dtypes[:-1]) <= {dtype}
@@ -113,7 +113,7 @@ def test_a_module_used_before_and_after_the_last_layer_stays_one(emulation: Emul
     duals.seeded(model)
     x = duals.randn(2, 3, 6, 6)
     graph = half_graph(model, x, torch.float16)
-    pair, expected = graph(x), expected_pair(model, Pruning().masks(model), x)
+    pair, expected = graph(x), expected_pair(model, Pruning().make_masks(model), x)
     assert set(emulation.dtypes) == {torch.float16}
     assert float((pair - expected).abs().max() / expected.abs().max()) < ROUNDINGS * torch.finfo(torch.float16).eps
 
@@ -167,7 +167,7 @@ def in_half(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     monkeypatch.setattr("prefiqs_ext.dual.runtime.cuda_graphs.CudaRecording", Eager)
 
     def make(*args: Any, dtype: torch.dtype = torch.float16, **kwargs: Any) -> Scorer:
-        monkeypatch.setattr("prefiqs_ext.scorer.resolve", lambda *_: (CPU, dtype))
+        monkeypatch.setattr("prefiqs_ext.scorer.resolve_device", lambda *_: (CPU, dtype))
         return Scorer(*args, **kwargs)
 
     return make

@@ -97,7 +97,7 @@ def test_another_model_is_refused(network: nn.Module, scorer: Scorer) -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="they name none, it was a module"):
         Scorer.from_settings(scorer.settings)
-    masks = PRUNING.masks(network)
+    masks = PRUNING.make_masks(network)
     with pytest.raises(ValueError, match="masks of your own are not kept in settings"):
         _ = Scorer(network, masks, preset=PRESET).settings
 
@@ -197,7 +197,7 @@ def test_files_of_something_else(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a Scorer's settings in") as error:
         Settings.load(path)
     assert str(error.value).isprintable()
-    with pytest.raises(ValueError, match=r"expected a Scorer's settings in .*, cannot read it \(Is a directory\)"):
+    with pytest.raises(OSError, match=r"cannot read .* \(Is a directory\); name a file with a Scorer's settings"):
         Settings.load(tmp_path)
 
 

@@ -66,7 +66,7 @@ def measure_late_layers(
         raise InputError(
             f"expected images, and shares above 0 and up to 1, 1 among them, got {len(images)} and {list(shares)}"
         )
-    order = _by_execution(network, preset, list(pruning.masks(network)))
+    order = _by_execution(network, preset, list(pruning.make_masks(network)))
     total = sum(operations for _, operations in order)
     scorers = {0.0: Scorer(network, replace(pruning, sparsity=0.0, method="magnitude"), preset=preset, output=output)}
     layers: dict[float, tuple[str, ...]] = {0.0: ()}

@@ -47,7 +47,7 @@ def sensitivity(
     if any(module.training for module in network.modules()):
         raise InputError("expected a model in eval mode: call model.eval() first")
     named = Preset.named(preset) if isinstance(preset, str) else preset or own_preset
-    masks = pruning.masks(network)
+    masks = pruning.make_masks(network)
     check_images(batch, named)
     prefix = ""
     if named is not None:

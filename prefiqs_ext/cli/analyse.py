@@ -19,8 +19,8 @@ from prefiqs_ext import __version__
 from prefiqs_ext.cli.messages import tell
 from prefiqs_ext.cli.scoring import load_subject, model_options
 from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.files.crops import find_largest_faces
 from prefiqs_ext.files.paths import find_paths
-from prefiqs_ext.files.pipeline import read_crops
 from prefiqs_ext.utils.atomic_write import make_output_folder, write_folder
 from prefiqs_ext.utils.text import format_csv, format_path
 
@@ -105,7 +105,7 @@ def _sample(paths: Sequence[str], size: tuple[int, int], aligned: bool, count: i
     crops: list[Tensor] = []
     bar = tqdm(total=min(count, len(files)), unit="face", disable=None, leave=False)
     with bar:
-        for crop in read_crops(files, size, aligned=aligned):
+        for crop in find_largest_faces(files, size, aligned=aligned):
             crops.append(crop)
             bar.update()
             if len(crops) == count:

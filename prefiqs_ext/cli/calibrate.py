@@ -56,7 +56,7 @@ def calibrate(paths: tuple[str, ...], aligned: bool, output: Path, kind: Any, **
         workers = min(2, os.cpu_count() or 1) if len(files) > 100 else 0
         with closing(score_files(files, scorer, aligned=aligned, workers=workers)) as rows:
             for scored in tqdm(rows, total=len(files), unit="file", disable=None, leave=False):
-                qualities += [row.quality for row in scored.rows if row.quality is not None]
+                qualities += [row.quality for row in scored.records if row.quality is not None]
         calibration = Calibration.fit(torch.tensor(qualities), kind)
         file.write(scorer.settings.calibrated(calibration).to_json().encode())
     click.echo(f"{output}: {kind} scale of {len(qualities)} faces")

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from prefiqs_ext.device import automatic
+from prefiqs_ext.device import choose_device
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -19,6 +19,6 @@ def device_option(command: _Command) -> _Command:
         type=click.Choice(["auto", "cpu", "cuda"]),
         default="cpu",
         show_default=True,
-        callback=lambda _context, _option, value: automatic() if value == "auto" else value,
+        callback=lambda _context, _option, value: choose_device() if value == "auto" else value,
         help="Where to compute; auto: on the GPU if there is one that can be used.",
     )(command)

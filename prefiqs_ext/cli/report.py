@@ -52,7 +52,7 @@ def report(folder: str, aligned: bool, output: str, device: str) -> None:
         rows = score_files(paths, scorer, aligned=aligned, workers=_workers(len(paths)))
         with closing(rows):  # ends the workers when this is interrupted
             for scored in tqdm(rows, total=len(paths), unit="file", disable=None, leave=False):
-                selection.add(scored.rows)
+                selection.add(scored.records)
         file.write(render(selection, folder, _facts(aligned)).encode())
     click.echo(format_path(output))
     if not selection.counts["ok"]:

@@ -96,16 +96,16 @@ def score(paths: tuple[str, ...], **options: Any) -> None:
     with results:
         _score_rest(files, results, options)
         results.finish()
-    counts = results.done.counts
+    counts = results.progress.counts
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     if not counts.get("ok"):
         raise InputError(f"nothing could be scored: {summary}")
     if len(counts) > 1:
-        tell(f"{results.done.paths} files: {summary}")
+        tell(f"{results.progress.paths} files: {summary}")
 
 
 def _score_rest(files: list[str], results: Writer, options: dict[str, Any]) -> None:
-    done = results.done.paths
+    done = results.progress.paths
     if done == len(files):
         return
     scorer = make_scorer(options)
@@ -124,7 +124,7 @@ def _score_rest(files: list[str], results: Writer, options: dict[str, Any]) -> N
     with closing(scored), tqdm(total=len(files), initial=done, unit="file", disable=None, leave=False) as bar:
         for one in scored:
             results.add(one)
-            for row in one.rows:
+            for row in one.records:
                 if row.status != "ok":
                     tell(f"{format_path(row.path)}: {row.status}: {row.reason}")
             bar.update()

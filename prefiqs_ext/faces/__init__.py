@@ -1,4 +1,4 @@
-"""From photos to aligned face crops: reading files, finding faces, aligning them."""
+"""From photos to aligned face crops: reads files, finds faces, aligns them, degrades them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ class Face(NamedTuple):
     """A face found in a photo."""
 
     crop: RGB
-    """uint8 [H, W, 3], aligned, what a Scorer takes."""
+    """uint8 [H, W, 3] RGB, aligned. A Scorer takes it as [3, H, W]."""
     detection: Detection
     """Where it is in the photo."""
 
 
 def find_faces(image: RGB, detector: Detector, size: tuple[int, int] = (112, 112)) -> list[Face]:
-    """All faces of a photo, largest box first, aligned to crops of this size (height, width).
+    """Finds all faces of a photo and aligns them.
 
     Args:
         image: uint8 ``[H, W, 3]`` RGB, as :func:`read_rgb` gives it.
+        detector: Finds the faces.
+        size: Height and width of the crops.
+
+    Returns:
+        The faces, largest box first.
 
     Raises:
-        TypeError, ValueError: for an image or a size that is none.
+        InputTypeError: The image is no uint8 array.
+        InputError: The image has another shape, or the size is below 1 x 1.
     """
     return [Face(align(image, found.landmarks, size), found) for found in detector.detect(image)]
 

@@ -1,4 +1,4 @@
-"""A photo and five points to an aligned crop: the similarity transform onto the field's template, nothing else."""
+"""From a photo and five points to an aligned crop, by the similarity transform onto the field's usual template."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ from prefiqs_ext.faces.image import RGB
 TEMPLATE: NDArray[np.float64] = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
 )
-"""[5, 2] x and y in a 112 x 112 crop: right eye, left eye, nose tip, right and left corner of the mouth; right is the
-person's right. InsightFace's template, the one recognisers are trained with."""
+"""[5, 2], x and y in a 112 x 112 crop: right eye, left eye, nose tip, right and left corner of the mouth. Right is the
+person's right. It is InsightFace's template, with which recognisers are trained."""
 TEMPLATE.setflags(write=False)
 _TEMPLATE_SIZE = 112
 
-# Share of the template's spread that the transformed landmarks must explain. Faces have .9 and more, even all five on
-# one vertical line (a profile) .61; right and left swapped has .05.
+# The share of the template's spread that the transformed landmarks must explain. Faces reach .9 and more; even five
+# points on one vertical line (a profile) reach .61. With right and left swapped it is .05.
 _LEAST_FIT = 0.25
 _MOST_COORDINATE = 1e9
 _MOST_SIDE = 32_000  # OpenCV warps from images of less than 2^15
 
 
-def similarity(
+def estimate_similarity(
     landmarks: ArrayLike, size: tuple[int, int] = (112, 112), *, any_fit: bool = False
 ) -> NDArray[np.float64]:
-    """The least-squares similarity transform (Umeyama, TPAMI 1991, without reflection) of landmarks onto TEMPLATE.
+    """Estimates the least-squares similarity transform of landmarks onto TEMPLATE.
+
+    Source: Umeyama, TPAMI 1991, without reflection.
 
     Args:
-        landmarks: ``[5, 2]`` x and y in the photo, in TEMPLATE's order. Pixel centres are whole numbers.
-        size: height and width of the crop. The template is scaled by height / 112 and moved sideways to the middle, so
+        landmarks: ``[5, 2]``, x and y in the photo, in TEMPLATE's order. Pixel centres are whole numbers.
+        size: Height and width of the crop. The template is scaled by height / 112 and moved sideways to the middle, so
             (112, 96) is the 112 x 112 crop without its outer columns.
-        any_fit: take five points that are no face as well, as a benchmark's published landmarks are taken.
+        any_fit: Take five points that do not look like a face as well. Benchmarks publish such landmarks.
 
     Returns:
-        float64 ``[2, 3]``, photo (x, y, 1) to crop (x, y).
+        float64 ``[2, 3]``, from (x, y, 1) in the photo to (x, y) in the crop.
 
     Raises:
-        ValueError: for landmarks that are not five finite points, that coincide, or that are no face in this order.
+        InputError: The landmarks are not five finite points, coincide, or fit no face in this order.
     """
     points = np.asarray(landmarks, dtype=np.float64)
     if points.shape != (5, 2):
@@ -56,7 +58,7 @@ def similarity(
     source_spread, target_spread = source - source_mean, target - target_mean
     power = np.vdot(source_spread, source_spread).real
     overlap = np.vdot(source_spread, target_spread)
-    # Nearer together than float32 can tell points apart there: what remains is rounding, not a face.
+    # Points this near to each other cannot be told apart in float32: their spread is rounding, not a face.
     if not power > (1e-6 * max(1.0, float(np.abs(source).max()))) ** 2:
         raise InputError("expected five different landmarks, got the same point five times")
     if not any_fit and abs(overlap) ** 2 < _LEAST_FIT * power * np.vdot(target_spread, target_spread).real:
@@ -70,23 +72,28 @@ def similarity(
 
 
 def align(image: RGB, landmarks: ArrayLike, size: tuple[int, int] = (112, 112), *, any_fit: bool = False) -> RGB:
-    """The face as recognisers want it: eyes, nose and mouth moved onto TEMPLATE, bilinear, 0 outside the photo.
+    """Cuts a face out of a photo as recognisers want it, with eyes, nose and mouth moved onto TEMPLATE.
+
+    Pixels are interpolated bilinearly and are 0 outside the photo.
 
     Args:
         image: uint8 ``[H, W, 3]``, any channel order.
-        landmarks, size, any_fit: as for :func:`similarity`.
+        landmarks: As for :func:`estimate_similarity`.
+        size: Height and width of the crop.
+        any_fit: As for :func:`estimate_similarity`.
 
     Returns:
         uint8 ``[*size, 3]``.
 
     Raises:
-        TypeError, ValueError: as for :func:`similarity`, or for an image of another shape or type.
+        InputTypeError: The image is no uint8 array.
+        InputError: The image has another shape, or the landmarks are refused as by :func:`estimate_similarity`.
     """
     check_rgb(image)
-    matrix = similarity(landmarks, size, any_fit=any_fit)
+    matrix = estimate_similarity(landmarks, size, any_fit=any_fit)
     height, width = image.shape[:2]
     if max(height, width) > _MOST_SIDE:
-        image, matrix = _part(image, matrix, size)
+        image, matrix = _cut_part(image, matrix, size)
         if not image.size or max(image.shape) > _MOST_SIDE:
             return np.zeros((*size, 3), dtype=np.uint8)
     crop: RGB = cv2.warpAffine(image, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR)  # type: ignore[assignment]
@@ -94,14 +101,20 @@ def align(image: RGB, landmarks: ArrayLike, size: tuple[int, int] = (112, 112), 
 
 
 def check_rgb(image: RGB) -> None:
+    """Checks that an image is a uint8 array [H, W, 3] with at least one pixel.
+
+    Raises:
+        InputTypeError: It is no uint8 array.
+        InputError: It has another shape.
+    """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         raise InputTypeError(f"expected a uint8 numpy array, got {getattr(image, 'dtype', type(image).__name__)}")
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise InputError(f"expected an image [H, W, 3], got {list(image.shape)}")
 
 
-def _part(image: RGB, matrix: NDArray[np.float64], size: tuple[int, int]) -> tuple[RGB, NDArray[np.float64]]:
-    """The part of the photo under the crop, and the transform from there."""
+def _cut_part(image: RGB, matrix: NDArray[np.float64], size: tuple[int, int]) -> tuple[RGB, NDArray[np.float64]]:
+    """Cuts out the part of a photo that the crop shows, and gives the transform from there."""
     corners = np.array([(x, y, 1) for x in (0, size[1] - 1) for y in (0, size[0] - 1)])
     back = np.linalg.inv(np.vstack([matrix, (0, 0, 1)]))[:2] @ corners.T
     height, width = image.shape[:2]

@@ -1,8 +1,10 @@
-"""What makes a face hard to recognise: one operation each, and the harder set that is drawn from them.
+"""Makes faces harder to recognise: single operations, and the random steps from which a harder set is made.
 
-An operation takes uint8 [H, W, 3] RGB and gives the same shape, always a new array. Nothing is drawn at random but from
-the seed given: the same arguments give the same pixels. ValueError: a parameter outside its range. The set's
-degradations are drawn for each image from a seed and the image's name alone.
+    steps = draw_steps("ann/1.jpg", seed=0, height=112)  # drawn from the seed and the name alone
+    worse = degrade(image, steps)
+
+The operations come first, then the table of KINDS that a draw chooses from, then `degrade` and the draws. An operation
+takes uint8 [H, W, 3] RGB and gives a new array of the same shape. The same arguments always give the same pixels.
 """
 
 from __future__ import annotations
@@ -26,21 +28,46 @@ _SENSOR_NOISE = 4
 
 
 def blur(image: RGB, sigma: float) -> RGB:
-    """Gaussian, sigma in pixels, above 0."""
-    _check_range(sigma, "sigma", 1e-9, 1e4)
+    """Blurs with a Gaussian.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        sigma: Standard deviation in pixels, above 0.
+
+    Raises:
+        InputError: sigma is out of range.
+    """
+    _check_range(sigma, "sigma", least=1e-9, most=1e4)
     # Not Pillow's, whose three box filters are some levels away from a Gaussian.
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), dtype=np.uint8)
 
 
-def noise(image: RGB, sigma: float, seed: int) -> RGB:
-    """White Gaussian in each channel, sigma in levels, 0 or more; of one seed, the same grain whatever the sigma."""
-    _check_range(sigma, "sigma", 0, np.inf)
-    return _with_noise(image, sigma, seed)
+def add_noise(image: RGB, sigma: float, seed: int) -> RGB:
+    """Adds white Gaussian noise to each channel.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        sigma: Standard deviation in levels, 0 or more.
+        seed: Decides the grain, which is the same for every sigma.
+
+    Raises:
+        InputError: sigma is out of range.
+    """
+    _check_range(sigma, "sigma", least=0, most=np.inf)
+    return _add_grain(image, sigma, seed)
 
 
 def down_sample(image: RGB, factor: int) -> RGB:
-    """Means of factor x factor pixels, 1 or more, brought back to the size by bicubic interpolation."""
-    _check_range(factor, "factor", 1, np.inf)
+    """Takes means of factor x factor pixels and brings them back to the size by bicubic interpolation.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        factor: 1 or more.
+
+    Raises:
+        InputError: factor is out of range.
+    """
+    _check_range(factor, "factor", least=1, most=np.inf)
     whole = Image.fromarray(image)
     width, height = whole.size
     # The last column and row of means may lie partly outside; the box leaves that part out, else faces would shrink.
@@ -49,7 +76,18 @@ def down_sample(image: RGB, factor: int) -> RGB:
 
 
 def occlude(image: RGB, top: float, bottom: float, left: float = 0, right: float = 1) -> RGB:
-    """Greys out a rectangle, by default a band over the whole width; edges are fractions of height and width."""
+    """Covers a rectangle with grey; by default a band over the whole width.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        top: Upper edge, a fraction of the height.
+        bottom: Lower edge, a fraction of the height.
+        left: Left edge, a fraction of the width.
+        right: Right edge, a fraction of the width.
+
+    Raises:
+        InputError: Edges are outside [0, 1] or not in ascending order.
+    """
     for low, high, names in ((top, bottom, "top, bottom"), (left, right, "left, right")):
         if not 0 <= low <= high <= 1:
             raise InputError(f"expected {names} in ascending order in [0, 1], got {low:g}, {high:g}")
@@ -59,56 +97,69 @@ def occlude(image: RGB, top: float, bottom: float, left: float = 0, right: float
 
 
 def darken(image: RGB, exposure: float, seed: int) -> RGB:
-    """Scales the light, by 0 or more, with the noise that a sensor has however little it gets (sigma 4 levels)."""
-    _check_range(exposure, "exposure", 0, np.inf)
-    return _with_noise(image * exposure, _SENSOR_NOISE, seed)
+    """Scales the light, and adds the noise (sigma 4 levels) that a sensor has however little light it gets.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        exposure: The fraction of the light that is left, 0 or more.
+        seed: Decides the grain of the noise.
+
+    Raises:
+        InputError: exposure is out of range.
+    """
+    _check_range(exposure, "exposure", least=0, most=np.inf)
+    return _add_grain(image * exposure, _SENSOR_NOISE, seed)
 
 
-def jpeg(image: RGB, quality: int) -> RGB:
-    """Compressed and decoded; quality is libjpeg's, 1 to 95."""
-    _check_range(quality, "quality", 1, 95)
+def compress_jpeg(image: RGB, quality: int) -> RGB:
+    """Compresses to JPEG and decodes again.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        quality: libjpeg's quality, 1 to 95.
+
+    Raises:
+        InputError: quality is out of range.
+    """
+    _check_range(quality, "quality", least=1, most=95)
     file = io.BytesIO()
     Image.fromarray(image).save(file, "jpeg", quality=quality)
     with Image.open(file) as decoded:
         return np.array(decoded)
 
 
-def _with_noise(levels: NDArray[Any], sigma: float, seed: int) -> RGB:
-    grain = np.random.default_rng(seed).standard_normal(levels.shape)
-    return (levels + sigma * grain).round().clip(0, 255).astype(np.uint8)
+class Kind(NamedTuple):
+    """One kind of degradation."""
 
-
-def _check_range(value: float, name: str, least: float, most: float) -> None:
-    if not least <= value <= most:  # nor is NaN
-        raise InputError(f"expected {name} of {least:g} to {most:g}, got {value:g}")
-
-
-class _Kind(NamedTuple):
     apply: Callable[..., RGB]
+    """The operation."""
     parameter: str
+    """The name of the argument that says how strong it is."""
     grades: tuple[float, ...]
-    """From barely visible to severe."""
+    """Its values for the grades 1 to 5, from barely visible to severe."""
 
 
-KINDS: dict[str, _Kind] = {
+KINDS: dict[str, Kind] = {
     # side of a grey rectangle, a fraction of the crop's; anywhere in the crop
-    "occlusion": _Kind(occlude, "side", (0.15, 0.25, 0.35, 0.45, 0.55)),
+    "occlusion": Kind(occlude, "side", (0.15, 0.25, 0.35, 0.45, 0.55)),
     # pixels of a crop 112 high
-    "blur": _Kind(blur, "sigma", (0.8, 1.3, 2, 3, 4)),
-    "down-sampling": _Kind(down_sample, "factor", (2, 3, 4, 5, 7)),
+    "blur": Kind(blur, "sigma", (0.8, 1.3, 2, 3, 4)),
+    "down-sampling": Kind(down_sample, "factor", (2, 3, 4, 5, 7)),
     # fraction of the light
-    "darkness": _Kind(darken, "exposure", (1 / 2, 1 / 3, 1 / 4, 1 / 6, 1 / 8)),
+    "darkness": Kind(darken, "exposure", (1 / 2, 1 / 3, 1 / 4, 1 / 6, 1 / 8)),
     # levels
-    "noise": _Kind(noise, "sigma", (5, 10, 18, 26, 36)),
-    "JPEG": _Kind(jpeg, "quality", (40, 25, 15, 10, 7)),
+    "noise": Kind(add_noise, "sigma", (5, 10, 18, 26, 36)),
+    "JPEG": Kind(compress_jpeg, "quality", (40, 25, 15, 10, 7)),
 }
-"""In the order of a picture's making, in which mixes are applied: what stands before the face, the lens, the distance,
-the sensor with little light, its noise, the file."""
+"""The kinds, in the order in which a picture comes about, which is the order in which mixes are applied: what stands
+before the face, the lens, the distance, the sensor with little light, its noise, the file."""
 
 SHARES = (1 / 8, 1 / 2, 1 / 4, 1 / 8)
-"""Of images with no, one, two and three kinds. Kinds are drawn evenly, and so are grades: of one kind 1 to 5, of two 1
-to 4, of three 1 to 3, for they add up. Of clean LFW this makes a set on which SFace rejects about a quarter of
-mated pairs at FMR 1e-3; that alone is what grades were chosen by."""
+"""Shares of the images that get no, one, two and three kinds.
+
+Kinds are drawn evenly, and so are grades: 1 to 5 for a single kind, 1 to 4 for each of two, 1 to 3 for each of three,
+because they add up. Clean LFW becomes a set on which SFace rejects about a quarter of the mated pairs at FMR 1e-3;
+the grades were chosen by that alone."""
 
 _HEIGHT = 112
 
@@ -119,28 +170,58 @@ class Step(NamedTuple):
     kind: str
     """A key of KINDS."""
     grade: int
-    """1 to 5, rising strength."""
+    """1 to 5; HIGHER is stronger."""
     parameters: dict[str, float]
-    """What the function in faces.degradations gets beside the image."""
+    """The arguments of the kind's operation besides the image."""
+
+
+def degrade(image: RGB, steps: Sequence[Step]) -> RGB:
+    """Applies steps to an image, one after another.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        steps: What to do, as `draw_steps` gives it. Without steps the image comes back as it is.
+
+    Returns:
+        uint8 [H, W, 3] RGB.
+    """
+    for kind, _, parameters in steps:
+        image = KINDS[kind].apply(image, **parameters)
+    return image
 
 
 def draw_steps(name: str, seed: int, height: int) -> list[Step]:
-    """What is done to the image of this name, in order; empty: it stays clean.
+    """Draws what is done to an image, from the seed and its name alone: no other image plays a part.
 
-    No other image has a part in it. Blur and down-sampling grow with the crop's height, so that a face suffers the same
-    at every size (factors are rounded, to 2 or more). Noise, JPEG's blocks and darkness's noise are by pixels, as they
-    come, and so milder on larger crops.
+    Blur and down-sampling grow with the crop's height, so that a face suffers the same at every size (factors are
+    rounded, to 2 or more). Noise, JPEG's blocks and the noise of darkness are of the same pixels at every size, and so
+    they are milder on larger crops.
+
+    Args:
+        name: The image's name in its set, such as "ann/1.jpg".
+        seed: Another seed gives another set.
+        height: The crop's height in pixels.
+
+    Returns:
+        The steps, in the order of KINDS; empty if the image stays clean.
     """
     key = hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest()
     random = np.random.default_rng(int.from_bytes(key, "big"))
     count = random.choice(len(SHARES), p=SHARES)
     kinds = sorted(random.choice(len(KINDS), count, replace=False))
     names = list(KINDS)
-    return [step(names[kind], int(random.integers(1, 7 - count)), random, height) for kind in kinds]
+    return [draw_step(names[kind], int(random.integers(1, 7 - count)), random, height) for kind in kinds]
 
 
-def step(kind: str, grade: int, random: np.random.Generator, height: int = _HEIGHT) -> Step:
-    """A degradation of this grade; its place or grain is drawn."""
+def draw_step(kind: str, grade: int, random: np.random.Generator, height: int = _HEIGHT) -> Step:
+    """Makes a step of a given kind and grade; its place or its grain is drawn.
+
+    Args:
+        kind: A key of KINDS.
+        grade: 1 to 5; HIGHER is stronger.
+        random: Draws the place of an occlusion, or the seed of a noise.
+        height: The crop's height in pixels.
+    """
     name, strength = KINDS[kind].parameter, KINDS[kind].grades[grade - 1]
     parameters = {name: strength}
     if kind == "occlusion":
@@ -156,8 +237,11 @@ def step(kind: str, grade: int, random: np.random.Generator, height: int = _HEIG
     return Step(kind, grade, parameters)
 
 
-def degrade(image: RGB, steps: Sequence[Step]) -> RGB:
-    """The image (uint8 [H, W, 3]) after these steps."""
-    for kind, _, parameters in steps:
-        image = KINDS[kind].apply(image, **parameters)
-    return image
+def _add_grain(levels: NDArray[Any], sigma: float, seed: int) -> RGB:
+    grain = np.random.default_rng(seed).standard_normal(levels.shape)
+    return (levels + sigma * grain).round().clip(0, 255).astype(np.uint8)
+
+
+def _check_range(value: float, name: str, *, least: float, most: float) -> None:
+    if not least <= value <= most:  # nor is NaN
+        raise InputError(f"expected {name} of {least:g} to {most:g}, got {value:g}")

@@ -1,4 +1,4 @@
-"""A photo file to RGB levels: upright, three channels, 8 bits, whatever the file holds. Every failure is one line."""
+"""From a photo file to RGB levels: upright, three channels, 8 bits, whatever the file has. Each failure is one line."""
 
 from __future__ import annotations
 
@@ -33,14 +33,19 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", "AVIF", "PP
 _FORMATS_SHOWN = "JPEG, PNG, WebP, GIF, TIFF, BMP, JPEG 2000, AVIF or PPM"
 
 _OVERSHOOT = 1e-3  # of floating levels, as in the Scorer
-_MAX_REASON = 200
+_MAX_REASON_LENGTH = 200
 
 # Pillow logs some damage at ERROR; without a handler of the application's, Python would print that to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class UnreadableImage(FileFormatError):
-    """A file that gives no image. `path` is the file, `reason` one line without it; str() has both."""
+    """A file that gives no image: it is missing, not permitted, no image, damaged, too large, ...
+
+    Attributes:
+        path: The file.
+        reason: What is wrong, in one line without the path. str() of the error has both.
+    """
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
         super().__init__(path, reason)  # both in args, so that it can be pickled
@@ -52,78 +57,103 @@ class UnreadableImage(FileFormatError):
 
 
 def read_rgb(path: str | os.PathLike[str]) -> RGB:
-    """The image in a file, as a person would see it. What the file holds decides, not its name.
+    """Reads an image file as a person would see it. Its content decides what it is, not its name.
 
-    EXIF orientation is applied. Of an animation or a file of several pages: the first frame. Grey is repeated to three
-    channels, 16-bit levels keep their upper 8 bits, floating ones must lie in [0, 1]. CMYK is converted plainly and
-    colour profiles are not applied, as in the pipelines recognisers are trained with. What is transparent is black,
-    like what an aligned crop shows from outside the photo.
+    EXIF orientation is applied. Of an animation, or a file of several pages, the first frame is read. Grey is repeated
+    to three channels, 16-bit levels keep their upper 8 bits, and floating levels must be in [0, 1]. CMYK is converted
+    plainly and colour profiles are not applied, as in the pipelines that recognisers are trained with. Transparent
+    pixels become black, as pixels outside the photo do in an aligned crop.
 
-    Warnings of the decoders are held back for as long as this runs, and for TIFF what goes to standard error. Both
-    belong to the whole process, so other threads' are held back too. Threads may read at the same time.
+    While this runs, warnings of the decoders are held back, and for TIFF also what goes to standard error. Both belong
+    to the whole process, so those of other threads are held back too. Several threads may read at the same time.
 
     Args:
-        path: a regular file.
+        path: A regular file.
 
     Returns:
         uint8 ``[H, W, 3]`` RGB, contiguous, writable, at most MAX_PIXELS pixels.
 
     Raises:
-        TypeError: for what is no path.
-        UnreadableImage: for whatever reason there is no image: missing, not permitted, not a regular file, empty,
+        InputTypeError: `path` is no path.
+        UnreadableImage: There is no image, for whatever reason: the file is missing, not permitted, not regular, empty,
             too large, in an unknown format, damaged or cut off.
     """
-    name = path_name(path, "; an image's bytes go to decode_rgb")
-    with _refusals(path), _open_regular(name) as stream:
+    name = check_path(path, "; an image's bytes go to decode_rgb")
+    with _explain_failures(path), _open_regular(name) as stream:
         return _decode(stream)
 
 
 def decode_rgb(data: bytes, name: str) -> RGB:
-    """As :func:`read_rgb`, of a file's content; `name` stands for the path in errors."""
+    """Decodes the content of an image file, as :func:`read_rgb` does.
+
+    Args:
+        data: The bytes of the file.
+        name: Stands for the path in errors.
+
+    Returns:
+        uint8 ``[H, W, 3]`` RGB.
+
+    Raises:
+        InputTypeError: `data` are no bytes, or `name` is no text.
+        UnreadableImage: They are no image.
+    """
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise InputTypeError(f"expected the bytes of an image file, got {type(data).__name__}; a path goes to read_rgb")
-    path_name(name)
-    with _refusals(name):
+    check_path(name)
+    with _explain_failures(name):
         if not data:
-            raise _Refused("the file is empty")
+            raise _Refusal("the file is empty")
         return _decode(io.BytesIO(data))
 
 
 def hash_file(path: str | os.PathLike[str]) -> bytes:
-    """SHA-256 of an image file's content. TypeError, UnreadableImage: as :func:`read_rgb` opens it."""
+    """Computes the SHA-256 of an image file's content.
+
+    Raises:
+        InputTypeError: `path` is no path.
+        UnreadableImage: The file cannot be opened, as for :func:`read_rgb`.
+    """
     found = hashlib.sha256()
-    name = path_name(path)
-    with _refusals(path), _open_regular(name) as stream:
+    name = check_path(path)
+    with _explain_failures(path), _open_regular(name) as stream:
         while block := stream.read(1 << 20):
             found.update(block)
     return found.digest()
 
 
-def path_name(path: str | os.PathLike[str], remedy: str = "") -> str:
-    """A path as text. TypeError for what is none, bytes and the numbers of open files included."""
+def check_path(path: str | os.PathLike[str], remedy: str = "") -> str:
+    """Checks that something is a path, and returns it as text.
+
+    Args:
+        path: What a caller gave.
+        remedy: More for the error.
+
+    Raises:
+        InputTypeError: It is something else, such as bytes or the number of an open file.
+    """
     name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
     if not isinstance(name, str):
         raise InputTypeError(f"expected a path, str or os.PathLike[str], got {type(path).__name__}{remedy}")
     return name
 
 
-class _Refused(Exception):
-    """What this module itself finds wrong, in one line."""
+class _Refusal(Exception):
+    """What this module itself finds wrong with a file, in one line."""
 
 
 def _open_regular(path: str) -> IO[bytes]:
-    """Opens without waiting for a writer at the other end of a pipe, and looks at what was opened."""
+    """Opens a file and refuses folders, pipes, devices and what is too large, without waiting for a pipe's writer."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
-            raise _Refused("expected a file, got a folder")
+            raise _Refusal("expected a file, got a folder")
         if not stat.S_ISREG(status.st_mode):
-            raise _Refused("expected a regular file, got a pipe or a device")
+            raise _Refusal("expected a regular file, got a pipe or a device")
         if not status.st_size:
-            raise _Refused("the file is empty")
+            raise _Refusal("the file is empty")
         if status.st_size > _MAX_BYTES:
-            raise _Refused(f"expected at most {_MAX_BYTES / 1e6:.0f} MB, got {status.st_size / 1e6:.0f} MB")
+            raise _Refusal(f"expected at most {_MAX_BYTES / 1e6:.0f} MB, got {status.st_size / 1e6:.0f} MB")
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -131,33 +161,34 @@ def _open_regular(path: str) -> IO[bytes]:
 
 
 @contextmanager
-def _refusals(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Whatever goes wrong inside is an UnreadableImage; decoders' warnings are held back."""
+def _explain_failures(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns whatever goes wrong inside into an UnreadableImage, and holds the decoders' warnings back."""
     try:
-        with _no_warnings:
+        with _without_warnings:
             yield
-    except _Refused as error:
+    except _Refusal as error:
         raise UnreadableImage(path, str(error)) from None
     except UnidentifiedImageError:
         raise UnreadableImage(path, f"expected {_FORMATS_SHOWN}, got something else or a damaged header") from None
     except Image.DecompressionBombError:
         raise UnreadableImage(path, f"expected at most {MAX_PIXELS / 1e6:g} megapixels, got far more") from None
     except Exception as error:  # decoders meet hostile bytes and raise nearly anything: struct.error, SyntaxError, ...
-        raise UnreadableImage(path, _reason(error)) from error
+        raise UnreadableImage(path, _shorten_reason(error)) from error
 
 
-class _Together:
-    """A context of the whole process, entered by the first thread that asks for it and left by the last."""
+class _SharedContext:
+    """A context of the whole process: the first thread that needs it enters it, the last one leaves it."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[object]]) -> None:
         self._make = make
         self._lock = threading.Lock()
         self._users = 0
-        os.register_at_fork(after_in_child=self._forked)
+        os.register_at_fork(after_in_child=self._forget_threads)
 
-    def _forked(self) -> None:
+    def _forget_threads(self) -> None:
+        """Runs in a forked process, which has only the thread that forked."""
         self._lock = threading.Lock()
-        if self._users:  # threads that are not here
+        if self._users:
             self._users = 0
             self._context.__exit__(None, None, None)
 
@@ -176,15 +207,15 @@ class _Together:
 
 
 @contextmanager
-def _ignored_warnings() -> Iterator[None]:
+def _ignore_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 @contextmanager
-def _closed_stderr() -> Iterator[None]:
-    """libtiff itself writes what it dislikes to the process's standard error; Pillow cannot be asked to stop it."""
+def _silence_stderr() -> Iterator[None]:
+    """Sends standard error nowhere: libtiff writes its complaints there, and Pillow cannot stop it."""
     try:
         kept = os.dup(2)
     except OSError:  # closed: nothing to keep clean
@@ -201,27 +232,27 @@ def _closed_stderr() -> Iterator[None]:
             os.close(kept)
 
 
-_no_warnings, _no_stderr = _Together(_ignored_warnings), _Together(_closed_stderr)
+_without_warnings, _without_stderr = _SharedContext(_ignore_warnings), _SharedContext(_silence_stderr)
 
 
 @functools.cache
-def _formats() -> list[str]:
-    """Those of _FORMATS that this build of Pillow has; AVIF came late."""
+def _list_formats() -> list[str]:
+    """Lists those of _FORMATS that this build of Pillow has; AVIF came late."""
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def _decode(stream: IO[bytes]) -> RGB:
-    with Image.open(stream, formats=_formats()) as image:
+    with Image.open(stream, formats=_list_formats()) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise _Refused(
+            raise _Refusal(
                 f"expected at most {MAX_PIXELS / 1e6:g} megapixels, got {width} x {height} = {width * height / 1e6:.0f}"
             )
-        with _no_stderr if image.format == "TIFF" else nullcontext():
+        with _without_stderr if image.format == "TIFF" else nullcontext():
             image.load()
         _turn_upright(image)
-        return _rgb(image)
+        return _convert_to_rgb(image)
 
 
 def _turn_upright(image: Image.Image) -> None:
@@ -231,20 +262,20 @@ def _turn_upright(image: Image.Image) -> None:
         return
 
 
-def _rgb(image: Image.Image) -> RGB:
+def _convert_to_rgb(image: Image.Image) -> RGB:
     mode = image.mode
     if mode.startswith("I;16"):
         levels = np.array(image)
         key = image.info.get("transparency")  # of a PNG: the one transparent level
         if isinstance(key, int):
             levels[levels == key] = 0
-        return _grey((levels >> 8).astype(np.uint8))
+        return _repeat_grey((levels >> 8).astype(np.uint8))
     if mode == "I" and image.format == "PPM":  # which Pillow stretches to 16 bits
-        return _grey((np.array(image).clip(0, 65535) >> 8).astype(np.uint8))
+        return _repeat_grey((np.array(image).clip(0, 65535) >> 8).astype(np.uint8))
     if mode == "F":
-        return _grey(_from_floats(np.array(image)))
+        return _repeat_grey(_convert_floats(np.array(image)))
     if mode == "I":
-        raise _Refused("expected 8 or 16 bits a channel, got 32-bit or signed integers; save it with 8 or 16")
+        raise _Refusal("expected 8 or 16 bits a channel, got 32-bit or signed integers; save it with 8 or 16")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         background = Image.new("RGB", image.size)
@@ -253,18 +284,18 @@ def _rgb(image: Image.Image) -> RGB:
     return np.array(image.convert("RGB"))
 
 
-def _from_floats(levels: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _convert_floats(levels: NDArray[np.float32]) -> NDArray[np.uint8]:
     least, most = float(levels.min()), float(levels.max())
     if not (least >= -_OVERSHOOT and most <= 1 + _OVERSHOOT):  # NaN fails too
-        raise _Refused(f"expected floating levels in [0, 1], got {least:g} to {most:g}; save it with 8 or 16 bits")
+        raise _Refusal(f"expected floating levels in [0, 1], got {least:g} to {most:g}; save it with 8 or 16 bits")
     return (levels.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def _grey(levels: NDArray[np.uint8]) -> RGB:
+def _repeat_grey(levels: NDArray[np.uint8]) -> RGB:
     return np.repeat(levels[..., None], 3, axis=2)
 
 
-def _reason(error: Exception) -> str:
-    """The cause in one line of bounded length, whatever the decoder has put into it."""
+def _shorten_reason(error: Exception) -> str:
+    """Shortens the cause to one line of bounded length, whatever the decoder has put into it."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return escape_unprintable(" ".join(text.split()) or type(error).__name__)[:_MAX_REASON]
+    return escape_unprintable(" ".join(text.split()) or type(error).__name__)[:_MAX_REASON_LENGTH]

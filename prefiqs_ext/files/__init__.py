@@ -1,10 +1,11 @@
-"""From image files to a table: which files, reading and scoring them side by side, results that outlive a crash."""
+"""From image files to a table: which files are meant, reading and scoring them, results that outlive a crash.
+
+The names are loaded when they are first used, so that finding paths needs no torch; see ``__init__.pyi`` for where
+they are.
+"""
 
 from __future__ import annotations
 
-from prefiqs_ext.files.paths import find_paths
-from prefiqs_ext.files.pipeline import Scored, score_files
-from prefiqs_ext.files.records import COLUMNS, Record
-from prefiqs_ext.files.writer import Pick, Writer
+import lazy_loader
 
-__all__ = ["COLUMNS", "Pick", "Record", "Scored", "Writer", "find_paths", "score_files"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Which files are meant: arguments, folders and lists become one list of paths, in a fixed order, each once."""
+"""Which files are meant: arguments, folders and lists become one list of paths, in a fixed order, each path once."""
 
 from __future__ import annotations
 
@@ -7,50 +7,57 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.files.folders import Folders, counted
-from prefiqs_ext.utils.text import format_path, lines
+from prefiqs_ext.files.folders import FolderReader, describe_ignored
+from prefiqs_ext.utils.text import format_path, read_lines
 
 
 def find_paths(arguments: Iterable[str], report: Callable[[str], None]) -> list[str]:
-    """Every image that the arguments mean, each once, in the order of the arguments.
+    """Finds every image that the arguments mean, each one once, in the order of the arguments.
 
-    An argument is a file, a folder (its images by the rule of folders.py), or `@FILE`: a list with one file or folder a
-    line, relative to the working directory; blank lines, CRLF and a byte order mark do no harm. Names that are not
-    UTF-8 are kept as os.fsdecode gives them. A file that does not exist stays in: reading it is what fails.
+    Args:
+        arguments: Each is a file; a folder, which means its images by the rule of folders.py; or ``@FILE``, a list with
+            one file or folder per line, relative to the working directory. In a list, blank lines, CRLF and a byte
+            order mark do no harm. Names that are not UTF-8 are kept as os.fsdecode gives them. A file that does not
+            exist stays in the result: reading it is what fails.
+        report: Gets one line for each path that is given twice, for each folder that is met again (a loop of links) or
+            cannot be read, and one that counts the files ignored for their suffix.
 
-    report: gets one line for each path given twice, folder met again (a loop of links) and folder that cannot be read,
-    and one that counts the files passed over for their suffix.
-
-    Raises ValueError for a list that cannot be read, and where no image is found.
+    Raises:
+        InputError: No image is found.
+        MissingFileError: A list does not exist.
+        FileAccessError: A list cannot be read.
+        FileFormatError: A list is no text.
     """
     arguments = list(arguments)
-    finder = _Finder(report)
-    found = [path for argument in arguments for path in finder.images(argument)]
-    passed_over = counted(finder.folders.passed_over)
+    finder = _PathFinder(report)
+    found = [path for argument in arguments for path in finder.find(argument)]
+    ignored = describe_ignored(finder.folders.ignored)
     if not found:
         none = f"expected images, found none in {', '.join(map(format_path, arguments))}"
-        raise InputError(f"{none}; {passed_over}" if passed_over else none)
-    if passed_over:
-        report(passed_over)
+        raise InputError(f"{none}; {ignored}" if ignored else none)
+    if ignored:
+        report(ignored)
     return found
 
 
-class _Finder:
+class _PathFinder:
+    """Finds the images of one argument after another and leaves out those it has found before."""
+
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
         self._files: set[str] = set()
         self._real = lru_cache(maxsize=1024)(os.path.realpath)  # a relative path's meaning may change after this run
-        self.folders = Folders(lambda folder, what: report(f"{format_path(folder)}: {what}"))
+        self.folders = FolderReader(lambda folder, what: report(f"{format_path(folder)}: {what}"))
 
-    def images(self, argument: str) -> Iterator[str]:
+    def find(self, argument: str) -> Iterator[str]:
         if argument.startswith("@"):
-            for line in _lines(argument[1:]):
-                yield from self._path(line)
+            for _, line in read_lines(argument[1:]):
+                yield from self._find_in(line)
         else:
-            yield from self._path(argument)
+            yield from self._find_in(argument)
 
-    def _path(self, path: str) -> Iterator[str]:
-        for file in self.folders.images(path) if os.path.isdir(path) else (path,):
+    def _find_in(self, path: str) -> Iterator[str]:
+        for file in self.folders.find_images(path) if os.path.isdir(path) else (path,):
             folder, name = os.path.split(file)
             # Links to folders are resolved, so that one file has one key by whatever way; a link to a file is a file.
             key = os.path.join(self._real(folder), name)
@@ -59,13 +66,3 @@ class _Finder:
                 continue
             self._files.add(key)
             yield file
-
-
-def _lines(file: str) -> Iterator[str]:
-    try:
-        for _, line in lines(file):
-            yield line
-    except OSError as error:
-        raise InputError(
-            f"expected a list of paths after '@', cannot read {format_path(file)} ({error.strerror})"
-        ) from error

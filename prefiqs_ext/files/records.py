@@ -1,4 +1,4 @@
-"""What is known of one face, and how it is written: csv, jsonl, or the field's `path quality`."""
+"""What is known of one face, and how it is written: as csv, as jsonl, or as the field's `path quality` lines."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from prefiqs_ext.calibration import Calibration
+from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.utils.text import format_path
 
 Status = Literal["ok", "no_face", "unreadable", "not_assessable"]
-Format = Literal["csv", "jsonl", "txt"]
+"""What came of a face or a file.
 
+"ok": it has all numbers. "no_face": the detector found none. "unreadable": the file gave no image. "not_assessable": a
+ready crop is not of the preset's size, or the embedding has no direction.
+"""
+
+Format = Literal["csv", "jsonl", "txt"]
 FORMATS: tuple[Format, ...] = ("csv", "jsonl", "txt")
 ENCODING, ERRORS = "utf-8", "surrogateescape"
-"""Names that are not UTF-8 come out as the bytes they are."""
+"""How tables are encoded. Names that are not UTF-8 come out as the bytes they are."""
 
 
 class Record(NamedTuple):
-    """One face, or one path without any. Numbers are float32 values; None: there is none.
-
-    status: "ok"; "no_face": the detector found none; "unreadable": not decoded; "not_assessable": not of the preset's
-    size, or its embedding has no direction. reason: one line on a status other than ok, not part of a table.
-    """
+    """One face, or one file without any. Numbers are float32 values; None means that there is none."""
 
     path: str
     face: int | None
-    """0 is the largest face of the photo."""
+    """0 is the largest face of the photo; None for a file without a face."""
     status: Status
     quality: float | None = None
     """[0, 1], HIGHER is better."""
@@ -38,83 +42,114 @@ class Record(NamedTuple):
     """[0, 2], LOWER is better."""
     embedding_norm: float | None = None
     x: float | None = None
-    """Box in the upright photo, in pixels; x, y: its upper left corner. None for ready crops."""
+    """Left edge of the face's box in the upright photo, in pixels. A ready crop has no box."""
     y: float | None = None
+    """Upper edge."""
     w: float | None = None
     h: float | None = None
     detector_score: float | None = None
+    """In [0, 1]; HIGHER means more surely a face."""
     reason: str = ""
+    """One line if the status is not "ok". It is not part of a table."""
 
 
 COLUMNS = Record._fields[:-1]
+"""The columns of csv and the names of jsonl."""
 SCORE = "score"
-"""A last column with a calibration: an integer of 0 to 100, HIGHER is better, -1 for a row without a quality."""
+"""One more column with a calibration: an integer from 0 to 100, HIGHER is better, or -1 without a quality."""
 
 
-class TableRecord(NamedTuple):
-    """One record of a table as it stands there."""
+class TableRow(NamedTuple):
+    """One record as it stands in a table."""
 
     path: str
     quality: float | None
     text: str
+    """The whole record, line end included."""
 
 
-def format_header(form: Format, calibration: Calibration | None = None) -> str:
+def choose_format(table: Path | None) -> Format:
+    """Chooses the format by the file's suffix; csv for standard output (None).
+
+    Raises:
+        InputError: The suffix is none of .csv, .jsonl and .txt.
+    """
+    if table is None:
+        return "csv"
+    for table_format in FORMATS:
+        if table.suffix.lower() == f".{table_format}":
+            return table_format
+    raise InputError(f"expected an output that ends in .csv, .jsonl or .txt, got {format_path(str(table))}")
+
+
+def format_header(table_format: Format, *, calibration: Calibration | None = None) -> str:
+    """Formats what stands before the first record: a line with the columns in csv, nothing in the others."""
     columns = COLUMNS if calibration is None else (*COLUMNS, SCORE)
-    return _csv(columns) if form == "csv" else ""
+    return _format_csv_line(columns) if table_format == "csv" else ""
 
 
-def select_records(form: Format, rows: Iterable[Record]) -> list[Record]:
-    """The rows of one path that this form of table has: all; in txt the largest face alone, if it has a quality."""
-    if form == "txt":
-        return [row for row in rows if row.face == 0 and row.status == "ok"]
-    return list(rows)
+def select_records(table_format: Format, records: Iterable[Record]) -> list[Record]:
+    """Selects those records of one file that a table of this format has.
+
+    csv and jsonl have them all; txt has the largest face alone, if it has a quality.
+    """
+    if table_format == "txt":
+        return [record for record in records if record.face == 0 and record.status == "ok"]
+    return list(records)
 
 
-def format_record(form: Format, row: Record, calibration: Calibration | None = None) -> str:
-    """The row as text, line end included; numbers are the shortest that give the same float32 back. calibration: the
-    scale of the column `score`, which csv and jsonl then have."""
-    if form == "txt":
-        return f"{escape_line_ends(row.path)} {_short(row.quality)}\n"
-    scores = {} if calibration is None else {SCORE: _score(row, calibration)}
-    if form == "csv":
-        return _csv([*(_short(value) if isinstance(value, float) else value for value in row[:-1]), *scores.values()])
-    values = (float(_short(value)) if isinstance(value, float) else value for value in row[:-1])
+def format_record(table_format: Format, record: Record, *, calibration: Calibration | None = None) -> str:
+    """Formats a record, line end included.
+
+    Args:
+        table_format: One of FORMATS.
+        record: What to write. Each number is written with the fewest digits that give the same float32 back.
+        calibration: The scale of the column `score`, which csv and jsonl then have.
+    """
+    if table_format == "txt":
+        return f"{escape_line_ends(record.path)} {_format_number(record.quality)}\n"
+    scores = {} if calibration is None else {SCORE: _score(record, calibration)}
+    if table_format == "csv":
+        cells = (_format_number(value) if isinstance(value, float) else value for value in record[:-1])
+        return _format_csv_line([*cells, *scores.values()])
+    values = (float(_format_number(value)) if isinstance(value, float) else value for value in record[:-1])
     return json.dumps(dict(zip(COLUMNS, values, strict=True)) | scores) + "\n"
 
 
-def read_records(form: Format, file: IO[str]) -> Iterator[TableRecord]:
-    """The records of a table that this module has written."""
-    if form == "csv":
+def read_rows(table_format: Format, file: IO[str]) -> Iterator[TableRow]:
+    """Reads the rows of a table that this module has written."""
+    if table_format == "csv":
         reader = csv.reader(file)
         next(reader)
-        for record in reader:
-            quality = record[COLUMNS.index("quality")]
-            yield TableRecord(record[0], float(quality) if quality else None, _csv(record))
+        place = COLUMNS.index("quality")
+        for cells in reader:
+            quality = float(cells[place]) if cells[place] else None
+            yield TableRow(path=cells[0], quality=quality, text=_format_csv_line(cells))
+        return
     for line in file:
-        if form == "jsonl":
+        if table_format == "jsonl":
             values = json.loads(line)
-            yield TableRecord(values["path"], values["quality"], line)
+            yield TableRow(path=values["path"], quality=values["quality"], text=line)
         else:
-            path, quality = line.rsplit(" ", 1)
-            yield TableRecord(path, float(quality), line)
+            path, text = line.rsplit(" ", 1)
+            yield TableRow(path=path, quality=float(text), text=line)
 
 
 def escape_line_ends(path: str) -> str:
-    r"""A path for a file with one path a line: line ends, which a name may have, become \n and \r."""
+    r"""Escapes line ends, which a name may have, as \n and \r: for a file with one path per line."""
     return path.replace("\n", "\\n").replace("\r", "\\r")
 
 
-def _score(row: Record, calibration: Calibration) -> int:
-    quality = torch.tensor([torch.nan if row.quality is None else row.quality])
+def _score(record: Record, calibration: Calibration) -> int:
+    quality = torch.tensor([torch.nan if record.quality is None else record.quality])
     return int(calibration(quality)[0])
 
 
-def _short(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return str(np.float32(value))
 
 
-def _csv(values: Iterable[object]) -> str:
+def _format_csv_line(values: Iterable[object]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(["" if value is None else value for value in values])
     return line.getvalue()

@@ -1,7 +1,8 @@
-"""Processes that read files ahead of who wants the results: in order, bounded, and no wait for one that is gone.
+"""Worker processes that read files ahead of their consumer: results come in order, and a dead worker holds nothing up.
 
-Each process has a pipe of its own, which ends when the process does, whatever ended it. Nothing travels in shared
-memory: containers have little of it, and to write beyond its end kills.
+There is one thread for each process, which sends it some paths through a pipe and waits for the answer. The pipe ends
+when the process does, whatever ended it. Nothing travels in shared memory: containers have little of it, and a write
+beyond its end kills the process.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import cv2
 import torch
@@ -27,73 +28,84 @@ from prefiqs_ext.exceptions import WorkerError
 _T = TypeVar("_T")
 
 _CHUNK = 4  # paths a worker takes at a time: few, so that a handful of photos keeps all workers busy
-_REAP_S = 5.0  # for the news of how a process ended, which is only shown
+_REAP_S = 5.0  # how long to wait for the news of how a process ended, which only goes into the error
 _REMEDY = (
     "out of memory? Take fewer workers (--workers) or a smaller batch size (--batch-size), or allow more memory; "
     "`prefiqs score` keeps what is done and goes on with --resume"
 )
-
 _GUARD = 'does the script that started this lack its `if __name__ == "__main__":`, or is it'
 
 
 def read_ahead(
-    paths: Iterable[str], read: Callable[[str], _T], lost: Callable[[str], _T], *, workers: int, ahead: int
+    paths: Iterable[str],
+    read: Callable[[str], _T],
+    report_death: Callable[[str], _T],
+    *,
+    workers: int,
+    ahead: int,
 ) -> Generator[_T, None, None]:
-    """What `read` makes of each path, in order, by processes.
+    """Reads files in worker processes and gives the results in the order of the paths.
 
     Args:
-        paths: taken as they are needed.
-        read: it, and what it gives, can be pickled.
-        lost: in the place of `read` for a path on which a process dies, also one that reads nothing else.
-        workers: processes, 1 or more.
-        ahead: about how many paths are begun before the first of them is wanted.
+        paths: The files, taken as they are needed.
+        read: Reads one file. It, and what it gives, can be pickled.
+        report_death: Gives the result for a path on which a process dies, and then another one that reads only this
+            path.
+        workers: How many processes there are, 1 or more.
+        ahead: About how many paths are begun before the first of them is wanted.
+
+    Yields:
+        One result per path.
 
     Raises:
-        OSError: processes do not start, or die although no path is to blame.
-        RuntimeError: `read` raised; its cause has the trace.
+        WorkerError: Processes do not start, or die although no path is to blame.
+        RuntimeError: `read` raised, which is a fault of the package; the cause has the trace.
     """
-    hands: list[_Hand[_T]] = []
-    idle: SimpleQueue[_Hand[_T]] = SimpleQueue()
-    pool = ThreadPoolExecutor(workers)
+    processes: list[_Worker[_T]] = []
+    idle: SimpleQueue[_Worker[_T]] = SimpleQueue()
+    threads = ThreadPoolExecutor(workers)
     try:
         for _ in range(workers):
-            hands.append(_Hand(read, lost))
-            idle.put(hands[-1])
+            processes.append(_Worker(read, report_death))
+            idle.put(processes[-1])
 
-        def done(chunk: list[str]) -> list[_T]:
-            hand = idle.get()  # there is one for each thread
+        def read_chunk(chunk: list[str]) -> list[_T]:
+            worker = idle.get()  # there is one for each thread
             try:
-                return hand.do(chunk)
+                return worker.read(chunk)
             finally:
-                idle.put(hand)
+                idle.put(worker)
 
-        todo = iter(paths)
+        rest = iter(paths)
         begun: deque[Future[list[_T]]] = deque()
-        while chunk := list(islice(todo, _CHUNK)):
-            begun.append(pool.submit(done, chunk))
+        while chunk := list(islice(rest, _CHUNK)):
+            begun.append(threads.submit(read_chunk, chunk))
             if len(begun) >= max(2 * workers, -(-ahead // _CHUNK)):
                 yield from begun.popleft().result()
         while begun:
             yield from begun.popleft().result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for hand in hands:
-            hand.end()
-        pool.shutdown()
+        threads.shutdown(wait=False, cancel_futures=True)
+        for worker in processes:
+            worker.end()
+        threads.shutdown()
 
 
-class _Died(Exception):
-    """The process at the other end of the pipe, or it was ended."""
+class _WorkerDied(Exception):
+    """The process at the other end of the pipe died, or was ended."""
 
 
-class _Hand(Generic[_T]):
-    """A process, and another one where it dies. For one thread at a time; only `end` may come from another."""
+class _Worker(Generic[_T]):
+    """A process that reads, and a new one each time it dies.
 
-    def __init__(self, read: Callable[[str], _T], lost: Callable[[str], _T]) -> None:
+    It belongs to one thread at a time; only :meth:`end` may be called from another one.
+    """
+
+    def __init__(self, read: Callable[[str], _T], report_death: Callable[[str], _T]) -> None:
         self._read = read
-        self._lost = lost
+        self._report_death = report_death
         self._ended = False
-        self._starting = threading.Lock()  # none starts unseen by `end`
+        self._starting = threading.Lock()  # no process starts unseen by `end`
         self._start()
 
     def _start(self) -> None:
@@ -103,7 +115,7 @@ class _Hand(Generic[_T]):
         context.set_forkserver_preload([__name__, type(self._read).__module__])  # imported once, not by each worker
         with self._starting:
             if self._ended:
-                raise _Died
+                raise _WorkerDied
             self._pipe, theirs = context.Pipe()
             self._process = context.Process(target=_serve, args=(self._read, theirs), daemon=True)
             self._serves = False
@@ -117,34 +129,37 @@ class _Hand(Generic[_T]):
                 theirs.close()
 
     def end(self) -> None:
+        """Kills the process, and lets no other one start."""
         with self._starting:
             self._ended = True
             if self._process.pid is not None:  # it did start
                 self._process.kill()
 
-    def do(self, chunk: list[str]) -> list[_T]:
-        """What each path gives. Where the process dies, each path gets one again, by itself: if that dies too, it is
-        the path's fault."""
+    def read(self, chunk: list[str]) -> list[_T]:
+        """Reads some files.
+
+        Where the process dies, each file gets a process of its own. If that dies too, the file is to blame.
+        """
         try:
             return self._ask(chunk)
-        except _Died:
-            how = self._restarted()
-        results, lost = [], 0
+        except _WorkerDied:
+            how = self._restart()
+        results, deaths = [], 0
         for path in chunk:
             try:
                 results += self._ask([path])
-            except _Died:
-                how = self._restarted()
-                results.append(self._lost(path))
-                lost += 1
-        if not lost:
+            except _WorkerDied:
+                how = self._restart()
+                results.append(self._report_death(path))
+                deaths += 1
+        if not deaths:
             raise WorkerError(f"a process that reads files {how}, and none of its files does that alone: {_REMEDY}")
-        if lost == len(chunk) > 1:  # so many broken files in a row are less likely
+        if deaths == len(chunk) > 1:  # so many broken files in a row are less likely
             raise WorkerError(f"a process that reads files {how}, and so did one for each of its files: {_REMEDY}")
         return results
 
-    def _restarted(self) -> str:
-        """How the process ended that was before."""
+    def _restart(self) -> str:
+        """Starts a new process and says how the old one ended."""
         self._process.join(_REAP_S)
         code = self._process.exitcode
         self._pipe.close()
@@ -156,38 +171,39 @@ class _Hand(Generic[_T]):
     def _ask(self, chunk: list[str]) -> list[_T]:
         if not self._serves:
             try:
-                self._answer()
-            except _Died:
+                self._receive()  # that it is ready
+            except _WorkerDied:
                 if self._ended:
                     raise
-                how = self._restarted()
+                how = self._restart()
                 raise WorkerError(f"a process that reads files {how} before it had one: {_GUARD} {_REMEDY}") from None
             self._serves = True
-        with _death():
+        with _detect_death():
             self._pipe.send(chunk)  # it waits for that, so neither end can be full
-        results, failure = self._answer()
+        results, failure = cast(tuple[list[_T], str], self._receive())
         if failure:
             raise RuntimeError(f"reading files failed: {failure.splitlines()[-1]}") from RuntimeError(failure)
-        return results  # type: ignore[no-any-return]
+        return results
 
-    def _answer(self) -> Any:
+    def _receive(self) -> object:
         # Not the pipe alone: a process that a caller's thread forked meanwhile would keep its other end open.
         if self._pipe not in wait([self._pipe, self._process.sentinel]):
-            raise _Died
-        with _death():
-            return self._pipe.recv()
+            raise _WorkerDied
+        with _detect_death():
+            answer: object = self._pipe.recv()
+            return answer
 
 
 @contextmanager
-def _death() -> Iterator[None]:
+def _detect_death() -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError) as error:  # of the pipe
-        raise _Died from error
+        raise _WorkerDied from error
 
 
-def _serve(read: Callable[[str], Any], pipe: Connection) -> None:
-    """What a worker does until its pipe ends, with the parent or before."""
+def _serve(read: Callable[[str], object], pipe: Connection[object, list[str]]) -> None:
+    """Runs in the worker: answers until the pipe ends, which it does at the latest with the parent."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends the workers

@@ -1,72 +1,71 @@
-"""The files a run leaves: they grow as FILE.part, get their names when complete, and are gone on with after a crash.
+"""The files a run writes. They grow as FILE.part, get their names when they are complete, and survive a crash.
 
-Beside FILE.part lies FILE.part.state: how many paths are done and how long each part was then, and what the rows were
-made with. It is replaced after the parts are written, so going on means cutting the parts to those lengths.
+Beside FILE.part is FILE.part.state (progress.py). It is replaced after the parts are on the disk, and says how long
+they were then. A run that goes on cuts the parts to those lengths and appends.
 """
 
 from __future__ import annotations
 
-import heapq
 import io
-import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
 
 from prefiqs_ext.calibration import Calibration
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.files import records as _rows
-from prefiqs_ext.files.pipeline import Scored
-from prefiqs_ext.files.records import Format
-from prefiqs_ext.utils.partial_file import NPY_HEADER_BYTES, PartialFile, StandardOutput, beside, npy_header
+from prefiqs_ext.files.pick import Pick
+from prefiqs_ext.files.pipeline import ScoredFile
+from prefiqs_ext.files.progress import Progress, RunState
+from prefiqs_ext.files.records import (
+    ENCODING,
+    ERRORS,
+    TableRow,
+    choose_format,
+    escape_line_ends,
+    format_header,
+    format_record,
+    read_rows,
+    select_records,
+)
+from prefiqs_ext.utils.os_errors import explain_read_errors, explain_write_errors
+from prefiqs_ext.utils.partial_file import (
+    NPY_HEADER_BYTES,
+    PartialFile,
+    StandardOutput,
+    add_suffix,
+    format_npy_header,
+)
+from prefiqs_ext.utils.strict_json import JSON
 from prefiqs_ext.utils.text import format_path
 
 _SAVE_S = 0.5  # what kill -9, or a power cut, may cost, if saving is quick
 _SAVE_SHARE = 20  # at most one part in so many of the time goes into saving, on slow disks too
 
 
-class Pick(NamedTuple):
-    """Which rows a finished table keeps: the `top` best, best first, or those of quality below `below`, in order."""
-
-    top: int | None = None
-    below: float | None = None
-
-
-@dataclass(frozen=True)
-class Done:
-    """What is written: paths, rows of the table, columns of the embeddings, bytes of each file, a digest of the paths,
-    rows by status (of every face, also where a table has one row a path)."""
-
-    paths: int = 0
-    rows: int = 0
-    columns: int = 0
-    sizes: dict[str, int] = field(default_factory=dict)
-    digest: str = ""
-    counts: dict[str, int] = field(default_factory=dict)
-
-
 class Writer:
-    """The table and the embeddings of one run. A context manager; what is not finished then stays as FILE.part.
+    """Writes the table and the embeddings of one run.
+
+    It is a context manager. A run that ends before :meth:`finish` leaves its files as FILE.part.
 
     Args:
-        table: .csv, .jsonl or .txt; None: csv to standard output, which cannot be resumed.
-        embeddings: .npy, float32 [rows of the table, d]; a row without embedding is NaN. Line i of the .paths file
-            beside it is the path of row i.
-        settings: what the rows are made with, JSON values; a run that goes on must have the same.
-        paths: all paths of the run, in order; a run that goes on must begin with the same.
-        resume: go on where FILE.part ends. Where there is none, begin.
-        pick: the rows to keep, None: all. FILE.part has all rows.
-        calibration: the scale of a column `score`; None: there is no such column.
+        table: A .csv, .jsonl or .txt file; None for csv on standard output, which cannot be resumed.
+        embeddings: A .npy file for float32 [rows of the table, d]; a row without an embedding is NaN. Line i of the
+            .paths file beside it is the path of row i.
+        settings: What the rows are made with. A run that goes on must have the same.
+        paths: All paths of the run, in order. A run that goes on must begin with the same.
+        resume: Go on where FILE.part ends. Where there is none, begin.
+        pick: The rows to keep; None keeps them all. FILE.part has all rows.
+        calibration: The scale of a column `score`; None for no such column.
+
+    Attributes:
+        progress: What is written so far, by an earlier run too.
 
     Raises:
-        ValueError: a suffix that is none of these; a FILE.part that is in use, not to be resumed, or of another run.
-        OSError: a file that cannot be written.
+        InputError: A suffix is none of these; or a FILE.part belongs to another run, or is not to be resumed.
+        FileAccessError: A file cannot be written, or another process is writing it.
     """
 
     def __init__(
@@ -74,175 +73,166 @@ class Writer:
         table: Path | None,
         embeddings: Path | None = None,
         *,
-        settings: dict[str, Any],
+        settings: Mapping[str, JSON],
         paths: Sequence[str],
         resume: bool = False,
         pick: Pick | None = None,
         calibration: Calibration | None = None,
     ) -> None:
-        self._form = form_of(table)
+        self._format = choose_format(table)
         if embeddings is not None and embeddings.suffix.lower() != ".npy":
             raise InputError(f"expected a .npy file for embeddings, got {format_path(str(embeddings))}")
-        self._settings = {**settings, "format": self._form, "embeddings": embeddings is not None}
+        self._settings: dict[str, JSON] = {**settings, "format": self._format, "embeddings": embeddings is not None}
         self._pick = pick
         self._calibration = calibration
-        self._state = None if table is None else beside(table, ".part.state")
+        self._state_file = None if table is None else add_suffix(table, ".part.state")
         self._next_save = time.monotonic() + _SAVE_S
         self._finishing = self._finished = False
-        self.done = Done()
-        """What is written so far, an earlier run's included."""
+        self.progress = Progress()
         self._parts: dict[str, PartialFile | StandardOutput] = {}
         files = {"table": table}
         if embeddings is not None:
             files |= {"embeddings": embeddings, "paths": embeddings.with_suffix(".paths")}
         try:
             if resume:
-                self._take_back(files)
+                self._turn_into_parts(files)
             for kind, file in files.items():
                 self._parts[kind] = PartialFile(file) if file or pick else StandardOutput()
-            self._resume(paths, resume)
+            self._go_on(paths, resume)
         except BaseException:
             self._close()
             raise
 
-    def _resume(self, paths: Sequence[str], resume: bool) -> None:
-        earlier = self._earlier()
+    def _go_on(self, paths: Sequence[str], resume: bool) -> None:
+        """Cuts the parts to where the earlier run surely was; to nothing if there is none."""
+        earlier = self._read_state()
         if earlier is not None:
-            settings, done = earlier
-            part = format_path(str(self._state)).removesuffix(".state")
+            part = format_path(str(self._state_file)).removesuffix(".state")
             if not resume:
                 raise InputError(
-                    f"{part} has {done.paths} finished paths of an earlier run: go on with --resume, or delete "
-                    f"{part}.state to begin anew"
+                    f"{part} has {earlier.progress.paths} finished paths of an earlier run: go on with --resume, or "
+                    f"delete {part}.state to begin anew"
                 )
-            other = f"go on with the same, or delete {part}.state to begin anew"
-            for name, value in self._settings.items():
-                if settings.get(name) != value:
-                    raise InputError(f"{part} was made with {name} {settings.get(name)!r}, not {value!r}: {other}")
-            if _digest(paths[: done.paths]) != done.digest:
-                raise InputError(f"{part} was made from other files than this run's first {done.paths}: {other}")
-            if any(part.size < done.sizes[kind] for kind, part in self._parts.items()):
+            earlier.check_same_run(part, self._settings, paths)
+            if any(each.size < earlier.progress.sizes[kind] for kind, each in self._parts.items()):
                 raise InputError(f"{part}, or a file beside it, has lost its end: delete {part}.state to begin anew")
-            self.done = done
+            self.progress = earlier.progress
         for kind, each in self._parts.items():
-            each.cut(self.done.sizes.get(kind, 0))
+            each.truncate(self.progress.sizes.get(kind, 0))
 
-    def _take_back(self, files: dict[str, Path | None]) -> None:
-        """Of a run that ended while it gave the files their names, those that have theirs are parts again."""
-        earlier = self._earlier()
+    def _turn_into_parts(self, files: Mapping[str, Path | None]) -> None:
+        """Takes names back that an earlier run had given when it ended before it had given them all."""
+        earlier = self._read_state()
         for kind, file in files.items():
-            if earlier is None or file is None or beside(file, ".part").exists():
+            if earlier is None or file is None or add_suffix(file, ".part").exists():
                 continue
             with suppress(OSError):
-                if file.stat().st_size == earlier[1].sizes.get(kind):
-                    os.replace(file, beside(file, ".part"))
+                if file.stat().st_size == earlier.progress.sizes.get(kind):
+                    os.replace(file, add_suffix(file, ".part"))
 
-    def _earlier(self) -> tuple[dict[str, Any], Done] | None:
-        try:
-            state = json.loads(self._state.read_bytes()) if self._state is not None else {}
-            return state["settings"], Done(**state["done"])
-        except (
-            FileNotFoundError,
-            NotADirectoryError,
-            ValueError,
-            TypeError,
-            KeyError,
-        ):  # none, or nothing that this class wrote
-            return None
+    def _read_state(self) -> RunState | None:
+        return None if self._state_file is None else RunState.read(self._state_file)
 
-    def add(self, scored: Scored) -> None:
-        """Writes one path's rows. OSError says what could not be written."""
-        kept = _rows.select_records(self._form, scored.rows)
+    def add(self, scored: ScoredFile) -> None:
+        """Writes the records of one file.
+
+        Raises:
+            FileAccessError: An output cannot be written; the error names it.
+        """
+        kept = select_records(self._format, scored.records)
         columns = scored.embeddings.shape[1]
-        begin = not self.done.paths
-        data = {
-            "table": "".join(
-                [
-                    _rows.format_header(self._form, self._calibration) if begin else "",
-                    *(_rows.format_record(self._form, row, self._calibration) for row in kept),
-                ]
-            ),
-            "paths": (_rows.escape_line_ends(scored.path) + "\n") * len(kept),
-        }
-        new = {kind: text.encode(_rows.ENCODING, _rows.ERRORS) for kind, text in data.items()}
+        begin = not self.progress.paths
+        header = format_header(self._format, calibration=self._calibration) if begin else ""
+        lines = [format_record(self._format, record, calibration=self._calibration) for record in kept]
         vectors = scored.embeddings[: len(kept)].numpy().astype("<f4").tobytes()
-        new["embeddings"] = (npy_header(0, columns) if begin else b"") + vectors
-        sizes = dict(self.done.sizes)
+        data = {
+            "table": _encode("".join([header, *lines])),
+            "paths": _encode(_format_path_line(scored.path) * len(kept)),
+            "embeddings": (format_npy_header(0, columns) if begin else b"") + vectors,
+        }
         for kind, part in self._parts.items():
-            part.write(new[kind])
-            sizes[kind] = sizes.get(kind, 0) + len(new[kind])
-        counts = dict(self.done.counts)
-        for row in scored.rows:
-            counts[row.status] = counts.get(row.status, 0) + 1
-        # One assignment, so that an interrupt leaves a path done or not.
-        digest = _link(self.done.digest, scored.path)
-        self.done = Done(self.done.paths + 1, self.done.rows + len(kept), columns, sizes, digest, counts)
+            part.write(data[kind])
+        # One assignment, so that an interrupt leaves a file done or not.
+        self.progress = self.progress.extend(
+            scored.path,
+            rows=len(kept),
+            columns=columns,
+            added={kind: len(data[kind]) for kind in self._parts},
+            statuses=[record.status for record in scored.records],
+        )
         if time.monotonic() > self._next_save:
             self.save()
 
     def save(self) -> None:
-        """A run that is killed, or whose power is cut, can go on from here."""
+        """Brings everything to the disk, so that a run that is killed, or whose power is cut, can go on from here."""
         start = time.monotonic()
         for part in self._parts.values():
             part.sync()  # before the state says that it is there
-        if self._state is not None and self.done.paths:
-            new = PartialFile(self._state, ".new")
-            new.cut(0)
-            new.write(json.dumps({"settings": self._settings, "done": asdict(self.done)}).encode())
-            new.complete()
+        if self._state_file is not None and self.progress.paths:
+            RunState(self._settings, self.progress).write(self._state_file)
         end = time.monotonic()
         self._next_save = end + max(_SAVE_S, _SAVE_SHARE * (end - start))
 
     def finish(self) -> None:
-        """Makes the pick and gives the files their names."""
+        """Makes the pick and gives the files their names.
+
+        Raises:
+            FileAccessError: A file cannot be written or renamed. The run can go on later.
+        """
         self.save()
         embeddings = self._parts.get("embeddings")
         if isinstance(embeddings, PartialFile):
-            embeddings.patch(npy_header(self.done.rows, self.done.columns))
-        picked = self._picked(self._pick) if self._pick is not None else self._parts
+            embeddings.overwrite_start(format_npy_header(self.progress.rows, self.progress.columns))
+        finished = self._parts if self._pick is None else self._write_pick(self._pick)
         self._finishing = True  # from here on there is nothing to save
         # The table last: where it is, the others are complete too.
-        for kind in sorted(picked):  # embeddings, paths, table
-            picked[kind].complete()
-        # As long as it is there, so is each part, under its own name or its file's.
-        if self._state is not None:
-            self._state.unlink(missing_ok=True)
+        for kind in sorted(finished):  # embeddings, paths, table
+            finished[kind].complete()
+        # As long as the state is there, so is each part, under its own name or its file's.
+        if self._state_file is not None:
+            with explain_write_errors(format_path(str(self._state_file))):
+                self._state_file.unlink(missing_ok=True)
         self._finished = True
         for kind, part in self._parts.items():
-            if picked[kind] is not part:
+            if finished[kind] is not part:
                 part.discard()
         self._close()
 
-    def _picked(self, pick: Pick) -> dict[str, PartialFile | StandardOutput]:
-        table = self._parts["table"]
-        assert isinstance(table, PartialFile)
+    def _write_pick(self, pick: Pick) -> dict[str, PartialFile | StandardOutput]:
+        """Writes the picked rows to files beside the parts, which stay."""
         files = {kind: part.file for kind, part in self._parts.items() if isinstance(part, PartialFile)}
-        outs = {kind: PartialFile(file, ".pick") if file else StandardOutput() for kind, file in files.items()}
-        for out in outs.values():
-            out.cut(0)
-        outs["table"].write(_rows.format_header(self._form, self._calibration).encode())
-        if "embeddings" in outs:
-            outs["embeddings"].write(npy_header(0, self.done.columns))
+        outputs = {kind: PartialFile(file, ".pick") if file else StandardOutput() for kind, file in files.items()}
+        for output in outputs.values():
+            output.truncate(0)
+        embeddings = outputs.get("embeddings")
+        outputs["table"].write(_encode(format_header(self._format, calibration=self._calibration)))
+        if embeddings is not None:
+            embeddings.write(format_npy_header(0, self.progress.columns))
         count = 0
-        table.stream.seek(0)
-        text = io.TextIOWrapper(table.stream, _rows.ENCODING, _rows.ERRORS, newline="")
-        for index, record in _chosen(_rows.read_records(self._form, text), pick):
-            outs["table"].write(record.text.encode(_rows.ENCODING, _rows.ERRORS))
-            if "embeddings" in outs:
-                outs["embeddings"].write(self._vector(index))
-                outs["paths"].write((_rows.escape_line_ends(record.path) + "\n").encode(_rows.ENCODING, _rows.ERRORS))
+        for place, row in pick.choose(self._read_table()):
+            outputs["table"].write(_encode(row.text))
+            if embeddings is not None:
+                embeddings.write(self._read_embedding(place))
+                outputs["paths"].write(_encode(_format_path_line(row.path)))
             count += 1
-        text.detach()
-        if "embeddings" in outs:
-            embeddings = outs["embeddings"]
-            assert isinstance(embeddings, PartialFile)
-            embeddings.patch(npy_header(count, self.done.columns))
-        return outs
+        if isinstance(embeddings, PartialFile):
+            embeddings.overwrite_start(format_npy_header(count, self.progress.columns))
+        return outputs
 
-    def _vector(self, row: int) -> bytes:
-        size = 4 * self.done.columns
-        stream = self._parts["embeddings"].stream
-        return os.pread(stream.fileno(), size, NPY_HEADER_BYTES + row * size)
+    def _read_table(self) -> Iterator[TableRow]:
+        stream = self._parts["table"].stream
+        with explain_read_errors("the unfinished table"):
+            stream.seek(0)
+            text = io.TextIOWrapper(stream, ENCODING, ERRORS, newline="")
+            try:
+                yield from read_rows(self._format, text)
+            finally:
+                text.detach()  # or it would close the stream
+
+    def _read_embedding(self, row: int) -> bytes:
+        size = 4 * self.progress.columns
+        with explain_read_errors("the unfinished embeddings"):
+            return os.pread(self._parts["embeddings"].stream.fileno(), size, NPY_HEADER_BYTES + row * size)
 
     def __enter__(self) -> Writer:
         return self
@@ -256,39 +246,14 @@ class Writer:
 
     def _close(self) -> None:
         # A run that failed before its first row leaves nothing; parts that an earlier run has to go on with stay.
-        empty = not self._finished and not self.done.paths and self._earlier() is None
+        empty = not self._finished and not self.progress.paths and self._read_state() is None
         for part in self._parts.values():
             part.discard() if empty else part.close()
 
 
-def form_of(table: Path | None) -> Format:
-    """csv, jsonl or txt by the suffix; ValueError for another."""
-    if table is None:
-        return "csv"
-    for form in _rows.FORMATS:
-        if table.suffix.lower() == f".{form}":
-            return form
-    raise InputError(f"expected an output that ends in .csv, .jsonl or .txt, got {format_path(str(table))}")
+def _encode(text: str) -> bytes:
+    return text.encode(ENCODING, ERRORS)
 
 
-def _digest(paths: Iterable[str]) -> str:
-    value = ""
-    for path in paths:
-        value = _link(value, path)
-    return value
-
-
-def _link(value: str, path: str) -> str:
-    """A digest that can go on from what it was."""
-    return blake2b(value.encode() + os.fsencode(path), digest_size=16).hexdigest()
-
-
-def _chosen(records: Iterable[_rows.TableRecord], pick: Pick) -> Iterator[tuple[int, _rows.TableRecord]]:
-    """Rows with their places; equal qualities in the order of the table. Holds `top` rows, or one."""
-    assessed: Iterable[tuple[float, int, _rows.TableRecord]]
-    assessed = ((record.quality, -index, record) for index, record in enumerate(records) if record.quality is not None)
-    if pick.top is not None:
-        assessed = heapq.nlargest(pick.top, assessed)
-    for quality, index, record in assessed:
-        if pick.below is None or quality < pick.below:
-            yield -index, record
+def _format_path_line(path: str) -> str:
+    return escape_line_ends(path) + "\n"

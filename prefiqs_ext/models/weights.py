@@ -29,7 +29,7 @@ import platformdirs
 from tqdm import tqdm
 
 from prefiqs_ext.exceptions import InputError, MissingWeightsError
-from prefiqs_ext.utils.atomic_write import FULL
+from prefiqs_ext.utils.os_errors import FULL_DISK
 
 _TIMEOUT_S = 5.0  # to connect, and between two pieces of an answer
 _CHUNK = 1 << 18
@@ -271,7 +271,7 @@ def _complete(entry: Weights, source: str | os.PathLike[str], workspace: Path) -
             with Path(source).open("rb") as stream:
                 _copy(entry, stream, workspace)
     except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
             raise  # no source is to blame
         raise MissingWeightsError(f"{os.fspath(source)}: {_reason(error)}") from error
 

@@ -10,47 +10,65 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from prefiqs_ext.exceptions import FileAccessError
+from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.utils.os_errors import FULL_DISK, build_write_error, explain_write_errors
 from prefiqs_ext.utils.text import format_path
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a disk, or of a share of it, that has no room."""
 
 
 @contextmanager
 def atomic_write(path: str) -> Iterator[IO[bytes]]:
-    """Opens PATH.part at once, so that a place that cannot be written is found before the work, and renames it at the
-    end. An exception inside removes it; what stood under the name stays. Neither is half there after a power cut.
+    """Opens a file that gets its name only at the end, when everything is written.
 
-    Raises ValueError where the place cannot be written, or when the disk fills.
+    The bytes go to ``PATH.part``, which is opened at once: a place that cannot be written is found before the work.
+    At the end the part is renamed to PATH. If the body raises, the part is removed and an earlier file PATH stays as it
+    was. After a power cut there is either the complete new file or the old one.
+
+    Args:
+        path: The name of the finished file.
+
+    Yields:
+        The open file, for bytes.
+
+    Raises:
+        InputError: The path is empty.
+        FileAccessError: The file cannot be written, or the disk is full.
     """
-    if not path or os.path.isdir(path):
-        raise FileAccessError(
-            f"expected a file to write, got {'the folder ' + format_path(path) if path else 'no name'}"
-        )
-    part = Path(f"{path}.part")
-    try:
+    if not path:
+        raise InputError("expected the name of a file to write, got an empty one")
+    name, part = format_path(path), Path(f"{path}.part")
+    with explain_write_errors(name):
+        refuse_folder(path)
         file = part.open("wb")
-    except OSError as error:
-        raise FileAccessError(f"cannot write {format_path(path)} ({error.strerror}); name another place") from error
     try:
         with file:
             yield file
-            replace_durably(file, part, path)
+            with explain_write_errors(name):
+                replace_durably(file, part, path)
     except BaseException as error:
         with suppress(OSError):
             part.unlink()
-        if isinstance(error, OSError) and error.errno in FULL:
-            raise FileAccessError(f"cannot write {format_path(path)} ({error.strerror})") from error
+        # Any other OSError of the body may have to do with other files.
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            raise build_write_error(name, error) from error
         raise
 
 
+def refuse_folder(path: str | os.PathLike[str]) -> None:
+    """Raises the operating system's own error where a file is to be written and a folder has the name."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+
+
 def replace_durably(file: IO[bytes], part: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Gives the open file `part` the name `path` so that after a power cut the name has all of it, or what it had."""
+    """Renames the open file `part` to `path`, so that not even a power cut leaves half a file under that name.
+
+    Raises:
+        OSError: As the operating system raises it; callers name the file.
+    """
     file.flush()
     os.fsync(file.fileno())
     os.replace(part, path)
-    with suppress(OSError):  # some file systems cannot, and keep renames in order anyway
+    with suppress(OSError):  # some file systems cannot sync a folder, and keep renames in order anyway
         folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -59,18 +77,23 @@ def replace_durably(file: IO[bytes], part: str | os.PathLike[str], path: str | o
 
 
 def make_output_folder(path: Path) -> None:
-    """Makes it, so that a place that cannot be written is found before the work. ValueError where it cannot."""
-    try:
+    """Makes a folder and tries to write in it, so that a wrong place is found before the work.
+
+    Raises:
+        FileAccessError: The folder cannot be made or written.
+    """
+    with explain_write_errors(format_path(str(path)), remedy="name another folder"):
         path.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise FileAccessError(
-            f"cannot write {format_path(str(path))} ({error.strerror}); name another folder"
-        ) from error
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Each file by its name, whole; as atomic_write."""
+    """Writes several files into a folder, each one as :func:`atomic_write` does.
+
+    Args:
+        folder: Where they go. It must exist.
+        contents: The bytes of each file by its name.
+    """
     for name, content in contents.items():
         with atomic_write(str(folder / name)) as file:
             file.write(content)

@@ -1,4 +1,4 @@
-"""A file that grows as FILE.part and gets its name when it is complete; standard output for who wants none."""
+"""A file that grows as FILE.part and gets its name when it is complete, and standard output with the same methods."""
 
 from __future__ import annotations
 
@@ -8,105 +8,121 @@ import struct
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from prefiqs_ext.exceptions import FileAccessError
-from prefiqs_ext.utils.atomic_write import replace_durably
+from prefiqs_ext.utils.atomic_write import refuse_folder, replace_durably
+from prefiqs_ext.utils.os_errors import build_write_error, explain_write_errors
 from prefiqs_ext.utils.text import format_path
 
 NPY_HEADER_BYTES = 128
+"""The length of what :func:`format_npy_header` gives."""
 
 
 class PartialFile:
-    """FILE.part, open and locked. OSError names the file that cannot be written.
+    """A file under construction: FILE.part, open and locked.
 
-    file: None for a temporary file without a name. suffix: what the name has until it is complete.
+    Every method that touches the disk raises FileAccessError, which names the file, when that fails.
 
-    Raises ValueError when another process has it open.
+    Args:
+        file: The name of the finished file; None for a temporary file without a name.
+        suffix: What follows the name until the file is complete.
+
+    Attributes:
+        file: The name of the finished file, or None.
+        part: The name until then, or None.
+        stream: The open file.
+
+    Raises:
+        FileAccessError: The file cannot be written, or another process is writing it.
     """
 
     def __init__(self, file: Path | None, suffix: str = ".part") -> None:
         self.file = file
-        self.part = None if file is None else beside(file, suffix)
+        self.part = None if file is None else add_suffix(file, suffix)
         self.stream: IO[bytes] = self._open()
 
     def _open(self) -> IO[bytes]:
-        with self._named():
+        with self._explain_errors():
             if self.file is None or self.part is None:
                 return tempfile.TemporaryFile()
-            if self.file.is_dir():
-                raise FileAccessError(None, "it is a folder")
+            refuse_folder(self.file)
             stream = os.fdopen(os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.close()
-            raise FileAccessError(
-                f"{format_path(str(self.part))} is being written by another run: wait for it or end it"
-            ) from None
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BaseException as error:
+                stream.close()
+                if not isinstance(error, BlockingIOError):
+                    raise
+                raise FileAccessError(
+                    f"{format_path(str(self.part))} is being written by another run: wait for it or end it"
+                ) from None
         return stream
 
     @property
     def size(self) -> int:
-        """Bytes written out; flush first."""
-        return os.fstat(self.stream.fileno()).st_size
+        """Bytes that have reached the operating system. What is still buffered does not count: flush first."""
+        with self._explain_errors():
+            return os.fstat(self.stream.fileno()).st_size
 
     def write(self, data: bytes) -> None:
-        with self._named():
+        """Appends bytes."""
+        with self._explain_errors():
             self.stream.write(data)
 
     def flush(self) -> None:
-        with self._named():
+        """Hands what is buffered to the operating system."""
+        with self._explain_errors():
             self.stream.flush()
 
-    def cut(self, size: int) -> None:
-        """Goes on from this size."""
-        with self._named():
+    def truncate(self, size: int) -> None:
+        """Cuts the file to `size` bytes and continues from there."""
+        with self._explain_errors():
             self.stream.truncate(size)
             self.stream.seek(size)
 
-    def patch(self, data: bytes) -> None:
-        """Overwrites the beginning."""
+    def overwrite_start(self, data: bytes) -> None:
+        """Replaces the first bytes of the file."""
         self.flush()
-        with self._named():
+        with self._explain_errors():
             os.pwrite(self.stream.fileno(), data, 0)
 
     def sync(self) -> None:
-        """What is written stays after a power cut."""
+        """Brings everything to the disk, where it survives a power cut."""
         self.flush()
         if self.part is not None:
-            with self._named():
+            with self._explain_errors():
                 os.fsync(self.stream.fileno())
 
     def complete(self) -> None:
-        """Gives the file its name."""
-        with self._named():
+        """Gives the file its final name and closes it."""
+        with self._explain_errors():
             if self.part is not None and self.file is not None:
                 replace_durably(self.stream, self.part, self.file)
         self.close()
 
     def discard(self) -> None:
+        """Closes the file and removes it."""
         self.close()
         if self.part is not None:
-            self.part.unlink(missing_ok=True)
+            with self._explain_errors():
+                self.part.unlink(missing_ok=True)
 
     def close(self) -> None:
-        with suppress(OSError):  # of bytes that did not fit: that was said when they were written
+        """Closes the file and leaves FILE.part where it is."""
+        with suppress(OSError):  # of bytes that did not fit; that was said when they were written
             self.stream.close()
 
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            name = "a temporary file" if self.part is None else format_path(str(self.part))
-            raise FileAccessError(f"cannot write {name} ({error.strerror or error})") from error
+    def _explain_errors(self) -> AbstractContextManager[None]:
+        if self.part is None:
+            return explain_write_errors("a temporary file", remedy="point TMPDIR to another folder")
+        return explain_write_errors(format_path(str(self.part)))
 
 
 class StandardOutput:
-    """Standard output as bytes, with what PartialFile has and it can do."""
+    """Standard output as bytes, with those methods of PartialFile that make sense for it."""
 
     size = 0
 
@@ -115,18 +131,34 @@ class StandardOutput:
         self.stream = sys.stdout.buffer
 
     def write(self, data: bytes) -> None:
-        with self._named():
+        """Writes bytes."""
+        with self._explain_errors():
             self.stream.write(data)
 
     def flush(self) -> None:
-        with self._named():
+        """Hands what is buffered to the operating system."""
+        with self._explain_errors():
             self.stream.flush()
 
     def sync(self) -> None:
+        """Does the same as flush."""
         self.flush()
 
+    def truncate(self, size: int) -> None:
+        """Does nothing: output begins where it begins."""
+
+    def complete(self) -> None:
+        """Does the same as flush."""
+        self.flush()
+
+    def discard(self) -> None:
+        """Does nothing: what is written is written."""
+
+    def close(self) -> None:
+        """Does nothing: standard output belongs to the process."""
+
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -134,29 +166,21 @@ class StandardOutput:
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
             if isinstance(error, BrokenPipeError):
-                raise
-            raise FileAccessError(f"cannot write standard output ({error.strerror or error})") from error
-
-    def cut(self, size: int) -> None:
-        pass
-
-    def complete(self) -> None:
-        self.flush()
-
-    def discard(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+                raise  # the reader wants no more: no failure to report
+            raise build_write_error("standard output", error) from error
 
 
-def beside(file: Path, suffix: str) -> Path:
+def add_suffix(file: Path, suffix: str) -> Path:
+    """Appends to a file's name: ``t.csv`` and ``.part`` give ``t.csv.part``, in the same folder."""
     return file.with_name(file.name + suffix)
 
 
-def npy_header(rows: int, columns: int) -> bytes:
-    """The first bytes of a float32 [rows, columns] array in NumPy's format 1.0 (numpy.lib.format), always as many, so
-    that the number of rows can be put in at the end."""
+def format_npy_header(rows: int, columns: int) -> bytes:
+    """Formats the first bytes of a .npy file that holds a float32 array [rows, columns].
+
+    The format is NumPy's 1.0 (numpy.lib.format). The header always has NPY_HEADER_BYTES bytes, so that the number of
+    rows can be put in when it is known, at the end.
+    """
     text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}"
     prefix = b"\x93NUMPY\x01\x00" + struct.pack("<H", NPY_HEADER_BYTES - 10)
     return prefix + text.encode().ljust(NPY_HEADER_BYTES - 11) + b"\n"

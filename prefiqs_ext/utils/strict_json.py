@@ -7,39 +7,60 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from prefiqs_ext.exceptions import FileFormatError
+from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.text import escape_unprintable, format_path
+
+JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
+"""A value that a JSON file can hold."""
 
 _T = TypeVar("_T")
 _MAX_BYTES = 1 << 20
 
 
 def read_strict_json(path: str | os.PathLike[str], what: str, make: Callable[[Any], _T]) -> _T:
-    """What `make` makes of the JSON in a file: 1 MiB at most, numbers finite, no name twice in an object.
+    """Reads a JSON file and turns it into an object.
 
-    FileNotFoundError; ValueError, in one line that says `what` was expected, also for what `make` refuses.
+    Args:
+        path: The file. It may have 1 MiB at most, its numbers must be finite, and no object may have a name twice.
+        what: What the file should hold, for errors: "a Scorer's settings".
+        make: Turns the JSON value into the object. ValueError and TypeError mean that the value is not acceptable.
+
+    Returns:
+        What `make` gives.
+
+    Raises:
+        MissingFileError: There is no such file.
+        FileAccessError: The file cannot be read.
+        FileFormatError: The file holds something else; the error names the file and `what`.
     """
     name = format_path(os.fspath(path))
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise FileFormatError(f"expected {what} in {name}, cannot read it ({error.strerror})") from error
+    with explain_read_errors(name, remedy=f"name a file with {what}"), Path(path).open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
     try:
         if len(data) > _MAX_BYTES:
             raise FileFormatError(f"expected at most {_MAX_BYTES} bytes")
-        return make(json.loads(data, parse_constant=_refuse, object_pairs_hook=_once))
+        return make(json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         reason = escape_unprintable(" ".join(str(error).split()))[:200]
         raise FileFormatError(f"expected {what} in {name}: {reason}") from error
 
 
 def build_dataclass(kind: type[Any], values: Any) -> Any:
-    """A dataclass from exactly its fields, lists as tuples; None from null."""
+    """Builds a dataclass from a JSON object that has exactly its fields.
+
+    Args:
+        kind: The dataclass.
+        values: The JSON object. Lists become tuples.
+
+    Returns:
+        An instance, or None if `values` is None (JSON's null).
+
+    Raises:
+        FileFormatError: A field is missing, or a name is no field.
+    """
     if values is None:
         return None
     named = check_names(values, tuple(field.name for field in fields(kind)), kind.__name__.lower())
@@ -47,18 +68,22 @@ def build_dataclass(kind: type[Any], values: Any) -> Any:
 
 
 def check_names(values: Any, names: tuple[str, ...], what: str) -> dict[str, Any]:
-    """A JSON object that must have these names and no others."""
+    """Checks that a JSON value is an object with these names and no others, and returns it as a new dict.
+
+    Raises:
+        FileFormatError: It is something else, or its names differ.
+    """
     if not isinstance(values, Mapping) or set(values) != set(names):
         got = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
         raise FileFormatError(f"{what} with {', '.join(names)}, got {got}")
     return dict(values)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
     if len(dict(pairs)) != len(pairs):
         raise FileFormatError("a name stands twice in an object")
     return dict(pairs)
 
 
-def _refuse(constant: str) -> None:
+def _refuse_constant(constant: str) -> None:
     raise FileFormatError(f"got {constant}")

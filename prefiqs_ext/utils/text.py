@@ -1,4 +1,4 @@
-"""The lines of a list or of a table of scores, as editors of all systems save them."""
+"""Lines of text files, tables, and paths for people to read."""
 
 from __future__ import annotations
 
@@ -8,32 +8,39 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from prefiqs_ext.exceptions import FileFormatError
+from prefiqs_ext.utils.os_errors import explain_read_errors
 
 _MARK = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _LONGEST = 1 << 16
 
 
-def lines(file: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, without their end, with their numbers from 1.
+def read_lines(file: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """Reads the lines of a text file that are not blank, as editors of all systems save them.
 
     A byte order mark and CRLF do no harm. Names that are not UTF-8 are kept as os.fsdecode gives them.
 
+    Args:
+        file: The path of the file.
+
+    Yields:
+        Each line's number, from 1, and the line without its end.
+
     Raises:
-        ValueError: the file is no text: UTF-16, NUL bytes, a line of more than 64 KiB.
-        OSError: it cannot be read.
+        MissingFileError: There is no such file.
+        FileAccessError: It cannot be read.
+        FileFormatError: It is no text: UTF-16, NUL bytes, or a line of more than 64 KiB.
     """
-    with open(file, "rb") as stream:
+    name = format_path(os.fspath(file))
+    with explain_read_errors(name), open(file, "rb") as stream:
         number = 0
         while line := stream.readline(_LONGEST + 1):
             number += 1
             if number == 1 and line.startswith(_UTF_16):
-                raise FileFormatError(
-                    f"{format_path(os.fspath(file))}: expected UTF-8 text, got UTF-16; save it as UTF-8"
-                )
+                raise FileFormatError(f"{name}: expected UTF-8 text, got UTF-16; save it as UTF-8")
             if b"\0" in line or len(line) > _LONGEST:
                 what = "NUL bytes" if b"\0" in line else f"a line of more than {_LONGEST} bytes"
-                raise FileFormatError(f"{format_path(os.fspath(file))}:{number}: expected text, got {what}")
+                raise FileFormatError(f"{name}:{number}: expected text, got {what}")
             if number == 1:
                 line = line.removeprefix(_MARK)
             line = line.removesuffix(b"\n").removesuffix(b"\r")
@@ -42,17 +49,20 @@ def lines(file: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
 
 
 def format_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    """A table's file; names that are not UTF-8 are kept as os.fsdecode gave them."""
+    """Formats a CSV file: one line with the columns' names, then one line per row.
+
+    Names that are not UTF-8, as os.fsdecode gives them, come out as the bytes they are.
+    """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def format_path(path: str) -> str:
-    """A path for a person to read: one printable line, whatever bytes the name has."""
+    """Formats a path for a person to read: one printable line, whatever bytes the name has."""
     return escape_unprintable(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def escape_unprintable(text: str) -> str:
-    """Text in one line, with nothing in it that moves a terminal's cursor or changes its colour."""
+    """Escapes all that would move a terminal's cursor, change its colour or begin a new line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

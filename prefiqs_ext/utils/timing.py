@@ -1,4 +1,4 @@
-"""Several contenders timed by turns, so that none gets the quiet moments of the machine."""
+"""Times several contenders by turns, so that none of them gets all the quiet moments of the machine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ _SETTLE_SECONDS = 0.05
 def time_interleaved(
     contenders: Mapping[_Name, Callable[[], object]], *, rounds: int, warmup: int = 2, settle: float = _SETTLE_SECONDS
 ) -> dict[_Name, list[float]]:
-    """Seconds of each contender in each round.
+    """Times functions by turns.
 
-    Each round times every contender once, and each round begins with another one, so that drift of the machine and
-    what a contender leaves in the caches fall on all alike. `settle` seconds of sleep before each timing let the idle
-    threads of the one before stop spinning.
+    Each round times every contender once and begins with another one. So the drift of the machine, and what a contender
+    leaves in the caches, fall on all of them alike.
+
+    Args:
+        contenders: The functions to time, by name.
+        rounds: How often each one is timed.
+        warmup: How often each one runs before the first round, untimed.
+        settle: Seconds of sleep before each run, which let the idle threads of the previous one stop spinning.
+
+    Returns:
+        For each contender its seconds in each round.
     """
     names = list(contenders)
     for _ in range(warmup):

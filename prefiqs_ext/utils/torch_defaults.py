@@ -1,6 +1,4 @@
-"""What a process may set for all of torch (default dtype and device, autocast), and how our numbers are
-kept from depending on it.
-"""
+"""Keeps what a process sets for all of torch (default dtype and device, autocast) away from our numbers."""
 
 from __future__ import annotations
 
@@ -17,14 +15,17 @@ _outside = torch.float32
 
 @contextmanager
 def torch_defaults(device: torch.device | str = "cpu") -> Iterator[None]:
-    """Torch as it is when nothing was set, but for the default device; for what converts or runs a caller's network.
-    Also a decorator.
+    """Runs the body with torch's own defaults: float32 and no autocast. It is also a decorator.
 
-    Default device and autocast are this thread's. The default dtype is the process's: where it is not float32, other
-    threads see float32 until the last of those inside has left. So what is called for every batch does not use this.
+    It is for code that converts or runs a caller's network. The default device and autocast belong to this thread. The
+    default dtype belongs to the process: where it is not float32, other threads see float32 until the last thread
+    inside has left. So code that runs for every batch does not use this.
+
+    Args:
+        device: The default device inside.
     """
     with (
-        _float32(),
+        _float32_default(),
         torch.device(device),
         without_autocast("cpu"),
         without_autocast("cuda"),
@@ -33,14 +34,14 @@ def torch_defaults(device: torch.device | str = "cpu") -> Iterator[None]:
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[None]:
-    """Costs next to nothing where autocast is off."""
+    """Switches autocast off for a kind of device ("cpu", "cuda"). Where it is off, this costs next to nothing."""
     if not torch.is_autocast_enabled(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
 
 
 @contextmanager
-def _float32() -> Iterator[None]:
+def _float32_default() -> Iterator[None]:
     global _inside, _outside
     with _lock:
         if not _inside:

@@ -82,7 +82,7 @@ def _convert(
     output: int | str | None,
     fuse: bool,
 ) -> fx.GraphModule:
-    masks = pruning.masks(model) if isinstance(pruning, Pruning) else _check_masks(pruning, model)
+    masks = pruning.make_masks(model) if isinstance(pruning, Pruning) else _check_masks(pruning, model)
     traced = trace(model, make_images(example, 2), output)
     refuse_hidden_weights(traced)
     values = observe_values(traced, example)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from prefiqs_ext.evaluation.datasets.crops import Encoded, Source, name_of
 from prefiqs_ext.exceptions import FileFormatError
-from prefiqs_ext.files.folders import stem
+from prefiqs_ext.files.folders import strip_image_suffix
 from prefiqs_ext.utils.text import format_path
 
 _FOLDER_OF_SCRIPTS = "images"
@@ -75,7 +75,7 @@ def _key(index: int, image: Source, shared: int) -> tuple[str, ...]:
 
 def _without_suffix(path: str) -> tuple[str, ...]:
     parts = _parts(path)
-    return (*parts[:-1], stem(parts[-1])) if parts else ()
+    return (*parts[:-1], strip_image_suffix(parts[-1])) if parts else ()
 
 
 def _parts(path: str) -> list[str]:

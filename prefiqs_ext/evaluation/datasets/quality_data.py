@@ -16,7 +16,7 @@ import numpy as np
 from prefiqs_ext.evaluation.datasets.crops import Source, Swapped, name_of
 from prefiqs_ext.evaluation.datasets.readers import Images, PairList, read_images_listed, read_pair_list
 from prefiqs_ext.faces import read_rgb
-from prefiqs_ext.files.folders import stem
+from prefiqs_ext.files.folders import strip_image_suffix
 
 LIST = "image_path_list.txt"
 _LOOKED_AT = 50  # images, to tell the colour order
@@ -42,7 +42,7 @@ def read_quality_data(folder: str | os.PathLike[str], pairs: Path | None = None)
     file = Path(folder) / LIST
     if pairs is None:
         images = read_images_listed(file)
-        names = [stem(Path(name).name) for name in images]
+        names = [strip_image_suffix(Path(name).name) for name in images]
         people = [_PERSON.fullmatch(name) for name in names]
         pairs = Path(folder) / "pair_list.txt"
         sizes = [len(os.fsencode(name)) for name in names]

@@ -16,8 +16,15 @@ from numpy.typing import NDArray
 from prefiqs_ext.evaluation.datasets.crops import Source, name_of
 from prefiqs_ext.evaluation.datasets.names import Names
 from prefiqs_ext.exceptions import FileFormatError
-from prefiqs_ext.files.folders import SUFFIXES, Folders, counted, entries, stem, suffix
-from prefiqs_ext.utils.text import format_path, lines
+from prefiqs_ext.files.folders import (
+    SUFFIXES,
+    FolderReader,
+    describe_ignored,
+    get_suffix,
+    list_folder,
+    strip_image_suffix,
+)
+from prefiqs_ext.utils.text import format_path, read_lines
 
 _SAME = 1e-5  # relative: a GPU gives an image in two batches scores that differ by less
 
@@ -45,8 +52,8 @@ def read_folders(root: str | os.PathLike[str], report: Callable[[str], None] = l
 
     report: gets one line that counts the files in these folders that are no images by their suffix.
     """
-    top = entries(os.fspath(root))
-    stray = next((name for name, is_folder in top if not is_folder and suffix(name) in SUFFIXES), None)
+    top = list_folder(os.fspath(root))
+    stray = next((name for name, is_folder in top if not is_folder and get_suffix(name) in SUFFIXES), None)
     if stray is not None:
         path = format_path(os.path.join(root, stray))
         raise FileFormatError(
@@ -56,9 +63,9 @@ def read_folders(root: str | os.PathLike[str], report: Callable[[str], None] = l
     passed_over: Counter[str] = Counter()
     files = [_images_of(os.path.join(root, person), passed_over) for person in people]
     paths = [file for person in files for file in person]
-    said = counted(passed_over)
+    said = describe_ignored(passed_over)
     if not paths:
-        others = counted(passed_over + Counter(suffix(name) for name, is_folder in top if not is_folder))
+        others = describe_ignored(passed_over + Counter(get_suffix(name) for name, is_folder in top if not is_folder))
         none = f"{format_path(os.fspath(root))}: expected a folder a person with images in it, found none"
         raise FileFormatError(f"{none}; {others}" if others else none)
     if said:
@@ -70,9 +77,9 @@ def _images_of(person: str, passed_over: Counter[str]) -> list[str]:
     def refuse(folder: str, what: str) -> None:
         raise FileFormatError(f"{format_path(folder)}: {what}; take it out of the set")
 
-    folders = Folders(refuse)
-    found = list(folders.images(person))
-    passed_over.update(folders.passed_over)
+    folders = FolderReader(refuse)
+    found = list(folders.find_images(person))
+    passed_over.update(folders.ignored)
     return found
 
 
@@ -84,12 +91,12 @@ def read_lfw_pairs(file: str | os.PathLike[str], root: str | os.PathLike[str]) -
     def images_of(name: str) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for path in _images_of(os.path.join(root, name), Counter()):
-            found.setdefault(stem(os.path.basename(path)), []).append(path)
+            found.setdefault(strip_image_suffix(os.path.basename(path)), []).append(path)
         return found
 
     index: dict[str, int] = {}
     pairs, mated = [], []
-    for number, line in lines(file):
+    for number, line in read_lines(file):
         words = line.split()
         if number == 1 and len(words) <= 2:
             continue
@@ -119,7 +126,7 @@ def read_pair_list(images: str | os.PathLike[str], pairs: str | os.PathLike[str]
     found = read_images_listed(images)
     names = Names(found)
     rows, mated = [], []
-    for number, line in lines(pairs):
+    for number, line in read_lines(pairs):
         words = line.split()
         if len(words) != 3 or not words[2].isdecimal() or words[2].lstrip("0") not in ("", "1"):
             raise FileFormatError(f"{pairs}:{number}: expected `name name 0|1`, got {line[:80]!r}")
@@ -136,7 +143,7 @@ def read_images_listed(file: str | os.PathLike[str]) -> list[str]:
     """
     folder = Path(file).parent
     index: dict[str, int] = {}
-    for number, line in lines(file):
+    for number, line in read_lines(file):
         path = line.strip()
         # absolute(), or the folder above "." would be none. A path that is absolute replaces what stands before it.
         places = (folder / path, folder.absolute().parent.parent / path, folder / "images" / Path(path).name)
@@ -167,7 +174,7 @@ def read_scores(file: str | os.PathLike[str], images: Sequence[Source]) -> NDArr
     """
     names = Names(images)
     scores = np.full(len(images), np.nan)
-    for number, line in lines(file):
+    for number, line in read_lines(file):
         try:
             path, value = line.strip().rsplit(maxsplit=1)
             score = float(value)
@@ -247,7 +254,7 @@ def _rows(listed: str | os.PathLike[str], images: Sequence[Source], count: int) 
     names = Names(images)
     rows: dict[int, int] = {}
     count_listed = 0
-    for number, line in lines(listed):
+    for number, line in read_lines(listed):
         try:
             place = names.find(line.strip())
         except ValueError as error:

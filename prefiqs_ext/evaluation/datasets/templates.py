@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prefiqs_ext.evaluation.datasets.crops import Landmarked
 from prefiqs_ext.exceptions import FileFormatError
-from prefiqs_ext.utils.text import lines
+from prefiqs_ext.utils.text import read_lines
 
 _BLOCK = 20_000  # images summed at a time
 _LINES = 1_000_000  # of pairs looked up at a time
@@ -120,7 +120,7 @@ def _by_template(templates: Templates) -> tuple[NDArray[np.intp], NDArray[np.int
 def _faces(file: Path, crops: Path) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
     present = {entry.name for entry in os.scandir(crops)}
     names, numbers = [], array("q")
-    for number, line in lines(file):
+    for number, line in read_lines(file):
         words = line.split()
         if len(words) != 3 or not _is_template(words[1]) or not (words[2].isdecimal() and len(words[2]) < 19):
             raise FileFormatError(f"{file}:{number}: expected `name template media`, got {line[:80]!r}")
@@ -140,7 +140,7 @@ def _landmarks(file: Path, names: list[str]) -> NDArray[np.float64]:
     """[N, 5, 2]"""
     values = array("d")
     count = 0
-    for number, line in lines(file):
+    for number, line in read_lines(file):
         name, *words = line.split()
         if count == len(names) or name != names[count]:
             raise FileFormatError(f"{file}:{number}: expected the order of ijbc_face_tid_mid.txt, got {name[:80]!r}")
@@ -174,7 +174,7 @@ def _pairs(file: Path, ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArr
     places = np.full(_LIMIT + 1, -1, np.int32)  # the last for all that is out of range
     places[ids] = np.arange(len(ids))
     try:
-        if next(lines(file), None) is None:  # np.loadtxt would warn
+        if next(read_lines(file), None) is None:  # np.loadtxt would warn
             raise ValueError
         rows = np.loadtxt(file, np.int32, comments=None, ndmin=2, encoding="utf-8-sig")
         if rows.shape[1] != 3:
@@ -193,7 +193,7 @@ def _pairs(file: Path, ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArr
 
 def _pair_fault(file: Path, ids: NDArray[np.int64]) -> NoReturn:
     known = set(ids.tolist())
-    for number, line in lines(file):
+    for number, line in read_lines(file):
         words = line.split()
         if len(words) != 3 or not all(map(_is_template, words[:2])) or words[2] not in ("0", "1"):
             raise FileFormatError(f"{file}:{number}: expected `template template 0|1`, got {line[:80]!r}")

@@ -1,0 +1,124 @@
+"""How far a run has come, kept beside its files so that a later run can go on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+from prefiqs_ext.exceptions import InputError, MissingFileError
+from prefiqs_ext.files.records import Status
+from prefiqs_ext.utils.os_errors import explain_read_errors
+from prefiqs_ext.utils.partial_file import PartialFile
+from prefiqs_ext.utils.strict_json import JSON
+from prefiqs_ext.utils.text import format_path
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run has written so far.
+
+    Attributes:
+        paths: Files whose records are written.
+        rows: Rows of the table.
+        columns: Numbers per embedding.
+        sizes: Bytes of each output.
+        digest: A digest of the paths, in order.
+        counts: Faces, and files without one, by status. It counts every face, also where the table has one row per
+            file.
+    """
+
+    paths: int = 0
+    rows: int = 0
+    columns: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+    digest: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def extend(
+        self, path: str, *, rows: int, columns: int, added: Mapping[str, int], statuses: Iterable[Status]
+    ) -> Progress:
+        """Gives the progress after one more file, of which so many rows and bytes were added."""
+        counts = dict(self.counts)
+        for status in statuses:
+            counts[status] = counts.get(status, 0) + 1
+        return Progress(
+            paths=self.paths + 1,
+            rows=self.rows + rows,
+            columns=columns,
+            sizes={kind: self.sizes.get(kind, 0) + size for kind, size in added.items()},
+            digest=_extend_digest(self.digest, path),
+            counts=counts,
+        )
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The content of FILE.part.state.
+
+    Attributes:
+        settings: What the rows are made with.
+        progress: How far the run has come. The outputs may have more bytes than it says, never fewer.
+    """
+
+    settings: dict[str, JSON]
+    progress: Progress
+
+    @classmethod
+    def read(cls, file: Path) -> RunState | None:
+        """Reads a state; None if there is none, or nothing that `write` has written.
+
+        Raises:
+            FileAccessError: The file is there but cannot be read.
+        """
+        try:
+            with explain_read_errors(format_path(str(file))):
+                state = json.loads(file.read_bytes())
+            return cls(settings=state["settings"], progress=Progress(**state["done"]))
+        except (MissingFileError, ValueError, TypeError, KeyError):
+            return None
+
+    def write(self, file: Path) -> None:
+        """Replaces the state; after a power cut there is the old one or the new one.
+
+        Raises:
+            FileAccessError: The file cannot be written.
+        """
+        new = PartialFile(file, ".new")
+        new.truncate(0)
+        new.write(json.dumps({"settings": self.settings, "done": asdict(self.progress)}).encode())
+        new.complete()
+
+    def check_same_run(self, part: str, settings: Mapping[str, JSON], paths: Sequence[str]) -> None:
+        """Checks that a run with these settings and paths can go on from here.
+
+        Args:
+            part: FILE.part as a person reads it, for errors.
+            settings: What the new run makes its rows with.
+            paths: All paths of the new run, in order.
+
+        Raises:
+            InputError: Some setting differs, or the run does not begin with the same paths.
+        """
+        remedy = f"go on with the same, or delete {part}.state to begin anew"
+        for name, value in settings.items():
+            if self.settings.get(name) != value:
+                raise InputError(f"{part} was made with {name} {self.settings.get(name)!r}, not {value!r}: {remedy}")
+        finished = self.progress.paths
+        if _digest_paths(paths[:finished]) != self.progress.digest:
+            raise InputError(f"{part} was made from other files than this run's first {finished}: {remedy}")
+
+
+def _digest_paths(paths: Iterable[str]) -> str:
+    digest = ""
+    for path in paths:
+        digest = _extend_digest(digest, path)
+    return digest
+
+
+def _extend_digest(digest: str, path: str) -> str:
+    """A digest of digests, which can go on from what is kept of it."""
+    return blake2b(digest.encode() + os.fsencode(path), digest_size=16).hexdigest()
