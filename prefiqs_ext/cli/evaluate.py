@@ -47,7 +47,7 @@ _FILE = click.Path(path_type=Path, exists=True)
     "--methods",
     default="prefiqs,norm,random",
     show_default=True,
-    help=f"Qualities to compare, comma-separated: {', '.join(methods.NAMES)}. May be empty.",
+    help=f"Qualities to compare, comma-separated: {', '.join(methods.list_methods())}. May be empty.",
 )
 @click.option(
     "--scores",
@@ -289,9 +289,9 @@ class _Networks:
 
 def _method_names(options: dict[str, Any]) -> list[str]:
     names = list(filter(None, options["methods"].split(",")))
-    unknown = [name for name in names if name not in methods.NAMES]
+    unknown = [name for name in names if name not in methods.list_methods()]
     if unknown:
-        raise click.UsageError(f"--methods: expected some of {', '.join(methods.NAMES)}, got {unknown[0]!r}")
+        raise click.UsageError(f"--methods: expected some of {', '.join(methods.list_methods())}, got {unknown[0]!r}")
     if not names and not options["scores"]:
         raise click.UsageError("expected at least one of --methods or --scores")
     return list(dict.fromkeys(names))
