@@ -8,6 +8,7 @@ import pytest
 from numpy.lib import format as npy
 
 from prefiqs_ext.evaluation import cache
+from prefiqs_ext.exceptions import FileAccessError
 
 FACTS = {"of": "something"}
 ARRAY = np.arange(6, dtype=np.float32).reshape(3, 2)
@@ -76,7 +77,7 @@ def test_nothing_is_left_of_what_failed(folder):
 
 
 def full(path):
-    raise ValueError("cannot write it") from OSError(errno.ENOSPC, "No space left on device")
+    raise FileAccessError("cannot write it") from OSError(errno.ENOSPC, "No space left on device")
 
 
 def read_only(*_):
@@ -106,11 +107,11 @@ def test_a_cache_folder_that_is_none(folder, capsys):
 
 
 def test_in_memory(folder):
-    keep = cache.in_memory()
-    assert keep(FACTS, 3, lambda: ARRAY).tolist() == ARRAY.tolist()
-    assert keep(FACTS, 3, never).tolist() == ARRAY.tolist()
+    load_or_compute = cache.make_memory_cache()
+    assert load_or_compute(FACTS, ["table"], 3, compute)["table"].tolist() == ARRAY.tolist()
+    assert load_or_compute(FACTS, ["table"], 3, never)["table"].tolist() == ARRAY.tolist()
     with pytest.raises(AssertionError):
-        keep(FACTS | {"more": 1}, 3, never)
+        load_or_compute(FACTS | {"more": 1}, ["table"], 3, never)
     with pytest.raises(AssertionError):
-        cache.in_memory()(FACTS, 3, never)
+        cache.make_memory_cache()(FACTS, ["table"], 3, never)
     assert not folder.exists()

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from prefiqs_ext.evaluation.datasets.crops import Encoded, Landmarked, Swapped
+from prefiqs_ext.evaluation.datasets.crops import EncodedCrop, LandmarkedPhoto, SwappedCrop
 from prefiqs_ext.evaluation.datasets.readers import read_embeddings
 
 PATHS = ["data/ann/1.jpg", "data/bo/1.jpg", "data/bo/2.v2.png"]
@@ -49,7 +49,11 @@ def test_a_file_an_image(tmp_path, values):
 
 def test_a_file_an_image_of_every_kind(tmp_path, values):
     save(tmp_path, ["00000.npy", "7.npy", "x.npy"], values)
-    images = [Encoded(b"", "image 0 of lfw.bin"), Landmarked("crops/7.jpg", np.zeros((5, 2))), Swapped("images/x.jpg")]
+    images = [
+        EncodedCrop(b"", "image 0 of lfw.bin"),
+        LandmarkedPhoto("crops/7.jpg", np.zeros((5, 2))),
+        SwappedCrop("images/x.jpg"),
+    ]
     np.testing.assert_allclose(read_embeddings(tmp_path, images), unit(values), atol=1e-6)
 
 

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from prefiqs_ext import Preset, methods
-from prefiqs_ext.exceptions import NotFittedError
+from prefiqs_ext.exceptions import FileAccessError, NotFittedError
 from prefiqs_ext.methods import FROQ
 from prefiqs_ext.methods.froq import LayerSelection, compute_pseudo_labels, select_columns
 
@@ -256,7 +256,7 @@ def test_saved_and_loaded(network: nn.Module, fitted: FROQ, tmp_path: Path) -> N
         FROQ.load(path, network, Preset("odd", (36, 44), "rgb", PRESET.mean, PRESET.std))
     with pytest.raises(FileNotFoundError):
         FROQ.load(tmp_path / "none.json", network, PRESET)
-    with pytest.raises(ValueError, match="cannot write"):
+    with pytest.raises(FileAccessError, match="cannot write"):
         fitted.save(tmp_path / "none" / "froq.json")
 
 

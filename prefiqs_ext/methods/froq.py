@@ -114,7 +114,9 @@ class FROQ:
         output: int | str | None = None,
     ) -> None:
         if images < _LEAST_IMAGES or chunk < 1:
-            raise InputError(f"expected {_LEAST_IMAGES} or more images and a chunk of 1 or more, got {images} and {chunk}")
+            raise InputError(
+                f"expected {_LEAST_IMAGES} or more images and a chunk of 1 or more, got {images} and {chunk}"
+            )
         self.network, self.preset, self.seed, self.images, self.chunk = network, preset, seed, images, chunk
         self.output = output
         check_network(self)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.utils.text import escape_unprintable, format_path
 
-JSON: TypeAlias = "str | int | float | bool | None | list[JSON] | dict[str, JSON]"
+JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
 _T = TypeVar("_T")
 _MAX_BYTES = 1 << 20
 
