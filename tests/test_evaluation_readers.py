@@ -30,7 +30,7 @@ def test_folders(people):
     assert [path.rsplit("/", 1)[1] for path in images.images] == ["Ann_A_0001.jpg", "Ann_A_0002.jpg", "Bo_B_0001.jpg"]
     assert images.identities.tolist() == [0, 0, 1]
     (people.parent / "empty" / "Ann_A").mkdir(parents=True)
-    with pytest.raises(ValueError, match="a folder a person"):
+    with pytest.raises(ValueError, match="one folder per person"):
         read_folders(people.parent / "empty")
 
 

@@ -137,7 +137,7 @@ def _draw_pairs(groups: list[list[NDArray[np.intp]]], generator: np.random.Gener
 def _assign_positions(
     pairs: NDArray[np.intp], unit: NDArray[np.float64], ranks: NDArray[np.float64], rescale: bool
 ) -> NDArray[np.float64]:
-    """g of each image [N]: the mean position that its pairs gave it; its own rank if there is none."""
+    """Compute g of each image [N]: the mean position that its pairs gave it; its own rank if there is none."""
     if not len(pairs):
         return ranks
     first, second = pairs.T

@@ -155,7 +155,7 @@ def _read_faces(file: Path, crops: Path) -> tuple[list[str], NDArray[np.int64], 
 
 
 def _read_landmarks(file: Path, names: list[str]) -> NDArray[np.float64]:
-    """[N, 5, 2]"""
+    """Read the landmarks [N, 5, 2]."""
     values = array("d")
     count = 0
     for number, line in lines(file):
