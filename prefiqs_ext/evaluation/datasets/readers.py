@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from prefiqs_ext.evaluation.arrays import Floats
 from prefiqs_ext.evaluation.datasets.crops import Source, get_name
 from prefiqs_ext.evaluation.datasets.names import Names
-from prefiqs_ext.exceptions import FileFormatError, MissingFileError
+from prefiqs_ext.exceptions import FileAccessError, FileFormatError, MissingFileError
 from prefiqs_ext.files.folders import SUFFIXES, Folders, counted, entries, stem, suffix
 from prefiqs_ext.utils.text import format_path, lines
 
@@ -321,12 +321,16 @@ def read_array(file: str | os.PathLike[str]) -> Floats:
 
     Raises:
         MissingFileError: There is no such file.
+        FileAccessError: The file cannot be read.
         FileFormatError: The file is anything else.
     """
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise MissingFileError(f"expected a .npy in {format_path(os.fspath(file))}, found no file") from error
+    except OSError as error:
+        path = format_path(os.fspath(file))
+        raise FileAccessError(f"expected a .npy in {path}, cannot read it ({error.strerror})") from error
     except Exception as error:  # NumPy parses the header as Python, which can raise anything
         raise FileFormatError(f"{file}: expected a .npy of numbers; {' '.join(str(error).split())[:120]}") from None
     if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
