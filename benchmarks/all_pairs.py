@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from benchmarks.memory import read_high_water_mark
 from benchmarks.timing import describe_machine
-from prefiqs_ext.evaluation.all_pairs import all_pairs
-from prefiqs_ext.evaluation.bootstrap import bootstrap
+from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
+from prefiqs_ext.evaluation.bootstrap import resample_persons
 from prefiqs_ext.evaluation.edc import FMRS, LIMIT
 
 _DIMENSIONS = 128
@@ -50,11 +50,11 @@ def main(images: int, persons: int | None, resamples: int, seed: int, file: Path
     persons = persons or max(1, images // 10)
     embeddings, who, quality = make_faces(images, persons, seed)
     results: list[dict[str, Any]] = []
-    curves = _measure(results, "all_pairs", partial(all_pairs, embeddings, who, quality, fmrs=FMRS))
+    curves = _measure(results, "all_pairs", partial(compute_all_pairs_curves, embeddings, who, quality, fmrs=FMRS))
     for curve in curves:
         print(f"  FMR {curve.fmr:g}: FNMR {curve.fnmr[0]:.4f}, pAUC {curve.area(LIMIT):.4f}, {curve.mated} mated pairs")
     for fmr in FMRS if resamples else ():
-        draw = partial(bootstrap, embeddings, who, {"quality": quality}, fmr=fmr, resamples=resamples, seed=seed)
+        draw = partial(resample_persons, embeddings, who, {"quality": quality}, fmr=fmr, resamples=resamples, seed=seed)
         draws = _measure(results, f"bootstrap {fmr:g}", draw)
         print("  pAUC minus that of no discard, 95 %: {:.4f} to {:.4f}".format(*draws.interval("quality")))
     if file is not None:

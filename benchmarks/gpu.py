@@ -29,7 +29,7 @@ from benchmarks.steps import record
 from benchmarks.timing import Spread, compare_rounds, describe_machine
 from prefiqs_ext import ops, reference
 from prefiqs_ext.device import why_no_cuda
-from prefiqs_ext.evaluation.datasets.crops import name_of
+from prefiqs_ext.evaluation.datasets.crops import get_name
 from prefiqs_ext.evaluation.datasets.readers import read_folders
 from prefiqs_ext.faces import read_rgb
 from prefiqs_ext.masks import pack_mask
@@ -315,7 +315,7 @@ def measure_accuracy(bench: Bench, arguments: argparse.Namespace) -> None:
 
 
 def _read_faces(folder: Path) -> Tensor:
-    pixels = [read_rgb(name_of(image)) for image in read_folders(folder).images]
+    pixels = [read_rgb(get_name(image)) for image in read_folders(folder).images]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
 

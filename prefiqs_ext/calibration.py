@@ -1,57 +1,55 @@
-"""From a raw quality to an integer of 0 to 100, as people and ISO/IEC 29794-5's vocabulary have it.
+"""A scale of 0 to 100 for the raw quality, as people and the vocabulary of ISO/IEC 29794-5 have it.
 
-100 Q is squeezed near the top, so the scale is fitted on qualities of the user's own images. It ranks nothing anew, it
-is for one network and pruning, and it is not OFIQ's unified quality score: do not call it ISO-conformant.
+100 * quality is squeezed near the top, so the scale is fitted on the qualities of the user's own images. It changes no
+ranking. It holds for one network and one pruning. It is not OFIQ's unified quality score: do not call it
+ISO-conformant.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.utils.strict_json import build_dataclass
+
+if TYPE_CHECKING:
+    from prefiqs_ext.utils.strict_json import JSON
 
 NOT_ASSESSABLE = -1
-_KINDS = ("percentile", "logistic")
-_LEAST = 20  # qualities, to fit a scale on
-_LOGISTIC, _PERCENTILES = 2, 101
+"""The score of a face without a quality."""
+_LEAST = 20  # qualities to fit on: with fewer, a percentile is off by 10 points (one standard error) or more
+_PERCENTILES = 101  # the 0th to the 100th
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """A monotone map of quality to 0..100.
+class Calibration(ABC):
+    """A monotone map of quality to 0..100: a :class:`PercentileCalibration` or a :class:`LogisticCalibration`.
 
-    kind "logistic", numbers (x0, w): round(100 / (1 + exp((x0 - quality) / w))), OFIQ's form. kind "percentile",
-    numbers the 101 quantiles of the qualities it was fitted on: the percentage of them that is lower, between
-    neighbours linear, among equals their middle, outside them 0 or 100. ValueError for numbers that are not such.
+    >>> calibration = prefiqs_ext.Calibration.fit(prefiqs_ext.score(crops).quality)
+    >>> calibration(prefiqs_ext.score(crops).quality).shape
+    torch.Size([40])
     """
 
-    kind: Literal["percentile", "logistic"]
-    numbers: tuple[float, ...]
+    kind: ClassVar[str]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "numbers", tuple(map(float, self.numbers)))
-        if self.kind not in _KINDS:
-            raise InputError(f"expected a calibration of kind {' or '.join(_KINDS)}, got {self.kind!r}")
-        count = _LOGISTIC if self.kind == "logistic" else _PERCENTILES
-        if len(self.numbers) != count or not all(math.isfinite(number) for number in self.numbers):
-            raise InputError(f"expected {count} finite numbers of a {self.kind} calibration, got {len(self.numbers)}")
-        if self.kind == "logistic" and self.numbers[1] <= 0:
-            raise InputError(f"expected a width above 0, got {self.numbers[1]}")
-        if self.kind == "percentile" and (any(np.diff(self.numbers) < 0) or self.numbers[0] == self.numbers[-1]):
-            raise InputError("expected quantiles in ascending order, not all equal")
+    @staticmethod
+    def fit(quality: Tensor, kind: Literal["percentile", "logistic"] = "percentile") -> Calibration:
+        """Fit the scale on these qualities. Their median becomes 50.
 
-    @classmethod
-    def fit(cls, quality: Tensor, kind: Literal["percentile", "logistic"] = "percentile") -> Calibration:
-        """The scale of these qualities: their median becomes 50; their quartiles become 25 and 75, or (logistic) lie as
-        far apart as 25 and 75.
+        Args:
+            quality: [N] of ScoreOutput, at least 20, not all equal; NaN rows are left out.
+            kind: "percentile": their quartiles become 25 and 75. "logistic": their quartiles lie as far apart as 25 and
+                75.
 
-        quality: [N] of ScoreOutput, at least 20, not all equal; NaN rows are left out. ValueError otherwise.
+        Raises:
+            InputError: Too few qualities, or qualities that do not differ; another kind.
         """
         values = quality.detach().double().cpu().numpy().ravel()
         values = values[np.isfinite(values)]
@@ -59,23 +57,123 @@ class Calibration:
             raise InputError(f"expected {_LEAST} or more qualities to fit a calibration on, got {len(values)}")
         if values.min() == values.max():
             raise InputError("expected qualities that differ, got all equal")
-        if kind == "percentile":
-            return cls(kind, tuple(np.quantile(values, np.linspace(0, 1, _PERCENTILES)).tolist()))
+        return _get_class(kind)._fit(values)
+
+    def __call__(self, quality: Tensor) -> Tensor:
+        """Map qualities [N] to int64 [N] on the same device: 0..100, HIGHER is better; -1 where the quality is NaN."""
+        values = quality.detach().double().cpu().numpy()
+        scores = self._scale(values)
+        rounded = np.where(np.isnan(values), NOT_ASSESSABLE, np.floor(np.nan_to_num(scores) + 0.5))
+        return torch.from_numpy(rounded.astype(np.int64)).to(quality.device)
+
+    def to_dict(self) -> dict[str, JSON]:
+        """The calibration as JSON values: its kind, and its fields by name."""
+        return {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]  # both kinds are dataclasses
+
+    @staticmethod
+    def from_dict(values: object) -> Calibration:
+        """Make the calibration that `to_dict` gave.
+
+        Raises:
+            InputError: The values are those of no calibration.
+        """
+        if not isinstance(values, dict) or "kind" not in values:
+            raise InputError(f"calibration is {str(values)[:80]!r}, expected an object with its kind")
+        fields = {name: value for name, value in values.items() if name != "kind"}
+        calibration: Calibration = build_dataclass(_get_class(values["kind"]), fields)
+        return calibration
+
+    @classmethod
+    @abstractmethod
+    def _fit(cls, values: NDArray[np.float64]) -> Calibration:
+        """Fit on finite qualities [N], not all equal."""
+
+    @abstractmethod
+    def _scale(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Map qualities [N] to [0, 100], not yet rounded."""
+
+
+@dataclass(frozen=True)
+class PercentileCalibration(Calibration):
+    """The percentage of the qualities it was fitted on that is lower.
+
+    Between neighbouring percentiles it is linear, among equal ones it is their middle, and outside them it is 0 or 100.
+
+    Attributes:
+        percentiles: The 0th to the 100th percentile of these qualities, ascending, not all equal.
+
+    Raises:
+        InputError: Values that are no such percentiles.
+    """
+
+    kind: ClassVar[str] = "percentile"
+
+    percentiles: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "percentiles", _convert_finite(self.percentiles, _PERCENTILES, "percentiles"))
+        if any(np.diff(self.percentiles) < 0) or self.percentiles[0] == self.percentiles[-1]:
+            raise InputError("expected percentiles in ascending order, not all equal")
+
+    @classmethod
+    def _fit(cls, values: NDArray[np.float64]) -> PercentileCalibration:
+        return cls(tuple(np.quantile(values, np.linspace(0, 1, _PERCENTILES)).tolist()))
+
+    def _scale(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        distinct, first, counts = np.unique(self.percentiles, return_index=True, return_counts=True)
+        return np.interp(values, distinct, first + (counts - 1) / 2, left=0, right=100)
+
+
+@dataclass(frozen=True)
+class LogisticCalibration(Calibration):
+    """round(100 / (1 + exp((midpoint - quality) / width))), the form of OFIQ's quality measures.
+
+    Attributes:
+        midpoint: The quality that becomes 50.
+        width: Above 0. The quality midpoint + width * ln 3 becomes 75.
+
+    Raises:
+        InputError: A number that is not finite, or a width of 0 or less.
+    """
+
+    kind: ClassVar[str] = "logistic"
+
+    midpoint: float
+    width: float
+
+    def __post_init__(self) -> None:
+        midpoint, width = _convert_finite((self.midpoint, self.width), 2, "midpoint and width")
+        object.__setattr__(self, "midpoint", midpoint)
+        object.__setattr__(self, "width", width)
+        if self.width <= 0:
+            raise InputError(f"expected a width above 0, got {self.width}")
+
+    @classmethod
+    def _fit(cls, values: NDArray[np.float64]) -> LogisticCalibration:
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
         if high <= low:
             raise InputError("expected qualities that differ, got half of them equal: use kind='percentile'")
         # 100 / (1 + exp(-d / w)) is 75 at d = w ln 3.
-        return cls(kind, (middle, (high - low) / (2 * math.log(3))))
+        return cls(middle, (high - low) / (2 * math.log(3)))
 
-    def __call__(self, quality: Tensor) -> Tensor:
-        """[N] -> int64 [N] on the same device, 0..100, HIGHER is better; -1, not assessable, where quality is NaN."""
-        values = quality.detach().double().cpu().numpy()
-        if self.kind == "logistic":
-            x0, width = self.numbers
-            with np.errstate(over="ignore"):  # a narrow scale is a step
-                scores = 100 / (1 + np.exp(np.minimum((x0 - values) / width, 700)))
-        else:
-            quantiles, first, counts = np.unique(self.numbers, return_index=True, return_counts=True)
-            scores = np.interp(values, quantiles, first + (counts - 1) / 2, left=0, right=100)
-        rounded = np.where(np.isnan(values), NOT_ASSESSABLE, np.floor(np.nan_to_num(scores) + 0.5))
-        return torch.from_numpy(rounded.astype(np.int64)).to(quality.device)
+    def _scale(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        with np.errstate(over="ignore"):  # a narrow scale is a step
+            scores: NDArray[np.float64] = 100 / (1 + np.exp(np.minimum((self.midpoint - values) / self.width, 700)))
+        return scores
+
+
+def _get_class(kind: object) -> type[Calibration]:
+    for known in (PercentileCalibration, LogisticCalibration):
+        if kind == known.kind:
+            return known
+    raise InputError(f"expected a calibration of kind percentile or logistic, got {kind!r}")
+
+
+def _convert_finite(values: tuple[float, ...], count: int, what: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(map(float, values))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"expected numbers as {what}: {error}") from None
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise InputError(f"expected {count} finite numbers as {what}, got {len(numbers)}")
+    return numbers

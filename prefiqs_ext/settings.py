@@ -52,7 +52,8 @@ class Settings:
         return replace(self, device=where, dtype=name)
 
     def to_json(self) -> str:
-        return json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n"
+        calibration = None if self.calibration is None else self.calibration.to_dict()
+        return json.dumps({"version": _VERSION, **asdict(self), "calibration": calibration}, indent=1) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file whole or not at all. ValueError where it cannot be written."""
@@ -77,7 +78,7 @@ class Settings:
             if type(named[name]) not in kinds:
                 raise InputError(f"{name} is {named[name]!r}")
         check_sha256(named["model_sha256"])
-        pruning = build_dataclass(Pruning, named["pruning"])
+        pruning, calibration = build_dataclass(Pruning, named["pruning"]), named["calibration"]
         if pruning is None:
             raise InputError("pruning is missing")
         return cls(
@@ -85,7 +86,7 @@ class Settings:
                 **named,
                 "preset": build_dataclass(Preset, named["preset"]),
                 "pruning": pruning,
-                "calibration": build_dataclass(Calibration, named["calibration"]),
+                "calibration": None if calibration is None else Calibration.from_dict(calibration),
             }
         )
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from prefiqs_ext.evaluation.datasets.benchmarks import BENCHMARKS, find
-from prefiqs_ext.evaluation.datasets.crops import Swapped, read_crops
+from prefiqs_ext.evaluation.datasets.benchmarks import BENCHMARKS, find_benchmarks
+from prefiqs_ext.evaluation.datasets.crops import SwappedCrop, read_every_crop
 from prefiqs_ext.evaluation.datasets.quality_data import read_quality_data
 from prefiqs_ext.evaluation.datasets.readers import Images, PairList
 from prefiqs_ext.evaluation.datasets.templates import Templates
@@ -24,7 +24,7 @@ def assert_like(crops, faces):
 
 
 def read(data):
-    return torch.stack(list(read_crops(data.images, (112, 112))))
+    return torch.stack(list(read_every_crop(data.images, (112, 112))))
 
 
 def assert_pair_list(data, seed):
@@ -43,7 +43,7 @@ def root(tmp_path_factory):
 
 
 def test_all_eight(root):
-    found, absent = find(root)
+    found, absent = find_benchmarks(root)
     assert not absent
     assert [f.benchmark for f in found] == list(BENCHMARKS)
     names = ["LFW", "AgeDB-30", "CFP-FP", "CALFW", "CPLFW", "Adience", "XQLFW", "IJB-C"]
@@ -64,7 +64,7 @@ def test_other_layouts(tmp_path):
     sets.write_quality_data_of_xqlfw(data / "XQLFW", 1)
     sets.write_bin(tmp_path / "cfp_fp.bin", 2)
     sets.write_ijbc(tmp_path / "IJB_release" / "IJBC", 3)
-    found, absent = find(tmp_path)
+    found, absent = find_benchmarks(tmp_path)
     assert [f.benchmark.name for f in found] == ["LFW", "CFP-FP", "XQLFW", "IJB-C"]
     for place, seed in enumerate((0, 2, 1)):
         assert_pair_list(found[place].load(), seed)
@@ -76,11 +76,11 @@ def test_other_layouts(tmp_path):
 def test_half_a_layout_is_absent(tmp_path):
     sets.write_xqlfw(tmp_path / "XQLFW")
     (tmp_path / "XQLFW" / "xqlfw_pairs.txt").unlink()
-    found, absent = find(tmp_path)
+    found, absent = find_benchmarks(tmp_path)
     assert not found
     assert absent[6].looked[0] == "XQLFW/xqlfw_pairs.txt + XQLFW/xqlfw_aligned_112"
     with pytest.raises(ValueError, match="expected a folder"):
-        find(tmp_path / "none")
+        find_benchmarks(tmp_path / "none")
 
 
 def test_published_pickles_of_python_2(tmp_path):
@@ -88,7 +88,7 @@ def test_published_pickles_of_python_2(tmp_path):
     images = [sets.jpeg(picture) for picture in sets.faces()[:2]]
     body = b"".join(b"T" + len(image).to_bytes(4, "little") + image for image in images)
     (tmp_path / "lfw.bin").write_bytes(b"\x80\x02](" + body + b"e](\x89e\x86.")
-    data = find(tmp_path)[0][0].load()
+    data = find_benchmarks(tmp_path)[0][0].load()
     assert pickle.loads((tmp_path / "lfw.bin").read_bytes(), encoding="bytes") == (images, [False])
     assert_like(read(data), sets.faces()[:2])
 
@@ -98,7 +98,7 @@ def test_colours_are_seen(tmp_path, swapped):
     folder = tmp_path / "quality_data" / "lfw"
     sets.write_quality_data_of_bin(folder, swapped=swapped)
     data = read_quality_data(folder)
-    assert {type(image) for image in data.images} == {Swapped if swapped else str}
+    assert {type(image) for image in data.images} == {SwappedCrop if swapped else str}
     assert_pair_list(data, 0)
 
 

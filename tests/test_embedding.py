@@ -17,7 +17,7 @@ from onnx_files import assert_equal, floats, make_model, onnx_runtime, saved
 from torch import Tensor, nn
 
 from prefiqs_ext import Pruning, Scorer, Settings, dualize, methods, models, reference, sensitivity
-from prefiqs_ext.evaluation.inference import ImageSet, Scoring, embedded
+from prefiqs_ext.evaluation.inference import ImageSet, Scoring, embed_images
 from prefiqs_ext.models.embedding import select_embedding, select_output
 from tests.test_cli import Command
 
@@ -180,9 +180,9 @@ def test_evaluation_and_its_cache(file: str, command: Command, monkeypatch: pyte
     monkeypatch.setenv("PREFIQS_HOME", "home")
     network, _ = models.load_model(file, PRESET)
     images = ImageSet(sorted(map(str, Path("people").glob("*/*"))))
-    first, second = (Scoring(network, PRESET, Pruning(), {"output": name}).of(images) for name in ("683", "1"))
+    first, second = (Scoring(network, PRESET, Pruning(), output=name).score_images(images) for name in ("683", "1"))
     assert first.embeddings.shape != second.embeddings.shape
-    np.testing.assert_allclose(embedded(images, network, PRESET), first.embeddings, atol=1e-6)
+    np.testing.assert_allclose(embed_images(images, network, PRESET), first.embeddings, atol=1e-6)
     arguments = ["--model", file, "--preset", "arcface", "--size", str(SIZE), "--output-name", "1"]
     result = command(
         "evaluate",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prefiqs_ext.evaluation.bootstrap_pairs import bootstrap_pairs
+from prefiqs_ext.evaluation.bootstrap_pairs import resample_pairs
 from prefiqs_ext.evaluation.edc import RATIOS, error_versus_discard
 
 
@@ -25,7 +25,7 @@ def pair_list(seed, pairs=400, images=90, tied=False):
 def test_agrees_with_drawn_lists(fmr, tied, limit):
     scores, mated, listed, qualities = pair_list(4, tied=tied)
     ratios = RATIOS[limit + 1e-9 >= RATIOS]
-    result = bootstrap_pairs(scores, mated, listed, qualities, fmr=fmr, limit=limit, resamples=6, seed=5)
+    result = resample_pairs(scores, mated, listed, qualities, fmr=fmr, limit=limit, resamples=6, seed=5)
     rng = np.random.default_rng(5)
     for b in range(6):
         drawn = rng.integers(len(scores), size=len(scores))
@@ -41,7 +41,7 @@ def test_tail_of_the_worst_pairs_grows():
     listed, mated = np.arange(2000).reshape(-1, 2), np.arange(1000) % 2 == 0
     quality = np.arange(2000.0)
     scores = np.where(mated, rng.normal(1, 1, 1000), -np.arange(1000) / 100)
-    result = bootstrap_pairs(scores, mated, listed, {"a": quality}, fmr=1e-2, resamples=3)
+    result = resample_pairs(scores, mated, listed, {"a": quality}, fmr=1e-2, resamples=3)
     rng = np.random.default_rng(0)
     for b in range(3):
         drawn = rng.integers(1000, size=1000)
@@ -51,7 +51,7 @@ def test_tail_of_the_worst_pairs_grows():
 
 def test_centred_on_the_curve():
     scores, mated, listed, qualities = pair_list(1, pairs=2000)
-    result = bootstrap_pairs(scores, mated, listed, qualities, fmr=0.1, resamples=200)
+    result = resample_pairs(scores, mated, listed, qualities, fmr=0.1, resamples=200)
     curve = error_versus_discard(scores, mated, listed, qualities["good"], fmr=0.1)
     low, high = np.percentile(result.pauc["good"], [0.5, 99.5])
     assert low < curve.area(0.3) < high
@@ -73,4 +73,4 @@ def test_refused():
     ]:
         good = {"scores": scores, "mated": mated, "pairs": listed, "qualities": qualities}
         with pytest.raises(ValueError, match=message):
-            bootstrap_pairs(**{**good, **change})
+            resample_pairs(**{**good, **change})

@@ -8,6 +8,7 @@ import pytest
 from numpy.lib import format as npy
 
 from prefiqs_ext.evaluation import cache
+from prefiqs_ext.exceptions import FileAccessError
 
 FACTS = {"of": "something"}
 ARRAY = np.arange(6, dtype=np.float32).reshape(3, 2)
@@ -19,8 +20,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "evaluation"
 
 
+def compute():
+    return {"table": ARRAY}
+
+
 def stored():
-    return cache.cached(FACTS, 3, lambda: ARRAY)
+    return cache.load_or_compute(FACTS, ["table"], 3, compute)["table"]
 
 
 def never():
@@ -29,9 +34,28 @@ def never():
 
 def test_computed_once():
     assert stored().tolist() == ARRAY.tolist()
-    assert cache.cached(FACTS, 3, never).tolist() == ARRAY.tolist()
+    assert cache.load_or_compute(FACTS, ["table"], 3, never)["table"].tolist() == ARRAY.tolist()
     with pytest.raises(AssertionError):
-        cache.cached(FACTS | {"more": 1}, 3, never)
+        cache.load_or_compute(FACTS | {"more": 1}, ["table"], 3, never)
+    with pytest.raises(AssertionError):
+        cache.load_or_compute(FACTS, ["table"], 4, never)
+
+
+def test_arrays_are_kept_by_name(folder):
+    """If one of them is missing or not finite, all are computed again."""
+    arrays = {"table": ARRAY, "column": ARRAY[:, 0]}
+    names = list(arrays)
+    changes = [None, lambda file: file.unlink(), lambda file: np.save(file, np.full(3, np.inf, np.float32))]
+    for change in changes:
+        if change:
+            change(next(folder.glob("*-column.npy")))
+            with pytest.raises(AssertionError):
+                cache.load_or_compute(FACTS, names, 3, never)
+        cache.load_or_compute(FACTS, names, 3, lambda: arrays)
+        found = cache.load_or_compute(FACTS, names, 3, never)
+        assert [(name, array.tolist()) for name, array in found.items()] == [
+            (name, array.tolist()) for name, array in arrays.items()
+        ]
 
 
 @pytest.mark.parametrize(
@@ -63,20 +87,20 @@ def test_two_runs_at_once(folder, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(cache.os, "getpid", lambda: 1)
             stored()
-        return ARRAY
+        return compute()
 
-    assert cache.cached(FACTS, 3, meanwhile).tolist() == ARRAY.tolist()
+    assert cache.load_or_compute(FACTS, ["table"], 3, meanwhile)["table"].tolist() == ARRAY.tolist()
     assert len(list(folder.iterdir())) == 1
 
 
 def test_nothing_is_left_of_what_failed(folder):
     with pytest.raises(KeyboardInterrupt):
-        cache.cached(FACTS, 3, lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        cache.load_or_compute(FACTS, ["table"], 3, lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     assert list(folder.rglob("*")) == []
 
 
 def full(path):
-    raise ValueError("cannot write it") from OSError(errno.ENOSPC, "No space left on device")
+    raise FileAccessError("cannot write it") from OSError(errno.ENOSPC, "No space left on device")
 
 
 def read_only(*_):
@@ -106,11 +130,11 @@ def test_a_cache_folder_that_is_none(folder, capsys):
 
 
 def test_in_memory(folder):
-    keep = cache.in_memory()
-    assert keep(FACTS, 3, lambda: ARRAY).tolist() == ARRAY.tolist()
-    assert keep(FACTS, 3, never).tolist() == ARRAY.tolist()
+    load_or_compute = cache.make_memory_cache()
+    assert load_or_compute(FACTS, ["table"], 3, compute)["table"].tolist() == ARRAY.tolist()
+    assert load_or_compute(FACTS, ["table"], 3, never)["table"].tolist() == ARRAY.tolist()
     with pytest.raises(AssertionError):
-        keep(FACTS | {"more": 1}, 3, never)
+        load_or_compute(FACTS | {"more": 1}, ["table"], 3, never)
     with pytest.raises(AssertionError):
-        cache.in_memory()(FACTS, 3, never)
+        cache.make_memory_cache()(FACTS, ["table"], 3, never)
     assert not folder.exists()

@@ -16,8 +16,8 @@ from PIL import Image
 from prefiqs_ext import Preset, Scorer, methods
 from prefiqs_ext.cli import main
 from prefiqs_ext.evaluation import cache, results
-from prefiqs_ext.evaluation.all_pairs import all_pairs
-from prefiqs_ext.evaluation.datasets.crops import read_crops
+from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
+from prefiqs_ext.evaluation.datasets.crops import read_every_crop
 from prefiqs_ext.evaluation.edc import TOO_FEW, Mode
 from prefiqs_ext.evaluation.inference import ImageSet
 
@@ -55,7 +55,7 @@ def embeddings(sface):
 def all_of(embeddings, scores):
     """pAUC of each FMR."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    curves = all_pairs(unit, np.repeat(np.arange(4), 6), scores, ratios=np.arange(7) / 20)
+    curves = compute_all_pairs_curves(unit, np.repeat(np.arange(4), 6), scores, ratios=np.arange(7) / 20)
     assert [curve.measurable for curve in curves] == [True, False, False]  # 216 non-mated pairs
     return [curves[0].area(0.3)]
 
@@ -99,7 +99,7 @@ def test_methods_and_cache(data, monkeypatch):
 
         return SimpleNamespace(name=name, higher_is_better=False, needs_fit=False, score=score)
 
-    monkeypatch.setattr(methods, "NAMES", ("dark",))
+    monkeypatch.setattr(methods, "list_methods", lambda: ("dark",))
     monkeypatch.setattr(methods, "create", create)
     first, second = run(data, "--methods", "dark"), run(data, "--methods", "dark")
     assert first.exit_code == 0, first.output
@@ -225,7 +225,7 @@ def test_fitted_on_other_faces(data, monkeypatch):
             score=lambda images: images.float().mean((1, 2, 3)),
         )
 
-    monkeypatch.setattr(methods, "NAMES", ("fitted",))
+    monkeypatch.setattr(methods, "list_methods", lambda: ("fitted",))
     monkeypatch.setattr(methods, "create", create)
     others = data.parent / "others"
     others.mkdir()
@@ -236,7 +236,7 @@ def test_fitted_on_other_faces(data, monkeypatch):
     result = run(data, *common, "--fit-on", str(others))
     assert result.exit_code == 0, result.output
     (images,) = fitted
-    expected = torch.stack(list(read_crops(sorted(map(str, others.glob("p0/*.png"))), (112, 112))))
+    expected = torch.stack(list(read_every_crop(sorted(map(str, others.glob("p0/*.png"))), (112, 112))))
     assert sorted(map(bytes, images.flatten(1).numpy())) == sorted(map(bytes, expected.flatten(1).numpy()))
     assert run(data, *common).exit_code == 0
     assert len(fitted[1]) == 18  # another fit: nothing of the first was taken from the cache

@@ -5,10 +5,10 @@ import pytest
 
 from prefiqs_ext.evaluation import all_pairs as all_pairs_module
 from prefiqs_ext.evaluation import pair_blocks as blocks_module
-from prefiqs_ext.evaluation.all_pairs import all_pairs
-from prefiqs_ext.evaluation.compare import Protocol, compare
+from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
+from prefiqs_ext.evaluation.comparison import Protocol, compare
 from prefiqs_ext.evaluation.datasets import PairList
-from prefiqs_ext.evaluation.edc import discarded_pairs, error_versus_discard
+from prefiqs_ext.evaluation.edc import count_discarded, error_versus_discard
 
 RATIOS = np.arange(0, 0.98, 0.05)
 FMRS = (1e-2, 1e-3, 1e-4)
@@ -113,7 +113,7 @@ def test_all_pairs_agree_with_loops(monkeypatch, block, tied, bins):
     ratios = RATIOS[:17]  # above, no mated pair is left
     for fmrs in ((0.3, 0.04), FMRS):
         expected = by_loops(scores, who[pairs[:, 0]] == who[pairs[:, 1]], pairs, quality, fmrs, ratios)
-        curves = all_pairs(embeddings, who, quality, fmrs=fmrs, mode="crfiqa", ratios=ratios)
+        curves = compute_all_pairs_curves(embeddings, who, quality, fmrs=fmrs, mode="crfiqa", ratios=ratios)
         np.testing.assert_array_equal([curve.fnmr for curve in curves], expected[0])
         np.testing.assert_array_equal([curve.thresholds for curve in curves], expected[1])
 
@@ -124,7 +124,7 @@ def test_all_pairs_of_many(tied):
     embeddings, who, quality = faces(9, 300, tied=tied)
     pairs = np.stack(np.triu_indices(300, 1), 1)
     arguments = (embeddings[pairs[:, 0]] * embeddings[pairs[:, 1]]).sum(1), who[pairs[:, 0]] == who[pairs[:, 1]], pairs
-    for curve in all_pairs(embeddings, who, quality, mode="crfiqa"):
+    for curve in compute_all_pairs_curves(embeddings, who, quality, mode="crfiqa"):
         expected = error_versus_discard(*arguments, quality, fmr=curve.fmr, mode="crfiqa")
         assert (curve.mode, curve.mated, curve.non_mated) == ("crfiqa", expected.mated, expected.non_mated)
         np.testing.assert_array_equal(curve.fnmr, expected.fnmr)
@@ -138,7 +138,7 @@ def test_next_lower_score_is_looked_at():
     pairs = np.stack(np.triu_indices(300, 1), 1)
     scores, mated = (embeddings[pairs[:, 0]] * embeddings[pairs[:, 1]]).sum(1), who[pairs[:, 0]] == who[pairs[:, 1]]
     fmr = 0.7 * float(np.mean(scores[~mated] >= 0.75))  # so that .75, the lowest of the highest 4 * fmr, is nearest
-    (curve,) = all_pairs(embeddings, who, quality, fmrs=(fmr,), mode="crfiqa", ratios=RATIOS[:7])
+    (curve,) = compute_all_pairs_curves(embeddings, who, quality, fmrs=(fmr,), mode="crfiqa", ratios=RATIOS[:7])
     expected = error_versus_discard(scores, mated, pairs, quality, fmr=fmr, mode="crfiqa", ratios=RATIOS[:7])
     assert curve.thresholds[0] == 0.75
     np.testing.assert_array_equal(curve.thresholds, expected.thresholds)
@@ -147,7 +147,7 @@ def test_next_lower_score_is_looked_at():
 def test_number_discarded_is_that_of_the_floats():
     """.29 * 100 is 28.999999999999996: 28 go here, 29 in the other modes."""
     ratios = np.array([0, 0.29])
-    assert (discarded_pairs(ratios, 100, "crfiqa"), discarded_pairs(ratios, 100)) == ([0, 28], [0, 29])
+    assert (count_discarded(ratios, 100, "crfiqa"), count_discarded(ratios, 100)) == ([0, 28], [0, 29])
 
 
 def test_areas():

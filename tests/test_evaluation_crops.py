@@ -11,7 +11,13 @@ import torch
 from networks import pictures
 from PIL import Image
 
-from prefiqs_ext.evaluation.datasets.crops import Encoded, Landmarked, Swapped, digest, read_crops
+from prefiqs_ext.evaluation.datasets.crops import (
+    EncodedCrop,
+    LandmarkedPhoto,
+    SwappedCrop,
+    hash_source,
+    read_every_crop,
+)
 from prefiqs_ext.evaluation.datasets.readers import read_folders
 from prefiqs_ext.faces import UnreadableImage, align, decode_rgb, read_rgb
 from prefiqs_ext.faces.align import TEMPLATE, estimate_similarity
@@ -38,11 +44,11 @@ def test_every_kind_in_order(tmp_path, photo):
     faces = pictures(2, SIZE)
     (tmp_path / "crop.png").write_bytes(png(faces[0]))
     landmarks = TEMPLATE * 1.2 + (3, 20)
-    sources = [str(tmp_path / "crop.png"), Encoded(png(faces[1]), "image 1"), Landmarked(photo, landmarks)]
-    crops = list(read_crops(sources, SIZE))
+    sources = [str(tmp_path / "crop.png"), EncodedCrop(png(faces[1]), "image 1"), LandmarkedPhoto(photo, landmarks)]
+    crops = list(read_every_crop(sources, SIZE))
     assert all(crop.dtype == torch.uint8 and crop.is_contiguous() for crop in crops)
     assert torch.equal(torch.stack(crops[:2]), faces)
-    assert torch.equal(next(read_crops([Swapped(str(tmp_path / "crop.png"))], SIZE)), faces[0].flip(0))
+    assert torch.equal(next(read_every_crop([SwappedCrop(str(tmp_path / "crop.png"))], SIZE)), faces[0].flip(0))
     assert np.array_equal(crops[2].permute(1, 2, 0), align(read_rgb(photo), landmarks, SIZE))
 
 
@@ -52,12 +58,12 @@ def test_mpo_is_its_first_picture(tmp_path):
     (tmp_path / "people" / "ann").mkdir(parents=True)
     first.save(tmp_path / "people" / "ann" / "1.MPO", "MPO", save_all=True, append_images=[second], quality=95)
     first.save(tmp_path / "alone.jpg", quality=95)
-    (crop,) = read_crops(read_folders(tmp_path / "people").images, SIZE)
+    (crop,) = read_every_crop(read_folders(tmp_path / "people").images, SIZE)
     assert np.array_equal(crop.permute(1, 2, 0), read_rgb(tmp_path / "alone.jpg"))
 
 
 def test_lazy(photo):
-    crops = read_crops((Landmarked(path, TEMPLATE) for path in (photo, "missing.png")), SIZE)
+    crops = read_every_crop((LandmarkedPhoto(path, TEMPLATE) for path in (photo, "missing.png")), SIZE)
     assert next(crops).shape == (3, *SIZE)
     with pytest.raises(UnreadableImage, match=r"missing\.png"):
         next(crops)
@@ -67,27 +73,27 @@ def test_lazy(photo):
     ("source", "message"),
     [
         ("missing.png", r"cannot read missing\.png: No such file"),
-        (Encoded(b"", "image 17 of lfw.bin"), r"cannot read image 17 of lfw\.bin: the file is empty"),
-        (Encoded(b"\xff\xd8\xff no jpeg", "image 17 of lfw.bin"), r"cannot read image 17 of lfw\.bin: "),
-        (Encoded(png(pictures(1, SIZE)[0])[:-400], "image 17 of lfw.bin"), r"cannot read image 17 of lfw\.bin: "),
+        (EncodedCrop(b"", "image 17 of lfw.bin"), r"cannot read image 17 of lfw\.bin: the file is empty"),
+        (EncodedCrop(b"\xff\xd8\xff no jpeg", "image 17 of lfw.bin"), r"cannot read image 17 of lfw\.bin: "),
+        (EncodedCrop(png(pictures(1, SIZE)[0])[:-400], "image 17 of lfw.bin"), r"cannot read image 17 of lfw\.bin: "),
         (
-            Encoded(png(pictures(1, 112)[0]), "image 17 of lfw.bin"),
+            EncodedCrop(png(pictures(1, 112)[0]), "image 17 of lfw.bin"),
             r"lfw\.bin: expected a crop of 96 x 112 pixels",
         ),
-        (Landmarked("missing.png", TEMPLATE), r"cannot read missing\.png"),
+        (LandmarkedPhoto("missing.png", TEMPLATE), r"cannot read missing\.png"),
     ],
 )
 def test_refused(source, message):
     with pytest.raises(ValueError, match=message) as caught:
-        list(read_crops([source], SIZE))
+        list(read_every_crop([source], SIZE))
     assert "\n" not in str(caught.value)
 
 
 def test_refused_files(photo):
     with pytest.raises(ValueError, match=r"photo\.png: expected a crop of 96 x 112 pixels, got 130 x 150"):
-        next(read_crops([photo], SIZE))
+        next(read_every_crop([photo], SIZE))
     with pytest.raises(ValueError, match=r"photo\.png: expected five different landmarks"):
-        next(read_crops([Landmarked(photo, TEMPLATE[[0] * 5])], SIZE))
+        next(read_every_crop([LandmarkedPhoto(photo, TEMPLATE[[0] * 5])], SIZE))
 
 
 def test_published_landmarks_are_taken_whatever_they_are(photo):
@@ -98,7 +104,7 @@ def test_published_landmarks_are_taken_whatever_they_are(photo):
     np.testing.assert_allclose(estimate_similarity(points, SIZE, any_fit=True), theirs, atol=1e-9)
     with pytest.raises(ValueError, match="landmarks of a face"):
         estimate_similarity(points, SIZE)
-    (crop,) = read_crops([Landmarked(photo, points)], SIZE)
+    (crop,) = read_every_crop([LandmarkedPhoto(photo, points)], SIZE)
     assert np.array_equal(crop.permute(1, 2, 0), align(read_rgb(photo), points, SIZE, any_fit=True))
 
 
@@ -113,15 +119,17 @@ def test_what_is_no_file_is_refused_before_it_is_hashed(tmp_path):
     (tmp_path / "endless.jpg").symlink_to("/dev/zero")
     for name in ("pipe.jpg", "endless.jpg"):
         with pytest.raises(UnreadableImage, match=rf"{name}: expected a regular file, got a pipe or a device"):
-            digest(str(tmp_path / name))
+            hash_source(str(tmp_path / name))
 
 
 def test_digest(photo, tmp_path):
     content = Path(photo).read_bytes()
     (tmp_path / "copy.png").write_bytes(content)
-    plain = digest(photo)
+    plain = hash_source(photo)
     assert plain == hashlib.sha256(content).digest()
-    assert plain == digest(str(tmp_path / "copy.png")) == digest(Encoded(content, "image 0"))
-    aligned = digest(Landmarked(photo, TEMPLATE))
-    assert aligned == digest(Landmarked(str(tmp_path / "copy.png"), TEMPLATE.astype(np.float64)))
-    assert len({plain, aligned, digest(Landmarked(photo, TEMPLATE + 1)), digest(Swapped(photo))}) == 4
+    assert plain == hash_source(str(tmp_path / "copy.png")) == hash_source(EncodedCrop(content, "image 0"))
+    aligned = hash_source(LandmarkedPhoto(photo, TEMPLATE))
+    assert aligned == hash_source(LandmarkedPhoto(str(tmp_path / "copy.png"), TEMPLATE.astype(np.float64)))
+    assert (
+        len({plain, aligned, hash_source(LandmarkedPhoto(photo, TEMPLATE + 1)), hash_source(SwappedCrop(photo))}) == 4
+    )

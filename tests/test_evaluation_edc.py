@@ -5,8 +5,8 @@ import pytest
 
 from prefiqs_ext.evaluation import all_pairs as all_pairs_module
 from prefiqs_ext.evaluation import pair_blocks as blocks_module
-from prefiqs_ext.evaluation.all_pairs import all_pairs
-from prefiqs_ext.evaluation.edc import Around, Curve, error_versus_discard, threshold
+from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
+from prefiqs_ext.evaluation.edc import Curve, ThresholdWindow, error_versus_discard, find_threshold
 
 
 def by_loops(scores, mated, pairs, quality, fmr, ratio):
@@ -50,8 +50,8 @@ def pair_list(embeddings, who):
     ],
 )
 def test_threshold_by_hand(scores, fmr, above):
-    around = Around.of(np.array(scores), fmr)
-    assert threshold("rethresholded", around, np.zeros(1), fmr) == np.nextafter(above, 1)
+    around = ThresholdWindow.cut(np.array(scores), fmr)
+    assert find_threshold("rethresholded", around, np.zeros(1), fmr) == np.nextafter(above, 1)
 
 
 def test_curves_by_hand():
@@ -117,7 +117,9 @@ def test_blocks_agree_with_the_list(monkeypatch, block, distinct):
     quality = rng.normal(size=60) if distinct else rng.integers(0, 4, 60).astype(float)
     arguments, ratios = (*pair_list(embeddings.astype(np.float32), who), quality), np.array([0, 0.15, 0.3, 0.6])
     for mode in ("rethresholded", "fixed-threshold", "normalised"):
-        for curve in all_pairs(embeddings, who, quality, fmrs=(0.2, 0.05, 1e-4), mode=mode, ratios=ratios):
+        for curve in compute_all_pairs_curves(
+            embeddings, who, quality, fmrs=(0.2, 0.05, 1e-4), mode=mode, ratios=ratios
+        ):
             expected = error_versus_discard(*arguments, fmr=curve.fmr, mode=mode, ratios=ratios)
             assert (curve.mode, curve.mated, curve.non_mated) == (mode, expected.mated, expected.non_mated)
             np.testing.assert_array_equal(curve.fnmr, expected.fnmr)
@@ -129,12 +131,12 @@ def test_fixed_threshold_discards_no_non_mated_pair():
     embeddings, who, quality = faces(3, identities=4, images=2)
     quality += np.where(who > 1, 10, 0)
     quality[-2:] = quality.max() + 1, -9  # the best pairs of images are of different persons
-    (of_all,) = all_pairs(embeddings, who, quality, fmrs=(0.1,), mode="fixed-threshold")
+    (of_all,) = compute_all_pairs_curves(embeddings, who, quality, fmrs=(0.1,), mode="fixed-threshold")
     of_list = error_versus_discard(*pair_list(embeddings, who), quality, fmr=0.1, mode="fixed-threshold")
     assert of_all.fnmr.tolist() == of_list.fnmr.tolist()
     assert of_all.area(0.2) == pytest.approx(of_list.area(0.2))
     with pytest.raises(ValueError, match="no mated pair at discard ratio"):
-        all_pairs(embeddings, who, quality, fmrs=(0.1,))
+        compute_all_pairs_curves(embeddings, who, quality, fmrs=(0.1,))
 
 
 def test_agrees_with_scikit_learn():

@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from prefiqs_ext.evaluation.datasets.crops import Encoded, Landmarked, Swapped
+from prefiqs_ext.evaluation.datasets.crops import EncodedCrop, LandmarkedPhoto, SwappedCrop
 from prefiqs_ext.evaluation.datasets.readers import read_embeddings
+from prefiqs_ext.exceptions import MissingFileError
 
 PATHS = ["data/ann/1.jpg", "data/bo/1.jpg", "data/bo/2.v2.png"]
 
@@ -49,7 +50,11 @@ def test_a_file_an_image(tmp_path, values):
 
 def test_a_file_an_image_of_every_kind(tmp_path, values):
     save(tmp_path, ["00000.npy", "7.npy", "x.npy"], values)
-    images = [Encoded(b"", "image 0 of lfw.bin"), Landmarked("crops/7.jpg", np.zeros((5, 2))), Swapped("images/x.jpg")]
+    images = [
+        EncodedCrop(b"", "image 0 of lfw.bin"),
+        LandmarkedPhoto("crops/7.jpg", np.zeros((5, 2))),
+        SwappedCrop("images/x.jpg"),
+    ]
     np.testing.assert_allclose(read_embeddings(tmp_path, images), unit(values), atol=1e-6)
 
 
@@ -93,7 +98,7 @@ def test_bad_file(tmp_path, content, message):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(ValueError, match=r"e\.npy: expected a \.npy"):
+    with pytest.raises(MissingFileError, match=r"expected a \.npy in .*e\.npy, found no file"):
         read_embeddings(tmp_path / "e.npy", PATHS)
     np.savez(tmp_path / "e.npz", np.eye(3))
     with pytest.raises(ValueError, match=r"e\.npz: expected a \.npy"):
@@ -104,7 +109,7 @@ def test_no_file(tmp_path):
     ("listed", "message"),
     [
         (["ann/1.jpg", "bo/1.jpg", "x/bo/1.jpg"], "list.txt:3: 'x/bo/1.jpg' is listed twice"),
-        (["ann/1.jpg", "bo/1.jpg"], "list.txt: expected 3 images, one an embedding, got 2"),
+        (["ann/1.jpg", "bo/1.jpg"], "list.txt: expected 3 images, one per embedding, got 2"),
         (["ann/1.jpg", "bo/1.jpg", "bo/3.jpg"], "list.txt: data/bo/2.v2.png is not listed"),
     ],
 )
@@ -122,7 +127,7 @@ def test_images_that_share_an_embedding(tmp_path, values):
     with pytest.raises(ValueError, match=r"list\.txt:1: 'ann/1\.jpg' may be a/ann/1\.jpg or b/ann/1\.jpg"):
         read_embeddings(tmp_path / "e.npy", same, tmp_path / "list.txt")
     save(tmp_path, ["1.npy"], values[:1])
-    with pytest.raises(ValueError, match=r"1\.npy: expected an embedding an image; data/ann/1\.jpg has it too"):
+    with pytest.raises(ValueError, match=r"1\.npy: expected one embedding per image; data/ann/1\.jpg has it too"):
         read_embeddings(tmp_path, PATHS)
 
 

@@ -16,10 +16,10 @@ from prefiqs_ext import Scorer
 from prefiqs_ext.cli import evaluate as command
 from prefiqs_ext.cli import main
 from prefiqs_ext.evaluation import cache, results
-from prefiqs_ext.evaluation.compare import Comparison, Protocol
+from prefiqs_ext.evaluation.comparison import Comparison, Protocol
 from prefiqs_ext.evaluation.datasets.benchmarks import BENCHMARKS
 from prefiqs_ext.evaluation.edc import RATIOS, TOO_FEW, Curve, error_versus_discard
-from prefiqs_ext.evaluation.results import Result, averages
+from prefiqs_ext.evaluation.results import Result, format_averages
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +142,9 @@ def test_published_only_beside_what_was_published(mode, own, expected):
         curve = Curve(mode, 1e-3, ratios, np.full(7, 0.0 if benchmark.name == "LFW" else 0.5), ratios, 9, 1000)
         comparison = Comparison({"prefiqs": [curve]}, {})
         found.append(Result(benchmark.name, "v", 9, comparison, benchmark.target if own else None))
-    published = [row[-1] for result in found for row in result.rows(protocol)]
+    published = [row[-1] for result in found for row in result.make_rows(protocol)]
     assert any(published) == (own and mode == "crfiqa")
-    assert averages(found, protocol)[-1].split() == expected.split()
+    assert format_averages(found, protocol)[-1].split() == expected.split()
 
 
 def test_averages_leave_out_what_cannot_be_measured():
@@ -154,9 +154,9 @@ def test_averages_leave_out_what_cannot_be_measured():
     for name, fnmr, non_mated in (("LFW", 0.1, 999), ("CALFW", 0.5, 1000)):
         curve = Curve("crfiqa", 1e-3, ratios, np.full(7, fnmr), ratios, 9, non_mated)
         found.append(Result(name, "v", 9, Comparison({"prefiqs": [curve]}, {}), 1.0))
-    assert found[0].rows(protocol) == [["LFW", "v", "prefiqs", "crfiqa", 1e-3, *[TOO_FEW] * 4, None, None, 1.0]]
-    assert averages(found, protocol)[-1].split() == ["v", "prefiqs", "0.001", "1", "150"]
-    assert averages(found[:1], protocol)[-1].split() == ["v", "prefiqs", "0.001", "0", *TOO_FEW.split()]
+    assert found[0].make_rows(protocol) == [["LFW", "v", "prefiqs", "crfiqa", 1e-3, *[TOO_FEW] * 4, None, None, 1.0]]
+    assert format_averages(found, protocol)[-1].split() == ["v", "prefiqs", "0.001", "1", "150"]
+    assert format_averages(found[:1], protocol)[-1].split() == ["v", "prefiqs", "0.001", "0", *TOO_FEW.split()]
 
 
 def test_refused(root, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prefiqs_ext.evaluation.datasets.crops import Encoded
+from prefiqs_ext.evaluation.datasets.crops import EncodedCrop
 from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
 from prefiqs_ext.evaluation.datasets.names import Names
 from prefiqs_ext.evaluation.datasets.readers import read_folders, read_lfw_pairs, read_pair_list, read_scores
@@ -30,7 +30,7 @@ def test_folders(people):
     assert [path.rsplit("/", 1)[1] for path in images.images] == ["Ann_A_0001.jpg", "Ann_A_0002.jpg", "Bo_B_0001.jpg"]
     assert images.identities.tolist() == [0, 0, 1]
     (people.parent / "empty" / "Ann_A").mkdir(parents=True)
-    with pytest.raises(ValueError, match="a folder a person"):
+    with pytest.raises(ValueError, match="one folder per person"):
         read_folders(people.parent / "empty")
 
 
@@ -270,7 +270,7 @@ def test_unknown_identity(people):
 
 def test_scores_of_a_bin(tmp_path):
     """Lines with the names that CR-FIQA's scripts give the images."""
-    images = [Encoded(b"", f"image {i} of lfw.bin") for i in range(3)]
+    images = [EncodedCrop(b"", f"image {i} of lfw.bin") for i in range(3)]
     file = write(tmp_path, "s.txt", "quality_data/lfw/images/00002.jpg 3\n00000.jpg 1\nimages/00001.jpg 2\n")
     assert read_scores(file, images).tolist() == [1, 2, 3]
     with pytest.raises(ValueError, match=r"'00003\.jpg' is none of the images"):

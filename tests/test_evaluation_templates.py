@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from prefiqs_ext.evaluation.datasets import templates as module
-from prefiqs_ext.evaluation.datasets.templates import Templates, read_ijbc, template_embeddings, template_qualities
+from prefiqs_ext.evaluation.datasets.templates import Templates, pool_embeddings, pool_qualities, read_ijbc
 from prefiqs_ext.faces.align import TEMPLATE
 
 
@@ -62,7 +62,7 @@ def test_embeddings_one_by_one(monkeypatch, block):
         mine = data.template == t
         means = [embeddings[mine & (data.media == m)].astype(np.float64).mean(0) for m in set(data.media[mine])]
         wanted.append(sum(means) / np.linalg.norm(sum(means)))
-    result = template_embeddings(embeddings, data)
+    result = pool_embeddings(embeddings, data)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, wanted, atol=1e-6)
 
@@ -71,21 +71,21 @@ def test_quality_is_the_worst_images():
     data, embeddings = made(1)
     quality = embeddings[:, 0]
     wanted = [quality[data.template == t].min() for t in range(len(data.ids))]
-    assert template_qualities(quality, data).tolist() == wanted
+    assert pool_qualities(quality, data).tolist() == wanted
 
 
 def test_embeddings_without_a_direction():
     data, embeddings = made(2)
     embeddings[data.template == 7] = 0
     with pytest.raises(ValueError, match=f"template {data.ids[7]}: .* 0 or are not finite"):
-        template_embeddings(embeddings, data)
+        pool_embeddings(embeddings, data)
     embeddings[np.flatnonzero(data.template == 3)[0]] = np.nan
     with pytest.raises(ValueError, match=f"template {data.ids[3]}:"):
-        template_embeddings(embeddings, data)
+        pool_embeddings(embeddings, data)
     with pytest.raises(ValueError, match=r"expected embeddings \[300, d\], got \[299, 17\]"):
-        template_embeddings(embeddings[1:], data)
+        pool_embeddings(embeddings[1:], data)
     with pytest.raises(ValueError, match=r"expected 300 qualities, got \[299\]"):
-        template_qualities(embeddings[1:, 0], data)
+        pool_qualities(embeddings[1:, 0], data)
 
 
 FACES, POINTS, PAIRS = "ijbc_face_tid_mid.txt", "ijbc_name_5pts_score.txt", "ijbc_template_pair_label.txt"

@@ -14,11 +14,11 @@ from prefiqs_ext import Preset, Pruning, Scorer
 from prefiqs_ext.cli import main
 from prefiqs_ext.cli import tune as command
 from prefiqs_ext.evaluation import cache, tuning
-from prefiqs_ext.evaluation.bootstrap import Resampled, bootstrap
-from prefiqs_ext.evaluation.datasets.crops import read_crops
+from prefiqs_ext.evaluation.bootstrap import BootstrapDraws, resample_persons
+from prefiqs_ext.evaluation.datasets.crops import read_every_crop
 from prefiqs_ext.evaluation.edc import error_versus_discard
 from prefiqs_ext.evaluation.inference import Scoring
-from prefiqs_ext.evaluation.tuning import held_out, part, tune_settings
+from prefiqs_ext.evaluation.tuning import assign_folds, measure_held_out, tune_settings
 from prefiqs_ext.settings import Settings
 
 PRESET = Preset("odd", (32, 32), "bgr", (127.5,) * 3, (128.0,) * 3)
@@ -37,7 +37,7 @@ def test_better_setting_is_found():
     embeddings, who, noise = planted(0)
     rng = np.random.default_rng(1)
     settings = {name: rng.normal(size=len(who)) for name in ("default", "a", "b")} | {"true": -noise}
-    result = tune_settings(embeddings, who, part(who), settings, resamples=100)
+    result = tune_settings(embeddings, who, assign_folds(who), settings, resamples=100)
     assert result.chosen == ["true"] * 5
     mean, low, high = result.difference
     assert low < mean < high < 0
@@ -50,7 +50,7 @@ def test_default_is_kept_where_nothing_is_better(seed):
     embeddings, who, _ = planted(seed)
     rng = np.random.default_rng(seed)
     settings = {name: rng.normal(size=len(who)) for name in ("default", *"abcdef")}
-    result = tune_settings(embeddings, who, part(who, seed=seed), settings, resamples=100)
+    result = tune_settings(embeddings, who, assign_folds(who, seed=seed), settings, resamples=100)
     assert set(result.chosen) != {"default"}  # chance favours some other: that must not be enough
     assert result.difference[2] > 0
     assert result.recommended == "default"
@@ -58,7 +58,7 @@ def test_default_is_kept_where_nothing_is_better(seed):
 
 def test_default_wins_ties():
     embeddings, who, noise = planted(3)
-    result = tune_settings(embeddings, who, part(who), {"default": -noise, "same": -2 * noise}, resamples=10)
+    result = tune_settings(embeddings, who, assign_folds(who), {"default": -noise, "same": -2 * noise}, resamples=10)
     assert result.chosen == ["default"] * 5
     assert result.difference == (0, 0, 0)
     assert result.recommended == "default"
@@ -67,9 +67,9 @@ def test_default_wins_ties():
 def test_order_of_images_does_not_matter():
     embeddings, who, noise = planted(2)
     settings = {"default": np.random.default_rng(0).normal(size=len(who)), "true": -noise}
-    fold = part(who, seed=7)
+    fold = assign_folds(who, seed=7)
     moved = np.random.default_rng(5).permutation(len(who))
-    assert np.array_equal(part(who[moved], seed=7), fold[moved])
+    assert np.array_equal(assign_folds(who[moved], seed=7), fold[moved])
     results = [
         tune_settings(embeddings[to], who[to], fold[to], {k: v[to] for k, v in settings.items()}, resamples=20)
         for to in (np.arange(len(who)), moved)
@@ -81,11 +81,11 @@ def test_order_of_images_does_not_matter():
 
 def test_folds_are_of_people():
     who = np.repeat(np.arange(100, 163), np.arange(63) % 4 + 3)
-    fold = part(who, 5, seed=3)
+    fold = assign_folds(who, 5, seed=3)
     of_person = [set(fold[who == person]) for person in np.unique(who)]
     assert all(len(folds) == 1 for folds in of_person)
     assert sorted(np.bincount([folds.pop() for folds in of_person])) == [12, 12, 13, 13, 13]
-    assert not np.array_equal(fold, part(who, 5, seed=4))
+    assert not np.array_equal(fold, assign_folds(who, 5, seed=4))
 
 
 def small():
@@ -113,9 +113,9 @@ def test_by_hand(monkeypatch):
     def drawn(embeddings, identities, qualities, *, fmr, limit, resamples, seed):
         assert len(embeddings) == len(identities) == 6
         assert (fmr, limit, resamples) == (1e-3, 0.3, 2)
-        return Resampled({"chosen": np.array(next(draws)), "default": np.array([10.0, 10.0])}, np.zeros(2))
+        return BootstrapDraws({"chosen": np.array(next(draws)), "default": np.array([10.0, 10.0])}, np.zeros(2))
 
-    monkeypatch.setattr(tuning, "bootstrap", drawn)
+    monkeypatch.setattr(tuning, "resample_persons", drawn)
     settings = {"wrong": np.tile(BEST, 2), "right": np.tile(WORST, 2)}
     result = tune_settings(embeddings, who, fold, settings, resamples=2)
     np.testing.assert_allclose(result.testing["wrong"], [WRONG, WRONG])
@@ -127,7 +127,9 @@ def test_by_hand(monkeypatch):
 
 
 def test_own_people_have_no_say(monkeypatch):
-    monkeypatch.setattr(tuning, "bootstrap", lambda e, i, q, **_: Resampled({n: np.zeros(2) for n in q}, np.zeros(2)))
+    monkeypatch.setattr(
+        tuning, "resample_persons", lambda e, i, q, **_: BootstrapDraws({n: np.zeros(2) for n in q}, np.zeros(2))
+    )
     embeddings, who, fold = small()
     settings = {"first": np.append(WORST, BEST), "second": np.append(BEST, WORST)}
     result = tune_settings(embeddings, who, fold, settings)
@@ -138,14 +140,14 @@ def test_own_people_have_no_say(monkeypatch):
 
 def test_held_out_is_the_curve_of_the_folds_pairs():
     embeddings, who, noise = planted(6)
-    fold = part(who, 3)
+    fold = assign_folds(who, 3)
     seen = []
 
     def fitted(images):
         seen.append(images)
         return -noise * images.sum()
 
-    result = held_out(embeddings, who, fold, {"fitted": fitted, "plain": lambda _: noise}, resamples=30, seed=2)
+    result = measure_held_out(embeddings, who, fold, {"fitted": fitted, "plain": lambda _: noise}, resamples=30, seed=2)
     drawn = []
     for index, seed in enumerate(np.random.SeedSequence(2).generate_state(3)):
         own = np.flatnonzero(fold == index)
@@ -156,22 +158,22 @@ def test_held_out_is_the_curve_of_the_folds_pairs():
         curve = error_versus_discard(scores, mated, np.stack([first, second], 1), -noise[own], fmr=1e-3)
         assert result.pauc["fitted"][index] == pytest.approx(curve.area(0.3))
         qualities = {"fitted": -noise[own], "plain": noise[own]}
-        drawn.append(bootstrap(embeddings[own], who[own], qualities, resamples=30, seed=int(seed)))
+        drawn.append(resample_persons(embeddings[own], who[own], qualities, resamples=30, seed=int(seed)))
     paired = np.mean([draws.pauc["fitted"] - draws.pauc["plain"] for draws in drawn], axis=0)
     assert result.difference("fitted", "plain")[1:] == pytest.approx(np.percentile(paired, [2.5, 97.5]))
 
 
 def test_refused():
     with pytest.raises(ValueError, match="as many people at least; got 5 and 3"):
-        part(np.repeat(np.arange(3), 4))
+        assign_folds(np.repeat(np.arange(3), 4))
     with pytest.raises(ValueError, match="expected 10 people of two images"):
-        part(np.arange(400))  # nobody twice
+        assign_folds(np.arange(400))  # nobody twice
     with pytest.raises(ValueError, match="1000 non-mated pairs"):
-        part(np.repeat(np.arange(50), 2))
+        assign_folds(np.repeat(np.arange(50), 2))
     embeddings, who, _ = planted(0)
     alone = np.where(who == 0, 0, np.arange(len(who)) + 1)  # only person 0, of the first fold, has mated pairs
     with pytest.raises(ValueError, match="fold 1: no mated pair at discard ratio"):
-        held_out(embeddings, alone, (who >= 30).astype(int), {"a": lambda _: alone}, resamples=50)
+        measure_held_out(embeddings, alone, (who >= 30).astype(int), {"a": lambda _: alone}, resamples=50)
 
 
 def test_grid():
@@ -212,14 +214,16 @@ def test_command(data, monkeypatch):
     rows = list(csv.DictReader((output / "tune.csv").open()))
     assert [row["sparsity"] for row in rows] == ["0.4"] + ["0.3"] * 4 + ["0.4"] * 3
     assert sum(int(row["chosen"]) for row in rows) == 2
-    crops = torch.stack(list(read_crops(sorted(map(str, data.glob("*/*.png"))), PRESET.size)))
+    crops = torch.stack(list(read_every_crop(sorted(map(str, data.glob("*/*.png"))), PRESET.size)))
     who = np.repeat(np.arange(20), 5)
     outputs = {
         name: Scorer(calibrated("mobile"), pruning, preset=PRESET)(crops)
         for name, pruning in command.grid(calibrated("mobile")).items()
     }
     settings = {name: -output.distance.numpy() for name, output in outputs.items()}
-    expected = tune_settings(outputs["0.4 layer conv"].embedding.numpy(), who, part(who, 2), settings, resamples=10)
+    expected = tune_settings(
+        outputs["0.4 layer conv"].embedding.numpy(), who, assign_folds(who, 2), settings, resamples=10
+    )
     assert kept["chosen"] == expected.chosen
     assert kept["difference"] == pytest.approx(expected.difference)
     assert 0 < float(rows[0]["pauc_0.001"]) == kept["settings"]["0.4 layer conv"]["overall"]["0.001"]

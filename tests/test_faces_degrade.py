@@ -300,6 +300,6 @@ def test_refusals(crops, tmp_path):
     empty.mkdir()
     result = run(empty, tmp_path / "other")
     assert result.exit_code == 1
-    assert "a folder a person" in result.stderr
+    assert "one folder per person" in result.stderr
     assert not (tmp_path / "other").exists()
     assert CliRunner().invoke(main, ["degrade", str(crops)]).exit_code == 2

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -9,11 +13,12 @@ import torch
 from networks import calibrated, pictures
 
 from prefiqs_ext import Preset, Pruning, Scorer, methods
+from prefiqs_ext.exceptions import NotFittedError
 
 PRESET = Preset("odd", (32, 32), "bgr", (127.5,) * 3, (128.0,) * 3)
 IMAGES = pictures(5, 32)
 # The others have tests of their own.
-UNFITTED = [name for name in methods.NAMES if name not in ("grafiqs", "froq", "serfiq", "prefiqs+norm")]
+UNFITTED = [name for name in methods.list_methods() if name not in ("grafiqs", "froq", "serfiq", "prefiqs+norm")]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,38 @@ def test_random_goes_by_seed_and_picture(network: torch.nn.Module) -> None:
     first, second = (methods.create("random", network, PRESET, seed=seed).score(IMAGES) for seed in (0, 1))
     assert len({*first.tolist(), *second.tolist()}) == 10
     assert torch.equal(methods.create("random", network, PRESET).score(IMAGES.flip(0)), first.flip(0))
+
+
+@pytest.mark.parametrize("name", methods.list_methods())
+def test_fit_returns_the_method(name: str, network: torch.nn.Module) -> None:
+    """Before the fit that a method needs comes NotFittedError, as in scikit-learn."""
+    if name == "grafiqs":
+        method = methods.GraFIQs(network, PRESET, stages=("stem", "blocks.0", "blocks.1", "blocks.2"))
+    else:
+        with_dropout = torch.nn.Sequential(network, torch.nn.Dropout(0.5)).eval()
+        method = methods.create(name, with_dropout if name == "serfiq" else network, PRESET)
+    assert method.name == name
+    images = pictures(20, 32)
+    if method.needs_fit:
+        with pytest.raises(NotFittedError, match=r"call fit\(\) first"):
+            method.score(images)
+    assert method.fit(images) is method
+    assert method.score(images).shape == (20,)
+
+
+def test_names_are_listed_without_torch() -> None:
+    """TAB completion and --help list them. The package's own head is left out: what it imports is its own matter."""
+    code = f"""
+import importlib.machinery, sys, types
+package = types.ModuleType("prefiqs_ext")
+package.__path__ = {[str(Path(methods.__path__[0]).parent)]!r}
+sys.modules["prefiqs_ext"] = package
+import prefiqs_ext.evaluation
+from prefiqs_ext import methods
+assert "froq" in methods.list_methods() and "create" in dir(methods)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_other_names_are_refused(network: torch.nn.Module) -> None:

@@ -7,6 +7,7 @@ from networks import calibrated, pictures
 from scipy.stats import zscore
 
 from prefiqs_ext import Preset, Pruning, Scorer, methods
+from prefiqs_ext.exceptions import NotFittedError
 from prefiqs_ext.methods.combined import ZScores, log_distance
 
 PRESET = Preset("odd", (32, 32), "bgr", (127.5,) * 3, (128.0,) * 3)
@@ -18,9 +19,9 @@ def test_is_the_difference_of_z_scores():
     method = methods.create("prefiqs+norm", network, PRESET, pruning=pruning)
     assert method.needs_fit
     assert method.higher_is_better
-    with pytest.raises(ValueError, match=r"call fit\(\) first"):
+    with pytest.raises(NotFittedError, match=r"call fit\(\) first"):
         method.score(IMAGES)
-    method.fit(IMAGES)
+    assert method.fit(IMAGES) is method
     scored = Scorer(network, pruning, preset=PRESET)(IMAGES)
     expected = zscore(scored.embedding_norm.double()) - zscore(scored.distance.double().log())
     scores = method.score(IMAGES)
@@ -39,9 +40,9 @@ def test_better_in_both_is_better():
 
 
 @pytest.mark.parametrize(
-    ("drift", "norm", "name"),
-    [([1, 2], [1, 1 + 1e-7], "norm"), ([3, 3], [1, 2], "drift"), ([1], [1], "drift")],
+    ("distance", "norm", "name"),
+    [([1, 2], [1, 1 + 1e-7], "norm"), ([3, 3], [1, 2], "distance"), ([1], [1], "distance")],
 )
-def test_nothing_to_scale_by(drift, norm, name):
+def test_nothing_to_scale_by(distance, norm, name):
     with pytest.raises(ValueError, match=f"whose {name} differs"):
-        ZScores.fit(drift, norm)
+        ZScores.fit(distance, norm)

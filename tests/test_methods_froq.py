@@ -15,8 +15,9 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from prefiqs_ext import Preset, methods
+from prefiqs_ext.exceptions import FileAccessError, NotFittedError
 from prefiqs_ext.methods import FROQ
-from prefiqs_ext.methods.froq import LayerSelection, pseudo_labels, select
+from prefiqs_ext.methods.froq import LayerSelection, compute_pseudo_labels, select_columns
 
 # Neither square, nor divided by 8, nor on the scale of -1 to 1.
 PRESET = Preset("odd", (36, 44), "bgr", (100.0, 110.0, 125.0), (50.0, 60.0, 70.0))
@@ -66,7 +67,7 @@ def plain_label(levels: Tensor, network: nn.Module, noise: Tensor) -> float:
 
 
 def test_pseudo_labels_are_the_plain_ones(network: nn.Module) -> None:
-    found = pseudo_labels(IMAGES[:3], network, PRESET, seed=5)
+    found = compute_pseudo_labels(IMAGES[:3], network, PRESET, seed=5)
     noise = torch.randn(10, 3, 36, 44, generator=torch.Generator().manual_seed(5))
     # The mask has the order of the network's channels, and the picture that of RGB.
     double = calibrated("residual").double()
@@ -98,7 +99,7 @@ def test_selection_is_the_greedy_one(seed: int, modules: int) -> None:
     norms = generator.random((50, modules)) + generator.uniform(-0.5, 1, modules) * labels[:, None]
     if modules > 5:
         norms[:, 2], norms[:, 4] = 7.0, norms[:, 1]
-    chosen, correlation = select(norms, labels)
+    chosen, correlation = select_columns(norms, labels)
     expected, reached = greedy(norms, labels)
     assert correlation == pytest.approx(reached, abs=1e-12)
     assert tuple(chosen) == expected
@@ -107,13 +108,13 @@ def test_selection_is_the_greedy_one(seed: int, modules: int) -> None:
 def test_selection_leaves_out_what_has_no_rank() -> None:
     labels = np.linspace(0, 1, 30)
     useless = np.stack([np.full(30, 2.0), 1 + 1e-8 * labels, np.where(labels > 0.5, np.inf, labels)], axis=1)
-    assert select(np.column_stack([useless, labels**2]), labels) == ([3], pytest.approx(1))
+    assert select_columns(np.column_stack([useless, labels**2]), labels) == ([3], pytest.approx(1))
     with pytest.raises(ValueError, match="modules whose norms differ"):
-        select(useless, labels)
+        select_columns(useless, labels)
     with pytest.raises(ValueError, match="modules whose norms differ"):
-        select(np.empty((30, 0)), labels)
+        select_columns(np.empty((30, 0)), labels)
     with pytest.raises(ValueError, match="pseudo-labels that are all equal"):
-        select(useless, np.ones(30))
+        select_columns(useless, np.ones(30))
 
 
 class Scramble(nn.Module):
@@ -188,7 +189,7 @@ def test_finds_planted_layers() -> None:
         kept = torch.relu(network.signal(x))
         known = {"pair": x[:, :1], "signal": network.signal(x), "fc": network(x)}
         known |= dict.fromkeys(("again", "again.0"), 2 * kept)
-    names, norms = method._every_norm(images)
+    names, norms = method._measure_candidates(images)
     assert names == [name for name, _ in network.named_modules() if name not in ("", "unused")]
     for name, value in known.items():
         expected = value.flatten(1).double().square().sum(1).sqrt().numpy()
@@ -199,7 +200,7 @@ def test_finds_planted_layers() -> None:
 
 def test_modules_that_mix_images_are_no_candidates() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), Batch(), nn.Flatten(), nn.Linear(4 * 34 * 42, 8)).eval()
-    assert FROQ(network, PRESET)._every_norm(IMAGES)[0] == ["0"]
+    assert FROQ(network, PRESET)._measure_candidates(IMAGES)[0] == ["0"]
 
 
 def test_large_norms_do_not_overflow() -> None:
@@ -207,7 +208,7 @@ def test_large_norms_do_not_overflow() -> None:
     with torch.no_grad():
         network[0].weight.mul_(1e25)
         network[2].weight.mul_(1e-25)
-    assert np.isfinite(FROQ(network, PRESET)._every_norm(IMAGES)[1]).all()
+    assert np.isfinite(FROQ(network, PRESET)._measure_candidates(IMAGES)[1]).all()
 
 
 def tiny() -> nn.Module:
@@ -228,7 +229,7 @@ def test_goes_by_its_seed() -> None:
         found.append(method.selection)
     assert found[0] == found[1]
     assert found[0].correlation != found[2].correlation
-    same, again, other = (pseudo_labels(images[:2], network, PRESET, seed=seed) for seed in (3, 3, 4))
+    same, again, other = (compute_pseudo_labels(images[:2], network, PRESET, seed=seed) for seed in (3, 3, 4))
     assert np.array_equal(same, again)
     assert not np.array_equal(same, other)
 
@@ -255,7 +256,7 @@ def test_saved_and_loaded(network: nn.Module, fitted: FROQ, tmp_path: Path) -> N
         FROQ.load(path, network, Preset("odd", (36, 44), "rgb", PRESET.mean, PRESET.std))
     with pytest.raises(FileNotFoundError):
         FROQ.load(tmp_path / "none.json", network, PRESET)
-    with pytest.raises(OSError, match="cannot write"):
+    with pytest.raises(FileAccessError, match="cannot write"):
         fitted.save(tmp_path / "none" / "froq.json")
 
 
@@ -311,7 +312,7 @@ def test_files_of_something_else(data: bytes, network: nn.Module, tmp_path: Path
 def test_refusals(network: nn.Module, fitted: FROQ, tmp_path: Path) -> None:
     fresh = FROQ(tiny(), PRESET)
     for use in (lambda: fresh.score(IMAGES), lambda: fresh.save(tmp_path / "froq.json")):
-        with pytest.raises(ValueError, match=r"call fit\(\) first"):
+        with pytest.raises(NotFittedError, match=r"call fit\(\) first"):
             use()
     with pytest.raises(ValueError, match="20 or more calibration images, got 19"):
         fresh.fit(IMAGES[:19])
@@ -334,21 +335,21 @@ def test_images_without_a_direction() -> None:
     images = IMAGES.clone()
     images[5] = 0
     with pytest.raises(ValueError, match=r"got none for row 5, plain or perturbed"):
-        pseudo_labels(images, network.eval(), PRESET)
+        compute_pseudo_labels(images, network.eval(), PRESET)
 
 
 def test_on_sface(sface: nn.Module, crops: Tensor) -> None:
     """A blurred face turns more; norms of layers under their names in the ONNX file."""
     preset = Preset.named("sface")
     blurred = nn.functional.avg_pool2d(crops[:1].float(), 13, 1, 6, count_include_pad=False).to(torch.uint8)
-    sharp, soft = pseudo_labels(torch.cat([crops[:1], blurred]), sface, preset)
+    sharp, soft = compute_pseudo_labels(torch.cat([crops[:1], blurred]), sface, preset)
     assert sharp > soft + 0.003
     method = FROQ(sface, preset)
     method.selection = LayerSelection(("conv_14_batchnorm", "dropout5", "fc1"), 0.5, 200, 0)
     with torch.no_grad():
         last = torch.linalg.vector_norm(sface(crops[:12].float()), dim=1)
     scores = method.score(crops[:12])
-    names, norms = method._every_norm(crops[:12])
+    names, norms = method._measure_candidates(crops[:12])
     assert len(names) == 86  # all that the graph calls
     np.testing.assert_allclose(norms[:, names.index("fc1")], last.numpy(), rtol=1e-5)
     expected = norms[:, [names.index(name) for name in method.selection.modules]].mean(1)

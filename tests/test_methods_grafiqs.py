@@ -58,7 +58,7 @@ def test_is_autograd_one_by_one(build, names) -> None:
     network, images = build(), pictures(5, 48, seed=3)
     method = GraFIQs(network, PRESET, chunk=3)
     assert list(method.stages) == names
-    found = torch.stack(list(method.scores(images).values()), 1).double()
+    found = torch.stack(list(method.score_all_taps(images).values()), 1).double()
     double = build().double()
     inputs = network_input(images).flip(1).double()
     modules = dict(double.named_modules())
@@ -81,8 +81,8 @@ def test_networks_that_write_to_their_stages() -> None:
         return calibrate(nn.Sequential(*blocks, nn.Flatten()), network_input(pictures(4, 48)))
 
     images, stages = pictures(3, 48, seed=3), ["0", "1", "2", "3"]
-    expected = GraFIQs(build(inplace=False), PRESET, stages=stages).scores(images)
-    for tap, scores in GraFIQs(build(inplace=True), PRESET, stages=stages).scores(images).items():
+    expected = GraFIQs(build(inplace=False), PRESET, stages=stages).score_all_taps(images)
+    for tap, scores in GraFIQs(build(inplace=True), PRESET, stages=stages).score_all_taps(images).items():
         torch.testing.assert_close(scores, expected[tap])
         alone = GraFIQs(build(inplace=True), PRESET, stages=stages, tap=tap).score(images)
         torch.testing.assert_close(alone, expected[tap])
@@ -95,7 +95,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="four modules"):
         GraFIQs(iresnet(), PRESET, stages=["layer1", "layer2", "layer3", "layer9"])
     with pytest.raises(ValueError, match="no batch norm comes after block4"):
-        GraFIQs(iresnet(), PRESET, stages=["layer1", "layer2", "layer3", "fc"]).scores(pictures(1, 48))
+        GraFIQs(iresnet(), PRESET, stages=["layer1", "layer2", "layer3", "fc"]).score_all_taps(pictures(1, 48))
     with pytest.raises(ValueError, match="no batch norm comes after block4"):
         GraFIQs(iresnet(), PRESET, tap="block4", stages=["layer1", "layer2", "layer3", "fc"]).score(pictures(1, 48))
     with pytest.raises(ValueError, match="a tap of"):
@@ -104,9 +104,9 @@ def test_refusals() -> None:
 
 def test_on_sface(sface: nn.Module, crops: Tensor) -> None:
     method = GraFIQs(sface, Preset.named("sface"))
-    batched = method.scores(crops[:6])
+    batched = method.score_all_taps(crops[:6])
     for index in range(6):
-        alone = method.scores(crops[index : index + 1])
+        alone = method.score_all_taps(crops[index : index + 1])
         for tap, scores in batched.items():
             torch.testing.assert_close(alone[tap][0], scores[index], rtol=1e-4, atol=0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from prefiqs_ext.methods import labels, optimise
+from prefiqs_ext.methods import labels, optimise_labels
 
 
 def planted(people: int = 30, each: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -24,7 +24,7 @@ def planted(people: int = 30, each: int = 12) -> tuple[np.ndarray, np.ndarray, n
 def test_improves_a_corrupted_ranking(rescale: bool, epsilon: float, clusters: int) -> None:
     embeddings, truth, identities = planted()
     scores = truth + np.random.default_rng(6).normal(0, 0.8, len(truth))
-    found = optimise(scores, embeddings, identities, rescale=rescale, epsilon=epsilon, clusters=clusters)
+    found = optimise_labels(scores, embeddings, identities, rescale=rescale, epsilon=epsilon, clusters=clusters)
     assert np.array_equal(np.sort(found), np.sort(scores))
     before, after = spearmanr(scores, truth)[0], spearmanr(found, truth)[0]
     assert after > before, (before, after)
@@ -43,15 +43,15 @@ def test_is_the_rule(rescale: bool) -> None:
         scale = 14 / (len(pairs) - 1) if rescale else 1
         got.setdefault(i if scores[i] < scores[j] else j, []).append(position * scale)
     moved = [q + 0.4 * (np.mean(got[i]) - q) if i in got else q for i, q in enumerate(scores)]
-    found = optimise(scores, embeddings, identities, rescale=rescale, epsilon=0.4)
+    found = optimise_labels(scores, embeddings, identities, rescale=rescale, epsilon=0.4)
     assert np.array_equal(np.argsort(found), np.argsort(moved))
 
 
 def test_single_images_stay_and_seeds_repeat() -> None:
     embeddings, truth, _ = planted(3, 5)
-    assert np.array_equal(optimise(truth, embeddings, range(15), rescale=False), truth)
+    assert np.array_equal(optimise_labels(truth, embeddings, range(15), rescale=False), truth)
     embeddings, truth, identities = planted(3, 40)
-    one, same = (optimise(truth, embeddings, identities, rescale=True, epsilon=0.5, seed=s) for s in (1, 1))
+    one, same = (optimise_labels(truth, embeddings, identities, rescale=True, epsilon=0.5, seed=s) for s in (1, 1))
     assert np.array_equal(one, same)
 
 
@@ -60,12 +60,12 @@ def test_copies_are_no_mates() -> None:
     """They are in one cluster, also where an identity has fewer different embeddings than clusters."""
     embeddings, _, identities = planted(2, 12)
     twice, scores = np.repeat(embeddings, 2, axis=0), np.random.default_rng(8).normal(size=48)
-    optimise(scores, twice, np.repeat(identities, 2), rescale=True, clusters=5)  # k-means may lose a cluster
+    optimise_labels(scores, twice, np.repeat(identities, 2), rescale=True, clusters=5)  # k-means may lose a cluster
     for people in (np.arange(24), identities):
-        groups = labels._members(np.repeat(people, 2))
+        groups = labels._group_by_identity(np.repeat(people, 2))
         drawn = [labels._cluster(group, twice, 20, np.random.default_rng(0)) for group in groups]
         assert all(len(set(map(tuple, twice[cluster]))) == 1 for clusters in drawn for cluster in clusters)
-    same = optimise(scores, twice, np.repeat(np.arange(24), 2), rescale=True, epsilon=0.5)
+    same = optimise_labels(scores, twice, np.repeat(np.arange(24), 2), rescale=True, epsilon=0.5)
     assert np.array_equal(same, scores)
 
 
@@ -77,10 +77,10 @@ def test_refusals() -> None:
         (truth, embeddings, identities[:-1]),
     ):
         with pytest.raises(ValueError, match="N identities"):
-            optimise(scores, vectors, people, rescale=False)
+            optimise_labels(scores, vectors, people, rescale=False)
     with pytest.raises(ValueError, match="finite"):
-        optimise(np.where(truth == truth[0], np.nan, truth), embeddings, identities, rescale=False)
+        optimise_labels(np.where(truth == truth[0], np.nan, truth), embeddings, identities, rescale=False)
     with pytest.raises(ValueError, match="not zero"):
-        optimise(truth, embeddings * 0, identities, rescale=False)
+        optimise_labels(truth, embeddings * 0, identities, rescale=False)
     with pytest.raises(ValueError, match="epsilon"):
-        optimise(truth, embeddings, identities, rescale=False, epsilon=2)
+        optimise_labels(truth, embeddings, identities, rescale=False, epsilon=2)

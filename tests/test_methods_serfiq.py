@@ -81,7 +81,7 @@ def test_is_the_plain_definition(build, name: str) -> None:
 
 
 def test_is_torchs_dropout() -> None:
-    """With real draws: passes of a network whose last dropout is in train mode."""
+    """With torch's own masks: passes of a network whose last dropout is in train mode."""
     torch.manual_seed(0)
     network = Branch().eval()
     method = SERFIQ(network, PRESET, passes=300)
@@ -91,7 +91,7 @@ def test_is_torchs_dropout() -> None:
         drawn = torch.stack([network(x)[0] for _ in range(300)], 1)
     network.eval()
     expected = [2 / (1 + np.exp(pdist(e / e.norm(dim=1, keepdim=True)).mean())) for e in drawn]
-    # The mean over the 44850 pairs of 300 draws varies by about 3 % of itself; it is some .1 here.
+    # The mean over the 44850 pairs of 300 masks varies by about 3 % of itself; it is some .1 here.
     np.testing.assert_allclose(method.score(IMAGES).numpy(), expected, rtol=0, atol=0.005)
 
 
@@ -126,7 +126,7 @@ class Rows(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("view", "got 1 embeddings for 100 draws"),
+        ("view", "got 1 embeddings for 100 masks"),
         ("joined", "got Sizes of tensors must match"),
         ("mixed", "got embeddings that differ by"),
     ],

@@ -22,8 +22,10 @@ from PIL import Image
 
 from prefiqs_ext import Preset, Pruning, methods
 from prefiqs_ext.evaluation import cache, revisions
-from prefiqs_ext.evaluation.datasets.crops import Encoded
-from prefiqs_ext.evaluation.inference import ImageSet, Scoring, embedded
+from prefiqs_ext.evaluation.datasets.crops import EncodedCrop
+from prefiqs_ext.evaluation.inference import ImageSet, Scoring, embed_images
+from prefiqs_ext.methods.prefiqs import ScorerMethod
+from prefiqs_ext.methods.registry import load_class
 from prefiqs_ext.models import import_onnx
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +46,7 @@ FILES = {
     **{name: [f"{PACKAGE}/methods/{name}.py"] for name in ("grafiqs", "froq", "serfiq")},
     **{name: [f"{PACKAGE}/methods/baselines.py"] for name in ("random", "sharpness", "brightness")},
 }
-"""Of what each revision is, as patterns from the root. All methods share what the engine has, and images.py."""
+"""Of what each revision is, as patterns from the root. All methods share what the engine has, and network.py."""
 
 
 def png() -> bytes:
@@ -75,7 +77,7 @@ def digest(text: str, suffix: str) -> str:
 def digests() -> dict[str, str]:
     found = {}
     for name, patterns in FILES.items():
-        shared = [] if name == "ENGINE" else [f"{PACKAGE}/methods/images.py"]
+        shared = [] if name == "ENGINE" else [f"{PACKAGE}/methods/network.py"]
         matching = {file for pattern in patterns + shared for file in ROOT.glob(pattern) if file.is_file()}
         of_files = [f"{file.relative_to(ROOT)} {digest(file.read_text(), file.suffix)}" for file in sorted(matching)]
         assert len(of_files) >= len(patterns)
@@ -104,14 +106,14 @@ def test_code_has_changed_only_with_its_revision() -> None:
 
 
 def test_every_method_that_computes_has_a_revision() -> None:
-    computing = {name for name in methods.NAMES if not issubclass(_class_of(name), methods.prefiqs.ScorerMethod)}
+    computing = {name for name in methods.list_methods() if not issubclass(load_class(name), ScorerMethod)}
     assert set(revisions.METHODS) == computing
     assert set(FILES) == {"ENGINE", *computing}
 
 
 def test_another_revision_computes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
-    images = ImageSet([Encoded(png(), "image 0")])
+    images = ImageSet([EncodedCrop(png(), "image 0")])
     scoring = Scoring(torch.nn.Linear(2, 2), Preset.named("sface"), Pruning())
     calls = []
 
@@ -121,23 +123,17 @@ def test_another_revision_computes_again(tmp_path: Path, monkeypatch: pytest.Mon
 
     method = SimpleNamespace(name="sharpness", higher_is_better=True, needs_fit=False, score=score)
     for expected in (1, 1):
-        scoring.quality(method, images, images, 0)
+        scoring.compute_quality(method, images, images, 0)
         assert len(calls) == expected
     monkeypatch.setitem(revisions.METHODS, "brightness", 99)
-    scoring.quality(method, images, images, 0)
+    scoring.compute_quality(method, images, images, 0)
     assert len(calls) == 1
     monkeypatch.setitem(revisions.METHODS, "sharpness", 99)
-    scoring.quality(method, images, images, 0)
+    scoring.compute_quality(method, images, images, 0)
     assert len(calls) == 2
     monkeypatch.setattr(revisions, "ENGINE", 99)
-    scoring.quality(method, images, images, 0)
+    scoring.compute_quality(method, images, images, 0)
     assert len(calls) == 3
-
-
-def _class_of(name: str) -> type:
-    classes = [kind for kind in vars(methods).values() if isinstance(kind, type)]
-    (found,) = (kind for kind in classes if getattr(kind, "name", None) == name)
-    return found
 
 
 def test_another_network_of_the_same_weights_computes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,10 +149,15 @@ def test_another_network_of_the_same_weights_computes_again(tmp_path: Path, monk
             helper.make_node("Gemm", ["f", "g"], ["y"]),
         ]
         path = saved(make_model(nodes, ("n", 3, 112, 112), constants), tmp_path)
-        images = ImageSet([Encoded(png(), "image 0")])
+        images = ImageSet([EncodedCrop(png(), "image 0")])
         network, preset = import_onnx(path), Preset.named("arcface")
-        kept = [embedded(images, network, preset), Scoring(network, preset, Pruning()).of(images).embeddings]
-        again = embedded(ImageSet([Encoded(png(), "image 0")], cache.in_memory()), import_onnx(path), preset)
+        kept = [
+            embed_images(images, network, preset),
+            Scoring(network, preset, Pruning()).score_images(images).embeddings,
+        ]
+        again = embed_images(
+            ImageSet([EncodedCrop(png(), "image 0")], cache.make_memory_cache()), import_onnx(path), preset
+        )
         assert np.array_equal(kept[0], again)
         found.append(kept)
     for first, second in zip(*found, strict=True):

@@ -21,6 +21,7 @@ from networks import calibrated, network_input, pictures
 from torch import Tensor, nn
 
 from prefiqs_ext import Calibration, Preset, Pruning, Scorer, Settings
+from prefiqs_ext.calibration import LogisticCalibration, PercentileCalibration
 from prefiqs_ext.cli import main
 from prefiqs_ext.models.fingerprint import hash_weights
 
@@ -48,8 +49,8 @@ def images() -> Tensor:
     "settings",
     [
         Settings(None, "0" * 64, None, Pruning(), "cuda", "bfloat16"),
-        Settings("sface", "1" * 64, PRESET, PRUNING, *FLOAT32, 1, Calibration("logistic", (0.7, 0.05))),
-        Settings("a", "2" * 64, PRESET, Pruning("2:4"), *FLOAT32, "emb", Calibration("percentile", tuple(range(101)))),
+        Settings("sface", "1" * 64, PRESET, PRUNING, *FLOAT32, 1, LogisticCalibration(0.7, 0.05)),
+        Settings("a", "2" * 64, PRESET, Pruning("2:4"), *FLOAT32, "emb", PercentileCalibration(tuple(range(101)))),
         Settings(None, "3" * 64, None, Pruning("structured", 0.1, seed=-3, layers="conv+linear"), *FLOAT32),
     ],
 )
@@ -162,19 +163,37 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "version of another type": (lambda s: {**s, "version": True}, "version 1 is what this program reads, got True"),
     "output": (lambda s: {**s, "output": True}, "output is True"),
     "seed": (lambda s: {**s, "pruning": {**s["pruning"], "seed": True}}, "seed must be an integer"),
-    "huge number": (lambda s: {**s, "calibration": {"kind": "logistic", "numbers": [10**400, 1]}}, "too large"),
+    "huge number": (lambda s: {**s, "calibration": {"kind": "logistic", "midpoint": 10**400, "width": 1}}, "too large"),
     "half a pixel": (lambda s: {**s, "preset": {**s["preset"], "size": [112.5, 112]}}, r"integers of 1 to 4096"),
     "too many pixels": (lambda s: {**s, "preset": {**s["preset"], "size": [10**6, 112]}}, r"integers of 1 to 4096"),
-    "all equal": (lambda s: {**s, "calibration": {"kind": "percentile", "numbers": [1] * 101}}, "not all equal"),
+    "all equal": (lambda s: {**s, "calibration": {"kind": "percentile", "percentiles": [1] * 101}}, "not all equal"),
     "preset": (lambda s: {**s, "preset": {**s["preset"], "std": [0, 1, 1]}}, "expected std above 0"),
-    "calibration": (lambda s: {**s, "calibration": {"kind": "logistic", "numbers": [1]}}, "expected 2 finite numbers"),
-    "width": (lambda s: {**s, "calibration": {"kind": "logistic", "numbers": [1, 0]}}, "expected a width above 0"),
-    "kind": (lambda s: {**s, "calibration": {"kind": "linear", "numbers": [1, 2]}}, "of kind percentile or logistic"),
-    "order": (
-        lambda s: {**s, "calibration": {"kind": "percentile", "numbers": [1] * 100 + [0]}},
-        "expected quantiles in ascending order",
+    "calibration": (
+        lambda s: {**s, "calibration": {"kind": "percentile", "percentiles": [1]}},
+        "expected 101 finite numbers as percentiles, got 1",
     ),
-    "nan": (lambda s: {**s, "calibration": {"kind": "logistic", "numbers": [math.nan, 1]}}, "got NaN"),
+    "fields of another kind": (
+        lambda s: {**s, "calibration": {"kind": "logistic", "percentiles": [1] * 101}},
+        "with midpoint, width, got percentiles",
+    ),
+    "no number": (
+        lambda s: {**s, "calibration": {"kind": "logistic", "midpoint": None, "width": 1}},
+        "expected numbers as midpoint and width",
+    ),
+    "no kind": (lambda s: {**s, "calibration": {"midpoint": 0, "width": 1}}, "expected an object with its kind"),
+    "width": (
+        lambda s: {**s, "calibration": {"kind": "logistic", "midpoint": 1, "width": 0}},
+        "expected a width above 0",
+    ),
+    "kind": (
+        lambda s: {**s, "calibration": {"kind": "linear", "midpoint": 1, "width": 2}},
+        "of kind percentile or logistic",
+    ),
+    "order": (
+        lambda s: {**s, "calibration": {"kind": "percentile", "percentiles": [1] * 100 + [0]}},
+        "expected percentiles in ascending order",
+    ),
+    "nan": (lambda s: {**s, "calibration": {"kind": "logistic", "midpoint": math.nan, "width": 1}}, "got NaN"),
 }
 
 
@@ -214,11 +233,11 @@ def test_percentiles() -> None:
 
 
 def test_logistic_is_ofiqs() -> None:
-    calibration = Calibration("logistic", (0.7, 0.05))
+    calibration = LogisticCalibration(0.7, 0.05)
     quality = torch.linspace(0, 1, 101, dtype=torch.float64)
     expected = [math.floor(100 / (1 + math.exp((0.7 - x) / 0.05)) + 0.5) for x in quality.tolist()]
     assert calibration(quality).tolist() == expected
-    extremes = Calibration("logistic", (0.0, 1e-9))(torch.tensor([-1.0, 1.0]))
+    extremes = LogisticCalibration(0.0, 1e-9)(torch.tensor([-1.0, 1.0]))
     assert extremes.tolist() == [0, 100]
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from prefiqs_ext.cli.messages import tell
 from prefiqs_ext.cli.people import allow_duplicates_option
-from prefiqs_ext.evaluation.datasets.crops import name_of
+from prefiqs_ext.evaluation.datasets.crops import get_name
 from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
 from prefiqs_ext.evaluation.datasets.readers import read_folders
 from prefiqs_ext.evaluation.inference import ImageSet
@@ -54,7 +54,7 @@ def degrade_command(data: Path, output: Path, seed: int, allow_duplicates: bool)
     if output.is_dir() and any(output.iterdir()):
         raise InputError(f"{format_path(str(output))} is not empty: name another folder with --output, or empty it")
     faces = read_folders(data, tell)
-    targets = _targets(data, list(map(name_of, faces.images)))
+    targets = _targets(data, list(map(get_name, faces.images)))
     if not allow_duplicates:  # once degraded, each in its own way, they could not be told
         refuse_shared(faces, ImageSet(faces.images).contents)
     rows = []

@@ -19,14 +19,14 @@ from prefiqs_ext.cli.messages import tell
 from prefiqs_ext.cli.people import allow_duplicates_option, no_cache_option
 from prefiqs_ext.cli.score_files import given_scores, of_benchmark, qualities
 from prefiqs_ext.cli.scoring import computing, load_subject, parse_preset, pruning, scoring_options
-from prefiqs_ext.evaluation.cache import cached, in_memory
-from prefiqs_ext.evaluation.compare import Comparison, Protocol, check, compare
+from prefiqs_ext.evaluation.cache import load_or_compute, make_memory_cache
+from prefiqs_ext.evaluation.comparison import Comparison, Protocol, check_data, compare
 from prefiqs_ext.evaluation.datasets import Data, benchmarks, read_data
-from prefiqs_ext.evaluation.datasets.crops import Source, read_crops
+from prefiqs_ext.evaluation.datasets.crops import Source, read_every_crop
 from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
 from prefiqs_ext.evaluation.datasets.readers import read_embeddings, read_folders
 from prefiqs_ext.evaluation.edc import FMRS, Mode
-from prefiqs_ext.evaluation.inference import VERSIONS, ImageSet, Scoring, embedded
+from prefiqs_ext.evaluation.inference import VERSIONS, ImageSet, Scoring, embed_images
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.models.fingerprint import hash_weights
 from prefiqs_ext.models.loading import load_network
@@ -47,7 +47,7 @@ _FILE = click.Path(path_type=Path, exists=True)
     "--methods",
     default="prefiqs,norm,random",
     show_default=True,
-    help=f"Qualities to compare, comma-separated: {', '.join(methods.NAMES)}. May be empty.",
+    help=f"Qualities to compare, comma-separated: {', '.join(methods.list_methods())}. May be empty.",
 )
 @click.option(
     "--scores",
@@ -131,7 +131,7 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
     networks = _Networks(options, names)
     for name, faces, _, _ in sets:
         try:
-            check(faces)
+            check_data(faces)
             networks.check(faces.images)
         except ValueError as error:
             raise InputError(f"{name}: {error}") from error
@@ -152,11 +152,11 @@ def evaluate(data: Path, output: Path, **options: Any) -> None:
             found.append(results.Result(name, verifier, len(faces.images), comparison, own))
     if found:
         facts = {"options": options | {"data": data}, "networks": networks.facts(), "versions": VERSIONS}
-        results.write(output, found, protocol, facts | {"failed": failed})
+        results.write_results(output, found, protocol, facts | {"failed": failed})
     for result in found:
         click.echo("\n".join(results.format_rows(result, protocol)))
     if paper:
-        for line in results.averages(found, protocol):
+        for line in results.format_averages(found, protocol):
             click.echo(line)
     if failed:
         raise InputError(f"not evaluated, for what is said above: {', '.join(failed)}")
@@ -193,7 +193,7 @@ def _benchmarks(data: Path, options: dict[str, Any], given: dict[str, Path]) -> 
     """Those of the paper's that are there; which are not is said."""
     if options["pairs"] or options["embeddings"]:
         raise click.UsageError("--protocol paper has sets of its own: leave --pairs and --embeddings out")
-    found, absent = benchmarks.find(data)
+    found, absent = benchmarks.find_benchmarks(data)
     for missing, looked in absent:
         click.echo(f"{missing.name} is not there: looked for {', '.join(looked)}")
     if not found:
@@ -227,7 +227,7 @@ class _Networks:
             raise click.UsageError("--embeddings and --verifier both say what compares the faces: leave one out")
         self.options = options
         self._names = names
-        self._keep = in_memory() if options["no_cache"] else cached
+        self._keep = make_memory_cache() if options["no_cache"] else load_or_compute
         self._verifiers = _verifiers(options["verifier"])
         self._pool = None if options["fit_on"] is None else read_folders(options["fit_on"], tell).images
 
@@ -237,7 +237,7 @@ class _Networks:
     @cached_property
     def _scoring(self) -> Scoring:
         scorer = computing(self.options) | {"output": self.options["output_name"]}
-        return Scoring(*load_subject(self.options), pruning(self.options), scorer)
+        return Scoring(*load_subject(self.options), pruning(self.options), **scorer)
 
     def check(self, sources: Sequence[Source]) -> None:
         """That the first image fits all networks. ValueError naming it."""
@@ -245,7 +245,7 @@ class _Networks:
         if self._names or not (self._verifiers or self.options["embeddings"]):
             presets.append(self._scoring.preset)
         for preset in presets:
-            next(read_crops(sources, preset.size))
+            next(read_every_crop(sources, preset.size))
 
     def qualities(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.floating]]:
         """[N] of each method, higher = better."""
@@ -261,7 +261,7 @@ class _Networks:
                 seed=seed,
                 output=self.options["output_name"],
             )
-            found[name] = scoring.quality(method, images, fit_on, seed)
+            found[name] = scoring.compute_quality(method, images, fit_on, seed)
         return found
 
     def embeddings(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.float32]]:
@@ -270,8 +270,8 @@ class _Networks:
         if saved is not None:
             return {saved.stem: read_embeddings(saved, sources)}
         if self._verifiers:
-            return {name: embedded(images, *of) for name, of in self._verifiers.items()}
-        return {_label(self.options["model"]): self._scoring.of(images).embeddings}
+            return {name: embed_images(images, *of) for name, of in self._verifiers.items()}
+        return {_label(self.options["model"]): self._scoring.score_images(images).embeddings}
 
     def _fit_on(self, sources: Sequence[Source]) -> ImageSet:
         pool = list(sources if self._pool is None else self._pool)
@@ -283,15 +283,15 @@ class _Networks:
         presets = {name: asdict(preset) for name, (_, preset) in self._verifiers.items()}
         if "_scoring" in vars(self):  # it was needed
             name = _label(self.options["model"])
-            weights[name], presets[name] = self._scoring.weights, asdict(self._scoring.preset)
+            weights[name], presets[name] = self._scoring.fingerprint["weights"], asdict(self._scoring.preset)
         return {"weights": weights, "presets": presets}
 
 
 def _method_names(options: dict[str, Any]) -> list[str]:
     names = list(filter(None, options["methods"].split(",")))
-    unknown = [name for name in names if name not in methods.NAMES]
+    unknown = [name for name in names if name not in methods.list_methods()]
     if unknown:
-        raise click.UsageError(f"--methods: expected some of {', '.join(methods.NAMES)}, got {unknown[0]!r}")
+        raise click.UsageError(f"--methods: expected some of {', '.join(methods.list_methods())}, got {unknown[0]!r}")
     if not names and not options["scores"]:
         raise click.UsageError("expected at least one of --methods or --scores")
     return list(dict.fromkeys(names))

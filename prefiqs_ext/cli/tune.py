@@ -18,12 +18,20 @@ from tqdm import tqdm
 from prefiqs_ext.cli.messages import tell
 from prefiqs_ext.cli.people import allow_duplicates_option, no_cache_option
 from prefiqs_ext.cli.scoring import load_subject, model_options
-from prefiqs_ext.evaluation.cache import cached, in_memory
+from prefiqs_ext.evaluation.cache import load_or_compute, make_memory_cache
 from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
 from prefiqs_ext.evaluation.datasets.readers import read_folders
 from prefiqs_ext.evaluation.edc import FMRS, LIMIT, TOO_FEW
 from prefiqs_ext.evaluation.inference import VERSIONS, ImageSet, Scoring
-from prefiqs_ext.evaluation.tuning import FMR, HeldOut, Rule, Tuned, held_out, part, tune_settings
+from prefiqs_ext.evaluation.tuning import (
+    FMR,
+    HeldOutAreas,
+    Rule,
+    TuningResult,
+    assign_folds,
+    measure_held_out,
+    tune_settings,
+)
 from prefiqs_ext.methods.combined import ZScores, log_distance
 from prefiqs_ext.models.fingerprint import hash_weights
 from prefiqs_ext.pruning import Pruning
@@ -66,21 +74,21 @@ def tune(
       prefiqs tune crops/ --model sface --output tune
     """
     images = read_folders(data, tell)
-    fold = part(images.identities, folds, seed)
+    fold = assign_folds(images.identities, folds, seed)
     network, preset = load_subject(options)
-    faces = ImageSet(images.images, in_memory() if no_cache else cached)
+    faces = ImageSet(images.images, make_memory_cache() if no_cache else load_or_compute)
     if not allow_duplicates:
         refuse_shared(images, faces.contents)
     make_output_folder(output)
     settings = grid(network)
     scorer = {"output": options["output_name"]}
     bar = tqdm(settings.items(), unit="setting", disable=None, leave=False)
-    passes = {name: Scoring(network, preset, pruning, scorer).of(faces) for name, pruning in bar}
+    passes = {name: Scoring(network, preset, pruning, **scorer).score_images(faces) for name, pruning in bar}
     common: dict[str, Any] = {"resamples": resamples, "seed": seed}
     of_default = passes[next(iter(settings))]
     people = of_default.embeddings, images.identities, fold
     tuned = tune_settings(*people, {name: -each.distance.numpy() for name, each in passes.items()}, **common)
-    mixed = held_out(*people, _mixtures(of_default.distance.numpy(), of_default.norm.numpy()), **common)
+    mixed = measure_held_out(*people, _mixtures(of_default.distance.numpy(), of_default.norm.numpy()), **common)
     weights = hash_weights(network)
     facts = {
         "versions": VERSIONS,
@@ -132,14 +140,14 @@ def _mixtures(distance: NDArray[np.floating], norm: NDArray[np.floating]) -> dic
     }
 
 
-def _row(name: str, pruning: Pruning, tuned: Tuned) -> list[Any]:
+def _row(name: str, pruning: Pruning, tuned: TuningResult) -> list[Any]:
     overall = _overall(name, tuned)
     times_chosen = tuned.chosen.count(name)
     held_out = float(tuned.testing[name].mean())
     return [pruning.sparsity, pruning.scope, pruning.layers, *overall.values(), held_out, times_chosen]
 
 
-def _overall(name: str, tuned: Tuned) -> dict[str, Any]:
+def _overall(name: str, tuned: TuningResult) -> dict[str, Any]:
     """pAUC over all people by FMR, or that there are too few pairs for it."""
     return {
         f"{fmr:g}": curve.area(LIMIT) if curve.measurable else TOO_FEW for fmr, curve in tuned.overall[name].items()
@@ -149,7 +157,7 @@ def _overall(name: str, tuned: Tuned) -> dict[str, Any]:
 _COLUMNS = ["sparsity", "scope", "layers", *(f"pauc_{fmr:g}" for fmr in FMRS), "held_out", "chosen"]
 
 
-def _found(tuned: Tuned, mixed: HeldOut) -> dict[str, Any]:
+def _found(tuned: TuningResult, mixed: HeldOutAreas) -> dict[str, Any]:
     return {
         "fmr": FMR,
         "settings": {
@@ -175,7 +183,7 @@ def _contrasts(names: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(mixture, single) for mixture in mixtures for single in (_D, _NORM)]
 
 
-def _print(rows: list[list[Any]], tuned: Tuned, mixed: HeldOut) -> None:
+def _print(rows: list[list[Any]], tuned: TuningResult, mixed: HeldOutAreas) -> None:
     click.echo("  ".join(f"{column:>13}" for column in _COLUMNS))
     for row in rows:
         click.echo("  ".join(f"{value:>13.3f}" if isinstance(value, float) else f"{value:>13}" for value in row))

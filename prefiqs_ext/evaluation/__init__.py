@@ -1,6 +1,9 @@
 """Does a quality predict recognition errors? Error-versus-discard curves, their areas, and intervals for them.
 
-Sources: "crfiqa" is the rule of CR-FIQA's scripts; "rethresholded" is ours, alike but that no FMR exceeds its target;
-"fixed-threshold" is the rule of Schlett et al., arXiv 2303.13294; "normalised" that of FaceQAN and FROQ. Qualities
-here are always higher = better: negate a distance.
+Qualities here are always HIGHER = better: negate a distance first. `edc` states the rules of the curves and their
+sources. Importing this package does not import torch; the names below are loaded when they are first used.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,243 +1,302 @@
-"""Every image against every other, in memory that does not grow with the number of pairs.
+"""Curves over all pairs of many images, in memory that does not grow with the number of pairs.
 
-With the images sorted by quality, the upper triangle of their similarities, read row by row, is in discard order, or
-nearly so. So the pairs come in blocks of rows and are never sorted. Twice: the first time high non-mated scores are
-counted in a histogram, the second time those in the bins around a threshold are collected, which makes thresholds
-exact.
+What is counted. Sort the N images by quality, the worst first, and give the pair of images i < j the key i * N + j. In
+the upper triangle of the similarities, read row by row, the keys rise, and so does the quality of the worse image. So
+the pairs arrive in discard order (mode "crfiqa": nearly), in blocks of rows, and are never sorted. At each discard
+ratio a cut divides the order: pairs before it are discarded, pairs from it on are kept.
+
+Invariants, at every ratio:
+
+* discarded + kept mated + kept non-mated = N (N - 1) / 2, the number of all pairs. `count_discarded` gives the first,
+  counting the mated pairs from the cut on gives the second, and the third follows.
+* The cuts rise with the ratio. So a pair's last ratio, the highest at which it is kept, says at which ratios it counts:
+  at all from 0 up to that one.
+* The threshold depends on a few non-mated scores only, see `ThresholdWindow`. They lie in a few neighbouring bins of a
+  histogram of the scores.
+
+Two passes over the blocks. The first counts the high non-mated scores in a histogram per ratio, which locates those
+bins. The second collects the scores in them, which makes the thresholds exact. Mated scores are kept, all of them.
+
+Complexity: two products of [N, d] by [d, N], that is 2 N^2 d multiplications, and for each pair above the floor a
+binary search among the cuts. Memory: one block, the mated pairs, and R * 65,536 counters for R ratios.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefiqs_ext.evaluation.arrays import Floats, Integers
 from prefiqs_ext.evaluation.edc import (
     FMRS,
     RATIOS,
-    Around,
     Curve,
     Mode,
+    ThresholdWindow,
+    build_step_curve,
     check_fmr,
     check_kept,
-    discarded_pairs,
-    failing,
-    ranks,
-    steps,
-    threshold,
-    turning,
+    compute_fnmr,
+    count_discarded,
+    find_threshold,
+    find_turning_place,
+    rank_images,
 )
-from prefiqs_ext.evaluation.pair_blocks import blocks, check_normalised, mated_keys, score_floor
+from prefiqs_ext.evaluation.pair_blocks import check_normalised, estimate_floor, iterate_blocks, list_mated_keys
 from prefiqs_ext.exceptions import InputError
 
-_BINS = 1 << 16  # over -1 to 1
-_MARGIN = 4  # of the tail of non-mated scores that is looked at, over the share that the highest FMR needs
+_Number = TypeVar("_Number", int, "NDArray[np.int64]")
+
+# Bins over scores of -1 to 1, 3e-5 wide: of 10^8 pairs a few thousand scores lie in the bins around a threshold, and
+# the counters of 20 ratios take 10 MB.
+_BINS = 1 << 16
+# How many more of the highest non-mated scores are looked at than the highest FMR needs. Discarding changes the share
+# that is needed; where 4 times is too little, it is raised by the same factor.
+_MARGIN = 4
 
 
-def all_pairs(
-    embeddings: NDArray[np.floating],
-    identities: NDArray[np.integer],
-    quality: NDArray[np.floating],
+def compute_all_pairs_curves(
+    embeddings: Floats,
+    identities: Integers,
+    quality: Floats,
     *,
     fmrs: tuple[float, ...] = FMRS,
     mode: Mode = "rethresholded",
     ratios: NDArray[np.float64] = RATIOS,
 ) -> list[Curve]:
-    """The curves of all N (N - 1) / 2 pairs, one an FMR; the same as `error_versus_discard` over them.
+    """Compute the curves over all N (N - 1) / 2 pairs: the same as `error_versus_discard` over their list.
 
-    A score is the float32 dot product, which is off by about 1e-7, and not the same for every shape of block: where a
-    mated score is that near to a non-mated one, it may count on the other side of it than in double precision.
+    A score is a dot product in float32. It is off by about 1e-7, and by a different amount for blocks of another shape.
+    A mated score that is this near to a non-mated one may count on the other side of it than in float64.
 
     Args:
         embeddings: [N, d] L2-normalised.
-        identities: [N] a number a person.
-        quality: [N] higher = better.
+        identities: [N] one number per person.
+        quality: [N], HIGHER is better.
+        fmrs: False match rates, in (0, 1).
+        mode: See `edc`.
+        ratios: [R] discard ratios, rising from 0 and below 1; mode "fixed-threshold" ignores them.
+
+    Returns:
+        One curve per FMR.
 
     Raises:
-        ValueError: as error_versus_discard; embeddings that are not of length 1.
+        InputError: As error_versus_discard; or embeddings that are not of length 1.
     """
     for fmr in fmrs:
         check_fmr(fmr)
-    if mode == "fixed-threshold":  # that of no discard
+    if mode == "fixed-threshold":  # its threshold is that of no discard
         ratios = ratios[:1]
-    images = np.argsort(ranks(quality))
-    embeddings, identities = np.asarray(embeddings, np.float32), np.asarray(identities)
-    if embeddings.ndim != 2 or not len(embeddings) == len(identities) == len(images):
-        raise InputError(f"expected one embedding, identity and quality an image; got {embeddings.shape}, "
+    images = np.argsort(rank_images(quality))
+    unit, identities = np.asarray(embeddings, np.float32), np.asarray(identities)
+    if unit.ndim != 2 or not len(unit) == len(identities) == len(images):
+        raise InputError(f"expected one embedding, identity and quality an image; got {unit.shape}, "
                          f"{identities.shape}, {np.shape(quality)}")  # fmt: skip
-    check_normalised(embeddings)
-    embeddings, identities, quality = embeddings[images], identities[images], np.asarray(quality)[images]
+    check_normalised(unit)
+    unit, identities, quality = unit[images], identities[images], np.asarray(quality)[images]
     n = len(images)
-    mated = mated_keys(identities)
-    gone = discarded_pairs(ratios, n * (n - 1) // 2, mode)
-    order = _by_worse(gone, quality, images) if mode == "crfiqa" else _by_both(gone, n)
-    places = order.places(mated)
-    own = [places >= cut for cut in order.cuts]
-    others = [n * (n - 1) // 2 - g - int(kept.sum()) for g, kept in zip(gone, own, strict=True)]
-    for r, kept, left in zip(ratios, own, others, strict=True):
-        check_kept(int(kept.sum()), left, float(r))
+    pairs = n * (n - 1) // 2
+    mated = list_mated_keys(identities)
+    discarded = count_discarded(ratios, pairs, mode)
+    order = _order_by_worse(discarded, quality, images) if mode == "crfiqa" else _order_by_both(discarded, n)
+    positions = order.get_positions(mated)
+    kept_mated = [positions >= cut for cut in order.cuts]  # per ratio, [mated pairs]
+    kept_non_mated = [pairs - gone - int(kept.sum()) for gone, kept in zip(discarded, kept_mated, strict=True)]
+    for r, kept, others in zip(ratios, kept_mated, kept_non_mated, strict=True):
+        check_kept(int(kept.sum()), others, float(r))
     share = _MARGIN * max(fmrs)
     while True:
-        floor = score_floor(embeddings, identities, share)
-        scores, counts = _counted(embeddings, mated, floor, order)
+        floor = estimate_floor(unit, identities, share)
+        scores, histograms = _count_scores(unit, mated, floor, order)
         if floor == -np.inf or all(
-            _reaches(c, turning(max(fmrs), left)) for c, left in zip(counts, others, strict=True)
+            _shows_next_lower(histogram, find_turning_place(max(fmrs), others))
+            for histogram, others in zip(histograms, kept_non_mated, strict=True)
         ):
             break
         share *= _MARGIN
-    runs = [[_Run.of(c, turning(fmr, left)) for c, left in zip(counts, others, strict=True)] for fmr in fmrs]
-    tails = _Tails.of(embeddings, mated, floor, order, runs)
+    ranges = [
+        [
+            _BinRange.find(histogram, find_turning_place(fmr, others))
+            for histogram, others in zip(histograms, kept_non_mated, strict=True)
+        ]
+        for fmr in fmrs
+    ]
+    collected = _CollectedScores.collect(unit, mated, floor, order, ranges)
     curves = []
-    for fmr, of_fmr in zip(fmrs, runs, strict=True):
-        arounds = [Around(tails.scores_of(run, j), run.above, others[j]) for j, run in enumerate(of_fmr)]
-        t = [threshold(mode, around, scores[kept], fmr) for around, kept in zip(arounds, own, strict=True)]
+    for fmr, ranges_of_fmr in zip(fmrs, ranges, strict=True):
+        windows = [
+            ThresholdWindow(collected.select(bins, ratio), bins.above, kept_non_mated[ratio])
+            for ratio, bins in enumerate(ranges_of_fmr)
+        ]
+        t = [find_threshold(mode, window, scores[kept], fmr) for window, kept in zip(windows, kept_mated, strict=True)]
         if mode == "fixed-threshold":
-            curves.append(steps(scores, quality[mated // n], t[0], fmr, others[0]))
+            curves.append(build_step_curve(scores, quality[mated // n], t[0], fmr, kept_non_mated[0]))
             continue
-        fnmr = [failing(mode, scores[kept], at) for kept, at in zip(own, t, strict=True)]
-        curves.append(Curve(mode, fmr, ratios, np.array(fnmr), np.array(t), len(mated), others[0]))
+        fnmr = [compute_fnmr(mode, scores[kept], at) for kept, at in zip(kept_mated, t, strict=True)]
+        curves.append(Curve(mode, fmr, ratios, np.array(fnmr), np.array(t), len(mated), kept_non_mated[0]))
     return curves
 
 
-class _Order(NamedTuple):
-    """In what order the pairs of images that are sorted by quality are discarded."""
+class _DiscardOrder(NamedTuple):
+    """The order in which the pairs are discarded. Their images are sorted by quality.
 
-    places: Callable[[NDArray[np.int64]], NDArray[np.int64]]
-    """Of pairs by their keys: numbers that rise in that order."""
+    Attributes:
+        get_positions: Keys of pairs -> numbers that rise in this order.
+        cuts: [ratios] the position of the first pair that is kept.
+    """
+
+    get_positions: Callable[[NDArray[np.int64]], NDArray[np.int64]]
     cuts: NDArray[np.int64]
-    """[ratios] the place of the first pair that is kept."""
 
-    def last(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The last ratio, by index, at which each pair is kept."""
-        return np.searchsorted(self.cuts, self.places(keys), side="right") - 1
+    def find_last_ratio(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The index of the last ratio at which each pair is kept."""
+        return np.searchsorted(self.cuts, self.get_positions(keys), side="right") - 1
 
 
-def _by_both(gone: list[int], n: int) -> _Order:
-    """By the worse image, then by the other one: that of the keys."""
+def _order_by_both(discarded: list[int], n: int) -> _DiscardOrder:
+    """By the worse image, then by the other one. This is the order of the keys."""
     image = np.arange(n)
     starts = image * (2 * n - image - 1) // 2  # how many pairs lie before each image's first
-    row = np.searchsorted(starts, gone, side="right") - 1
-    return _Order(lambda keys: keys, row * n + row + 1 + gone - starts[row])
+    row = np.searchsorted(starts, discarded, side="right") - 1
+    return _DiscardOrder(lambda keys: keys, row * n + row + 1 + discarded - starts[row])
 
 
-def _by_worse(gone: list[int], quality: NDArray[np.floating], images: NDArray[np.int64]) -> _Order:
-    """By the quality of the worse image, then as numpy.triu_indices lists the pairs.
+def _order_by_worse(discarded: list[int], quality: Floats, images: NDArray[np.int64]) -> _DiscardOrder:
+    """By the quality of the worse image, then as numpy.triu_indices lists the pairs of the input.
+
+    To find a cut, two sums are inverted: how many pairs have a worse image of lower quality; and, among the pairs of
+    one quality, how many the input lists before each image's own.
 
     Args:
+        discarded: How many pairs go at each ratio.
         quality: [N] rising.
         images: [N] the place in the input of each.
     """
     n = len(images)
     level = np.unique(quality, return_inverse=True)[1]
 
-    def place(level: Any, first: Any, second: Any) -> Any:
-        return (level * n + first) * n + second  # below n^3: up to 2 million images
+    def combine(level: _Number, first: _Number, second: _Number) -> _Number:
+        return (level * n + first) * n + second  # below n^3: int64 is enough for 2 million images
 
-    def places(keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    def get_positions(keys: NDArray[np.int64]) -> NDArray[np.int64]:
         worse, other = np.divmod(keys, n)
         one, two = images[worse], images[other]
-        found: NDArray[np.int64] = place(level[worse], np.minimum(one, two), np.maximum(one, two))
-        return found
+        return combine(level[worse], np.minimum(one, two), np.maximum(one, two))
 
-    before = np.append(0, np.cumsum(n - 1 - np.arange(n)))  # pairs of worse images than each
-    of_input = np.empty_like(level)
-    of_input[images] = level
+    before = np.append(0, np.cumsum(n - 1 - np.arange(n)))  # pairs whose worse image is worse than each
+    level_in_input = np.empty_like(level)
+    level_in_input[images] = level
     cuts = []
-    for pairs in gone:
+    for pairs in discarded:
         worst = level[np.searchsorted(before, pairs, side="right") - 1]
-        left = pairs - before[np.searchsorted(level, worst)]  # that go of those whose worse image is of this level
-        own, better = of_input == worst, of_input > worst
-        partners = np.where(own, _later(own | better), better * _later(own))
+        remaining = pairs - before[np.searchsorted(level, worst)]  # of the pairs of this level, how many go
+        own, better = level_in_input == worst, level_in_input > worst
+        partners = np.where(own, _count_later(own | better), better * _count_later(own))
         ends = np.cumsum(partners)
-        first = int(np.searchsorted(ends, left, side="right"))
+        first = int(np.searchsorted(ends, remaining, side="right"))
         fitting = own | better if own[first] else own
-        second = np.flatnonzero(fitting[first + 1 :])[left - ends[first] + partners[first]] + first + 1
-        cuts.append(place(worst, first, second))
-    return _Order(places, np.array(cuts))
+        second = np.flatnonzero(fitting[first + 1 :])[remaining - ends[first] + partners[first]] + first + 1
+        cuts.append(combine(worst, first, second))
+    return _DiscardOrder(get_positions, np.array(cuts))
 
 
-def _later(which: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """[N] how many of these come after each."""
-    later: NDArray[np.int64] = which.sum() - np.cumsum(which)
+def _count_later(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[N] how many flags are set after each place."""
+    later: NDArray[np.int64] = flags.sum() - np.cumsum(flags)
     return later
 
 
-def _counted(
-    embeddings: NDArray[np.float32], mated: NDArray[np.int64], floor: float, order: _Order
+def _count_scores(
+    embeddings: NDArray[np.float32], mated: NDArray[np.int64], floor: float, order: _DiscardOrder
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Scores of mated pairs, and [ratios, bins] how many kept non-mated scores above the floor there are."""
+    """Pass 1: the mated scores, and [ratios, bins] how many kept non-mated scores above the floor each bin has."""
     scores, counts = [], np.zeros((len(order.cuts), _BINS), np.int64)
-    for block in blocks(embeddings, mated, floor):
+    for block in iterate_blocks(embeddings, mated, floor):
         scores.append(block.mated)
         if len(block.keys):
-            last = order.last(block.keys)
+            last = order.find_last_ratio(block.keys)
             lowest, highest = int(last.min()), int(last.max())
             size = highest + 1 - lowest
-            number = np.bincount((last - lowest) * _BINS + _bins(block.scores), minlength=size * _BINS)
+            number = np.bincount((last - lowest) * _BINS + _find_bins(block.scores), minlength=size * _BINS)
             counts[lowest : highest + 1] += number.reshape(size, _BINS)
+    # A pair counts at its last ratio and at all lower ones.
     return np.concatenate(scores).astype(np.float64), counts[::-1].cumsum(0)[::-1]
 
 
-def _bins(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Never falls as a score rises."""
+def _find_bins(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The bin of each score; it never falls when the score rises."""
     bins: NDArray[np.int64] = np.clip((scores + 1) * (_BINS / 2), 0, _BINS - 1).astype(np.int64)
     return bins
 
 
-def _reaches(histogram: NDArray[np.int64], place: int) -> bool:
+def _shows_next_lower(histogram: NDArray[np.int64], place: int) -> bool:
     """Whether a bin that is not empty lies below that of the score at this place, 0 the highest."""
     return bool(histogram[histogram > 0][1:].sum() > place)
 
 
-class _Run(NamedTuple):
-    """The bin of a score, the next lower and the next higher one that are not empty, and those between."""
+class _BinRange(NamedTuple):
+    """The bins that hold a `ThresholdWindow`.
+
+    These are the bin of the score at the turning place, the next lower and the next higher bin that are not empty, and
+    all between them.
+
+    Attributes:
+        first: The lowest bin.
+        last: The highest bin.
+        above: How many scores lie in higher bins.
+    """
 
     first: int
     last: int
     above: int
-    """How many scores lie in higher bins."""
 
     @staticmethod
-    def of(histogram: NDArray[np.int64], place: int) -> _Run:
-        """Of the score at this place, 0 the highest."""
+    def find(histogram: NDArray[np.int64], place: int) -> _BinRange:
+        """Find the bins around the score at this place, 0 the highest."""
         bins = np.flatnonzero(histogram)[::-1]
         ends = histogram[bins].cumsum()
         own = int(np.searchsorted(ends, place, side="right"))
         first, last = min(own + 1, len(bins) - 1), max(own - 1, 0)
-        return _Run(int(bins[first]), int(bins[last]), int(ends[last] - histogram[bins[last]]))
+        return _BinRange(int(bins[first]), int(bins[last]), int(ends[last] - histogram[bins[last]]))
 
 
-class _Tails(NamedTuple):
-    """The non-mated scores in some bins, rising."""
+class _CollectedScores(NamedTuple):
+    """The non-mated scores in some bins.
+
+    Attributes:
+        scores: Rising.
+        bins: The bin of each.
+        last: The last ratio at which each is kept.
+    """
 
     scores: NDArray[np.float64]
     bins: NDArray[np.int64]
     last: NDArray[np.int64]
-    """The last ratio at which each is kept."""
 
     @staticmethod
-    def of(
+    def collect(
         embeddings: NDArray[np.float32],
         mated: NDArray[np.int64],
         floor: float,
-        order: _Order,
-        runs: list[list[_Run]],
-    ) -> _Tails:
-        """Those of the runs."""
+        order: _DiscardOrder,
+        ranges: list[list[_BinRange]],
+    ) -> _CollectedScores:
+        """Pass 2: collect the scores in the ranges of all FMRs and ratios."""
         wanted = np.zeros(_BINS, dtype=bool)
-        for run in (run for of_fmr in runs for run in of_fmr):
-            wanted[run.first : run.last + 1] = True
+        for bins in (bins for ranges_of_fmr in ranges for bins in ranges_of_fmr):
+            wanted[bins.first : bins.last + 1] = True
         scores, last = [], []
-        for block in blocks(embeddings, mated, floor):
-            inside = wanted[_bins(block.scores)]
+        for block in iterate_blocks(embeddings, mated, floor):
+            inside = wanted[_find_bins(block.scores)]
             scores.append(block.scores[inside])
-            last.append(order.last(block.keys[inside]))
+            last.append(order.find_last_ratio(block.keys[inside]))
         rising = np.argsort(found := np.concatenate(scores), kind="stable")
         found = found[rising]
-        return _Tails(found.astype(np.float64), _bins(found), np.concatenate(last)[rising])
+        return _CollectedScores(found.astype(np.float64), _find_bins(found), np.concatenate(last)[rising])
 
-    def scores_of(self, run: _Run, ratio: int) -> NDArray[np.float64]:
-        """Of a run, those kept at a ratio."""
-        return self.scores[(self.last >= ratio) & (self.bins >= run.first) & (self.bins <= run.last)]
+    def select(self, bins: _BinRange, ratio: int) -> NDArray[np.float64]:
+        """The scores in a range of bins that are kept at a ratio."""
+        return self.scores[(self.last >= ratio) & (self.bins >= bins.first) & (self.bins <= bins.last)]

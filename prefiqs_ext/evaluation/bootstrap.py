@@ -1,9 +1,23 @@
-"""How sure is a pAUC? Persons, not pairs, are drawn again: pairs that share a person are not independent.
+"""How certain is a pAUC over all pairs? Persons are drawn again, because pairs that share a person are not independent.
 
-A draw gives each person a weight w, how often they were drawn, as if each time were another person: a mated pair of
-person i counts w_i times, a non-mated one of i and j w_i * w_j times. Curves follow the rules of `edc`
-("rethresholded"), where a pair goes, with all its weight, if the weight before it in discard order is below
-int(r * total).
+What is counted. A draw takes as many persons as there are, with replacement. The weight w_p of person p is how often
+the person was drawn, and each time counts as another person. So a mated pair of person p has the weight w_p, a
+non-mated pair of p and q has w_p * w_q, and two copies of one person form no pair. All counts below are sums of
+weights.
+
+Curves follow the rules of `edc`, mode "rethresholded". A pair is discarded with all its weight if the weight before it
+in discard order is below floor(r * total). The kept weight is therefore the total from the cut on.
+
+Invariants, in each draw and at each ratio:
+
+* discarded + kept mated + kept non-mated = total, the weight of all pairs.
+* The images are sorted by quality. The row of image i has its pairs with the better images. Its mated weight is
+  w_i * (better images of the same person), and its non-mated weight is w_i * (weight of the better images of other
+  persons). Both follow from sums over images, without a list of pairs.
+
+Complexity: the scores are computed once. A draw then costs, for each method and ratio, O(N) for the cut and O(T) for
+the threshold, where T is the number of non-mated pairs that are kept in memory (at most about a million), and O(M) for
+the mated pairs that fail.
 """
 
 from __future__ import annotations
@@ -14,23 +28,31 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prefiqs_ext.evaluation.edc import LIMIT, allowed, check_fmr, check_kept, ranks, ratios_to
-from prefiqs_ext.evaluation.pair_blocks import blocks, check_normalised, mated_keys, score_floor
+from prefiqs_ext.evaluation.arrays import Floats, Integers
+from prefiqs_ext.evaluation.edc import LIMIT, check_fmr, check_kept, count_allowed, rank_images, select_ratios
+from prefiqs_ext.evaluation.pair_blocks import check_normalised, estimate_floor, iterate_blocks, list_mated_keys
 from prefiqs_ext.exceptions import InputError
 
-_MOST = 1_000_000  # non-mated pairs to keep
+# Non-mated pairs in memory: 20 bytes each and 8 more per method. resample_persons says what the sample does to the FMR.
+_MOST = 1_000_000
 
 
-class Resampled(NamedTuple):
-    """The same draws for all methods, so that differences between its arrays are paired."""
+class BootstrapDraws(NamedTuple):
+    """The pAUC in each draw. The draws are the same for all methods, so differences between the arrays are paired.
+
+    Attributes:
+        pauc: [B] of each method, times 1000, up to the limit, LOWER is better.
+        useless: [B] pAUC of a quality that does not help: limit * 1000 * FNMR without discard.
+    """
 
     pauc: dict[str, NDArray[np.float64]]
-    """[B] of each method, times 1000, up to the limit; lower is better."""
     useless: NDArray[np.float64]
-    """[B] what a quality that does not help has: limit * 1000 * FNMR without discard."""
 
     def interval(self, method: str, other: str | None = None, level: float = 0.95) -> tuple[float, float]:
-        """Percentile interval of pAUC(method) - pAUC(other), or - useless; wholly below 0: method is better."""
+        """Percentile interval of pAUC(method) - pAUC(other), or - useless without other.
+
+        The method is better if the whole interval lies below 0.
+        """
         tail = 50 * (1 - level)
         difference = self.pauc[method] - (self.useless if other is None else self.pauc[other])
         low, high = np.percentile(difference, [tail, 100 - tail])
@@ -38,162 +60,206 @@ class Resampled(NamedTuple):
 
 
 class _Pairs(NamedTuple):
+    """Pairs of images first < second, sorted by score."""
+
     first: NDArray[np.int64]
     second: NDArray[np.int64]
     scores: NDArray[np.float32]
 
 
-class _Cut(NamedTuple):
-    """What is left at a ratio."""
+class _DiscardCut(NamedTuple):
+    """What is kept at a ratio.
+
+    Attributes:
+        key: The lowest key that is kept, see `_compute_keys`.
+        mated: The weight of the kept mated pairs.
+        non_mated: The weight of the kept non-mated pairs.
+    """
 
     key: int
-    """The lowest kept."""
     mated: int
     non_mated: int
 
 
-class _TailTooShort(Exception):
-    pass
+class _TailTooShortError(Exception):
+    """The threshold lies below the non-mated scores that were kept in memory."""
 
 
-def bootstrap(
-    embeddings: NDArray[np.floating],
-    identities: NDArray[np.integer],
-    qualities: Mapping[str, NDArray[np.floating]],
+def resample_persons(
+    embeddings: Floats,
+    identities: Integers,
+    qualities: Mapping[str, Floats],
     *,
     fmr: float = 1e-3,
     limit: float = LIMIT,
     resamples: int = 500,
     seed: int = 0,
-) -> Resampled:
-    """pAUC over all pairs, for draws of persons with replacement.
+) -> BootstrapDraws:
+    """Compute pAUC over all pairs for draws of persons with replacement.
 
-    Keeps the mated pairs, and of non-mated ones the 4 * fmr that score highest. Where that is more than a million
-    (above 7,000 images at 1e-2, 70,000 at 1e-4), a random million of them stands for all. A quarter of it lies above
-    the threshold, with weights of mean square 4: the FMR there is off by (4 / 250,000)^.5 = .4 % (measured on 20,000
-    synthetic images at 1e-2: .38 %, and pAUC by .24 %, where draws spread it by 3.5 %). A pair takes 20 bytes and 8
-    more for each method: 450,000 mated ones (100,000 images, 10 a person) 13 MB with one method, 5 million 140 MB.
+    The mated pairs stay in memory, and of the non-mated ones the share 4 * fmr that scores highest. If that is more
+    than a million pairs (above 7,000 images at FMR 1e-2, 70,000 at 1e-4), a random million of them stands for all. A
+    quarter of it lies above the threshold, with weights of mean square 4. The FMR there is off by
+    (4 / 250,000)^.5 = .4 %. Measured on 20,000 synthetic images at FMR 1e-2: .38 %, and pAUC off by .24 %, while the
+    draws spread it by 3.5 %.
+
+    A pair takes 20 bytes, and 8 more per method: 450,000 mated pairs (100,000 images, 10 per person) take 13 MB with
+    one method, 5 million take 140 MB.
 
     Args:
         embeddings: [N, d] L2-normalised.
-        identities: [N] a number a person.
-        qualities: [N] of each method, higher = better.
-        fmr: false match rate, in (0, 1).
-        limit: highest discard ratio.
+        identities: [N] one number per person.
+        qualities: [N] of each method, HIGHER is better.
+        fmr: False match rate, in (0, 1).
+        limit: The highest discard ratio.
+        resamples: B, the number of draws.
+        seed: Of the draws.
 
     Raises:
-        ValueError: shapes that do not fit; qualities that are not finite; embeddings that are not of length 1; a draw
-            that keeps no mated pair.
+        InputError: Shapes that do not fit; qualities that are not finite; embeddings that are not of length 1; a draw
+            that keeps no mated or no non-mated pair.
     """
     check_fmr(fmr)
-    embeddings = np.asarray(embeddings, np.float32)
-    persons, who = np.unique(identities, return_inverse=True)
-    places = {name: ranks(quality) for name, quality in qualities.items()}
-    if not places or any(len(place) != len(who) for place in places.values()) or len(embeddings) != len(who):
+    unit = np.asarray(embeddings, np.float32)
+    persons, person_of = np.unique(identities, return_inverse=True)
+    ranks = {name: rank_images(quality) for name, quality in qualities.items()}
+    if not ranks or any(len(rank) != len(person_of) for rank in ranks.values()) or len(unit) != len(person_of):
         raise InputError("expected as many embeddings as identities, and as many qualities of at least one method")
-    check_normalised(embeddings)
-    ratios = ratios_to(limit)
+    check_normalised(unit)
+    ratios = select_ratios(limit)
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(persons), np.full(len(persons), 1 / len(persons)), resamples)
     share = 4 * fmr
     while True:
-        mated, tail, taken = _pairs(embeddings, who, share, rng)
-        curves = {name: _Curves(who, place, mated, tail, taken, fmr) for name, place in places.items()}
-        fnmr = {name: np.empty((resamples, len(ratios))) for name in places}
+        mated, tail, sampled = _collect_pairs(unit, person_of, share, rng)
+        curves = {name: _WeightedCurve(person_of, rank, mated, tail, sampled, fmr) for name, rank in ranks.items()}
+        fnmr = {name: np.empty((resamples, len(ratios))) for name in ranks}
         try:
-            for b, drawn in enumerate(draws):
-                weight = drawn[who]
-                tail_weight = weight[tail.first] * weight[tail.second]
+            for b, weights_of_persons in enumerate(draws):
+                weights = weights_of_persons[person_of]
+                tail_weights = weights[tail.first] * weights[tail.second]
                 for name, curve in curves.items():
-                    fnmr[name][b] = curve.fnmr(weight, tail_weight, ratios)
-            return resampled(fnmr, ratios)
-        except _TailTooShort:
+                    fnmr[name][b] = curve.compute_fnmr(weights, tail_weights, ratios)
+            return compute_areas(fnmr, ratios)
+        except _TailTooShortError:
             share *= 4
 
 
-def resampled(fnmr: Mapping[str, NDArray[np.float64]], ratios: NDArray[np.float64]) -> Resampled:
-    """The areas of [B, ratios] of each method."""
-    steps = np.diff(ratios)
-    pauc = {name: 1000 * ((values[:, 1:] + values[:, :-1]) / 2) @ steps for name, values in fnmr.items()}
-    return Resampled(pauc, 1000 * ratios[-1] * next(iter(fnmr.values()))[:, 0])
+def compute_areas(fnmr: Mapping[str, NDArray[np.float64]], ratios: NDArray[np.float64]) -> BootstrapDraws:
+    """Integrate the FNMR [B, ratios] of each method over the ratios, by trapezoids."""
+    widths = np.diff(ratios)
+    pauc = {name: 1000 * ((values[:, 1:] + values[:, :-1]) / 2) @ widths for name, values in fnmr.items()}
+    return BootstrapDraws(pauc, 1000 * ratios[-1] * next(iter(fnmr.values()))[:, 0])
 
 
-def _pairs(
-    embeddings: NDArray[np.float32], who: NDArray[np.integer], share: float, rng: np.random.Generator
+def _collect_pairs(
+    embeddings: NDArray[np.float32], person_of: Integers, share: float, rng: np.random.Generator
 ) -> tuple[_Pairs, _Pairs, float]:
-    """All mated pairs, by rising score; about the given share of non-mated ones, those of the highest scores, falling,
-    or a random part of these; the size of that part, 1 for all."""
-    n = len(who)
-    mated = mated_keys(who)
-    taken = min(1.0, _MOST / max(1, min(1, share) * (n * (n - 1) // 2 - len(mated))))
-    own, keys, scores = [], [], []
-    for block in blocks(embeddings, mated, score_floor(embeddings, who, share)):
-        own.append(block.mated)
-        some = slice(None) if taken == 1 else rng.random(len(block.keys)) < taken
+    """Collect the pairs that stay in memory.
+
+    Returns:
+        All mated pairs, by rising score; about the given share of the non-mated pairs, those with the highest scores,
+        or a random sample of these, by falling score; the size of that sample relative to these pairs, 1 for all.
+    """
+    n = len(person_of)
+    mated = list_mated_keys(person_of)
+    sampled = min(1.0, _MOST / max(1, min(1, share) * (n * (n - 1) // 2 - len(mated))))
+    mated_scores, keys, scores = [], [], []
+    for block in iterate_blocks(embeddings, mated, estimate_floor(embeddings, person_of, share)):
+        mated_scores.append(block.mated)
+        some = slice(None) if sampled == 1 else rng.random(len(block.keys)) < sampled
         keys.append(block.keys[some])
         scores.append(block.scores[some])
-    return _sorted(mated, np.concatenate(own), n), _sorted(np.concatenate(keys), np.concatenate(scores), n, -1), taken
+    tail = _sort_pairs(np.concatenate(keys), np.concatenate(scores), n, -1)
+    return _sort_pairs(mated, np.concatenate(mated_scores), n), tail, sampled
 
 
-def _sorted(keys: NDArray[np.int64], scores: NDArray[np.float32], n: int, sign: int = 1) -> _Pairs:
+def _sort_pairs(keys: NDArray[np.int64], scores: NDArray[np.float32], n: int, sign: int = 1) -> _Pairs:
     order = np.argsort(sign * scores, kind="stable")
     return _Pairs(*np.divmod(keys[order], n), scores[order])
 
 
-class _Curves:
-    """Of one quality: what does not depend on the draw."""
+class _WeightedCurve:
+    """The curve of one quality, for any weights. The constructor computes what does not depend on the draw.
+
+    Args:
+        person_of: [N] the person of each image.
+        rank: [N] the rank of each image by quality, the worst 0.
+        mated: All mated pairs, by rising score.
+        tail: Non-mated pairs with the highest scores, by falling score.
+        sampled: The share of these pairs that `tail` has.
+        fmr: False match rate, in (0, 1).
+    """
 
     def __init__(
-        self, who: NDArray[np.integer], place: NDArray[np.int64], mated: _Pairs, tail: _Pairs, taken: float, fmr: float
+        self,
+        person_of: Integers,
+        rank: NDArray[np.int64],
+        mated: _Pairs,
+        tail: _Pairs,
+        sampled: float,
+        fmr: float,
     ) -> None:
-        self._mated, self._tail, self._taken, self._fmr = mated, tail, taken, fmr
-        self._mated_key, self._tail_key = _key(mated, place), _key(tail, place)
-        self._images = np.argsort(place)
-        self._who = who[self._images]
-        by_person = np.argsort(self._who, kind="stable")
-        ends = np.searchsorted(self._who[by_person], self._who, side="right")
-        self._mates = ends - 1 - np.argsort(by_person)  # better images of the same person
+        self._mated, self._tail, self._sampled, self._fmr = mated, tail, sampled, fmr
+        self._mated_keys, self._tail_keys = _compute_keys(mated, rank), _compute_keys(tail, rank)
+        self._images = np.argsort(rank)
+        self._persons = person_of[self._images]
+        by_person = np.argsort(self._persons, kind="stable")
+        ends = np.searchsorted(self._persons[by_person], self._persons, side="right")
+        self._better_mates = ends - 1 - np.argsort(by_person)  # better images of the same person
 
-    def fnmr(
-        self, weight: NDArray[np.int64], tail_weight: NDArray[np.int64], ratios: NDArray[np.float64]
+    def compute_fnmr(
+        self, weights: NDArray[np.int64], tail_weights: NDArray[np.int64], ratios: NDArray[np.float64]
     ) -> list[float]:
-        """At each ratio. Weights: [N] of the images, and those of the tail's pairs."""
+        """Compute the FNMR at each ratio.
+
+        Args:
+            weights: [N] of the images.
+            tail_weights: Of the pairs of the tail.
+            ratios: Discard ratios.
+        """
         fnmr = []
-        for r, cut in zip(ratios, self._cuts(weight[self._images], ratios), strict=True):
+        for r, cut in zip(ratios, self._find_cuts(weights[self._images], ratios), strict=True):
             check_kept(cut.mated, cut.non_mated, float(r), drawn=True)
-            k = int(allowed(self._fmr, cut.non_mated) * self._taken)
-            above = np.cumsum(tail_weight * (self._tail_key >= cut.key))
-            if not len(above) or above[-1] <= k:
-                raise _TailTooShort
-            highest = self._tail.scores[np.searchsorted(above, k, side="right")]
+            k = int(count_allowed(self._fmr, cut.non_mated) * self._sampled)
+            passing = np.cumsum(tail_weights * (self._tail_keys >= cut.key))
+            if not len(passing) or passing[-1] <= k:
+                raise _TailTooShortError
+            highest = self._tail.scores[np.searchsorted(passing, k, side="right")]
             failing = np.searchsorted(self._mated.scores, highest, side="right")  # t lies just above: equal ones fail
-            kept = self._mated_key[:failing] >= cut.key
-            fnmr.append(float(weight[self._mated.first[:failing][kept]].sum() / cut.mated))
+            kept = self._mated_keys[:failing] >= cut.key
+            fnmr.append(float(weights[self._mated.first[:failing][kept]].sum() / cut.mated))
         return fnmr
 
-    def _cuts(self, weight: NDArray[np.int64], ratios: NDArray[np.float64]) -> list[_Cut]:
-        """Weight: [N] by rising quality. Row i is the pairs of image i with the better ones; its weight follows from
-        sums over images."""
-        n = len(weight)
-        mated = weight * self._mates
-        non_mated = weight * (weight.sum() - np.cumsum(weight) - mated)
-        rows, mated_rows = np.cumsum(mated + non_mated), np.cumsum(mated)
+    def _find_cuts(self, weights: NDArray[np.int64], ratios: NDArray[np.float64]) -> list[_DiscardCut]:
+        """Find the cut at each ratio: first its row by the sums over rows, then its pair inside the row.
+
+        Args:
+            weights: [N] of the images, by rising quality.
+            ratios: Discard ratios.
+        """
+        n = len(weights)
+        mated = weights * self._better_mates
+        non_mated = weights * (weights.sum() - np.cumsum(weights) - mated)
+        row_ends, mated_row_ends = np.cumsum(mated + non_mated), np.cumsum(mated)  # weights up to each row's end
         cuts = []
         for r in ratios:
-            target = allowed(float(r), int(rows[-1]))
-            row = int(np.searchsorted(rows, target, side="right"))
-            mate = self._who[row + 1 :] == self._who[row]
-            pair = weight[row] * np.where(mate, 1, weight[row + 1 :])
-            before = rows[row] - pair.sum() + np.cumsum(pair) - pair
-            gone = int(np.searchsorted(before, target))
-            kept = int(rows[-1] - rows[row] + pair[gone:].sum())
-            kept_mated = int(mated_rows[-1] - mated_rows[row] + pair[gone:][mate[gone:]].sum())
-            cuts.append(_Cut(row * n + row + 1 + gone, kept_mated, kept - kept_mated))
+            target = count_allowed(float(r), int(row_ends[-1]))
+            row = int(np.searchsorted(row_ends, target, side="right"))
+            is_mate = self._persons[row + 1 :] == self._persons[row]
+            pair_weights = weights[row] * np.where(is_mate, 1, weights[row + 1 :])
+            before = row_ends[row] - pair_weights.sum() + np.cumsum(pair_weights) - pair_weights
+            discarded = int(np.searchsorted(before, target))  # pairs of this row
+            kept = int(row_ends[-1] - row_ends[row] + pair_weights[discarded:].sum())
+            kept_mated = int(
+                mated_row_ends[-1] - mated_row_ends[row] + pair_weights[discarded:][is_mate[discarded:]].sum()
+            )
+            cuts.append(_DiscardCut(row * n + row + 1 + discarded, kept_mated, kept - kept_mated))
         return cuts
 
 
-def _key(pairs: _Pairs, place: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rises in discard order: by the worse image, then the other."""
-    first, second = place[pairs.first], place[pairs.second]
-    keys: NDArray[np.int64] = np.minimum(first, second) * len(place) + np.maximum(first, second)
+def _compute_keys(pairs: _Pairs, rank: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers that rise in discard order: by the worse image of a pair, then by the other one."""
+    first, second = rank[pairs.first], rank[pairs.second]
+    keys: NDArray[np.int64] = np.minimum(first, second) * len(rank) + np.maximum(first, second)
     return keys

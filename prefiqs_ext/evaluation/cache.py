@@ -1,4 +1,4 @@
-"""Arrays that were computed before, by what they depend on: in files, or in memory."""
+"""Arrays that were computed before, known by what they depend on: in files, or in memory."""
 
 from __future__ import annotations
 
@@ -7,61 +7,89 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefiqs_ext.evaluation.datasets.readers import read_array
+from prefiqs_ext.exceptions import FileAccessError, FileFormatError
 from prefiqs_ext.models.weights import cache_folder
 from prefiqs_ext.utils.atomic_write import atomic_write
+from prefiqs_ext.utils.strict_json import JSON
 
-Keep = Callable[[dict[str, Any], int, Callable[[], Any]], NDArray[np.float32]]
-"""(facts, rows, compute) -> the float32 array [rows, d] that these facts (JSON values) decide."""
+Arrays: TypeAlias = Mapping[str, NDArray[np.float32]]
+"""float32 arrays [N, ...] by name, all of the same N images."""
+Cache: TypeAlias = Callable[[Mapping[str, JSON], Sequence[str], int, Callable[[], Arrays]], Arrays]
+"""(facts, names, N, compute) -> the arrays of these names. The facts decide what is in them; `compute` makes them."""
 
 
-def in_memory() -> Keep:
-    """Keeps for as long as it lives itself."""
-    kept: dict[str, NDArray[np.float32]] = {}
+def make_memory_cache() -> Cache:
+    """Make a Cache that keeps its arrays for as long as it lives itself."""
+    kept: dict[str, Arrays] = {}
 
-    def keep(facts: dict[str, Any], rows: int, compute: Callable[[], Any]) -> NDArray[np.float32]:
-        key = _key(facts)
+    def load_or_compute_in_memory(
+        facts: Mapping[str, JSON], names: Sequence[str], images: int, compute: Callable[[], Arrays]
+    ) -> Arrays:
+        key = _make_key(facts)
         if key not in kept:
-            kept[key] = np.asarray(compute(), np.float32)
+            kept[key] = compute()
         return kept[key]
 
-    return keep
+    return load_or_compute_in_memory
 
 
-def cached(facts: dict[str, Any], rows: int, compute: Callable[[], Any]) -> NDArray[np.float32]:
-    """A Keep in files. One of another shape in the cache, or one that is broken or not finite, is computed again."""
-    file = cache_folder() / "evaluation" / f"{_key(facts)}.npy"
+def load_or_compute(
+    facts: Mapping[str, JSON], names: Sequence[str], images: int, compute: Callable[[], Arrays]
+) -> Arrays:
+    """Load arrays from files, or compute them and keep them there: a Cache for other runs too.
+
+    Each array has a file of its own, PREFIQS_HOME/evaluation/KEY-NAME.npy. If one is missing, broken, of another length
+    or not finite, all of them are computed again. A folder that cannot be written is reported once and done without.
+
+    Args:
+        facts: All that the numbers depend on.
+        names: Of the arrays.
+        images: N, the length of every array.
+        compute: Makes the arrays, by these names.
+    """
+    folder, key = cache_folder() / "evaluation", _make_key(facts)
+    files = {name: folder / f"{key}-{name}.npy" for name in names}
     try:
-        found = read_array(file)
-        if found.ndim == 2 and len(found) == rows and found.dtype == np.float32 and np.isfinite(found).all():
-            return np.array(found)
-    except ValueError:
-        pass
-    array = np.asarray(compute(), np.float32)
+        return {name: _load(file, images) for name, file in files.items()}
+    except (FileAccessError, FileFormatError):
+        arrays = compute()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        own = f"{file}.{os.getpid()}"  # another run may compute the same
-        with atomic_write(own) as out:
-            np.save(out, array, allow_pickle=False)
-        os.replace(own, file)
-    except (OSError, ValueError) as error:
-        _not_kept(file.parent, getattr(error.__cause__ or error, "strerror", None) or str(error))
-    return array
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, file in files.items():
+            _save(file, arrays[name])
+    except OSError as error:
+        _warn_not_kept(folder, getattr(error.__cause__ or error, "strerror", None) or str(error))
+    return arrays
 
 
-def _key(facts: dict[str, Any]) -> str:
+def _load(file: Path, images: int) -> NDArray[np.float32]:
+    array = read_array(file)
+    if array.ndim and len(array) == images and array.dtype == np.float32 and np.isfinite(array).all():
+        return np.array(array)
+    raise FileFormatError(f"{file}: expected {images} rows of finite float32")
+
+
+def _save(file: Path, array: NDArray[np.float32]) -> None:
+    own = f"{file}.{os.getpid()}"  # another run may compute the same
+    with atomic_write(own) as out:
+        np.save(out, array, allow_pickle=False)
+    os.replace(own, file)
+
+
+def _make_key(facts: Mapping[str, JSON]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache  # said once
-def _not_kept(folder: Path, why: str) -> None:
+def _warn_not_kept(folder: Path, why: str) -> None:
     print(
         f"prefiqs: results are computed but not kept, as {folder} cannot be written ({why}); "
         "PREFIQS_HOME names another folder",

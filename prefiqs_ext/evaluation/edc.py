@@ -1,27 +1,30 @@
 """Error-versus-discard: how the share of false non-matches falls as the pairs of lowest quality are left out.
 
-Said once, for everything in this package. FNMR is the share of the kept mated pairs that fail.
+The rules are stated here once, for the whole package.
 
-In mode "crfiqa", the rule of CR-FIQA's scripts, with which published figures compare:
+Mode "crfiqa" is the rule of CR-FIQA's scripts (github.com/fdbtrs/CR-FIQA, evaluation/ERC). Published figures follow it:
 
-* The candidates for t are all kept scores, mated and non-mated; FMR(t) is the share of non-mated scores >= t. Of those
-  whose FMR is nearest to the target, below or above it, t is the lowest.
-* A mated comparison fails where its score <= t, so one equal to t fails although it would count in FMR(t).
-* A pair's quality is the lower of its images' qualities. Pairs are discarded from the lowest on, equal ones in the
-  order of the list, a stable sort (of `all_pairs`: as numpy.triu_indices lists them). At ratio r, int(r * P) pairs go,
-  r and product as floats.
+* The candidates for the threshold t are all kept scores, mated and non-mated. FMR(t) is the share of non-mated scores
+  >= t. Of the candidates whose FMR is nearest to the target, below or above it, t is the lowest.
+* A mated comparison fails if its score <= t. So a score equal to t fails, although it would count in FMR(t).
+* The quality of a pair is the lower of its images' qualities. Pairs are discarded from the lowest quality on. Pairs of
+  equal quality go in the order of the list, as in a stable sort (all pairs: in the order of numpy.triu_indices). At
+  ratio r, int(r * P) of P pairs go, with r and the product as floats.
 
 In all other modes the FMR never exceeds its target:
 
-* A mated comparison fails where its score < t.
-* t at a given FMR lies just above the (k+1)-th largest non-mated score, k = floor(FMR * n): the lowest t at which at
-  most k of the n non-mated scores are >= t. Scores equal to that score are rejected together. With FMR < 1/n, t lies
-  just above the largest; with k >= n it is -infinity.
-* Pairs are discarded by their quality as above; equal ones by the other image's quality, then images of equal quality
-  by their place in the input. At ratio r, floor(r * P) pairs go.
+* A mated comparison fails if its score < t.
+* Let n be the number of kept non-mated scores and k = floor(FMR * n). Then t lies just above the (k+1)-th largest of
+  them: it is the lowest t at which at most k of them are >= t. Scores equal to that score are rejected together. With
+  FMR < 1/n, t lies just above the largest; with k >= n it is -infinity.
+* Pairs are discarded by their quality as above. Pairs of equal quality go by the quality of their other image, and
+  images of equal quality by their place in the input. At ratio r, floor(r * P) pairs go.
 
-An FMR below 1/n, n the non-mated pairs before anything is discarded, cannot be measured. Fewer are kept at higher
-ratios; where an FMR falls below one in these, the rules above still give a t, and the point stands.
+"rethresholded" sets t anew at each ratio (ours). "normalised" has the same curve with another area (FaceQAN and FROQ).
+"fixed-threshold" keeps the t of no discard and discards mated pairs only (Schlett et al., arXiv 2303.13294).
+
+An FMR below 1/n, where n counts the non-mated pairs before anything is discarded, cannot be measured. At higher ratios
+fewer pairs are kept, and an FMR may fall below 1/n there; the rules above still give a t, and the point stands.
 """
 
 from __future__ import annotations
@@ -31,56 +34,67 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from prefiqs_ext.evaluation.arrays import Floats, Integers
 from prefiqs_ext.exceptions import InputError
 
 Mode = Literal["crfiqa", "rethresholded", "fixed-threshold", "normalised"]
-RATIOS = np.arange(0, 0.98, 0.05)  # 0 to .95, in the floats of CR-FIQA's scripts
+RATIOS = np.arange(0, 0.98, 0.05)
+"""Discard ratios 0 to .95, in the very floats of CR-FIQA's scripts."""
 FMRS = (1e-2, 1e-3, 1e-4)
+"""The false match rates that are reported."""
 TOO_FEW = "too few pairs"
 """What tables say in place of a number at an FMR that cannot be measured."""
 LIMIT = 0.3
-"""Of the discard ratios that count for a partial area."""
-_EXACT = 1e-9  # .001 * 3000 must count as 3, whatever the float says
+"""The highest discard ratio that counts for a partial area, as in the paper."""
+_EXACT = 1e-9  # .001 * 3000 must count as 3, whatever the float product is
 
 
 class Curve(NamedTuple):
-    """One error-versus-discard curve."""
+    """One error-versus-discard curve.
+
+    Attributes:
+        mode: The rule that it follows.
+        fmr: The false match rate, in (0, 1), that the threshold was set for.
+        ratios: [R] discarded share of the pairs, rising from 0 (fixed-threshold: of the mated pairs).
+        fnmr: [R] false non-match rate of the kept pairs, in [0, 1], LOWER is better.
+        thresholds: [R] t at each ratio.
+        mated: The number of mated pairs before anything is discarded.
+        non_mated: The number of non-mated pairs before anything is discarded.
+    """
 
     mode: Mode
     fmr: float
-    """The false match rate that the threshold was set for."""
     ratios: NDArray[np.float64]
-    """[R] discarded share of the pairs, rising from 0 (fixed-threshold: of the mated pairs)."""
     fnmr: NDArray[np.float64]
-    """[R] false non-match rate of the kept pairs, 0 to 1; lower is better."""
     thresholds: NDArray[np.float64]
-    """[R] t at each ratio."""
     mated: int
-    """Mated pairs before anything is discarded."""
     non_mated: int
-    """Non-mated pairs before anything is discarded."""
 
     @property
     def measurable(self) -> bool:
-        """Whether there are enough pairs: false where the FMR is below 1 / non_mated."""
-        return allowed(self.fmr, self.non_mated) > 0
+        """Whether there are enough non-mated pairs: False if the FMR is below 1 / non_mated."""
+        return count_allowed(self.fmr, self.non_mated) > 0
 
     def area(self, limit: float) -> float:
-        """The area under the curve up to a discard ratio, by the mode's own rule; lower is better.
+        """The area under the curve up to a discard ratio, by the mode's own rule, LOWER is better.
 
-        crfiqa, rethresholded: trapezoids over the ratios <= limit, times 1000.
-        fixed-threshold: the step curve's area up to limit minus the ideal's, times 1000. The ideal's error at x is
-            max(0, f - x), f the error without discard, as in the code of arXiv 2303.13294. No order of the pairs
-            reaches it: discarding failing pairs first leaves (f - x) / (1 - x), which is more.
-        normalised: trapezoids up to limit over limit * (error without discard); 1 = useless.
+        * crfiqa, rethresholded: trapezoids over the ratios <= limit, times 1000.
+        * fixed-threshold: the area of the step curve up to limit minus that of the ideal curve, times 1000. The ideal
+          error at x is max(0, f - x), with f the error without discard, as in the code of arXiv 2303.13294. No order of
+          the pairs reaches it: discarding all failing pairs first leaves (f - x) / (1 - x), which is more.
+        * normalised: trapezoids up to limit, divided by limit * (error without discard). 1 is a useless quality.
+
+        Args:
+            limit: In (0, 1].
 
         Raises:
-            ValueError: limit not in (0, 1]; fewer than two ratios within it; normalised without any error to divide by.
+            InputError: The limit is out of range; fewer than two ratios lie within it; normalised without any error to
+                divide by.
         """
         if not 0 < limit <= 1:
             raise InputError(f"expected an area's limit in (0, 1], got {limit}")
         if self.mode == "fixed-threshold":
-            return 1000 * (self._steps(limit) - _ideal_area(float(self.fnmr[0]), limit))
+            return 1000 * (self._compute_step_area(limit) - _compute_ideal_area(float(self.fnmr[0]), limit))
         within = self.ratios <= limit + _EXACT
         if within.sum() < 2:
             raise InputError(f"expected at least two discard ratios up to {limit}, got {within.sum()}")
@@ -92,97 +106,123 @@ class Curve(NamedTuple):
             raise InputError("expected an error to improve on; no mated pair fails without discard: use a lower FMR")
         return area / float(y[0] * x[-1])
 
-    def _steps(self, limit: float) -> float:
+    def _compute_step_area(self, limit: float) -> float:
         ends = np.minimum(np.append(self.ratios[1:], 1.0), limit)
         return float(np.sum(self.fnmr * np.maximum(ends - self.ratios, 0)))
 
 
-def _ideal_area(error: float, limit: float) -> float:
+def _compute_ideal_area(error: float, limit: float) -> float:
     end = min(error, limit)
     return end * (error - end / 2)  # the integral of max(0, error - x)
 
 
-def allowed(fmr: float, n: int) -> int:
+def count_allowed(fmr: float, n: int) -> int:
     """How many of n non-mated scores may be >= t: floor(fmr * n)."""
     return int(np.floor(fmr * n + _EXACT))
 
 
-def turning(fmr: float, n: int) -> int:
-    """The place, 0 the highest, of the one of n non-mated scores at which the FMR turns from <= the target to above."""
-    return min(allowed(fmr, n), n - 1)
+def find_turning_place(fmr: float, n: int) -> int:
+    """The place among n non-mated scores, 0 the highest, at which the FMR turns from <= the target to above it."""
+    return min(count_allowed(fmr, n), n - 1)
 
 
-class Around(NamedTuple):
-    """Of n non-mated scores those that decide t: the one at `turning`, the next lower and the next higher one that
-    differ from it, where there are such, and all that are equal to these or between them. More do no harm."""
+class ThresholdWindow(NamedTuple):
+    """The non-mated scores that decide t.
 
-    scores: NDArray[np.floating]
-    """Rising."""
+    These are the score at the turning place, the next lower and the next higher score that differ from it, if there are
+    such, and all scores equal to these or between them. More scores do no harm.
+
+    Attributes:
+        scores: Rising.
+        above: How many non-mated scores lie above these.
+        n: How many non-mated scores there are.
+    """
+
+    scores: Floats
     above: int
-    """How many lie above these."""
     n: int
 
     @staticmethod
-    def of(non_mated: NDArray[np.floating], fmr: float) -> Around:
-        """Of scores [n] in any order, n > 0."""
+    def cut(non_mated: Floats, fmr: float) -> ThresholdWindow:
+        """Cut the window out of scores [n], n > 0, in any order."""
         n = len(non_mated)
-        place = n - 1 - turning(fmr, n)
+        place = n - 1 - find_turning_place(fmr, n)
         score = np.partition(non_mated, place)[place]
         lowest = non_mated[non_mated < score].max(initial=-np.inf)
-        return Around(np.sort(non_mated[non_mated >= lowest]), 0, n)
+        return ThresholdWindow(np.sort(non_mated[non_mated >= lowest]), 0, n)
 
 
-def threshold(mode: Mode, around: Around, mated: NDArray[np.floating], fmr: float) -> float:
-    """t for the mated scores and the non-mated ones around it."""
+def find_threshold(mode: Mode, window: ThresholdWindow, mated: Floats, fmr: float) -> float:
+    """Find t by the mode's rule.
+
+    Args:
+        mode: See the head of this file.
+        window: Of the kept non-mated scores.
+        mated: The kept mated scores.
+        fmr: The target.
+    """
     if mode == "crfiqa":
-        # Candidates outside of the run get the number of its nearest end, which is farther from the target than the
-        # number of a candidate inside: they are never the first of the nearest.
-        candidates = np.sort(np.concatenate([around.scores, mated]))
-        passing = around.above + len(around.scores) - np.searchsorted(around.scores, candidates)
-        return float(candidates[np.argmin(np.abs(passing / around.n - fmr))])
-    k = allowed(fmr, around.n)
-    return -np.inf if k >= around.n else float(np.nextafter(around.scores[around.above - 1 - k], np.inf))
+        # Each candidate's number of non-mated scores >= it is exact inside the window. A candidate outside gets the
+        # number of the window's nearest end, which is farther from the target than that of a candidate inside. So it is
+        # never the first of the nearest.
+        candidates = np.sort(np.concatenate([window.scores, mated]))
+        passing = window.above + len(window.scores) - np.searchsorted(window.scores, candidates)
+        return float(candidates[np.argmin(np.abs(passing / window.n - fmr))])
+    k = count_allowed(fmr, window.n)
+    return -np.inf if k >= window.n else float(np.nextafter(window.scores[window.above - 1 - k], np.inf))
 
 
-def failing(mode: Mode, mated: NDArray[np.floating], t: float) -> float:
+def compute_fnmr(mode: Mode, mated: Floats, t: float) -> float:
     """The share of mated scores that fail at t."""
     if mode == "crfiqa":
         return 1 - np.count_nonzero(mated > t) / len(mated)
     return float(np.mean(mated < t))
 
 
-def ranks(quality: NDArray[np.floating]) -> NDArray[np.int64]:
-    """[N] the place of each image when sorted by quality, the worst 0; equal ones keep their order.
+def rank_images(quality: Floats) -> NDArray[np.int64]:
+    """[N] the rank of each image by quality, the worst 0; images of equal quality keep their order.
 
     Raises:
-        ValueError: quality is not [N] or not finite.
+        InputError: The quality is not [N] or not finite.
     """
     quality = check_quality(quality)
-    places = np.empty(len(quality), np.int64)
-    places[np.argsort(quality, kind="stable")] = np.arange(len(quality))
-    return places
+    ranks = np.empty(len(quality), np.int64)
+    ranks[np.argsort(quality, kind="stable")] = np.arange(len(quality))
+    return ranks
 
 
-def check_quality(quality: NDArray[np.floating]) -> NDArray[np.floating]:
-    """As an array. Raises ValueError where it is not [N] or not finite."""
+def check_quality(quality: Floats) -> Floats:
+    """Return the quality as an array.
+
+    Raises:
+        InputError: It is not [N] or not finite.
+    """
     quality = np.asarray(quality)
     if quality.ndim != 1 or not np.isfinite(quality).all():
         raise InputError("expected one finite quality an image; drop images that cannot be assessed first")
     return quality
 
 
-def discarded_pairs(ratios: NDArray[np.float64], pairs: int, mode: Mode = "rethresholded") -> list[int]:
-    """How many go at each ratio. Raises ValueError unless ratios rise from 0 and stay below 1."""
+def count_discarded(ratios: NDArray[np.float64], pairs: int, mode: Mode = "rethresholded") -> list[int]:
+    """How many of `pairs` pairs go at each ratio.
+
+    Raises:
+        InputError: The ratios do not rise from 0, or do not stay below 1.
+    """
     if not len(ratios) or ratios[0] != 0 or (np.diff(ratios) <= 0).any() or ratios[-1] >= 1:
         raise InputError("expected discard ratios that rise from 0 and stay below 1")
     return [int(r * pairs + (0 if mode == "crfiqa" else _EXACT)) for r in ratios]
 
 
 def check_pairs(
-    scores: NDArray[np.floating], mated: NDArray[np.bool_], pairs: NDArray[np.integer], images: int
-) -> tuple[NDArray[np.floating], NDArray[np.bool_], NDArray[np.integer]]:
-    """The list as float64, bool and integer arrays. Raises ValueError as error_versus_discard."""
-    # Single precision has no number just above a score that double precision calls so.
+    scores: Floats, mated: NDArray[np.bool_], pairs: Integers, images: int
+) -> tuple[Floats, NDArray[np.bool_], Integers]:
+    """Return a list of pairs as arrays of float64, bool and integers.
+
+    Raises:
+        InputError: Shapes that do not fit, scores that are not finite, or indices outside 0..images - 1.
+    """
+    # In float32 there may be no number just above a score that float64 calls so.
     scores, mated, pairs = np.asarray(scores, np.float64), np.asarray(mated, dtype=bool), np.asarray(pairs)
     if scores.ndim != 1 or mated.shape != scores.shape or pairs.shape != (len(scores), 2):
         raise InputError(
@@ -195,70 +235,77 @@ def check_pairs(
     return scores, mated, pairs
 
 
-def discard_order(
-    pairs: NDArray[np.integer], quality: NDArray[np.floating], mode: Mode = "rethresholded"
-) -> NDArray[np.int64]:
-    """[P] indices of the pairs, the first to be discarded first. Raises ValueError as ranks."""
+def order_pairs(pairs: Integers, quality: Floats, mode: Mode = "rethresholded") -> NDArray[np.int64]:
+    """[P] indices of the pairs in discard order, the first to go first.
+
+    Raises:
+        InputError: The quality is not [N] or not finite.
+    """
     if mode == "crfiqa":
         return np.argsort(check_quality(quality)[pairs].min(1), kind="stable")
-    both = np.sort(ranks(quality)[pairs], axis=1)
+    both = np.sort(rank_images(quality)[pairs], axis=1)
     return np.lexsort((both[:, 1], both[:, 0]))
 
 
-def ratios_to(limit: float) -> NDArray[np.float64]:
-    """RATIOS up to the limit, itself included."""
+def select_ratios(limit: float) -> NDArray[np.float64]:
+    """Those of RATIOS up to the limit, which is included."""
     return RATIOS[limit + _EXACT >= RATIOS]
 
 
 def error_versus_discard(
-    scores: NDArray[np.floating],
+    scores: Floats,
     mated: NDArray[np.bool_],
-    pairs: NDArray[np.integer],
-    quality: NDArray[np.floating],
+    pairs: Integers,
+    quality: Floats,
     *,
     fmr: float = 1e-3,
     mode: Mode = "rethresholded",
     ratios: NDArray[np.float64] = RATIOS,
 ) -> Curve:
-    """The curve of a list of pairs; for all pairs of many images see `all_pairs`.
+    """Compute the curve of a list of pairs. For all pairs of many images see `compute_all_pairs_curves`.
 
     Args:
-        scores: [P] similarity, higher = more alike.
+        scores: [P] similarity, HIGHER is more alike.
         mated: [P] whether both images show one person.
         pairs: [P, 2] indices into quality.
-        quality: [N] higher = better.
-        fmr: false match rate, in (0, 1).
-        mode: see the head of this file. "normalised" has the points of "rethresholded" and another area;
-            "fixed-threshold" keeps the threshold of no discard, discards mated pairs only and has a point at every
-            quality.
-        ratios: [R] for the other modes.
+        quality: [N], HIGHER is better.
+        fmr: False match rate, in (0, 1).
+        mode: See the head of this file. In "fixed-threshold" the curve has a point at every quality.
+        ratios: [R], for the other modes.
 
     Raises:
-        ValueError: shapes that do not fit, numbers that are not finite, indices out of range, no mated or non-mated
-            pair at the start or left at a ratio.
+        InputError: Shapes that do not fit, numbers that are not finite, indices out of range, or no mated or no
+            non-mated pair at the start or left at a ratio.
     """
     check_fmr(fmr)
     scores, mated, pairs = check_pairs(scores, mated, pairs, np.size(quality))
-    order = discard_order(pairs, quality, mode)
+    order = order_pairs(pairs, quality, mode)
     scores, mated = scores[order], mated[order]
     if mode == "fixed-threshold":
         check_kept(int(mated.sum()), int((~mated).sum()), 0)
-        start = threshold(mode, Around.of(scores[~mated], fmr), scores[mated], fmr)
+        t = find_threshold(mode, ThresholdWindow.cut(scores[~mated], fmr), scores[mated], fmr)
         worst = np.asarray(quality)[pairs].min(1)[order]
-        return steps(scores[mated], worst[mated], start, fmr, int((~mated).sum()))
+        return build_step_curve(scores[mated], worst[mated], t, fmr, int((~mated).sum()))
     thresholds, fnmr = [], []
-    for r, cut in zip(ratios, discarded_pairs(ratios, len(scores), mode), strict=True):
-        own, others = scores[cut:][mated[cut:]], scores[cut:][~mated[cut:]]
-        check_kept(len(own), len(others), r)
-        thresholds.append(threshold(mode, Around.of(others, fmr), own, fmr))
-        fnmr.append(failing(mode, own, thresholds[-1]))
+    for r, discarded in zip(ratios, count_discarded(ratios, len(scores), mode), strict=True):
+        kept_scores, kept_mated = scores[discarded:], mated[discarded:]
+        mated_scores, non_mated_scores = kept_scores[kept_mated], kept_scores[~kept_mated]
+        check_kept(len(mated_scores), len(non_mated_scores), r)
+        thresholds.append(find_threshold(mode, ThresholdWindow.cut(non_mated_scores, fmr), mated_scores, fmr))
+        fnmr.append(compute_fnmr(mode, mated_scores, thresholds[-1]))
     return Curve(mode, fmr, ratios, np.array(fnmr), np.array(thresholds), int(mated.sum()), int((~mated).sum()))
 
 
-def steps(
-    mated_scores: NDArray[np.floating], quality: NDArray[np.floating], t: float, fmr: float, non_mated: int
-) -> Curve:
-    """The step curve of mated pairs: scores [M] and pair qualities [M], sorted by quality, at one threshold."""
+def build_step_curve(mated_scores: Floats, quality: Floats, t: float, fmr: float, non_mated: int) -> Curve:
+    """Build the curve of mode "fixed-threshold".
+
+    Args:
+        mated_scores: [M], sorted by the quality of their pairs.
+        quality: [M] of these pairs, rising.
+        t: The threshold.
+        fmr: What t was set for.
+        non_mated: How many non-mated pairs there are.
+    """
     _, first = np.unique(quality, return_index=True)
     fail = np.cumsum((mated_scores < t)[::-1])[::-1]  # from each pair to the last
     kept = len(mated_scores) - first
@@ -267,12 +314,27 @@ def steps(
 
 
 def check_fmr(fmr: float) -> None:
+    """Check that a false match rate lies in (0, 1).
+
+    Raises:
+        InputError: It does not.
+    """
     if not 0 < fmr < 1:
         raise InputError(f"expected a false match rate in (0, 1), got {fmr}")
 
 
 def check_kept(mated: int, non_mated: int, ratio: float, *, drawn: bool = False) -> None:
-    """ValueError where nothing is left to count. drawn: in a draw for intervals."""
+    """Check that mated and non-mated pairs are left at a discard ratio.
+
+    Args:
+        mated: How many mated pairs are left.
+        non_mated: How many non-mated pairs are left.
+        ratio: The discard ratio.
+        drawn: Whether this is a draw for intervals, which the error then says.
+
+    Raises:
+        InputError: One of the kinds has no pair left.
+    """
     if not mated or not non_mated:
         kind = "non-mated" if mated else "mated"
         where, else_ = (" in a draw for intervals", " or no intervals") if drawn else ("", " or smaller ratios")

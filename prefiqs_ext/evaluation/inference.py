@@ -1,188 +1,253 @@
-"""What networks and methods give for many images: a few crops in memory at a time, and from the cache where it was
-computed before."""
+"""What networks and methods give for many images, a few crops in memory at a time, from the cache if it is there."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import PIL
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from prefiqs_ext import __version__
 from prefiqs_ext.evaluation import revisions
-from prefiqs_ext.evaluation.cache import Keep, cached
-from prefiqs_ext.evaluation.datasets.crops import Source, digest, name_of, read_crops
+from prefiqs_ext.evaluation.cache import Arrays, Cache, load_or_compute
+from prefiqs_ext.evaluation.datasets.crops import Source, get_name, hash_source, read_every_crop
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.methods import Method
+from prefiqs_ext.methods.method import Method
 from prefiqs_ext.methods.prefiqs import ScorerMethod
 from prefiqs_ext.models.embedding import select_embedding
-from prefiqs_ext.models.fingerprint import hash_weights
+from prefiqs_ext.models.fingerprint import fingerprint_network
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer
+from prefiqs_ext.utils.strict_json import JSON
 
-VERSIONS = {
+VERSIONS: dict[str, str] = {
     "prefiqs_ext": __version__,
     "torch": torch.__version__,
     "numpy": np.__version__,
     "Pillow": PIL.__version__,
     "OpenCV": cv2.__version__,
 }
-"""Of what the numbers depend on."""
-_BATCH = 32  # crops together
+"""The versions of all packages that the numbers depend on."""
+_BATCH = 32  # crops in memory: 1.2 MB of uint8 at 112 x 112; two of the Scorer's chunks on the CPU
 
 
 class ImageSet:
-    """Images to compute something of; one that comes again, as in a benchmark's pairs, is computed once.
+    """Images of which something is to be computed.
 
-    ValueError, while computing: a source that gives no crop, or whose result is not finite, by name.
+    An image that comes again, as in the pairs of a benchmark, is computed once.
+
+    Args:
+        sources: The images.
+        cache: Keeps what was computed: `load_or_compute` for other runs too, or a `make_memory_cache()`.
+
+    Attributes:
+        contents: [N] one number per different content.
+        hash: SHA-256 of the contents in order.
+
+    Raises:
+        MissingFileError: A file is not there.
+        FileFormatError: A file is empty, too large or no regular file.
     """
 
-    def __init__(self, sources: Sequence[Source], keep: Keep = cached) -> None:
-        """keep: what was computed: for other runs too, or in_memory()."""
-        self._keep = keep
-        digests = list(map(digest, sources))
+    def __init__(self, sources: Sequence[Source], cache: Cache = load_or_compute) -> None:
+        self._cache = cache
+        digests = list(map(hash_source, sources))
         rows: dict[bytes, int] = {}
         self.contents = np.array([rows.setdefault(value, len(rows)) for value in digests])
-        """[N] a number for each different content."""
         self._different = [sources[i] for i in np.unique(self.contents, return_index=True)[1]]
         self.hash = hashlib.sha256(b"".join(digests)).hexdigest()
-        """Of contents in order."""
 
-    def crops(self, preset: Preset) -> Tensor:
-        """uint8 [N, 3, H, W]: all of them."""
-        return torch.stack(list(read_crops(self._different, preset.size)))[self.contents]
+    def read_crops(self, preset: Preset) -> Tensor:
+        """Read all crops: uint8 [N, 3, H, W]."""
+        return torch.stack(list(read_every_crop(self._different, preset.size)))[self.contents]
 
     def compute(
-        self, what: str, function: Callable[[Tensor], Tensor], preset: Preset, facts: dict[str, Any]
-    ) -> NDArray[np.float32]:
-        """[N, d] of a function, crops [n, 3, H, W] -> [n, d] or, for d = 1, [n]. what: it is; facts: what decides it
-        beside images, preset and the engine, as JSON values."""
-        facts = facts | {"of": what, "preset": asdict(preset), "images": self.hash, "versions": VERSIONS}
-        facts |= {"engine": revisions.ENGINE}
+        self,
+        what: str,
+        names: Sequence[str],
+        function: Callable[[Tensor], Mapping[str, Tensor]],
+        preset: Preset,
+        facts: Mapping[str, JSON],
+    ) -> Arrays:
+        """Compute arrays of all images, or take them from the cache.
 
-        def rows() -> Any:
-            return np.concatenate(list(self._batches(what, function, preset)))[self.contents]
+        Args:
+            what: What is computed, for the progress bar and for errors.
+            names: Of the arrays.
+            function: uint8 crops [n, 3, H, W] -> a tensor [n, ...] for each name.
+            preset: Its size is that of the crops.
+            facts: What decides the numbers besides the images, the preset and the engine.
 
-        return self._keep(facts, len(self.contents), rows)
+        Returns:
+            float32 [N, ...] for each name.
 
-    def _batches(
-        self, what: str, function: Callable[[Tensor], Tensor], preset: Preset
-    ) -> Iterator[NDArray[np.float32]]:
+        Raises:
+            InputError: An image gives no crop, or a result that is not finite; the error names it.
+        """
+        key: dict[str, JSON] = {
+            **facts,
+            "of": what,
+            "preset": asdict(preset),
+            "images": self.hash,
+            "versions": {**VERSIONS},
+            "engine": revisions.ENGINE,
+        }
+
+        def compute() -> Arrays:
+            batches = list(self._compute_batches(what, function, preset))
+            return {name: np.concatenate([batch[name] for batch in batches])[self.contents] for name in names}
+
+        return self._cache(key, names, len(self.contents), compute)
+
+    def _compute_batches(
+        self, what: str, function: Callable[[Tensor], Mapping[str, Tensor]], preset: Preset
+    ) -> Iterator[Arrays]:
         images = self._different
-        crops = iter(tqdm(read_crops(images, preset.size), what, len(images), disable=None, leave=False))
+        crops = iter(tqdm(read_every_crop(images, preset.size), what, len(images), disable=None, leave=False))
         start = 0
         while batch := list(islice(crops, _BATCH)):
             with torch.no_grad():
-                result = function(torch.stack(batch)).reshape(len(batch), -1).cpu().numpy()
-            bad = ~np.isfinite(result).all(axis=1)
-            if bad.any():
-                name = name_of(images[start + int(bad.argmax())])
-                raise InputError(f"{name}: no finite {what}; a blank image? Take it out of the set")
+                result = {name: values.float().cpu().numpy() for name, values in function(torch.stack(batch)).items()}
+            for values in result.values():
+                bad = ~np.isfinite(values).reshape(len(batch), -1).all(axis=1)
+                if bad.any():
+                    name = get_name(images[start + int(bad.argmax())])
+                    raise InputError(f"{name}: no finite {what}; a blank image? Take it out of the set")
             yield result
             start += len(batch)
 
 
-class Pass(NamedTuple):
-    """What the Scorer gave for N images."""
+class ImageScores(NamedTuple):
+    """What the Scorer gave for N images.
+
+    Attributes:
+        embeddings: [N, d] L2-normalised.
+        distance: [N] D in [0, 2], LOWER is better.
+        norm: [N] of the dense embedding, above 0, HIGHER is better.
+    """
 
     embeddings: NDArray[np.float32]
-    """[N, d] L2-normalised."""
     distance: Tensor
-    """[N]"""
     norm: Tensor
-    """[N]"""
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """A network and how it is pruned; its Scorer is made when something is to be computed."""
+    """A network and how it is scored. Its Scorer is made when something is to be computed.
+
+    Attributes:
+        network: In eval mode.
+        preset: What it wants done to an image.
+        pruning: What the pruned branch loses.
+        device: Where the Scorer computes; None: the network's own device.
+        dtype: What it computes in; None: float32 on the CPU, float16 on CUDA.
+        output: Which of the network's several outputs is the embedding.
+    """
 
     network: nn.Module
     preset: Preset
     pruning: Pruning
-    options: dict[str, Any] = field(default_factory=dict)
-    """The Scorer's device, dtype and output."""
+    device: str | None = None
+    dtype: torch.dtype | None = None
+    output: int | str | None = None
 
     @cached_property
-    def _computes(self) -> dict[str, Any]:
-        return _what_computes(self.network)
-
-    @property
-    def weights(self) -> str:
-        return str(self._computes["weights"])
+    def fingerprint(self) -> dict[str, str]:
+        """The hashes of the network, see `fingerprint_network`."""
+        return fingerprint_network(self.network)
 
     @cached_property
     def scorer(self) -> Scorer:
-        return Scorer(self.network, self.pruning, preset=self.preset, on_bad="nan", **self.options)
+        """The Scorer; a row without a direction gets NaN, which `ImageSet` refuses by the image's name."""
+        return Scorer(
+            self.network,
+            self.pruning,
+            preset=self.preset,
+            device=self.device,
+            dtype=self.dtype,
+            output=self.output,
+            on_bad="nan",
+        )
 
-    def of(self, images: ImageSet) -> Pass:
-        """One pass over the images."""
+    def score_images(self, images: ImageSet) -> ImageScores:
+        """Run the Scorer over the images once."""
 
-        def score(crops: Tensor) -> Tensor:
-            output = self.scorer(crops.to(self.scorer.device))
-            return torch.cat([output.embedding, output.distance[:, None], output.embedding_norm[:, None]], dim=1)
+        def score(crops: Tensor) -> dict[str, Tensor]:
+            result = self.scorer(crops.to(self.scorer.device))
+            return {"embedding": result.embedding, "distance": result.distance, "norm": result.embedding_norm}
 
-        facts = self._computes | {"pruning": asdict(self.pruning)}
-        facts |= {name: str(value) for name, value in self.options.items()}
-        table = images.compute("embedding and D", score, self.preset, facts)
-        distance, norm = torch.from_numpy(np.ascontiguousarray(table[:, -2:].T))
-        return Pass(table[:, :-2], distance, norm)
+        facts: dict[str, JSON] = {
+            **self.fingerprint,
+            "pruning": asdict(self.pruning),
+            "device": str(self.device),
+            "dtype": str(self.dtype),
+            "output": self.output,
+        }
+        arrays = images.compute("embedding and D", ("embedding", "distance", "norm"), score, self.preset, facts)
+        distance, norm = torch.from_numpy(arrays["distance"]), torch.from_numpy(arrays["norm"])
+        return ImageScores(arrays["embedding"], distance, norm)
 
-    def quality(self, method: Method, images: ImageSet, fit_on: ImageSet, seed: int) -> NDArray[np.float32]:
-        """[N] of a method that was made for this network, with this seed; HIGHER is better: turned round where the
-        method's own scores are lower better. fit_on: for a method that is fitted."""
+    def compute_quality(self, method: Method, images: ImageSet, fit_on: ImageSet, seed: int) -> NDArray[np.float32]:
+        """Compute the quality [N] of images, HIGHER is better: negated if the method's own scores are LOWER better.
+
+        Args:
+            method: Made for this network, with this seed.
+            images: The images.
+            fit_on: What a method that needs a fit is fitted on.
+            seed: Part of the cache's key.
+        """
         if isinstance(method, ScorerMethod):
             if method.needs_fit:
-                method.fit_pass(*self.of(fit_on)[1:])
-            scores = method.read(*self.of(images)[1:]).numpy()
+                fitting = self.score_images(fit_on)
+                method.fit_signals(fitting.distance, fitting.norm)
+            scored = self.score_images(images)
+            scores: NDArray[np.float32] = method.score_signals(scored.distance, scored.norm).numpy()
         else:
-            facts = self._computes | {"seed": seed, "output": self.options.get("output")}
-            facts |= {"revision": revisions.METHODS.get(method.name)}
-            facts |= {"fitted on": fit_on.hash} if method.needs_fit else {}
-            score = _fitting(method, fit_on, self.preset) if method.needs_fit else method.score
-            scores = images.compute(method.name, score, self.preset, facts)[:, 0]
+            facts: dict[str, JSON] = {
+                **self.fingerprint,
+                "seed": seed,
+                "output": self.output,
+                "revision": revisions.METHODS.get(method.name),
+            }
+            if method.needs_fit:
+                facts["fitted on"] = fit_on.hash
+            score = _fit_when_needed(method, fit_on, self.preset)
+            arrays = images.compute(method.name, ("score",), lambda crops: {"score": score(crops)}, self.preset, facts)
+            scores = arrays["score"]
         return scores if method.higher_is_better else -scores
 
 
-def embedded(images: ImageSet, network: nn.Module, preset: Preset) -> NDArray[np.float32]:
-    """Embeddings [N, d], L2-normalised, of a network alone."""
+def embed_images(images: ImageSet, network: nn.Module, preset: Preset) -> NDArray[np.float32]:
+    """Compute the L2-normalised embeddings [N, d] of a network alone."""
     normalize = preset.normalize()
 
-    def embed(crops: Tensor) -> Tensor:
+    def embed(crops: Tensor) -> dict[str, Tensor]:
         found = select_embedding(network(normalize(crops)))
-        unit: Tensor = found / torch.linalg.vector_norm(found, dim=1, keepdim=True)
-        return unit  # NaN where the norm is 0, which is refused
+        # NaN if the norm is 0, which ImageSet refuses.
+        return {"embedding": found / torch.linalg.vector_norm(found, dim=1, keepdim=True)}
 
-    return images.compute("embedding", embed, preset, _what_computes(network))
-
-
-def _what_computes(network: nn.Module) -> dict[str, Any]:
-    """Hashes of the weights, and of what is computed with them: modules with their settings, and operations between
-    them as far as a graph has them."""
-    graphs = [module.code for module in network.modules() if isinstance(module, fx.GraphModule)]
-    structure = hashlib.sha256("\n".join([repr(network), *graphs]).encode()).hexdigest()
-    return {"weights": hash_weights(network), "structure": structure}
+    return images.compute("embedding", ("embedding",), embed, preset, fingerprint_network(network))["embedding"]
 
 
-def _fitting(method: Method, fit_on: ImageSet, preset: Preset) -> Callable[[Tensor], Tensor]:
-    """Fits when it is first needed: not where the scores are cached."""
-    fitted = False
+def _fit_when_needed(method: Method, fit_on: ImageSet, preset: Preset) -> Callable[[Tensor], Tensor]:
+    """The method's `score`, which fits the method first. Scores from the cache thus cost no fit."""
+    fitted = not method.needs_fit
 
     def score(crops: Tensor) -> Tensor:
         nonlocal fitted
         if not fitted:
-            method.fit(fit_on.crops(preset))
+            method.fit(fit_on.read_crops(preset))
             fitted = True
         return method.score(crops)
 

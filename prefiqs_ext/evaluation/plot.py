@@ -1,4 +1,4 @@
-"""Error-versus-discard curves as a picture; needs matplotlib."""
+"""Plots error-versus-discard curves. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from matplotlib.figure import Figure
 
 from prefiqs_ext.evaluation.edc import TOO_FEW, Curve
 
-_DASHES = ("-", "--", ":", "-.")  # so that equal curves are both seen, also without colours
+_DASHES = ("-", "--", ":", "-.")  # so that equal curves are both visible, also without colours
 
 
-@rc_context({"text.parse_math": False})  # names are the user's: a $ begins no formula
+@rc_context({"text.parse_math": False})  # names are the user's, and a $ in them is no formula
 def plot_edc(curves: Mapping[str, list[Curve]], title: str, file: IO[bytes], form: str) -> None:
-    """One panel an FMR, one line a method. curves: of each method, the same FMRs in the same order; form: png, svg."""
+    """Plot one panel per FMR and one line per method.
+
+    Args:
+        curves: Of each method, for the same FMRs in the same order.
+        title: Stands above the panels.
+        file: Where the picture goes.
+        form: "png" or "svg".
+    """
     fmrs = [curve.fmr for curve in next(iter(curves.values()))]
     figure = Figure(figsize=(4 * len(fmrs), 3.6), layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,62 +1,77 @@
-"""D and the norm of the dense embedding together; one pass gives both.
+"""The distance D and the norm of the dense embedding together; one pass of the Scorer gives both.
 
-Each becomes a z-score over the images of fit(), and their difference is the quality. D enters as its logarithm: it is
-above 0 and skewed, so by itself its spread would be that of its few highest values, and all other images would be
-ranked by the norm alone. To first order a weight that is pruned also turns the embedding by an angle in inverse
-proportion to the norm, so that on a logarithmic scale the two are added, not multiplied.
+Each becomes a z-score over the images of `fit`, and the quality is z(norm) - z(log D). The formula is ours. There are
+two reasons for the logarithm:
+
+* D is above 0 and skewed. Its spread would be that of its few highest values, and the norm alone would rank all other
+  images.
+* To first order, a pruned weight turns the embedding by an angle in inverse proportion to the norm. On a logarithmic
+  scale the two effects add up instead of multiplying.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.exceptions import InputError, NotFittedError
 from prefiqs_ext.methods.prefiqs import ScorerMethod
 
-_LEAST = 1e-6  # D's rounding in float32; a D of 0 has no logarithm
-_VARIES = 1e-5  # of a mean: what rounding alone may do to a norm of 1
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_LEAST_DISTANCE = 1e-6  # how far float32 rounds D; a D of 0 has no logarithm
+_LEAST_SPREAD = 1e-5  # relative to the mean: what rounding alone may do to a norm of 1
 
 
 class ZScores(NamedTuple):
-    """Means and standard deviations of two measures over some images."""
+    """The scale of two signals: mean and standard deviation over the images of a fit.
 
-    drift: tuple[float, float]
+    Attributes:
+        distance: (mean, standard deviation) of D or of its logarithm.
+        norm: (mean, standard deviation) of the norm.
+    """
+
+    distance: tuple[float, float]
     norm: tuple[float, float]
 
     @classmethod
-    def fit(cls, drift: ArrayLike, norm: ArrayLike) -> ZScores:
-        """drift, norm: [N], finite. ValueError for fewer than two images, or where either is the same for all."""
-        found = []
-        for name, given in (("drift", drift), ("norm", norm)):
-            values = np.asarray(given, np.float64)
-            if len(values) < 2 or values.std() <= _VARIES * abs(values.mean()):
-                raise InputError(f"expected two images or more to fit on, whose {name} differs; got {len(values)}")
-            found.append((float(values.mean()), float(values.std())))
-        return cls(*found)
+    def fit(cls, distance: ArrayLike, norm: ArrayLike) -> ZScores:
+        """Measure the scale of two signals [N], both finite.
 
-    def quality(self, drift: ArrayLike, norm: ArrayLike) -> NDArray[np.float64]:
-        """[N] z-score of the norm - z-score of the drift, HIGHER is better."""
-        z_drift, z_norm = (
+        Raises:
+            InputError: Fewer than two images, or a signal that is the same for all of them.
+        """
+        scales = []
+        for name, given in (("distance", distance), ("norm", norm)):
+            values = np.asarray(given, np.float64)
+            if len(values) < 2 or values.std() <= _LEAST_SPREAD * abs(values.mean()):
+                raise InputError(f"expected two images or more to fit on, whose {name} differs; got {len(values)}")
+            scales.append((float(values.mean()), float(values.std())))
+        return cls(*scales)
+
+    def quality(self, distance: ArrayLike, norm: ArrayLike) -> NDArray[np.float64]:
+        """[N] z-score of the norm minus z-score of the distance, HIGHER is better."""
+        z_distance, z_norm = (
             (np.asarray(values, np.float64) - mean) / deviation
-            for values, (mean, deviation) in ((drift, self.drift), (norm, self.norm))
+            for values, (mean, deviation) in ((distance, self.distance), (norm, self.norm))
         )
-        difference: NDArray[np.float64] = z_norm - z_drift
+        difference: NDArray[np.float64] = z_norm - z_distance
         return difference
 
 
 def log_distance(distance: ArrayLike) -> NDArray[np.float64]:
-    """[N] natural logarithm of D; of one below 1e-6, that of 1e-6."""
-    logarithm: NDArray[np.float64] = np.log(np.maximum(np.asarray(distance, np.float64), _LEAST))
+    """[N] natural logarithm of D; a D below 1e-6 counts as 1e-6."""
+    logarithm: NDArray[np.float64] = np.log(np.maximum(np.asarray(distance, np.float64), _LEAST_DISTANCE))
     return logarithm
 
 
 class Combined(ScorerMethod):
-    """Norm and D together, HIGHER is better; any finite number."""
+    """z(norm) - z(log D), any finite number, HIGHER is better."""
 
     name = "prefiqs+norm"
     higher_is_better = True
@@ -64,14 +79,23 @@ class Combined(ScorerMethod):
 
     _z_scores: ZScores | None = None
 
-    def fit_pass(self, distance: Tensor, norm: Tensor) -> None:
-        """[N], N > 1: they become the scale. ValueError where one is the same for all."""
-        self._z_scores = ZScores.fit(log_distance(distance.cpu().numpy()), norm.cpu().numpy())
+    def fit_signals(self, distance: Tensor, norm: Tensor) -> Self:
+        """Take the scale of N > 1 images from their signals [N].
 
-    def read(self, distance: Tensor, norm: Tensor) -> Tensor:
-        """ValueError before a fit."""
+        Raises:
+            InputError: Fewer than two images, or a signal that is the same for all of them.
+        """
+        self._z_scores = ZScores.fit(log_distance(distance.cpu().numpy()), norm.cpu().numpy())
+        return self
+
+    def score_signals(self, distance: Tensor, norm: Tensor) -> Tensor:
+        """Score N images by their signals [N]: float32 [N].
+
+        Raises:
+            NotFittedError: Before a fit.
+        """
         if self._z_scores is None:
-            raise InputError("prefiqs+norm: call fit() first: the scales of D and norm are not known")
+            raise NotFittedError("prefiqs+norm: call fit() first: the scales of D and norm are not known")
         return torch.from_numpy(
             self._z_scores.quality(log_distance(distance.cpu().numpy()), norm.cpu().numpy())
         ).float()

@@ -1,6 +1,7 @@
-"""FROQ (IJCB 2025): the norms of a few of the network's own layers, chosen once by pseudo-labels of calibration images.
+"""FROQ (IJCB 2025): the norms of a few of the network's own layers, which pseudo-labels of some images choose once.
 
-What it follows: the paper's section on observer initialisation and the authors' code (github.com/LSIbabnikz/FROQ).
+Source: the paper's section on observer initialisation, and the authors' code (github.com/LSIbabnikz/FROQ). The numbers
+of masks, alphas, cells and candidates below are the paper's.
 """
 
 from __future__ import annotations
@@ -10,42 +11,54 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.exceptions import FileFormatError, InputError, NotFittedError
 from prefiqs_ext.inputs import name_rows
-from prefiqs_ext.methods.images import check_network, check_uint8, score_chunks
+from prefiqs_ext.methods.network import check_network, check_uint8, score_chunks
 from prefiqs_ext.models.embedding import iterate_leaves
 from prefiqs_ext.models.fingerprint import check_sha256, hash_weights
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer
 from prefiqs_ext.utils.atomic_write import atomic_write
-from prefiqs_ext.utils.strict_json import build_dataclass, check_names, read_strict_json
+from prefiqs_ext.utils.strict_json import JSON, build_dataclass, check_names, read_strict_json
 from prefiqs_ext.utils.torch_defaults import torch_defaults
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Numbers = NDArray[np.float64]
 
 _MASKS = 10
 _ALPHAS = (0.001, 0.002, 0.005)
-_CELLS = 8  # along a side of the image: 14 pixels each of 112
-_CANDIDATES = 10  # modules
-_LEAST = 20  # calibration images
-_ALIKE = 1e-3  # norms of one image alone and in a batch
-_ROUNDING = 1e-5  # of norms of float32 outputs, relative
+_CELLS = 8  # per side of the image: cells of 14 x 14 pixels at 112 x 112
+_CANDIDATES = 10  # the most modules that are selected
+_LEAST_IMAGES = 20  # with fewer, a rank correlation of .4 is found between independent numbers in 1 of 12 tries
+_ALIKE = 1e-3  # relative difference of the norms of one image alone and in a batch; rounding stays below 1e-5
+_ROUNDING = 1e-5  # relative rounding of the norms of float32 outputs
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class LayerSelection:
-    """What a fit found. modules: names in the network, in the order in which they were chosen. correlation: Spearman's,
-    of the mean of their norms with the pseudo-labels, on the calibration images. images: how many these were. seed: of
-    the noise, and of the draw of the images. ValueError for what no fit can find."""
+    """What a fit found.
+
+    Attributes:
+        modules: Their names in the network, in the order in which they were chosen.
+        correlation: Spearman's correlation, in [-1, 1], of the mean of the modules' norms with the pseudo-labels of the
+            calibration images.
+        images: How many calibration images there were.
+        seed: Of the noise, and of the draw of the images.
+
+    Raises:
+        InputError: Values that no fit can find.
+    """
 
     modules: tuple[str, ...]
     correlation: float
@@ -60,20 +73,30 @@ class LayerSelection:
             raise InputError(f"expected 1 to {_CANDIDATES} different modules, got {len(names)}")
         if type(self.correlation) not in (int, float) or not -1 <= self.correlation <= 1:
             raise InputError(f"correlation is {self.correlation!r}")
-        if type(self.images) is not int or self.images < _LEAST or type(self.seed) is not int:
+        if type(self.images) is not int or self.images < _LEAST_IMAGES or type(self.seed) is not int:
             raise InputError(f"images is {self.images!r}, seed is {self.seed!r}")
 
 
 class FROQ:
     """Mean of the L2 norms of the selected modules' outputs, at least 0, unbounded, HIGHER is better.
 
-    `fit` first, or `load`. A module whose forward runs several times for an image counts with its last output, one of
-    several outputs with its first floating tensor. Seen are modules only: operations that are functions in the
-    network's code (in one imported from ONNX its additions, for example) are not. The network itself is no candidate.
+    Call `fit` or `load` before `score`. Candidates are the modules inside the network. Operations that are functions in
+    its code are not seen, for example the additions of a network imported from ONNX. If a module runs several times for
+    one image, its last output counts. If a module gives several outputs, the first floating tensor counts.
 
-    seed: of the noise and of the draw. images: how many `fit` draws of those that it is given. chunk: images run
-    together. output: which of several outputs is the embedding, as Scorer takes it. ValueError for a network that is
-    not in eval mode, in float32 and on the CPU.
+    Args:
+        network: In eval mode, in float32 and on the CPU.
+        preset: What the network wants done to an image.
+        seed: Of the noise and of the draw of the images.
+        images: The most images that `fit` draws from those that it is given.
+        chunk: Images run together.
+        output: Which of the network's several outputs is the embedding, as in :class:`Scorer`.
+
+    Attributes:
+        selection: What `fit` or `load` found; None before.
+
+    Raises:
+        InputError: A network that is not as above, or numbers out of range.
     """
 
     name = "froq"
@@ -90,8 +113,10 @@ class FROQ:
         chunk: int = 8,
         output: int | str | None = None,
     ) -> None:
-        if images < _LEAST or chunk < 1:
-            raise InputError(f"expected {_LEAST} or more images and a chunk of 1 or more, got {images} and {chunk}")
+        if images < _LEAST_IMAGES or chunk < 1:
+            raise InputError(
+                f"expected {_LEAST_IMAGES} or more images and a chunk of 1 or more, got {images} and {chunk}"
+            )
         self.network, self.preset, self.seed, self.images, self.chunk = network, preset, seed, images, chunk
         self.output = output
         check_network(self)
@@ -100,57 +125,82 @@ class FROQ:
         self._modules = {name: module for name, module in network.named_modules() if name}
 
     @torch_defaults()
-    def fit(self, images: Tensor) -> None:
-        """Calibrate on uint8 RGB faces [N, 3, H, W], 20 or more; of more than `images`, as many are drawn.
+    def fit(self, images: Tensor) -> Self:
+        """Select the modules on uint8 RGB faces [N, 3, H, W], and return the method itself.
 
-        Costs 97 passes of the network an image (see `pseudo_labels`).
-        TypeError, ValueError: another batch; images that no module's norm tells apart; what the Scorer raises.
+        It takes 20 images or more, and draws some of them at random if there are more than the constructor's `images`.
+        Each image costs 97 passes of the network, see `compute_pseudo_labels`.
+
+        Raises:
+            InputError: Another batch; images that no module's norm tells apart; whatever the Scorer refuses.
         """
         check_network(self)
         check_uint8(images, self.preset)
-        if len(images) < _LEAST:
-            raise InputError(f"froq: expected {_LEAST} or more calibration images, got {len(images)}")
+        if len(images) < _LEAST_IMAGES:
+            raise InputError(f"froq: expected {_LEAST_IMAGES} or more calibration images, got {len(images)}")
         if len(images) > self.images:
             drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))[: self.images]
             images = images[drawn.sort().values]
-        names, norms = self._every_norm(images)
-        labels = pseudo_labels(images, self.network, self.preset, seed=self.seed, output=self.output)
-        chosen, correlation = select(norms, labels)
+        names, norms = self._measure_candidates(images)
+        labels = compute_pseudo_labels(images, self.network, self.preset, seed=self.seed, output=self.output)
+        chosen, correlation = select_columns(norms, labels)
         self.selection = LayerSelection(tuple(names[index] for index in chosen), correlation, len(images), self.seed)
+        return self
 
     def score(self, images: Tensor) -> Tensor:
-        """uint8 [N, 3, H, W] RGB -> float32 [N], in one pass of the network. TypeError, ValueError: as Scorer."""
-        names = self._fitted().modules
+        """Score uint8 RGB images [N, 3, H, W] in one pass of the network: float32 [N], HIGHER is better.
+
+        Raises:
+            NotFittedError: Before `fit` or `load`.
+            InputError: Another batch, or an image without a finite score.
+        """
+        names = self._check_fitted().modules
         modules = {name: self._modules[name] for name in names}
 
-        def mean_norm(rows: Tensor) -> Tensor:
-            norms = self._norms(modules, rows)
+        def compute_mean_norm(rows: Tensor) -> Tensor:
+            norms = self._measure_norms(modules, rows)
             silent = [name for name in names if name not in norms]
             if silent:
-                raise InputError(f"froq: {silent[0]} gave no floating tensor with a row an image")
+                raise InputError(f"froq: {silent[0]} gave no floating tensor with one row per image")
             return torch.stack([norms[name] for name in names]).mean(0)
 
-        return score_chunks(self, images, self.chunk, mean_norm)
+        return score_chunks(self, images, self.chunk, compute_mean_norm)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the selection as JSON, whole or not at all. ValueError where it cannot be written."""
+        """Write the selection to a JSON file, in full or not at all.
+
+        Raises:
+            NotFittedError: Before `fit` or `load`.
+            FileAccessError: The file cannot be written.
+        """
         values = {
             "version": _VERSION,
             "model_sha256": hash_weights(self.network),
             "preset": asdict(self.preset),
-            "selection": asdict(self._fitted()),
+            "selection": asdict(self._check_fitted()),
         }
         with atomic_write(os.fspath(path)) as file:
             file.write((json.dumps(values, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], network: nn.Module, preset: Preset, *, chunk: int = 8) -> FROQ:
-        """The method that was saved. FileNotFoundError; ValueError, in one line, for a file that is none, or one that
-        was made with other weights or another preset."""
-        weights, saved_preset, selection = read_strict_json(path, "a saved FROQ", _parsed)
+        """Make the method that `save` wrote.
+
+        Args:
+            path: The file.
+            network: The network that it was fitted on, or one of the same weights.
+            preset: The preset that it was fitted with, under any name.
+            chunk: Images run together.
+
+        Raises:
+            MissingFileError: There is no such file.
+            FileFormatError: The file is not a saved FROQ.
+            InputError: The network has other weights, or the preset is another.
+        """
+        weights, saved_preset, selection = read_strict_json(path, "a saved FROQ", _parse)
         if hash_weights(network) != weights:
             raise InputError(f"expected the model that {path} was made with, got one of other weights")
-        if astuple(preset)[1:] != astuple(saved_preset)[1:]:  # whatever their names
+        if astuple(preset)[1:] != astuple(saved_preset)[1:]:  # the first field is the name
             raise InputError(f"expected the preset that {path} was made with, {saved_preset}, got {preset}")
         method = cls(network, preset, seed=selection.seed, chunk=chunk)
         unknown = [name for name in selection.modules if name not in method._modules]
@@ -159,20 +209,22 @@ class FROQ:
         method.selection = selection
         return method
 
-    def _fitted(self) -> LayerSelection:
+    def _check_fitted(self) -> LayerSelection:
         if self.selection is None:
-            raise InputError("froq: call fit() first, or FROQ.load() what was saved")
+            raise NotFittedError("froq: call fit() first, or FROQ.load() what was saved")
         return self.selection
 
-    def _norms(self, modules: Mapping[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
-        """Float64 [N] of each module that gives a row, or several, an image. Taken inside the hooks: the next module
-        may write to the tensor."""
+    def _measure_norms(self, modules: Mapping[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
+        """Measure the norms, float64 [N], of each module that gives one row or several per image.
+
+        This happens inside the hooks, because the next module may write to the tensor.
+        """
         norms: dict[str, Tensor] = {}
         with ExitStack() as stack, torch.no_grad():
             for name, module in modules.items():
 
-                def hook(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
-                    norm = _row_norms(output, len(images))
+                def hook(_module: nn.Module, _args: object, output: object, name: str = name) -> None:
+                    norm = _compute_row_norms(output, len(images))
                     if norm is not None:
                         norms[name] = norm
 
@@ -180,10 +232,10 @@ class FROQ:
             self.network(self._normalize(images))
         return norms
 
-    def _every_norm(self, images: Tensor) -> tuple[list[str], Numbers]:
-        """Names and norms [N, modules] of the modules that see an image alike alone and in a batch."""
-        alone = self._norms(self._modules, images[:1])
-        chunks = [self._norms(self._modules, rows) for rows in torch.split(images, self.chunk)]
+    def _measure_candidates(self, images: Tensor) -> tuple[list[str], Numbers]:
+        """Names and norms [N, modules] of the modules that treat an image alike alone and in a batch."""
+        alone = self._measure_norms(self._modules, images[:1])
+        chunks = [self._measure_norms(self._modules, rows) for rows in torch.split(images, self.chunk)]
         names = [
             name
             for name in self._modules
@@ -195,19 +247,27 @@ class FROQ:
         return names, np.stack(columns, axis=1) if columns else np.empty((len(images), 0))
 
 
-def pseudo_labels(
+def compute_pseudo_labels(
     images: Tensor, network: nn.Module, preset: Preset, *, seed: int = 0, output: int | str | None = None
 ) -> Numbers:
-    """uint8 [N, 3, H, W] RGB -> [N] in [-1, 1], HIGHER is better: how little the embedding turns under perturbation.
+    """Measure how little perturbations turn the embeddings of uint8 RGB images [N, 3, H, W].
 
-    Mean of three cosines to the plain embedding: of the mirrored image; of x' = (1 - a) x + a n, averaged over 10
-    Gaussian masks n, the same for all images, and a of .001, .002, .005; of the image with one cell of a grid of 8 x 8
-    black, averaged over the cells. Cells have 14 pixels a side at 112 x 112, at other sizes an eighth of the image's.
-    x and n are on the scale where levels 0 to 255 are -1 to 1, whatever the network's own: elsewhere n would mean
-    another noise.
+    The label of an image is the mean of three cosines to its plain embedding:
 
-    The 97 images of an image run on the Scorer's graph with nothing pruned. ValueError: an image whose embedding, plain
-    or perturbed, has no direction.
+    * that of the mirrored image;
+    * that of x' = (1 - a) x + a n, averaged over 10 Gaussian masks n, the same for all images, and over a of .001, .002
+      and .005. Here x and n are on the scale on which levels of 0 to 255 are -1 to 1, whatever scale the network uses;
+      otherwise the noise would be stronger for one network than for another;
+    * that of the image with one cell of a grid of 8 x 8 black, averaged over the cells. A cell has 14 x 14 pixels at
+      112 x 112.
+
+    The original and its 96 variants run on the Scorer's graph with nothing pruned.
+
+    Returns:
+        [N] in [-1, 1], HIGHER is better.
+
+    Raises:
+        InputError: An image whose embedding, plain or perturbed, has no direction.
     """
     check_uint8(images, preset)
     normalize, (height, width) = preset.normalize(), preset.size
@@ -236,16 +296,22 @@ def pseudo_labels(
     return labels.numpy()
 
 
-def select(norms: Numbers, labels: Numbers) -> tuple[list[int], float]:
-    """Which columns of norms [N, M] have a mean that ranks images as the labels [N] do, and its Spearman correlation.
+def select_columns(norms: Numbers, labels: Numbers) -> tuple[list[int], float]:
+    """Select the columns of norms [N, M] whose mean ranks the images as the labels [N] do.
 
-    Candidates are the 10 columns of largest correlation. From the first on, the one is added that makes the correlation
-    of the mean largest; the best of these growing sets is taken, the smallest of equals. Constant columns, and those
-    with NaN or infinity, are left out. ValueError where nothing is left, or the labels are constant.
+    The candidates are the 10 columns with the highest correlation. Starting from the first, the column is added that
+    makes the correlation of the mean highest. The best of these growing sets is taken; of equal ones, the smallest.
+    Columns that are constant, or have NaN or infinity, are left out.
+
+    Returns:
+        The columns, in the order in which they were added, and Spearman's correlation of their mean with the labels.
+
+    Raises:
+        InputError: No column is left, or the labels are constant.
     """
-    if _constant(labels):
+    if _is_constant(labels):
         raise InputError("froq: expected calibration images of different quality, got pseudo-labels that are all equal")
-    usable = [index for index, column in enumerate(norms.T) if np.isfinite(column).all() and not _constant(column)]
+    usable = [index for index, column in enumerate(norms.T) if np.isfinite(column).all() and not _is_constant(column)]
     if not usable:
         raise InputError("froq: expected modules whose norms differ between images, got none")
     alone = {index: _spearman(norms, [index], labels) for index in usable}
@@ -261,25 +327,28 @@ def select(norms: Numbers, labels: Numbers) -> tuple[list[int], float]:
 
 
 def _spearman(norms: Numbers, columns: Sequence[int], labels: Numbers) -> float:
-    """Of the columns' mean with the labels; -1 where the mean is constant."""
+    """Spearman's correlation of the columns' mean with the labels; -1 if the mean is constant."""
     mean = norms[:, columns].mean(axis=1)
-    return -1.0 if _constant(mean) else float(np.corrcoef(_ranks(mean), _ranks(labels))[0, 1])
+    return -1.0 if _is_constant(mean) else float(np.corrcoef(_rank(mean), _rank(labels))[0, 1])
 
 
-def _ranks(values: Numbers) -> Numbers:
-    """From 1 on; equal values share the mean of theirs."""
+def _rank(values: Numbers) -> Numbers:
+    """Rank values from 1 on; equal values share the mean of their ranks."""
     place, counts = np.unique(values, return_inverse=True, return_counts=True)[1:]
     ranks: Numbers = np.cumsum(counts) - (counts - 1) / 2
     return ranks[place]
 
 
-def _constant(values: Numbers) -> bool:
-    """But for the rounding of float32."""
+def _is_constant(values: Numbers) -> bool:
+    """Whether values differ by no more than the rounding of float32."""
     return bool(np.ptp(values) <= _ROUNDING * np.abs(values).max())
 
 
-def _row_norms(output: Any, rows: int) -> Tensor | None:
-    """Float64 [rows], which float32's squares cannot overflow; several rows an image (windows) count as one."""
+def _compute_row_norms(output: object, rows: int) -> Tensor | None:
+    """L2 norms of an output's rows, float64 [rows]: squares of float32 cannot overflow it.
+
+    Several rows per image, as of attention windows, count as one. None if the output has no such rows.
+    """
     for leaf in iterate_leaves(output):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() and leaf.shape[0]:
             if leaf.shape[0] % rows:
@@ -289,12 +358,12 @@ def _row_norms(output: Any, rows: int) -> Tensor | None:
     return None
 
 
-def _parsed(values: Any) -> tuple[str, Preset, LayerSelection]:
+def _parse(values: JSON) -> tuple[str, Preset, LayerSelection]:
     named = check_names(values, ("version", "model_sha256", "preset", "selection"), "an object")
     if type(named["version"]) is not int or named["version"] != _VERSION:
-        raise InputError(f"version {_VERSION} is what this program reads, got {named['version']!r}")
+        raise FileFormatError(f"version {_VERSION} is what this program reads, got {named['version']!r}")
     check_sha256(named["model_sha256"])
     preset, selection = build_dataclass(Preset, named["preset"]), build_dataclass(LayerSelection, named["selection"])
     if preset is None or selection is None:
-        raise InputError("preset or selection is missing")
+        raise FileFormatError("preset or selection is missing")
     return named["model_sha256"], preset, selection

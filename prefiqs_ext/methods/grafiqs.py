@@ -1,37 +1,53 @@
-"""GraFIQs (CVPR Workshops 2024): the gradient that would pull an image's batch-norm statistics to the recorded ones."""
+"""GraFIQs (CVPR Workshops 2024): how strongly a gradient would pull an image's statistics to those of batch norm.
+
+Source: the paper's section on the method, and the authors' code (github.com/jankolf/GraFIQs).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.inputs import example_images
-from prefiqs_ext.methods.images import check_network, score_chunks
+from prefiqs_ext.methods.network import check_network, score_chunks
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _BLOCKS = ("block1", "block2", "block3", "block4")
 TAPS = ("image", *_BLOCKS)
-"""Where the gradient is read."""
+"""The places at which the gradient can be read."""
 
 
 class GraFIQs:
-    """Sum of |gradient| at the image or at the end of one of four stages, at least 0, LOWER is better.
+    """Sum of the absolute gradient at the image or after one of four stages, at least 0, LOWER is better.
 
-    The loss of an image is the mean over the L inputs of BatchNorm2d of mean_c (mean - running_mean)^2 +
-    mean_c (var - running_var)^2, mean and biased var over (H, W). Batch norm in eval mode does not couple images, so
-    the gradients of the summed losses are those of each image alone.
+    The loss of an image is the mean, over the inputs of all BatchNorm2d, of
+    mean_c (mean - running_mean)^2 + mean_c (var - running_var)^2. Here mean and the biased var are taken over (H, W),
+    and mean_c over the channels. Batch norm in eval mode does not mix images, so the gradient of the sum of the losses
+    is the gradient of each image alone.
 
-    tap: "image", "block1" .. "block4": what `score` gives. stages: names of the four modules whose outputs are the
-    blocks; None: layer1 .. layer4 where they exist; else, among the blocks of `body` where there is one, otherwise
-    among all modules, the last before the last batch norm at each of the four smallest spatial sizes above 1 x 1 (no
-    loss comes after that norm, so no gradient; layer4 too is what enters an IResNet's last norm).
-    ValueError: no BatchNorm2d; no such stages; a network that is not in eval mode, in float32 and on the CPU.
+    Without `stages`, they are found as follows. If the network has modules layer1 .. layer4, these are the stages.
+    Otherwise the candidates are the children of `body`, or all modules if there is no `body`. At each of the four
+    smallest spatial sizes above 1 x 1, the last candidate before the last batch norm is taken. After that norm there is
+    no loss, hence no gradient. (In an IResNet, too, the output of layer4 is what enters the last norm.)
+
+    Args:
+        network: In eval mode, in float32 and on the CPU, with BatchNorm2d that keeps running statistics.
+        preset: What the network wants done to an image.
+        tap: Where `score` reads the gradient: one of `TAPS`.
+        stages: Names of the four modules after which block1 .. block4 are read; None: see above.
+        chunk: Images run together; 8 bounds the memory that the recorded activations take.
+
+    Raises:
+        InputError: The network is not as above, or has no such stages.
     """
 
     name = "grafiqs"
@@ -66,45 +82,53 @@ class GraFIQs:
             raise InputError(f"grafiqs: expected the names of four modules as stages, got {', '.join(self.stages)}")
         self._stage_modules = [modules[name] for name in self.stages]
 
-    def fit(self, images: Tensor) -> None:
-        """Nothing to calibrate."""
+    def fit(self, images: Tensor) -> Self:
+        """Return the method itself: there is nothing to fit."""
+        return self
 
     def score(self, images: Tensor) -> Tensor:
-        """uint8 [N, 3, H, W] RGB -> float32 [N] at `tap`. TypeError, ValueError: as Scorer."""
-        return self._scores(images, (self.tap,))[0]
+        """Score uint8 RGB images [N, 3, H, W] at `tap`: float32 [N], at least 0, LOWER is better.
 
-    def scores(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 [N, 3, H, W] RGB -> float32 [N] at each of TAPS, all of one pass, which costs more than `score`."""
-        return dict(zip(TAPS, self._scores(images, TAPS), strict=True))
+        Raises:
+            InputError: Another batch, or an image without a finite gradient.
+        """
+        return self._score_at(images, (self.tap,))[0]
 
-    def _scores(self, images: Tensor, taps: tuple[str, ...]) -> tuple[Tensor, ...]:
+    def score_all_taps(self, images: Tensor) -> dict[str, Tensor]:
+        """Score uint8 RGB images [N, 3, H, W] at all of `TAPS` in one pass: float32 [N] each.
+
+        The pass takes longer than that of `score`, which stops recording at its tap.
+        """
+        return dict(zip(TAPS, self._score_at(images, TAPS), strict=True))
+
+    def _score_at(self, images: Tensor, taps: tuple[str, ...]) -> tuple[Tensor, ...]:
         tables: list[Tensor] = []
 
-        def at_taps(rows: Tensor) -> Tensor:
-            tables.append(self._gradients(self._normalize(rows), taps))
-            return tables[-1].sum(1)  # not finite where one of them is not
+        def score_rows(rows: Tensor) -> Tensor:
+            tables.append(self._sum_gradients(self._normalize(rows), taps))
+            return tables[-1].sum(1)  # not finite if one of the taps is not
 
-        with torch.inference_mode(False):  # which records nothing
-            score_chunks(self, images, self.chunk, at_taps)
+        with torch.inference_mode(False):  # in inference mode nothing is recorded for the gradient
+            score_chunks(self, images, self.chunk, score_rows)
         table = torch.cat(tables) if tables else torch.empty(0, len(taps))
         return table.float().unbind(1)
 
-    def _gradients(self, x: Tensor, taps: tuple[str, ...]) -> Tensor:
-        """Network input [N, 3, H, W] -> sums of absolute gradients [N, taps].
+    def _sum_gradients(self, x: Tensor, taps: tuple[str, ...]) -> Tensor:
+        """Sum the absolute gradients of network input [N, 3, H, W] at each tap: [N, taps].
 
-        What comes before the first tap cannot change its gradient: neither recorded nor looked at.
+        What the network computes before the first tap cannot change the gradient there, so it is not recorded.
         """
         losses: list[Tensor] = []
         norms = 0
         places: dict[str, Tensor] = {}
 
-        def statistics(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def add_loss(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             nonlocal norms
             norms += 1
             if args[0].requires_grad:
-                losses.append(_loss(module, args[0]))
+                losses.append(_compute_loss(module, args[0]))
 
-        def place(tap: str, value: Tensor) -> Tensor:
+        def record(tap: str, value: Tensor) -> Tensor:
             if not torch.is_grad_enabled():
                 torch.set_grad_enabled(True)
                 value = value.detach().requires_grad_()
@@ -113,17 +137,17 @@ class GraFIQs:
 
         with ExitStack() as stack, torch.no_grad():
             for norm in self._norms:
-                stack.enter_context(norm.register_forward_pre_hook(statistics))
+                stack.enter_context(norm.register_forward_pre_hook(add_loss))
             for tap, module in zip(_BLOCKS, self._stage_modules, strict=True):
                 if tap in taps:
 
-                    def keep(_module: nn.Module, _args: tuple[Any, ...], output: Any, tap: str = tap) -> Tensor:
+                    def hook(_module: nn.Module, _args: object, output: object, tap: str = tap) -> Tensor:
                         if not isinstance(output, Tensor):
                             raise InputError(f"grafiqs: expected a tensor from the stage of {tap}: choose other stages")
-                        return place(tap, output)
+                        return record(tap, output)
 
-                    stack.enter_context(module.register_forward_hook(keep))
-            self.network(place("image", x) if "image" in taps else x)
+                    stack.enter_context(module.register_forward_hook(hook))
+            self.network(record("image", x) if "image" in taps else x)
             gradients: Sequence[Tensor | None] = [None] * len(places)
             if losses:
                 loss = torch.stack(losses).sum() / norms
@@ -144,20 +168,20 @@ class GraFIQs:
         last: dict[tuple[int, int], str] = {}
         before_last_norm: dict[tuple[int, int], str] = {}
 
-        def seen(_module: nn.Module, _args: tuple[Any, ...], output: Any, name: str) -> None:
+        def note_size(output: object, name: str) -> None:
             if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1:
                 last[output.shape[2], output.shape[3]] = name
 
-        def norm_comes(_module: nn.Module, _args: tuple[Any, ...]) -> None:
+        def note_norm(_module: nn.Module, _args: object) -> None:
             before_last_norm.update(last)
 
         with ExitStack() as stack, torch.no_grad():
             for norm in self._norms:
-                stack.enter_context(norm.register_forward_pre_hook(norm_comes))
+                stack.enter_context(norm.register_forward_pre_hook(note_norm))
             for name in inside:
 
-                def hook(module: nn.Module, args: tuple[Any, ...], output: Any, name: str = name) -> None:
-                    seen(module, args, output, name)
+                def hook(_module: nn.Module, _args: object, output: object, name: str = name) -> None:
+                    note_size(output, name)
 
                 stack.enter_context(modules[name].register_forward_hook(hook))
             self.network(self._normalize(example_images(self.preset)))
@@ -173,11 +197,11 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
 
 
-def _loss(norm: nn.Module, value: Tensor) -> Tensor:
-    """Its input [N, C, H, W] -> how far the statistics of each image are from the recorded ones, [N]."""
+def _compute_loss(norm: nn.Module, value: Tensor) -> Tensor:
+    """[N] how far the statistics of each image in a norm's input [N, C, H, W] are from the recorded ones."""
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None  # _is_norm
     assert norm.running_var is not None
     mean = value.mean((2, 3), keepdim=True)
-    var = (value - mean).square().mean((2, 3))  # torch.var is several times slower on CPUs
+    var = (value - mean).square().mean((2, 3))  # torch.var is several times slower on the CPU
     return (mean.flatten(1) - norm.running_mean).square().mean(1) + (var - norm.running_var).square().mean(1)

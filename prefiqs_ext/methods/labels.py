@@ -1,6 +1,7 @@
-"""Quality-label optimisation (Babnik and Struc, ERK 2022): any method's scores, moved by how similar mates are.
+"""Quality-label optimisation: moves the scores of any method by how similar images of one person are.
 
-As the authors' code has it (github.com/LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques).
+Source: Babnik and Struc, "Optimization-Based Improvement of Face Image Quality Assessment Techniques" (ERK 2022), and
+the authors' code (github.com/LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from prefiqs_ext.exceptions import InputError, MissingPackageError
 
 
-def optimise(
+def optimise_labels(
     scores: ArrayLike,
     embeddings: ArrayLike,
     identities: ArrayLike,
@@ -24,22 +25,36 @@ def optimise(
     rescale: bool,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """The same score values, handed to the images in a better order.
+    """Hand the same score values to the images in a better order.
 
-    In each iteration every image draws one mate from each other cluster of its identity (k-means of the L2-normalised
-    embeddings; an identity of at most `clusters` different embeddings has a cluster for each). The P pairs of an image
-    and its mate, of which two images may form two, are sorted by cosine; a pair's position goes to its image of lower
-    rank q in 0..N-1. With g the mean position that an image got, q' = q + epsilon (g - q), or q where it got none. The
-    images' order is that of the mean of q' over the iterations.
+    The images of each identity are grouped into clusters by k-means of their L2-normalised embeddings. An identity with
+    at most `clusters` different embeddings has one cluster for each of them. Then, in each iteration:
+
+    1. Every image draws one mate from each other cluster of its identity. This gives P pairs; two images that draw each
+       other form two of them.
+    2. The pairs are sorted by cosine similarity. Each pair gives its position to the one of its two images that has the
+       lower rank q in 0..N-1.
+    3. With g the mean position that an image got, its new rank is q' = q + epsilon (g - q). An image that got none
+       keeps q.
+
+    The mean of q' over the iterations orders the images.
 
     Args:
-        scores: [N], HIGHER is better: negate D and the like. Finite.
-        embeddings: [N, d], not all zero in a row. identities: [N], of any kind that compares equal.
-        rescale: False leaves g in 0..P-1, as published; True scales it to 0..N-1, the ranks' own scale.
+        scores: [N] finite, HIGHER is better: negate D and other distances.
+        embeddings: [N, d] finite, no row zero.
+        identities: [N], anything that compares equal for the same person.
+        iterations: 1 or more.
+        clusters: The most clusters of an identity, 1 or more.
+        epsilon: The step towards g, in [0, 1].
+        rescale: False leaves g in 0..P-1, as published. True scales it to 0..N-1, the scale of the ranks.
+        seed: Of the clusters' starts and of the mates.
+
+    Returns:
+        [N], the values of `scores` in another order, HIGHER is better.
 
     Raises:
-        ValueError: unequal lengths, values that are not finite, numbers out of range.
-        ImportError: an identity has more than `clusters` different embeddings and SciPy is missing.
+        InputError: Unequal lengths, values that are not finite, or numbers out of range.
+        MissingPackageError: An identity has more than `clusters` different embeddings, and SciPy is missing.
     """
     values = np.asarray(scores, np.float64)
     unit = np.asarray(embeddings, np.float64)
@@ -49,11 +64,11 @@ def optimise(
     generator = np.random.default_rng(seed)
     ranks = np.empty(len(values))
     ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
-    groups = [_cluster(members, unit, clusters, generator) for members in _members(people)]
+    groups = [_cluster(members, unit, clusters, generator) for members in _group_by_identity(people)]
     total = np.zeros(len(values))
     for _ in range(iterations):
-        pairs = _draw(groups, generator)
-        total += ranks + epsilon * (_positions(pairs, unit, ranks, rescale) - ranks)
+        pairs = _draw_pairs(groups, generator)
+        total += ranks + epsilon * (_assign_positions(pairs, unit, ranks, rescale) - ranks)
     optimised = np.empty(len(values))
     # Ties keep the order that the scores gave.
     optimised[np.lexsort((ranks, total))] = np.sort(values)
@@ -82,7 +97,8 @@ def _check(
         )
 
 
-def _members(people: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+def _group_by_identity(people: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """The indices of the images of each identity."""
     order = np.argsort(people, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(people[order])) + 1)
 
@@ -90,7 +106,7 @@ def _members(people: NDArray[np.intp]) -> list[NDArray[np.intp]]:
 def _cluster(
     members: NDArray[np.intp], unit: NDArray[np.float64], clusters: int, generator: np.random.Generator
 ) -> list[NDArray[np.intp]]:
-    """One identity's images, parted into clusters."""
+    """Split one identity's images into clusters."""
     distinct, labels = np.unique(unit[members], axis=0, return_inverse=True)
     labels = labels.ravel()
     if len(distinct) > clusters:
@@ -99,29 +115,29 @@ def _cluster(
         except ImportError:
             raise MissingPackageError("k-means needs SciPy: pip install prefiqs_ext[analysis]") from None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a cluster lost all its images: it is left out
+            warnings.simplefilter("ignore")  # about a cluster that lost all its images: it is left out
             labels = kmeans2(unit[members], clusters, minit="++", missing="warn", rng=generator)[1]
     return [members[labels == label] for label in np.unique(labels)]
 
 
-def _draw(groups: list[list[NDArray[np.intp]]], generator: np.random.Generator) -> NDArray[np.intp]:
-    """The pairs [P, 2] of each image with one mate of each other cluster of its identity: (a, b) and (b, a) are two."""
-    drawn = [
+def _draw_pairs(groups: list[list[NDArray[np.intp]]], generator: np.random.Generator) -> NDArray[np.intp]:
+    """Pair each image with one mate of each other cluster of its identity: [P, 2]. (a, b) and (b, a) are two pairs."""
+    pairs = [
         np.column_stack([images, generator.choice(others, len(images))])
         for group in groups
         for images in group
         for others in group
         if others is not images
     ]
-    if not drawn:
+    if not pairs:
         return np.empty((0, 2), np.intp)
-    return np.concatenate(drawn)
+    return np.concatenate(pairs)
 
 
-def _positions(
+def _assign_positions(
     pairs: NDArray[np.intp], unit: NDArray[np.float64], ranks: NDArray[np.float64], rescale: bool
 ) -> NDArray[np.float64]:
-    """g of each image [N]: the mean position of its pairs; its own rank where it has none."""
+    """Compute g of each image [N]: the mean position that its pairs gave it; its own rank if there is none."""
     if not len(pairs):
         return ranks
     first, second = pairs.T

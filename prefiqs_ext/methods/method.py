@@ -1,23 +1,45 @@
-"""What every method is."""
+"""The protocol that every method follows."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class Method(Protocol):
-    """Images in, one raw score an image out. An image's score does not depend on its batch."""
+    """Takes images and gives one raw score per image, which does not depend on the rest of the batch.
+
+    Attributes:
+        name: What :func:`prefiqs_ext.methods.create` calls it.
+        higher_is_better: The direction of the raw scores. PreFIQs, for example, gives a distance: LOWER is better.
+        needs_fit: Whether :meth:`fit` must be called before :meth:`score`.
+    """
 
     name: str
     higher_is_better: bool
     needs_fit: bool
-    """Whether fit() must be called before score(), which raises ValueError otherwise."""
 
-    def fit(self, images: Tensor) -> None:
-        """Calibrate on uint8 RGB images [N, 3, H, W]; nothing to do where needs_fit is False."""
+    def fit(self, images: Tensor) -> Self:
+        """Calibrate on uint8 RGB images [N, 3, H, W], and return the method itself.
+
+        A method that needs no fit returns itself at once.
+        """
 
     def score(self, images: Tensor) -> Tensor:
-        """Float32 [N] of uint8 RGB images [N, 3, H, W] of the preset's size; errors as the Scorer's."""
+        """Score images.
+
+        Args:
+            images: uint8 RGB [N, 3, H, W], of the preset's size.
+
+        Returns:
+            float32 [N].
+
+        Raises:
+            NotFittedError: The method needs a fit and has had none.
+            InputError: Another batch, or an image without a finite score.
+        """
         ...

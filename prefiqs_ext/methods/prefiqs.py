@@ -1,8 +1,10 @@
-"""What one pass of the Scorer tells: the drift D, and the norm of the dense embedding."""
+"""The two signals of one pass of the Scorer: the distance D and the norm of the dense embedding."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -10,11 +12,15 @@ from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class ScorerMethod:
-    """A method that needs of an image only what the Scorer gives: D [N] and the embedding's norm [N].
 
-    Who has these already calls `fit_pass` and `read` with them, and no network runs.
+class ScorerMethod(ABC):
+    """A method that needs nothing but what the Scorer gives for an image.
+
+    These are the two signals: the distance D between the dense and the pruned embedding, and the norm of the dense
+    embedding. If you have them already, call `fit_signals` and `score_signals`; then no network runs.
     """
 
     name: str
@@ -22,46 +28,69 @@ class ScorerMethod:
     needs_fit = False
 
     def __init__(
-        self, network: nn.Module, preset: Preset, pruning: Pruning, seed: int, output: int | str | None = None
+        self,
+        network: nn.Module,
+        preset: Preset,
+        *,
+        pruning: Pruning | None = None,
+        output: int | str | None = None,
     ) -> None:
-        self._made_of = network, preset, pruning, output
+        self.network, self.preset, self.output = network, preset, output
+        self.pruning = Pruning() if pruning is None else pruning
 
     @cached_property
     def _scorer(self) -> Scorer:
-        network, preset, pruning, output = self._made_of
-        return Scorer(network, pruning, preset=preset, output=output)
+        return Scorer(self.network, self.pruning, preset=self.preset, output=self.output)
 
-    def fit(self, images: Tensor) -> None:
-        output = self._scorer(images)
-        self.fit_pass(output.distance, output.embedding_norm)
+    def fit(self, images: Tensor) -> Self:
+        """Fit on uint8 RGB images [N, 3, H, W], and return the method itself."""
+        result = self._scorer(images)
+        return self.fit_signals(result.distance, result.embedding_norm)
 
     def score(self, images: Tensor) -> Tensor:
-        output = self._scorer(images)
-        return self.read(output.distance, output.embedding_norm)
+        """Score uint8 RGB images [N, 3, H, W]: float32 [N]."""
+        result = self._scorer(images)
+        return self.score_signals(result.distance, result.embedding_norm)
 
-    def fit_pass(self, distance: Tensor, norm: Tensor) -> None:
-        """Nothing to do where needs_fit is False."""
+    def fit_signals(self, distance: Tensor, norm: Tensor) -> Self:
+        """Fit on the signals of N images, and return the method itself.
 
-    def read(self, distance: Tensor, norm: Tensor) -> Tensor:
-        """Float32 [N]."""
-        raise NotImplementedError
+        Args:
+            distance: [N], D in [0, 2].
+            norm: [N], above 0.
+        """
+        return self
+
+    @abstractmethod
+    def score_signals(self, distance: Tensor, norm: Tensor) -> Tensor:
+        """Score N images by their signals.
+
+        Args:
+            distance: [N], D in [0, 2].
+            norm: [N], above 0.
+
+        Returns:
+            float32 [N].
+        """
 
 
 class PreFIQs(ScorerMethod):
-    """D in [0, 2], LOWER is better (PreFIQs, arXiv 2605.13396)."""
+    """The distance D in [0, 2], LOWER is better (PreFIQs, arXiv 2605.13396)."""
 
     name = "prefiqs"
     higher_is_better = False
 
-    def read(self, distance: Tensor, norm: Tensor) -> Tensor:
+    def score_signals(self, distance: Tensor, norm: Tensor) -> Tensor:
+        """Return the distance."""
         return distance
 
 
 class EmbeddingNorm(ScorerMethod):
-    """Norm of the dense embedding before normalisation, above 0, HIGHER is better."""
+    """The norm of the dense embedding before normalisation, above 0, HIGHER is better (MagFace, CVPR 2021)."""
 
     name = "norm"
     higher_is_better = True
 
-    def read(self, distance: Tensor, norm: Tensor) -> Tensor:
+    def score_signals(self, distance: Tensor, norm: Tensor) -> Tensor:
+        """Return the norm."""
         return norm

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from prefiqs_ext.exceptions import InputError
 
@@ -27,3 +27,16 @@ def check_sha256(value: Any) -> None:
     """ValueError unless it is what `hash_weights` gives."""
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
         raise InputError(f"model_sha256 is {value!r}")
+
+
+def fingerprint_network(network: nn.Module) -> dict[str, str]:
+    """What a network computes, as two hashes; numbers kept under both are those of this network.
+
+    Returns:
+        "weights": see `hash_weights`. "structure": SHA-256 of the modules with their settings, and of the operations
+        between them as far as a torch.fx graph has them. Two networks of the same weights, one with ReLU and one with
+        tanh, differ in it.
+    """
+    graphs = [module.code for module in network.modules() if isinstance(module, fx.GraphModule)]
+    structure = hashlib.sha256("\n".join([repr(network), *graphs]).encode()).hexdigest()
+    return {"weights": hash_weights(network), "structure": structure}

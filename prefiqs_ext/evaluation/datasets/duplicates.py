@@ -1,25 +1,26 @@
-"""One file for two persons, which makes a non-mated pair of similarity 1 and with it every threshold worthless."""
+"""Refuses one file under two persons: this non-mated pair of similarity 1 would make every threshold worthless."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prefiqs_ext.evaluation.arrays import Integers
 from prefiqs_ext.evaluation.datasets import Data
-from prefiqs_ext.evaluation.datasets.crops import name_of
+from prefiqs_ext.evaluation.datasets.crops import get_name
 from prefiqs_ext.evaluation.datasets.readers import Images, PairList
 from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.utils.text import format_path
 
 
-def refuse_shared(data: Data, contents: NDArray[np.integer]) -> None:
-    """Of folders of people, and of lists in which such a pair is called non-mated.
+def refuse_shared(data: Data, contents: Integers) -> None:
+    """Refuse folders of people with such a file, and lists that call such a pair non-mated.
 
     Args:
-        contents: [N] a number for each different content of the images, as ImageSet's.
+        data: Templates are not looked at.
+        contents: [N] one number per different content of the images, as in ImageSet.
 
     Raises:
-        ValueError: naming two files that are the same.
+        FileFormatError: Two files are the same; the error names them.
     """
     if isinstance(data, Images):
         order = np.lexsort((data.identities, contents))
@@ -34,7 +35,7 @@ def refuse_shared(data: Data, contents: NDArray[np.integer]) -> None:
     else:
         return
     if len(pairs):
-        one, other = (format_path(name_of(data.images[i])) for i in pairs[0])
+        one, other = (format_path(get_name(data.images[i])) for i in pairs[0])
         others = len(pairs) - 1
         more = f", and so {f'are {others} more pairs' if others > 1 else 'is 1 more pair'}" if others else ""
         raise FileFormatError(

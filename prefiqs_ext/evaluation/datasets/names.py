@@ -1,82 +1,87 @@
-"""Which image is meant by what a list, a table of scores or a saved embedding calls it."""
+"""Finds the image that a list, a table of scores or a saved embedding means by a name."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 
-from prefiqs_ext.evaluation.datasets.crops import Encoded, Source, name_of
+from prefiqs_ext.evaluation.datasets.crops import EncodedCrop, Source, get_name
 from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.files.folders import strip_image_suffix
 from prefiqs_ext.utils.text import format_path
 
 _FOLDER_OF_SCRIPTS = "images"
-"""CR-FIQA's scripts put all images of a benchmark there, so that it says nothing of who they show."""
+"""CR-FIQA's scripts put all images of a benchmark into this folder, so its name says nothing about the person."""
 
 
 class Names:
-    """Finds images by the ends of paths: data/ann/1.jpg is also ann/1.jpg, and that of another folder's data.
+    """Finds images by the ends of their paths.
 
-    Suffixes matter only where images differ in nothing else. An image of a .bin is called by its number of five digits,
-    as CR-FIQA's scripts do.
+    For example, data/ann/1.jpg is found as ann/1.jpg, and also as other/data/ann/1.jpg. Suffixes matter only if images
+    differ in nothing else. The name of an image of a .bin is its number in five digits, as in CR-FIQA's scripts.
+
+    Attributes:
+        keys: Of each image, the parts of its path below the folder that holds all images, without the suffix. They have
+            at least the image's own folder.
     """
 
     def __init__(self, images: Sequence[Source]) -> None:
         self._images = images
-        folders = {os.path.dirname(name_of(image)) for image in images if not isinstance(image, Encoded)}
-        shared = len(_parts(os.path.commonpath(map(os.path.abspath, folders)))) if folders else 0
-        self.keys = [_key(i, image, shared) for i, image in enumerate(images)]
-        """What each is called: the parts of its path below the folder that holds all, its own folder at least, without
-        suffix."""
+        folders = {os.path.dirname(get_name(image)) for image in images if not isinstance(image, EncodedCrop)}
+        shared = len(_split_path(os.path.commonpath(map(os.path.abspath, folders)))) if folders else 0
+        self.keys = [_make_key(i, image, shared) for i, image in enumerate(images)]
         self._places: dict[tuple[str, ...], list[int]] = {}
         for i, key in enumerate(self.keys):
             for start in range(len(key)):
                 self._places.setdefault(key[start:], []).append(i)
 
     def find(self, path: str) -> int | None:
-        """The place of the image that shares most of the path's end; None for none.
+        """Find the image that shares most of the path's end: its place, or None.
 
-        What they share is all that one of them is called: of the path all, or of the image its key, so that one
-        person's session is not taken for another's. Where either has no folder, or CR-FIQA's "images", which says
-        nothing of a person, the name is enough. ValueError, naming both, where the path may mean two images.
+        The shared end must be the whole path, or the whole key of the image. Otherwise ann/2/1.jpg could be taken for
+        bob/2/1.jpg. If one of them has no folder, or only CR-FIQA's "images", which says nothing about the person, the
+        file's name is enough.
+
+        Raises:
+            FileFormatError: The path may mean two images; the error names both.
         """
-        parts = _without_suffix(path)
+        parts = _split_without_suffix(path)
         for start in range(len(parts)):
             tail = parts[start:]
             found = self._places.get(tail, [])
-            if tail != parts and not _says_nothing(parts):
-                found = [i for i in found if self.keys[i] == tail or _says_nothing(self.keys[i])]
+            if tail != parts and not _names_no_person(parts):
+                found = [i for i in found if self.keys[i] == tail or _names_no_person(self.keys[i])]
             found = [i for i in found if self.keys[i] == tail] or found
             if len(found) > 1:
                 found = [i for i in found if self._has_suffix_of(path, i)] or found
             if len(found) > 1:
-                one, other = (format_path(name_of(self._images[i])) for i in found[:2])
+                one, other = (format_path(get_name(self._images[i])) for i in found[:2])
                 raise FileFormatError(f"{path!r} may be {one} or {other}")
             if found:
                 return found[0]
         return None
 
     def _has_suffix_of(self, path: str, place: int) -> bool:
-        return os.path.splitext(name_of(self._images[place]))[1] == os.path.splitext(path)[1]
+        return os.path.splitext(get_name(self._images[place]))[1] == os.path.splitext(path)[1]
 
 
-def _says_nothing(parts: tuple[str, ...]) -> bool:
-    """The folder of it, of who is shown."""
+def _names_no_person(parts: tuple[str, ...]) -> bool:
+    """Whether the folder says nothing about who is shown."""
     return len(parts) < 2 or parts[-2] == _FOLDER_OF_SCRIPTS
 
 
-def _key(index: int, image: Source, shared: int) -> tuple[str, ...]:
-    if isinstance(image, Encoded):
+def _make_key(index: int, image: Source, shared: int) -> tuple[str, ...]:
+    if isinstance(image, EncodedCrop):
         return (f"{index:05d}",)
-    name = name_of(image)
-    parts = _without_suffix(name if os.path.isabs(name) else os.path.abspath(name))
+    name = get_name(image)
+    parts = _split_without_suffix(name if os.path.isabs(name) else os.path.abspath(name))
     return parts[min(shared, len(parts) - 2) :]
 
 
-def _without_suffix(path: str) -> tuple[str, ...]:
-    parts = _parts(path)
+def _split_without_suffix(path: str) -> tuple[str, ...]:
+    parts = _split_path(path)
     return (*parts[:-1], strip_image_suffix(parts[-1])) if parts else ()
 
 
-def _parts(path: str) -> list[str]:
+def _split_path(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]

@@ -1,4 +1,8 @@
-"""Images and persons, lists of pairs, and scores, from the files in use. Every fault is a ValueError of one line."""
+"""Reads images and persons, lists of pairs, scores and embeddings from the files in use.
+
+Every fault of a file is a FileFormatError of one line that names it; a file that is missing or cannot be read is a
+FileAccessError.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prefiqs_ext.evaluation.datasets.crops import Source, name_of
+from prefiqs_ext.evaluation.arrays import Floats
+from prefiqs_ext.evaluation.datasets.crops import Source, get_name
 from prefiqs_ext.evaluation.datasets.names import Names
-from prefiqs_ext.exceptions import FileFormatError
+from prefiqs_ext.exceptions import FileAccessError, FileFormatError, MissingFileError
 from prefiqs_ext.files.folders import (
     SUFFIXES,
     FolderReader,
@@ -26,31 +31,46 @@ from prefiqs_ext.files.folders import (
 )
 from prefiqs_ext.utils.text import format_path, read_lines
 
-_SAME = 1e-5  # relative: a GPU gives an image in two batches scores that differ by less
+_SAME = 1e-5  # relative difference of scores of one image: in two batches on a GPU (H200) they differ by less
 
 
 class Images(NamedTuple):
-    """Images and who they show: each is compared with every other."""
+    """Images and who they show. Each is compared with every other.
+
+    Attributes:
+        images: All N images.
+        identities: [N] one number per person.
+    """
 
     images: Sequence[Source]
     identities: NDArray[np.int64]
-    """[N] a number a person."""
 
 
 class PairList(NamedTuple):
-    """Comparisons to make."""
+    """Comparisons to make.
+
+    Attributes:
+        images: All N images.
+        pairs: [P, 2] indices into images.
+        mated: [P] whether both images show one person.
+    """
 
     images: Sequence[Source]
     pairs: NDArray[np.int64]
-    """[P, 2] indices into images."""
     mated: NDArray[np.bool_]
-    """[P]"""
 
 
 def read_folders(root: str | os.PathLike[str], report: Callable[[str], None] = lambda line: None) -> Images:
-    """A folder a person, sorted by name, with images in it at any depth, by the rule of files/folders.py.
+    """Read a folder with one folder per person, in order of their names.
 
-    report: gets one line that counts the files in these folders that are no images by their suffix.
+    Images lie in a person's folder at any depth. Which files are images is said in files/folders.py.
+
+    Args:
+        root: The folder.
+        report: Called with one line that counts the files in these folders that are not images by their suffix.
+
+    Raises:
+        FileFormatError: An image lies in no person's folder, a folder cannot be read, or there is no image at all.
     """
     top = list_folder(os.fspath(root))
     stray = next((name for name, is_folder in top if not is_folder and get_suffix(name) in SUFFIXES), None)
@@ -61,19 +81,19 @@ def read_folders(root: str | os.PathLike[str], report: Callable[[str], None] = l
         )
     people = [name for name, is_folder in top if is_folder]
     passed_over: Counter[str] = Counter()
-    files = [_images_of(os.path.join(root, person), passed_over) for person in people]
+    files = [_find_images(os.path.join(root, person), passed_over) for person in people]
     paths = [file for person in files for file in person]
     said = describe_ignored(passed_over)
     if not paths:
         others = describe_ignored(passed_over + Counter(get_suffix(name) for name, is_folder in top if not is_folder))
-        none = f"{format_path(os.fspath(root))}: expected a folder a person with images in it, found none"
+        none = f"{format_path(os.fspath(root))}: expected one folder per person with images in it, found none"
         raise FileFormatError(f"{none}; {others}" if others else none)
     if said:
         report(said)
     return Images(paths, np.repeat(np.arange(len(people)), [len(person) for person in files]))
 
 
-def _images_of(person: str, passed_over: Counter[str]) -> list[str]:
+def _find_images(person: str, passed_over: Counter[str]) -> list[str]:
     def refuse(folder: str, what: str) -> None:
         raise FileFormatError(f"{format_path(folder)}: {what}; take it out of the set")
 
@@ -84,13 +104,24 @@ def _images_of(person: str, passed_over: Counter[str]) -> list[str]:
 
 
 def read_lfw_pairs(file: str | os.PathLike[str], root: str | os.PathLike[str]) -> PairList:
-    """LFW's pairs.txt: a head of one or two numbers, then `name i j` (mated) or `name i other j`; image i of a person
-    is called name_000i, with any image's suffix, and lies in root/name or below."""
+    """Read LFW's pairs.txt.
+
+    The first line may be a head of one or two numbers. The other lines are `name i j` (mated) or `name i other j`.
+
+    Args:
+        file: pairs.txt.
+        root: Image i of a person is called name_000i, with the suffix of any image format, and lies in root/name or
+            below.
+
+    Raises:
+        FileFormatError: A line of another form, or an image that is not there or is there twice.
+        FileAccessError: The file is missing or cannot be read.
+    """
 
     @cache
-    def images_of(name: str) -> dict[str, list[str]]:
+    def find_images_of(name: str) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for path in _images_of(os.path.join(root, name), Counter()):
+        for path in _find_images(os.path.join(root, name), Counter()):
             found.setdefault(strip_image_suffix(os.path.basename(path)), []).append(path)
         return found
 
@@ -107,57 +138,70 @@ def read_lfw_pairs(file: str | os.PathLike[str], root: str | os.PathLike[str]) -
             if not (Path(root) / name).is_dir():
                 raise FileFormatError(f"{file}:{number}: no folder of {name!r} in {root}")
             image = f"{name}_{int(which):04d}"
-            found = images_of(name).get(image, [])
+            found = find_images_of(name).get(image, [])
             if not found:
                 raise FileFormatError(f"{file}:{number}: no image {Path(root) / name / image}")
             if len(found) > 1:
                 raise FileFormatError(
                     f"{file}:{number}: {image!r} may be {format_path(found[0])} or {format_path(found[1])}"
                 )
-            pair.append(_index(index, found[0]))
+            pair.append(_get_index(index, found[0]))
         pairs.append(pair)
         mated.append(len(words) == 3)
-    return pair_list(file, list(index), pairs, mated)
+    return make_pair_list(file, list(index), pairs, mated)
 
 
 def read_pair_list(images: str | os.PathLike[str], pairs: str | os.PathLike[str]) -> PairList:
-    """image_path_list.txt, as read_images_listed, and pair_list.txt, `a b label` with label 1 = mated, be it padded. A
-    pair names images by the ends of their paths, with or without suffix, see Names."""
-    found = read_images_listed(images)
+    """Read a list of images and a list of pairs.
+
+    Args:
+        images: image_path_list.txt, see `read_image_list`.
+        pairs: pair_list.txt, with lines `a b label` and label 1 (or 01, ...) for mated. Images are named by the ends of
+            their paths, with or without suffix, see `Names`.
+
+    Raises:
+        FileFormatError: A line of another form, or a name of no image or of two.
+        FileAccessError: A list is missing or cannot be read.
+    """
+    found = read_image_list(images)
     names = Names(found)
     rows, mated = [], []
     for number, line in read_lines(pairs):
         words = line.split()
         if len(words) != 3 or not words[2].isdecimal() or words[2].lstrip("0") not in ("", "1"):
             raise FileFormatError(f"{pairs}:{number}: expected `name name 0|1`, got {line[:80]!r}")
-        rows.append([_place(names, word, f"{pairs}:{number}", f"not in {images}") for word in words[:2]])
+        rows.append([_find_place(names, word, f"{pairs}:{number}", f"not in {images}") for word in words[:2]])
         mated.append(words[2].endswith("1"))
-    return pair_list(pairs, found, rows, mated)
+    return make_pair_list(pairs, found, rows, mated)
 
 
-def read_images_listed(file: str | os.PathLike[str]) -> list[str]:
-    """image_path_list.txt: a path a line, which may come again.
+def read_image_list(file: str | os.PathLike[str]) -> list[str]:
+    """Read image_path_list.txt: one path per line, each image once even if its path comes again.
 
-    It lies where the line says, relative to the list; or, as CR-FIQA's scripts write it, to the folder above
-    quality_data; or in images beside the list, if that folder was renamed.
+    An image lies where its line says, relative to the list; or, as CR-FIQA's scripts write it, relative to the folder
+    above quality_data; or in the folder images beside the list, if quality_data/NAME was renamed.
+
+    Raises:
+        FileFormatError: An image is not there, or the list is empty.
+        FileAccessError: The list is missing or cannot be read.
     """
     folder = Path(file).parent
     index: dict[str, int] = {}
     for number, line in read_lines(file):
         path = line.strip()
-        # absolute(), or the folder above "." would be none. A path that is absolute replaces what stands before it.
+        # Without absolute() there would be no folder above ".". An absolute path replaces what stands before it.
         places = (folder / path, folder.absolute().parent.parent / path, folder / "images" / Path(path).name)
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             raise FileFormatError(f"{file}:{number}: no image {places[0]}")
-        _index(index, str(found))
+        _get_index(index, str(found))
     if not index:
         raise FileFormatError(f"{file}: expected images, found none")
     return list(index)
 
 
-def _place(names: Names, word: str, where: str, none: str) -> int:
-    """ValueError, naming file and line, for a name of no image or of two."""
+def _find_place(names: Names, word: str, where: str, none: str) -> int:
+    """Find the image of a name; a name of no image or of two is an error with file and line."""
     try:
         place = names.find(word)
     except ValueError as error:
@@ -168,9 +212,12 @@ def _place(names: Names, word: str, where: str, none: str) -> int:
 
 
 def read_scores(file: str | os.PathLike[str], images: Sequence[Source]) -> NDArray[np.float64]:
-    """[len(images)] from lines `path score`; a path is known by its end, see Names.
+    """Read a file of lines `path score`: float64 [N]. A path is known by its end, see `Names`.
 
-    Every image must have one finite score, and may have it again; scores of other images are a fault as well.
+    Raises:
+        FileFormatError: A line of another form, a score that is not finite, two different scores of one image, an image
+            without a score, or a score of none of the images.
+        FileAccessError: The file is missing or cannot be read.
     """
     names = Names(images)
     scores = np.full(len(images), np.nan)
@@ -180,7 +227,7 @@ def read_scores(file: str | os.PathLike[str], images: Sequence[Source]) -> NDArr
             score = float(value)
         except ValueError:
             raise FileFormatError(f"{file}:{number}: expected `path score`, got {line[:80]!r}") from None
-        place = _place(names, path, f"{file}:{number}", "none of the images")
+        place = _find_place(names, path, f"{file}:{number}", "none of the images")
         if not math.isfinite(score):
             raise FileFormatError(f"{file}:{number}: expected a finite score, got {value}")
         if np.isnan(scores[place]):
@@ -189,34 +236,36 @@ def read_scores(file: str | os.PathLike[str], images: Sequence[Source]) -> NDArr
             raise FileFormatError(f"{file}:{number}: another score of {path!r}, {score:g} after {scores[place]:g}")
     missing = np.flatnonzero(np.isnan(scores))
     if len(missing):
-        raise FileFormatError(f"{file}: no score of {len(missing)} images, the first {name_of(images[missing[0]])}")
+        raise FileFormatError(f"{file}: no score of {len(missing)} images, the first {get_name(images[missing[0]])}")
     return scores
 
 
 def read_embeddings(
     path: str | os.PathLike[str], images: Sequence[Source], listed: str | os.PathLike[str] | None = None
 ) -> NDArray[np.float32]:
-    """[len(images), d] of unit length, as another tool has saved them.
+    """Read embeddings that another tool has saved, and normalise them: float32 [N, d] of length 1.
 
     Args:
-        path: a .npy of [N, d]; or a folder with a .npy of [d] or [1, d] an image, person/image.npy or image.npy. The
-            image is called as its file without suffix, or, from a .bin, by its number of five digits, as CR-FIQA's
-            scripts do. What a folder has beside them is not looked at.
-        listed: to a file [N, d], an image_path_list.txt of N lines; a path is known by its end, see Names. Without
-            it the rows are the images, in order.
+        path: A .npy of [N, d]; or a folder with one .npy of [d] or [1, d] per image, person/image.npy or image.npy. The
+            name of an image is that of its file without suffix, or, from a .bin, its number in five digits, as in
+            CR-FIQA's scripts. Other files in the folder are ignored.
+        images: The N images.
+        listed: For a .npy of [N, d], an image_path_list.txt of N lines. A path is known by its end, see `Names`.
+            Without it, the rows are the images in order.
 
     Raises:
-        ValueError: a missing, second or superfluous embedding, one of another length, not finite or zero, numbers that
-            are not floating, pickled data.
+        FileFormatError: A missing, second or superfluous embedding; one of another length, not finite or zero; numbers
+            that are not floating-point; pickled data.
+        FileAccessError: A file is missing or cannot be read.
     """
     if Path(path).is_dir():
-        found = _embeddings_of_images(Path(path), images)
+        found = _read_folder_of_embeddings(Path(path), images)
     else:
         found = read_array(path)
         if found.ndim != 2:
             raise FileFormatError(f"{path}: expected embeddings [N, d], got {list(found.shape)}")
         if listed is not None:
-            found = found[_rows(listed, images, len(found))]
+            found = found[_match_rows(listed, images, len(found))]
         if len(found) != len(images):
             raise FileFormatError(f"{path}: expected embeddings of {len(images)} images, got {len(found)}")
     with np.errstate(over="ignore"):  # an overflow is infinite
@@ -225,22 +274,24 @@ def read_embeddings(
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if len(bad):
         raise FileFormatError(
-            f"{path}: expected finite embeddings that are not 0; {name_of(images[bad[0]])} has another"
+            f"{path}: expected finite embeddings that are not 0; {get_name(images[bad[0]])} has another"
         )
     embeddings /= norms
     return embeddings
 
 
-def _embeddings_of_images(folder: Path, images: Sequence[Source]) -> NDArray[np.floating]:
+def _read_folder_of_embeddings(folder: Path, images: Sequence[Source]) -> Floats:
     files: dict[Path, int] = {}
-    rows: list[NDArray[np.floating]] = []
+    rows: list[Floats] = []
     for i, (image, parts) in enumerate(zip(images, Names(images).keys, strict=True)):
         places = [folder.joinpath(*parts[k:]) for k in range(len(parts))]
         file = next((f for f in (place.with_name(f"{place.name}.npy") for place in places) if f.is_file()), None)
         if file is None:
-            raise FileFormatError(f"{name_of(image)}: no embedding {places[0]}.npy")
+            raise FileFormatError(f"{get_name(image)}: no embedding {places[0]}.npy")
         if files.setdefault(file, i) != i:
-            raise FileFormatError(f"{file}: expected an embedding an image; {name_of(images[files[file]])} has it too")
+            raise FileFormatError(
+                f"{file}: expected one embedding per image; {get_name(images[files[file]])} has it too"
+            )
         row = read_array(file)
         length = rows[0].size if rows else row.size
         if row.shape not in ((length,), (1, length)):
@@ -249,8 +300,8 @@ def _embeddings_of_images(folder: Path, images: Sequence[Source]) -> NDArray[np.
     return np.stack(rows)
 
 
-def _rows(listed: str | os.PathLike[str], images: Sequence[Source], count: int) -> list[int]:
-    """The place of each image in the list."""
+def _match_rows(listed: str | os.PathLike[str], images: Sequence[Source], count: int) -> list[int]:
+    """Find the row of each image by the list of the rows' images."""
     names = Names(images)
     rows: dict[int, int] = {}
     count_listed = 0
@@ -265,33 +316,47 @@ def _rows(listed: str | os.PathLike[str], images: Sequence[Source], count: int) 
             rows[place] = count_listed
         count_listed += 1
     if count_listed != count:
-        raise FileFormatError(f"{listed}: expected {count} images, one an embedding, got {count_listed}")
+        raise FileFormatError(f"{listed}: expected {count} images, one per embedding, got {count_listed}")
     missing = next((i for i in range(len(images)) if i not in rows), None)
     if missing is not None:
-        raise FileFormatError(f"{listed}: {name_of(images[missing])} is not listed")
+        raise FileFormatError(f"{listed}: {get_name(images[missing])} is not listed")
     return [rows[i] for i in range(len(images))]
 
 
-def read_array(file: str | os.PathLike[str]) -> NDArray[np.floating]:
-    """Of floating-point numbers: a memory map, so that no header can ask for more than the file has. ValueError for any
-    other file."""
+def read_array(file: str | os.PathLike[str]) -> Floats:
+    """Map a .npy of floating-point numbers into memory, so that no header can ask for more than the file has.
+
+    Raises:
+        MissingFileError: There is no such file.
+        FileAccessError: The file cannot be read.
+        FileFormatError: The file is anything else.
+    """
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # a header is parsed as Python: TokenError, RecursionError, ...
+    except FileNotFoundError as error:
+        raise MissingFileError(f"expected a .npy in {format_path(os.fspath(file))}, found no file") from error
+    except OSError as error:
+        path = format_path(os.fspath(file))
+        raise FileAccessError(f"expected a .npy in {path}, cannot read it ({error.strerror})") from error
+    except Exception as error:  # NumPy parses the header as Python, which can raise anything
         raise FileFormatError(f"{file}: expected a .npy of numbers; {' '.join(str(error).split())[:120]}") from None
     if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
         raise FileFormatError(f"{file}: expected a .npy of floating-point numbers")
     return array
 
 
-def _index(index: dict[str, int], path: str) -> int:
+def _get_index(index: dict[str, int], path: str) -> int:
     return index.setdefault(path, len(index))
 
 
-def pair_list(
+def make_pair_list(
     file: str | os.PathLike[str], images: Sequence[Source], pairs: Sequence[Sequence[int]], mated: list[bool]
 ) -> PairList:
-    """What was read from `file`, which must have had pairs."""
+    """Make a PairList of what was read from `file`.
+
+    Raises:
+        FileFormatError: The file had no pairs.
+    """
     if not pairs:
         raise FileFormatError(f"{file}: expected pairs, found none")
     return PairList(images, np.array(pairs, np.int64), np.array(mated))

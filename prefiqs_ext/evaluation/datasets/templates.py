@@ -1,4 +1,4 @@
-"""IJB-C: comparisons of templates, each made of several images of one person, in the layout of InsightFace's release.
+"""Reads IJB-C in the layout of InsightFace's release. It compares templates, each made of several images of one person.
 
 Sources: InsightFace, recognition/_evaluation_/ijb; for qualities CR-FIQA, feature_extraction/ijb_pair_file.py.
 """
@@ -13,69 +13,83 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from prefiqs_ext.evaluation.datasets.crops import Landmarked
-from prefiqs_ext.exceptions import FileFormatError
-from prefiqs_ext.utils.text import read_lines
+from prefiqs_ext.evaluation.arrays import Floats
+from prefiqs_ext.evaluation.datasets.crops import LandmarkedPhoto
+from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputError, MissingFileError
+from prefiqs_ext.utils.text import format_path, read_lines
 
-_BLOCK = 20_000  # images summed at a time
-_LINES = 1_000_000  # of pairs looked up at a time
-_LIMIT = 10_000_000  # templates' numbers are below: a table has a place for each
+_BLOCK = 20_000  # images summed at a time: 40 MB of embeddings of 2 kB
+_LINES = 1_000_000  # pairs looked up at a time: 24 MB
+_LIMIT = 10_000_000  # the numbers of templates are below this: a table of 40 MB has a place for each
 
 
 class Templates(NamedTuple):
-    """Comparisons of sets of images."""
+    """Comparisons of sets of images.
 
-    images: list[Landmarked]
+    Attributes:
+        images: All N images.
+        template: [N] the template of each image, 0 to T - 1.
+        media: [N] the still or video of each image.
+        ids: [T] the templates' numbers in the files, rising.
+        pairs: [P, 2] templates.
+        mated: [P] whether both templates show one person.
+    """
+
+    images: list[LandmarkedPhoto]
     template: NDArray[np.int64]
-    """[N] the template of each image, 0 to T - 1."""
     media: NDArray[np.int64]
-    """[N] the still or video of each image."""
     ids: NDArray[np.int64]
-    """[T] the templates' numbers in the files, rising."""
     pairs: NDArray[np.int32]
-    """[P, 2] templates."""
     mated: NDArray[np.bool_]
-    """[P]"""
 
 
 def read_ijbc(meta: str | os.PathLike[str], loose_crop: str | os.PathLike[str]) -> Templates:
-    """In the folder IJBC, meta has ijbc_face_tid_mid.txt (`name template media`), ijbc_name_5pts_score.txt (`name x1 y1
-    ... x5 y5 score`, the same images in the same order; the detector's score is not used) and
-    ijbc_template_pair_label.txt (`template template label`, 1 = mated); the images are in loose_crop.
+    """Read the folder IJBC.
+
+    Args:
+        meta: Its folder of lists. ijbc_face_tid_mid.txt has lines `name template media`. ijbc_name_5pts_score.txt has
+            lines `name x1 y1 ... x5 y5 score` of the same images in the same order; the detector's score is not used.
+            ijbc_template_pair_label.txt has lines `template template label`, with label 1 for mated.
+        loose_crop: Its folder of images.
 
     Raises:
-        ValueError: naming file and line: a line of another form, an image or a template that is not there, landmarks
-            that are not finite.
-        OSError: a file or folder is missing.
+        FileFormatError: A line of another form, an image or a template that is not there, or landmarks that are not
+            finite; the error names file and line.
+        FileAccessError: A file or folder is missing or cannot be read.
     """
     meta, crops = Path(meta), Path(loose_crop)
-    names, numbers, media = _faces(meta / "ijbc_face_tid_mid.txt", crops)
-    landmarks = _landmarks(meta / "ijbc_name_5pts_score.txt", names)
+    names, numbers, media = _read_faces(meta / "ijbc_face_tid_mid.txt", crops)
+    landmarks = _read_landmarks(meta / "ijbc_name_5pts_score.txt", names)
     ids, template = np.unique(numbers, return_inverse=True)
-    pairs, mated = _pairs(meta / "ijbc_template_pair_label.txt", ids)
-    images = [Landmarked(os.path.join(crops, name), points) for name, points in zip(names, landmarks, strict=True)]
+    pairs, mated = _read_pairs(meta / "ijbc_template_pair_label.txt", ids)
+    images = [LandmarkedPhoto(os.path.join(crops, name), points) for name, points in zip(names, landmarks, strict=True)]
     return Templates(images, template, media, ids, pairs, mated)
 
 
-def template_embeddings(embeddings: NDArray[np.floating], templates: Templates) -> NDArray[np.float32]:
-    """[T, d] of unit length: the mean over the images of each medium, summed over the media of a template.
+def pool_embeddings(embeddings: Floats, templates: Templates) -> NDArray[np.float32]:
+    """Pool the images' embeddings into one per template: the mean over each medium, summed over the media.
 
-    This is InsightFace's evaluation without its options: flipped images, weights by the detector's score, embeddings
-    that keep their norm. CR-FIQA's uses neither of the last two; to an embedding it appends that of the flipped image.
+    This is InsightFace's evaluation without its three options: flipped images, weights by the detector's score, and
+    embeddings that keep their norm. CR-FIQA's evaluation uses neither of the last two; to an embedding it appends that
+    of the flipped image.
 
     Args:
         embeddings: [N, d] of the images, L2-normalised; may be a memory map.
+        templates: Which image belongs to which template and medium.
+
+    Returns:
+        [T, d] of unit length.
 
     Raises:
-        ValueError: another number of embeddings; a template's sum is 0 or not finite.
+        InputError: Another number of embeddings, or a template whose sum is 0 or not finite.
     """
     n = len(templates.template)
     if embeddings.ndim != 2 or len(embeddings) != n:
-        raise FileFormatError(f"expected embeddings [{n}, d], got {list(embeddings.shape)}")
+        raise InputError(f"expected embeddings [{n}, d], got {list(embeddings.shape)}")
     both = np.stack([templates.template, templates.media], axis=1)
     _, medium, images = np.unique(both, axis=0, return_inverse=True, return_counts=True)
     weights = 1 / images[medium.ravel()]
-    order, starts = _by_template(templates)
+    order, starts = _sort_by_template(templates)
     sums = np.empty((len(starts), embeddings.shape[1]), np.float32)
     first = 0
     while first < len(starts):
@@ -88,37 +102,41 @@ def template_embeddings(embeddings: NDArray[np.floating], templates: Templates) 
         norms = np.linalg.norm(total, axis=1, keepdims=True)
         bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
         if len(bad):
-            raise FileFormatError(
-                f"template {templates.ids[first + bad[0]]}: its embeddings sum to 0 or are not finite"
-            )
+            raise InputError(f"template {templates.ids[first + bad[0]]}: its embeddings sum to 0 or are not finite")
         sums[first:last] = total / norms
         first = last
     return sums
 
 
-def template_qualities(qualities: NDArray[np.floating], templates: Templates) -> NDArray[np.float64]:
-    """[T] the quality of a template's worst image, as in CR-FIQA's evaluation.
+def pool_qualities(qualities: Floats, templates: Templates) -> NDArray[np.float64]:
+    """Pool the images' qualities into one per template: [T], that of its worst image, as in CR-FIQA's evaluation.
 
     Args:
-        qualities: [N] of the images, HIGHER = better: negate a distance first.
+        qualities: [N] of the images, HIGHER is better: negate a distance first.
+        templates: Which image belongs to which template.
 
     Raises:
-        ValueError: another number of qualities.
+        InputError: Another number of qualities.
     """
     if np.shape(qualities) != templates.template.shape:
-        raise FileFormatError(f"expected {len(templates.template)} qualities, got {list(np.shape(qualities))}")
-    order, starts = _by_template(templates)
+        raise InputError(f"expected {len(templates.template)} qualities, got {list(np.shape(qualities))}")
+    order, starts = _sort_by_template(templates)
     return np.minimum.reduceat(np.asarray(qualities, np.float64)[order], starts)
 
 
-def _by_template(templates: Templates) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The images sorted by template, and where each template begins there."""
+def _sort_by_template(templates: Templates) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Sort the images by template: their order, and where each template begins in it."""
     order = np.argsort(templates.template, kind="stable")
     return order, np.searchsorted(templates.template[order], np.arange(len(templates.ids)))
 
 
-def _faces(file: Path, crops: Path) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
-    present = {entry.name for entry in os.scandir(crops)}
+def _read_faces(file: Path, crops: Path) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    try:
+        present = {entry.name for entry in os.scandir(crops)}
+    except OSError as error:
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else FileAccessError
+        path = format_path(os.fspath(crops))
+        raise kind(f"expected the folder of images {path}, cannot read it ({error.strerror})") from error
     names, numbers = [], array("q")
     for number, line in read_lines(file):
         words = line.split()
@@ -136,8 +154,8 @@ def _faces(file: Path, crops: Path) -> tuple[list[str], NDArray[np.int64], NDArr
     return names, template, media
 
 
-def _landmarks(file: Path, names: list[str]) -> NDArray[np.float64]:
-    """[N, 5, 2]"""
+def _read_landmarks(file: Path, names: list[str]) -> NDArray[np.float64]:
+    """Read the landmarks [N, 5, 2]."""
     values = array("d")
     count = 0
     for number, line in read_lines(file):
@@ -145,7 +163,7 @@ def _landmarks(file: Path, names: list[str]) -> NDArray[np.float64]:
         if count == len(names) or name != names[count]:
             raise FileFormatError(f"{file}:{number}: expected the order of ijbc_face_tid_mid.txt, got {name[:80]!r}")
         try:
-            values.extend(_landmark_numbers(words))
+            values.extend(_parse_landmarks(words))
         except ValueError:
             raise FileFormatError(
                 f"{file}:{number}: expected `name x1 y1 ... x5 y5 score`, got {line[:80]!r}"
@@ -162,16 +180,16 @@ def _landmarks(file: Path, names: list[str]) -> NDArray[np.float64]:
     return landmarks
 
 
-def _landmark_numbers(words: list[str]) -> list[float]:
+def _parse_landmarks(words: list[str]) -> list[float]:
     numbers = list(map(float, words))
     if len(numbers) != 11:
         raise ValueError
     return numbers[:10]
 
 
-def _pairs(file: Path, ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Millions of lines: read as a whole, and once more by line only to say what is wrong."""
-    places = np.full(_LIMIT + 1, -1, np.int32)  # the last for all that is out of range
+def _read_pairs(file: Path, ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Read millions of lines as a whole. If something is wrong, read them line by line to say what it is."""
+    places = np.full(_LIMIT + 1, -1, np.int32)  # the last place is for all numbers out of range
     places[ids] = np.arange(len(ids))
     try:
         if next(read_lines(file), None) is None:  # np.loadtxt would warn
@@ -187,11 +205,11 @@ def _pairs(file: Path, ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArr
             if (pairs[part] < 0).any() or (rows[part, 2] & ~1).any():
                 raise ValueError
     except ValueError:
-        _pair_fault(file, ids)
+        _raise_pair_fault(file, ids)
     return pairs, mated
 
 
-def _pair_fault(file: Path, ids: NDArray[np.int64]) -> NoReturn:
+def _raise_pair_fault(file: Path, ids: NDArray[np.int64]) -> NoReturn:
     known = set(ids.tolist())
     for number, line in read_lines(file):
         words = line.split()

@@ -1,4 +1,4 @@
-"""What methods that run the caller's own network share: its check, the batch's, chunks, no score that is not finite."""
+"""What methods that run the caller's own network share: checks, and scoring in chunks without NaN."""
 
 from __future__ import annotations
 
@@ -15,15 +15,27 @@ from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 
-class OfNetwork(Protocol):
+class NetworkMethod(Protocol):
+    """A method that runs a network.
+
+    Attributes:
+        name: Stands at the head of error messages.
+        network: In eval mode, in float32 and on the CPU.
+        preset: What the network wants done to an image.
+    """
+
     name: str
     network: nn.Module
     preset: Preset
 
 
-def check_network(method: OfNetwork) -> None:
-    """Raises ValueError unless the network is in eval mode, else a pass would move batch norm's statistics; in float32;
-    on the CPU."""
+def check_network(method: NetworkMethod) -> None:
+    """Check that the method's network can be run as it is.
+
+    Raises:
+        InputError: The network is in train mode (a pass would change the statistics of batch norm), not in float32, or
+            not on the CPU.
+    """
     check_model(method.network, method.name)
     for name, tensor in [*method.network.named_parameters(), *method.network.named_buffers()]:
         if tensor.device.type != "cpu":
@@ -33,18 +45,31 @@ def check_network(method: OfNetwork) -> None:
 
 
 def check_uint8(images: Tensor, preset: Preset) -> None:
-    """Raises TypeError or ValueError unless these are uint8 images [N, 3, H, W] of the preset's size."""
+    """Check that a batch is uint8 [N, 3, H, W] of the preset's size.
+
+    Raises:
+        InputTypeError: Another dtype.
+        InputError: Another shape.
+    """
     check_batch(images, preset)
     if images.dtype != torch.uint8:
         raise InputTypeError(f"expected uint8 images of 0-255, got {images.dtype}")
 
 
 @torch_defaults()
-def score_chunks(method: OfNetwork, images: Tensor, chunk: int, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """uint8 [N, 3, H, W] -> float32 [N], `score` being given at most `chunk` images at a time.
+def score_chunks(method: NetworkMethod, images: Tensor, chunk: int, score: Callable[[Tensor], Tensor]) -> Tensor:
+    """Score uint8 images [N, 3, H, W] in chunks: float32 [N].
 
-    TypeError, ValueError: for another batch, for a network that has changed its mode, or naming the rows whose score is
-    not finite.
+    Args:
+        method: Whose network and preset are checked first.
+        images: The batch.
+        chunk: The most images that `score` is given at a time.
+        score: uint8 [n, 3, H, W] -> [n].
+
+    Raises:
+        InputTypeError: The batch has another dtype.
+        InputError: The batch has another shape; the network has changed its mode; a score is not finite, naming the
+            rows.
     """
     check_network(method)
     check_uint8(images, method.preset)

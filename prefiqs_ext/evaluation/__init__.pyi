@@ -1,0 +1,36 @@
+from .all_pairs import compute_all_pairs_curves
+from .bootstrap import BootstrapDraws, resample_persons
+from .bootstrap_pairs import resample_pairs
+from .comparison import Comparison, Protocol, compare
+from .datasets import read_data
+from .datasets.readers import Images, PairList, read_embeddings, read_scores
+from .datasets.templates import Templates
+from .edc import Curve, Mode, error_versus_discard
+from .inference import ImageSet, Scoring, embed_images
+from .tuning import TuningResult, assign_folds, measure_held_out, tune_settings
+
+__all__ = [
+    "BootstrapDraws",
+    "Comparison",
+    "Curve",
+    "ImageSet",
+    "Images",
+    "Mode",
+    "PairList",
+    "Protocol",
+    "Scoring",
+    "Templates",
+    "TuningResult",
+    "assign_folds",
+    "compare",
+    "compute_all_pairs_curves",
+    "embed_images",
+    "error_versus_discard",
+    "measure_held_out",
+    "read_data",
+    "read_embeddings",
+    "read_scores",
+    "resample_pairs",
+    "resample_persons",
+    "tune_settings",
+]

@@ -1,0 +1,25 @@
+from .baselines import Brightness, Random, Sharpness
+from .combined import Combined
+from .froq import FROQ
+from .grafiqs import GraFIQs
+from .labels import optimise_labels
+from .method import Method
+from .prefiqs import EmbeddingNorm, PreFIQs
+from .registry import create, list_methods
+from .serfiq import SERFIQ
+
+__all__ = [
+    "FROQ",
+    "SERFIQ",
+    "Brightness",
+    "Combined",
+    "EmbeddingNorm",
+    "GraFIQs",
+    "Method",
+    "PreFIQs",
+    "Random",
+    "Sharpness",
+    "create",
+    "list_methods",
+    "optimise_labels",
+]
