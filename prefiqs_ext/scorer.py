@@ -182,7 +182,7 @@ class Scorer(nn.Module):
         if dtype is None and torch.device(device).type == settings.device:
             dtype = getattr(torch, settings.dtype)
         place, dtype = resolve(device, dtype, None)
-        settings = settings.computed_in(place, dtype)
+        settings = settings.with_device(place, dtype)
         source = settings.model if model is None else model
         if source is None:
             raise InputError("expected the model that these settings were made with: they name none, it was a module")
