@@ -64,7 +64,11 @@ class Result:
 
 def load_network(name: str) -> tuple[nn.Module, Preset]:
     """Load an IResNet with calibrated random weights, or a built-in model with its real ones."""
-    return (calibrated(name), Preset.named("arcface")) if name in IRESNETS else models.load(name)
+    if name in IRESNETS:
+        return calibrated(name), Preset.resolve("arcface")
+    network, preset = models.load(name)
+    assert preset is not None  # a built-in network's own
+    return network, preset
 
 
 def compare(name: str, *, batch: int, rounds: int, threads: int, chosen: Sequence[str]) -> list[Result]:

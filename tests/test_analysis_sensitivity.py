@@ -84,7 +84,7 @@ def test_bad_calls() -> None:
         (lambda: sensitivity(images, model, preset=preset, chunk=0), "expected chunk of 1 or more"),
         (lambda: sensitivity(images, copy.deepcopy(model).train(), preset=preset), "call model.eval"),
         (lambda: sensitivity(images, part, preset=preset), "call model.eval"),
-        (lambda: sensitivity(images, "r50"), "expected a built-in model"),
+        (lambda: sensitivity(images, "r50"), "no such model or file: r50"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -249,7 +249,7 @@ def test_score_uses_the_built_in_network(sface_file: Path, scorer: Scorer, crops
 
 
 BAD_BATCHES: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
-    "not a tensor": (lambda x: x.numpy(), TypeError, "expected a torch.Tensor, got ndarray"),
+    "not images": (lambda x: {"images": x}, TypeError, "expected a tensor, a NumPy array, .* got dict"),
     "size": (
         lambda x: x[..., :19],
         ValueError,
@@ -290,7 +290,6 @@ def test_bad_batches(small_scorer: Scorer, images: Tensor, case: str) -> None:
 
 LAYOUTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "NHWC": (lambda x: x.permute(0, 2, 3, 1), "batch.permute(0, 3, 1, 2)"),
-    "CHW": (lambda x: x[0], "batch[None]"),
     "HWC": (lambda x: x[0].permute(1, 2, 0), "batch.permute(2, 0, 1)[None]"),
     "N1HW": (lambda x: x[:, :1], "batch.expand(-1, 3, -1, -1)"),
     "NHW": (lambda x: x[:, 0], "batch[:, None].expand(-1, 3, -1, -1)"),
@@ -308,7 +307,7 @@ def test_another_layout_gets_the_line_that_mends_it(small_scorer: Scorer, images
     assert str(caught.value).endswith(remedy)
     mended = eval(remedy)
     small_scorer(mended)
-    if case in ("NHWC", "CHW", "HWC", "RGBA"):
+    if case in ("NHWC", "HWC", "RGBA"):
         assert torch.equal(mended, images[: len(mended)])
 
 
@@ -350,8 +349,8 @@ BAD_SCORERS: dict[str, tuple[Callable[[nn.Module, Preset], Any], str]] = {
     ),
     "neither preset nor example": (lambda m, p: Scorer(m), "expected a preset, or an example batch"),
     "unknown preset": (lambda m, p: Scorer(m, preset="arcfase"), "unknown preset 'arcfase'"),
-    "unknown model": (lambda m, p: Scorer("sphaceface"), "expected a built-in model .* got 'sphaceface'"),
-    "pickle": (lambda m, p: Scorer("model.pth"), "expected a built-in model .* got 'model.pth'"),
+    "unknown model": (lambda m, p: Scorer("sphaceface"), "^no such model or file: sphaceface; known: sface, .*"),
+    "a preset as a model": (lambda m, p: Scorer("arcface"), "^no such model or file: arcface; .*'arcface' is a preset"),
     "float32 on CUDA": (
         lambda m, p: Scorer(m, preset=p, device="cuda", dtype=torch.float32),
         "expected dtype torch.float16 or torch.bfloat16 on CUDA",
@@ -383,8 +382,11 @@ def test_bad_scorers(small: nn.Module, tiny_preset: Preset, case: str) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Any) -> None:
-    with pytest.raises((ValueError, OSError), match=r"absent\.onnx"):
-        Scorer(tmp_path / "absent.onnx", preset="arcface")
+    for path in (tmp_path / "absent.onnx", str(tmp_path / "absent.onnx"), "absent.onnx"):
+        with pytest.raises(FileNotFoundError, match=r"^no such model or file: .*absent\.onnx; known: sface, "):
+            Scorer(path, preset="arcface")
+    with pytest.raises(TypeError, match="expected the name of a model or its file, got NoneType"):
+        Scorer(None)  # type: ignore[arg-type]
 
 
 def test_the_known_networks() -> None:

@@ -63,7 +63,7 @@ def test_saved_and_loaded(settings: Settings, tmp_path: Path) -> None:
 def test_the_same_scorer(network: nn.Module, scorer: Scorer, images: Tensor, tmp_path: Path) -> None:
     out = scorer(images)
     calibration = Calibration.fit(out.quality)
-    scorer.settings.calibrated(calibration).save(tmp_path / "settings.json")
+    scorer.settings.with_calibration(calibration).save(tmp_path / "settings.json")
     again = Scorer.from_settings(tmp_path / "settings.json", copy.deepcopy(network), chunk=7)
     assert again.settings.calibration == calibration
     for ours, theirs in zip(again(images), out, strict=True):
@@ -73,12 +73,12 @@ def test_the_same_scorer(network: nn.Module, scorer: Scorer, images: Tensor, tmp
 def test_a_scale_is_for_what_it_was_fitted_in(network: nn.Module, scorer: Scorer, images: Tensor) -> None:
     """In half precision D moves by more than a step of the scale: tests/test_scorer_half.py."""
     assert (scorer.settings.device, scorer.settings.dtype) == FLOAT32
-    calibrated_settings = scorer.settings.calibrated(Calibration.fit(scorer(images).quality))
+    calibrated_settings = scorer.settings.with_calibration(Calibration.fit(scorer(images).quality))
     on_gpu = replace(calibrated_settings, device="cuda", dtype="float16")
     with pytest.raises(ValueError, match=r"expected to compute in float16 on cuda, .* got float32 on cpu: .*calibrate"):
         Scorer.from_settings(on_gpu, network, device="cpu")
     with pytest.raises(ValueError, match=r"got bfloat16 on cuda"):
-        calibrated_settings.computed_in(torch.device("cuda", 1), torch.bfloat16)
+        calibrated_settings.with_device(torch.device("cuda", 1), torch.bfloat16)
     # Without a scale they are made anew wherever the caller wants.
     elsewhere = Scorer.from_settings(replace(on_gpu, calibration=None), network, device="cpu")
     assert elsewhere.settings == scorer.settings
@@ -348,7 +348,7 @@ def test_the_commands(folder: Path, sface_file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", [("--sparsity", "0.4"), ("--preset", "arcface"), ("--scope", "layer")])
 def test_settings_say_it_already(option: tuple[str, str], folder: Path, sface_file: Path, tmp_path: Path) -> None:
-    Settings("sface", "0" * 64, Preset.named("sface"), Pruning(), *FLOAT32).save(tmp_path / "settings.json")
+    Settings("sface", "0" * 64, Preset.resolve("sface"), Pruning(), *FLOAT32).save(tmp_path / "settings.json")
     command = ["score", str(folder), "--aligned", "--settings", str(tmp_path / "settings.json")]
     result = CliRunner().invoke(main, [*command, *option])
     assert result.exit_code == 2

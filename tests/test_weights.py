@@ -18,11 +18,10 @@ from pathlib import Path
 
 import platformdirs
 import pytest
-import torch
 from weight_sources import CONTENT, Server, wheel
 
 from prefiqs_ext.exceptions import MissingWeightsError
-from prefiqs_ext.models import PRESETS, load, weights
+from prefiqs_ext.models import weights
 from prefiqs_ext.models.weights import Weights
 
 
@@ -343,31 +342,13 @@ def test_several_at_once(tiny: Weights, server: Server, cache: Path, monkeypatch
     assert len(list(cache.iterdir())) == 1
 
 
-# --- load ---------------------------------------------------------------------------------------------------------
-
-
-def test_load(sface_file: Path) -> None:
-    weights.fetch("sface", sface_file)
-    network, preset = load("sface")
-    assert preset is PRESETS["sface"]
-    assert not network.training
-    with torch.no_grad():
-        assert network(torch.zeros(2, 3, 112, 112)).shape == (2, 128)
-
-
-@pytest.mark.parametrize("name", ["yunet", "arcface"])
-def test_load_knows_recognisers_only(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^unknown network '{name}': expected one of sface, facexzoo, "):
-        load(name)
-
-
 # --- interruption -------------------------------------------------------------------------------------------------
 
 
 def _start_fetch(entry: Weights) -> subprocess.Popen[str]:
     program = f"""
     from prefiqs_ext.cli import main
-    from prefiqs_ext.models import PRESETS, load, weights
+    from prefiqs_ext.models import weights
     weights.KNOWN["tiny"] = weights.{entry!r}
     main(["weights", "fetch", "tiny", "--source", "official"])
     """

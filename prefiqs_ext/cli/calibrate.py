@@ -58,5 +58,5 @@ def calibrate(paths: tuple[str, ...], aligned: bool, output: Path, kind: Any, **
             for scored in tqdm(rows, total=len(files), unit="file", disable=None, leave=False):
                 qualities += [row.quality for row in scored.records if row.quality is not None]
         calibration = Calibration.fit(torch.tensor(qualities), kind)
-        file.write(scorer.settings.calibrated(calibration).to_json().encode())
+        file.write(scorer.settings.with_calibration(calibration).to_json().encode())
     click.echo(f"{output}: {kind} scale of {len(qualities)} faces")
