@@ -20,7 +20,7 @@ import pytest
 import torch
 from onnx import helper
 
-import prefiqs_ext.cli.scoring
+import prefiqs_ext.scorer
 from prefiqs_ext import Scorer
 from tests.onnx_files import floats, make_model
 from tests.test_cli import Command, Result
@@ -137,7 +137,7 @@ def test_devices(command: Command, network: str, monkeypatch: pytest.MonkeyPatch
     made: list[dict[str, object]] = []
     monkeypatch.setattr("prefiqs_ext.device.why_no_cuda", lambda *_: None)
     monkeypatch.setattr(
-        prefiqs_ext.cli.scoring,
+        prefiqs_ext.scorer,
         "Scorer",
         lambda *_, **given: made.append(given) or Scorer(network, preset="sface", on_bad="nan"),
     )
@@ -169,7 +169,7 @@ def test_wrong_options(more: list[str], message: str, code: int, command: Comman
 def test_output_that_cannot_be_written_is_found_before_scoring(
     command: Command, network: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefiqs_ext.cli.scoring, "Scorer", None)  # calling it would be another error
+    monkeypatch.setattr(prefiqs_ext.scorer, "Scorer", None)  # calling it would be another error
     Path("file").touch()
     _error(command(*_arguments(network, "--output", "file/t.csv")), "cannot write file/t.csv.part (Not a directory)")
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from prefiqs_ext.calibration import Calibration
 from prefiqs_ext.cli.messages import tell
-from prefiqs_ext.cli.scoring import make_scorer, scoring_options
+from prefiqs_ext.cli.options import ScoringOptions, scoring_options
 from prefiqs_ext.files.paths import find_paths
 from prefiqs_ext.files.pipeline import score_files
 from prefiqs_ext.utils.atomic_write import atomic_write
@@ -38,7 +38,7 @@ from prefiqs_ext.utils.atomic_write import atomic_write
     help="The percentage of these faces that is worse; or an S-curve through their quartiles.",
 )
 @scoring_options
-def calibrate(paths: tuple[str, ...], aligned: bool, output: Path, kind: Any, **options: Any) -> None:
+def calibrate(paths: tuple[str, ...], aligned: bool, output: Path, kind: Any, scoring: ScoringOptions) -> None:
     """Fit a scale of 0 to 100 on faces of your own.
 
     Scores the faces in PATHs and writes model, preset, pruning and the scale to one file. `prefiqs score --settings
@@ -52,7 +52,7 @@ def calibrate(paths: tuple[str, ...], aligned: bool, output: Path, kind: Any, **
     files = find_paths(paths, tell)
     qualities: list[float] = []
     with atomic_write(str(output)) as file:
-        scorer = make_scorer(options)
+        scorer = scoring.make_scorer()
         workers = min(2, os.cpu_count() or 1) if len(files) > 100 else 0
         with closing(score_files(files, scorer, aligned=aligned, workers=workers)) as rows:
             for scored in tqdm(rows, total=len(files), unit="file", disable=None, leave=False):

@@ -13,11 +13,10 @@ import torch
 from tqdm import tqdm
 
 from prefiqs_ext.cli.messages import tell
-from prefiqs_ext.cli.scoring import make_scorer, record, scoring_options
+from prefiqs_ext.cli.options import ScoringOptions, scoring_options
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.faces.detect import MIN_FACE
 from prefiqs_ext.files import Pick, Writer, find_paths, score_files
-from prefiqs_ext.settings import Settings
 from prefiqs_ext.utils.text import format_path
 
 _BATCH_SIZES = {"cpu": 32, "cuda": 256}
@@ -53,7 +52,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--batch-size", type=click.IntRange(min=1), help="Crops scored together. [default: 32; on a GPU 256]")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads that score. [default: all cores]")
 @click.option("--workers", type=click.IntRange(min=0), help="Processes that read files. [default: by cores]")
-def score(paths: tuple[str, ...], **options: Any) -> None:
+def score(paths: tuple[str, ...], scoring: ScoringOptions, **options: Any) -> None:
     """Score the faces in photos, or ready crops with --aligned.
 
     PATH is a file, a folder (read recursively, sorted), or @LIST: a file with one path a line.
@@ -82,19 +81,19 @@ def score(paths: tuple[str, ...], **options: Any) -> None:
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     files = find_paths(paths, tell)
-    calibration = Settings.load(options["settings"]).calibration if options["settings"] else None
+    calibration = None if scoring.settings is None else scoring.settings.calibration
     pick = Pick(options["top"], options["below"])
     results = Writer(
         output,
         embeddings,
-        settings={"aligned": options["aligned"], "min_face": options["min_face"], **record(options)},
+        settings={"aligned": options["aligned"], "min_face": options["min_face"], **scoring.to_json()},
         paths=files,
         resume=options["resume"],
         pick=pick if any(value is not None for value in pick) else None,
         calibration=calibration,
     )
     with results:
-        _score_rest(files, results, options)
+        _score_rest(files, results, scoring, options)
         results.finish()
     counts = results.done.counts
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
@@ -104,11 +103,11 @@ def score(paths: tuple[str, ...], **options: Any) -> None:
         tell(f"{results.done.paths} files: {summary}")
 
 
-def _score_rest(files: list[str], results: Writer, options: dict[str, Any]) -> None:
+def _score_rest(files: list[str], results: Writer, scoring: ScoringOptions, options: dict[str, Any]) -> None:
     done = results.done.paths
     if done == len(files):
         return
-    scorer = make_scorer(options)
+    scorer = scoring.make_scorer()
     workers = options["workers"] if options["workers"] is not None else _default_workers()
     rest: Iterator[str] = (files[index] for index in range(done, len(files)))
     batch_size = options["batch_size"] or _BATCH_SIZES[scorer.device.type]

@@ -7,10 +7,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.utils.text import escape_unprintable, format_path
+
+JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
+"""A value that JSON can hold."""
 
 _T = TypeVar("_T")
 _MAX_BYTES = 1 << 20
