@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
@@ -259,10 +259,10 @@ def model_options(command: Callable[_P, None]) -> Callable[_P, None]:
     """Add --model, --preset, --size and --output-name; the command gets them as `model`, a :class:`ModelOptions`."""
 
     @functools.wraps(command)
-    def checked(*_: _P.args, **__: _P.kwargs) -> None:
+    def checked(*_: _P.args, **given: _P.kwargs) -> None:
         context = click.get_current_context()
-        own, others = _split(context.params, _MODEL_NAMES)
-        context.invoke(command, model=_make_model(**own), **others)
+        own = pick(context.params, _MODEL_NAMES)
+        context.invoke(command, **omit(given, own), model=_make_model(**own))
 
     for option in reversed(_MODEL_OPTIONS):
         checked = option(checked)
@@ -277,10 +277,10 @@ def scoring_options(command: Callable[_P, None]) -> Callable[_P, None]:
     """
 
     @functools.wraps(command)
-    def checked(*_: _P.args, **__: _P.kwargs) -> None:
+    def checked(*_: _P.args, **given: _P.kwargs) -> None:
         context = click.get_current_context()
-        own, others = _split(context.params, (*_MODEL_NAMES, *_SCORING_NAMES))
-        context.invoke(command, scoring=_make_scoring(**own), **others)
+        own = pick(context.params, (*_MODEL_NAMES, *_SCORING_NAMES))
+        context.invoke(command, **omit(given, own), scoring=_make_scoring(**own))
 
     for option in reversed((*_MODEL_OPTIONS, *_SCORING_OPTIONS)):
         checked = option(checked)
@@ -291,10 +291,14 @@ _MODEL_NAMES = ("model", "preset", "size", "output_name")
 _SCORING_NAMES = ("pruning", "sparsity", "scope", "layers", "device", "dtype", "settings")
 
 
-def _split(values: dict[str, _T], names: tuple[str, ...]) -> tuple[dict[str, _T], dict[str, _T]]:
-    """Return the values of these names, and the others."""
-    own = {name: value for name, value in values.items() if name in names}
-    return own, {name: value for name, value in values.items() if name not in names}
+def pick(values: dict[str, _T], names: Container[str]) -> dict[str, _T]:
+    """Return the values of these names."""
+    return {name: value for name, value in values.items() if name in names}
+
+
+def omit(values: dict[str, _T], names: Container[str]) -> dict[str, _T]:
+    """Return the values of all other names."""
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _make_model(model: str, preset: str | None, size: tuple[int, int] | None, output_name: str | None) -> ModelOptions:

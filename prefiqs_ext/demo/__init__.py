@@ -33,12 +33,12 @@ class DemoFace(NamedTuple):
     similarity: float
 
 
-def astronaut() -> RGB:
+def find_astronaut() -> RGB:
     """Eileen Collins' face as the detector finds it, aligned: uint8 [112, 112, 3] RGB."""
     return find_faces(data.astronaut(), Detector())[0].crop
 
 
-def ranked(face: RGB) -> list[DemoFace]:
+def rank_faces(face: RGB) -> list[DemoFace]:
     """The face (uint8 [112, 112, 3] RGB) and its degradations, scored with the built-in network, best first."""
     variants = [("untouched", "", "untouched", face)]
     variants += [(way.kind, way.dose, way.label, way.apply(face)) for way in DEGRADATIONS]
@@ -49,7 +49,7 @@ def ranked(face: RGB) -> list[DemoFace]:
     return sorted(faces, key=lambda scored: scored.quality, reverse=True)
 
 
-def table(faces: list[DemoFace]) -> str:
+def format_table(faces: list[DemoFace]) -> str:
     """One line a face under a line of headings."""
     lines = [f"{'face':<22}{'quality':>9}{'distance':>10}{'norm':>8}{'similarity to untouched':>25}"]
     for face in faces:

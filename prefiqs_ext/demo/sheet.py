@@ -20,7 +20,7 @@ _PAPER, _INK, _FAINT, _TRACK = "#ffffff", "#1b1f24", "#59636e", "#e4e8ec"
 _LOW, _HIGH = (0xB4, 0x3A, 0x2F), (0x1F, 0x8A, 0x5B)
 
 
-def contact_sheet(faces: Sequence[DemoFace], title: str) -> Image.Image:
+def draw_sheet(faces: Sequence[DemoFace], title: str) -> Image.Image:
     """An RGB picture of the faces in the order given, each with quality, rank, label and a bar as long as its quality.
 
     The colour of a bar goes from red, the lowest quality of these faces, to green, the highest.

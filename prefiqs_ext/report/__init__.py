@@ -11,9 +11,9 @@ import jinja2
 from tqdm import tqdm
 
 from prefiqs_ext.files.records import Record
-from prefiqs_ext.report.histogram import HEIGHT, WIDTH, histogram
+from prefiqs_ext.report.histogram import HEIGHT, WIDTH, build_histogram
 from prefiqs_ext.report.selection import STATUSES, Selection
-from prefiqs_ext.report.thumbnails import SIDE, thumbnails
+from prefiqs_ext.report.thumbnails import SIDE, make_thumbnails
 from prefiqs_ext.utils.text import format_path
 
 __all__ = ["Selection", "render"]
@@ -40,7 +40,7 @@ def render(selection: Selection, folder: str, facts: Mapping[str, str]) -> str:
     """
     chosen = selection.pick()
     rows = [*chosen.best, *chosen.worst, *chosen.others]
-    bar = tqdm(thumbnails(rows), total=len(rows), desc="thumbnails", disable=None, leave=False)
+    bar = tqdm(make_thumbnails(rows), total=len(rows), desc="thumbnails", disable=None, leave=False)
     pictures = {(row.path, row.face): picture for row, picture in bar}
 
     def cards(rows: Iterable[Record]) -> list[_Card]:
@@ -55,7 +55,7 @@ def render(selection: Selection, folder: str, facts: Mapping[str, str]) -> str:
         facts=facts,
         statuses=STATUSES,
         counts=selection.counts,
-        histogram=histogram(selection.quality_counts) if selection.counts["ok"] else None,
+        histogram=build_histogram(selection.quality_counts) if selection.counts["ok"] else None,
         quantiles=[(label, f"{selection.quantile(share):.3f}") for label, share in _QUANTILES],
         width=WIDTH,
         height=HEIGHT,

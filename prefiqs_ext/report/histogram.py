@@ -37,7 +37,7 @@ class Histogram(NamedTuple):
     """The number of faces in the tallest bar."""
 
 
-def histogram(counts: Sequence[int]) -> Histogram:
+def build_histogram(counts: Sequence[int]) -> Histogram:
     """From the number of faces in each of len(counts) equal bins of [0, 1], not all 0; over the range they fill."""
     fine = len(counts)
     # Few faces in many bars would look like a comb.

@@ -18,7 +18,7 @@ _MARGIN = 0.3  # of the face's longer side, around what the detector found
 _JPEG_QUALITY = 80
 
 
-def thumbnails(rows: Sequence[Record]) -> Iterator[tuple[Record, str]]:
+def make_thumbnails(rows: Sequence[Record]) -> Iterator[tuple[Record, str]]:
     """Each row with the data URI of its face (the whole image where no face was found), or "" where there is none.
 
     In an order of its own: an image is decoded once for all its faces.
