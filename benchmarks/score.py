@@ -51,7 +51,8 @@ class Result:
 
 def network(name: str) -> tuple[nn.Module, Preset]:
     """An IResNet with calibrated random weights, or a built-in model with its real ones."""
-    return (calibrated(name), Preset.named("arcface")) if name in IRESNETS else models.load(name)
+    preset = Preset.resolve("arcface" if name in IRESNETS else name)
+    return calibrated(name) if name in IRESNETS else models.load(name)[0], preset
 
 
 def compare(name: str, *, batch: int, rounds: int, threads: int, chosen: Sequence[str]) -> list[Result]:

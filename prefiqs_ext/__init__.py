@@ -1,33 +1,15 @@
 """Face image quality from pruning: one shared pass gives the embedding and how far pruning moves it.
 
->>> import prefiqs_ext
->>> out = prefiqs_ext.score(crops)  # uint8 [N, 3, 112, 112], RGB
->>> out.quality, out.embedding
+>>> out = prefiqs_ext.score(crops)  # uint8 [N, 3, 112, 112], RGB, aligned
+>>> out.quality.shape, out.embedding.shape  # quality in [0, 1], HIGHER is better
+(torch.Size([40]), torch.Size([40, 128]))
+
+The names below are imported when they are first used: `import prefiqs_ext` alone imports no torch. The file
+`__init__.pyi` beside this one lists them.
 """
 
-from prefiqs_ext import methods, models, reference
-from prefiqs_ext.analysis.sensitivity import sensitivity
-from prefiqs_ext.calibration import Calibration
-from prefiqs_ext.dual import dualize
-from prefiqs_ext.models.preset import Preset
-from prefiqs_ext.output import ScoreOutput
-from prefiqs_ext.pruning import Pruning
-from prefiqs_ext.scorer import Scorer, score
-from prefiqs_ext.settings import Settings
+import lazy_loader
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Calibration",
-    "Preset",
-    "Pruning",
-    "ScoreOutput",
-    "Scorer",
-    "Settings",
-    "dualize",
-    "methods",
-    "models",
-    "reference",
-    "score",
-    "sensitivity",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

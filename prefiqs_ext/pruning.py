@@ -14,13 +14,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
-
-import numpy as np
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Literal
 
 from prefiqs_ext.exceptions import InputError
+
+if TYPE_CHECKING:  # imported where it is used: the command line reads the names above without torch
+    from torch import Tensor, nn
 
 METHODS = ("magnitude", "random", "structured")
 """The names of pruning methods; beside them "n:m" in numbers, such as "2:4"."""
@@ -133,6 +132,8 @@ class Pruning:
         return (n, m) if n < m <= _LARGEST_M else None
 
     def _weights(self, model: nn.Module) -> dict[str, Tensor]:
+        from torch import nn
+
         convolutions: dict[str, Tensor] = {}
         layers: dict[str, Tensor] = {}
         for name, module in model.named_modules():
@@ -158,6 +159,8 @@ class Pruning:
         return {name: w for name, w in layers.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
     def _importance(self, name: str, weight: Tensor) -> Tensor:
+        import torch
+
         if not bool(torch.isfinite(weight).all()):
             raise InputError(f"the weight of layer {name!r} has NaN or infinite values: check the checkpoint")
         if self.method == "random":
@@ -170,6 +173,9 @@ class Pruning:
 
 def _keep(importances: Sequence[Tensor], sparsity: float) -> list[Tensor]:
     """True for all but the round(sparsity * n) lowest of the importances ranked together; equals go first to last."""
+    import numpy as np
+    import torch
+
     ranked = np.concatenate([importance.numpy().ravel() for importance in importances])
     count = round(sparsity * ranked.size)
     if count == 0:
@@ -189,6 +195,8 @@ def _keep(importances: Sequence[Tensor], sparsity: float) -> list[Tensor]:
 
 def _keep_filters(importance: Tensor, sparsity: float) -> Tensor:
     """True in all but the round(sparsity * filters) filters of least sum."""
+    import torch
+
     sums = importance.flatten(1).double().sum(1)
     mask = torch.ones_like(importance, dtype=torch.bool)
     mask[torch.argsort(sums, stable=True)[: round(sparsity * len(sums))]] = False
@@ -197,6 +205,8 @@ def _keep_filters(importance: Tensor, sparsity: float) -> Tensor:
 
 def _keep_n_of_m(importance: Tensor, n: int, m: int) -> Tensor:
     """True for the n largest of every m neighbours along dim 1."""
+    import torch
+
     last = importance.movedim(1, -1)
     rows = last.reshape(*last.shape[:-1], -1, m)
     removed = torch.argsort(rows, dim=-1, stable=True)[..., : m - n]
@@ -212,6 +222,9 @@ def pack_mask(mask: Tensor) -> Tensor:
     k = (r * kw + s) * (C/g) + c, least significant first; the last word is padded with zeros.
     Raises ValueError for another dtype or fewer than two dimensions.
     """
+    import numpy as np
+    import torch
+
     if mask.dtype != torch.bool or mask.dim() < 2:
         raise InputError(f"mask must be bool [Co, C/g, ...], got {mask.dtype} {list(mask.shape)}")
     rows = mask.movedim(1, -1).flatten(1).cpu().numpy()
@@ -225,6 +238,9 @@ def unpack_mask(packed: Tensor, weight_shape: Sequence[int]) -> Tensor:
 
     Raises ValueError when `packed` is not int32 of the shape which `pack_mask` gives such a weight.
     """
+    import numpy as np
+    import torch
+
     out_channels, in_channels, *taps = weight_shape
     size = in_channels * int(np.prod(taps, dtype=np.int64))
     expected = [out_channels, (size + 31) // 32]

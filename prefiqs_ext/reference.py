@@ -51,7 +51,7 @@ def score(
 
 
 def _network_input(batch: Tensor, preset: Preset | str, dtype: torch.dtype) -> Tensor:
-    preset = Preset.named(preset) if isinstance(preset, str) else preset
+    preset = Preset.resolve(preset)
     levels = batch.to(dtype).clamp(0, 1) * 255 if batch.is_floating_point() else batch.to(dtype)
     if preset.colour == "bgr":
         levels = levels.flip(1)

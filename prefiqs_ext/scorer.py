@@ -16,7 +16,8 @@ from prefiqs_ext.dual import BufferedGraph, CudaGraphs, dualize, out_of_memory, 
 from prefiqs_ext.exceptions import InputError, OutOfMemoryError
 from prefiqs_ext.inputs import check_batch, check_values, example_images, levels, name_rows
 from prefiqs_ext.models.fingerprint import hash_weights
-from prefiqs_ext.models.loading import Normalized, load_network
+from prefiqs_ext.models.loading import resolve_network
+from prefiqs_ext.models.normalize import NormalizedNetwork
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.ops import embedding_distance
 from prefiqs_ext.output import ScoreOutput
@@ -38,7 +39,7 @@ class Scorer(nn.Module):
     batch of any size, with any number of threads. The caller's model is never changed and not kept.
 
     Args:
-        model: the name of a built-in model ("sface"; fetched at first use), a file for :func:`models.load_model`, or a
+        model: the name of a built-in model ("sface"; fetched at first use), a file for :func:`models.load`, or a
             module in eval mode that maps a batch to embeddings ``[N, d]``.
         pruning: what the pruned branch loses; or masks of your own, module name -> bool tensor of its weight's shape,
             True = keep.
@@ -83,13 +84,12 @@ class Scorer(nn.Module):
         if on_bad not in ("raise", "nan"):
             raise InputError(f"expected on_bad 'raise' or 'nan', got {on_bad!r}")
         self.device, self.dtype = resolve(device, dtype, model)
-        network, own_preset = load_network(model, preset)
+        network, self.preset = resolve_network(model, preset)
         weights_hash = hash_weights(network)
         if isinstance(pruning, Pruning):
             masks = pruning.masks(network)
         else:
             masks = {name: mask.cpu() for name, mask in pruning.items()}
-        self.preset = Preset.named(preset) if isinstance(preset, str) else preset or own_preset
         self._settings = None
         if isinstance(pruning, Pruning):
             name = None if isinstance(model, nn.Module) else str(model)
@@ -98,7 +98,7 @@ class Scorer(nn.Module):
             )
         if self.preset is not None:
             # Masks come first: pruning knows layers by the names they have in the caller's model.
-            network = Normalized(self.preset, network)
+            network = NormalizedNetwork(self.preset, network)
             masks = {f"network.{name}": mask for name, mask in masks.items()}
             example = example_images(self.preset)
         if example is None:

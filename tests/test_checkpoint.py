@@ -1,4 +1,4 @@
-"""load_model: every layout against functions of torch alone; what is refused, by name; what is never executed."""
+"""load: every layout against functions of torch alone; what is refused, by name; what is never executed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prefiqs_ext import Pruning, Scorer, models, reference
-from prefiqs_ext.models import checkpoint, load_model
+from prefiqs_ext.models import checkpoint, load
 from prefiqs_ext.models.mobilefacenet import MobileFaceNet
 from prefiqs_ext.models.preset import Preset
 
@@ -63,7 +63,7 @@ def preset_of(layout: Layout, name: str | None = None) -> Preset:
 def loaded(path: Path) -> nn.Module:
     """The network of a file whose preset is a guess."""
     with pytest.warns(UserWarning, match="a guess by its layout: pass preset= to be sure"):
-        return load_model(path)[0]
+        return load(path)[0]
 
 
 def difference(model: nn.Module, layout: Layout, state: State) -> float:
@@ -79,7 +79,7 @@ def test_every_layout(name: str, tmp_path: Path) -> None:
     state = layout.state()
     torch.save(state, tmp_path / "backbone.pth")
     with pytest.warns(UserWarning, match=rf"backbone.pth: taken for input of preset '{layout.preset}' \("):
-        model, preset = load_model(tmp_path / "backbone.pth")
+        model, preset = load(tmp_path / "backbone.pth")
     assert preset == preset_of(layout)
     assert not model.training
     assert difference(model, layout, state) < TOLERANCE
@@ -94,7 +94,7 @@ def test_scores_of_a_file_are_those_of_two_models(name: str, tmp_path: Path) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is guessed where the preset is given
         scorer = Scorer(tmp_path / "backbone.pth", preset=preset)
-        network, _ = load_model(tmp_path / "backbone.pth", preset)
+        network, _ = load(tmp_path / "backbone.pth", preset)
     images = pictures(3, layout.size, seed=4)
     expected = reference.score(network, images, preset=preset)
     assert float((scorer(images).distance - expected.distance).abs().max()) < TOLERANCE
@@ -155,7 +155,7 @@ def test_wrappers(wrapper: str, old: bool, tmp_path: Path) -> None:
     torch.save(wrap(state), tmp_path / "checkpoint.pt", _use_new_zipfile_serialization=not old)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model, _ = load_model(tmp_path / "checkpoint.pt", preset_of(layout))
+        model, _ = load(tmp_path / "checkpoint.pt", preset_of(layout))
     assert [str(each.message).removeprefix("left out, ") for each in caught] == ([warning] if warning else [])
     if wrapper == "half precision":
         state = {name: tensor.half().float() for name, tensor in state.items()}
@@ -172,7 +172,7 @@ def test_magface(guessed: bool, tmp_path: Path) -> None:
     torch.save(magface(state) if guessed else state, tmp_path / "magface.pth")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, found = load_model(tmp_path / "magface.pth", None if guessed else preset)
+        model, found = load(tmp_path / "magface.pth", None if guessed else preset)
     assert found == preset
     assert difference(model, layout._replace(forward=partial(layouts.iresnet, eps=2e-5)), state) < TOLERANCE
     assert difference(model, layout, state) > 100 * TOLERANCE
@@ -273,7 +273,7 @@ def test_refusals(what: str, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pth"
     torch.save(change(LAYOUTS["iresnet, 64 pixels"].state()), path)
     with pytest.raises(ValueError, match=message) as error:
-        load_model(path, "arcface")
+        load(path, "arcface")
     assert str(error.value).startswith(f"cannot load {path}: ")
     assert "\n" not in str(error.value)
 
@@ -288,14 +288,14 @@ def test_deep_ir_is_refused_by_name(tmp_path: Path) -> None:
     }
     torch.save(state, tmp_path / "ir152.ckpt")
     with pytest.raises(ValueError, match="IR of basic blocks, got bottleneck blocks"):
-        load_model(tmp_path / "ir152.ckpt", "adaface")
+        load(tmp_path / "ir152.ckpt", "adaface")
 
 
 def test_squeeze_wider_than_its_block(tmp_path: Path) -> None:
     state = LAYOUTS["face.evoLVe, IR-SE"].state()
     torch.save({**state, "body.0.res_layer.5.fc1.weight": torch.zeros(1000, 64, 1, 1)}, tmp_path / "se.pth")
     with pytest.raises(ValueError, match=r"expected body\.0\.res_layer\.5\.fc1\.weight of shape \[64, 64, 1, 1\]"):
-        load_model(tmp_path / "se.pth", "curricularface")
+        load(tmp_path / "se.pth", "curricularface")
 
 
 def test_a_guess_has_the_size_of_the_network(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_a_guess_has_the_size_of_the_network(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="a guess by its layout"):
         scorer = Scorer(tmp_path / "small.pth")
     images = pictures(2, layout.size)
-    network, preset = load_model(tmp_path / "small.pth", preset_of(layout))
+    network, preset = load(tmp_path / "small.pth", preset_of(layout))
     expected = reference.score(network, images, preset=preset)
     assert float((scorer(images).distance - expected.distance).abs().max()) < TOLERANCE
 
@@ -313,18 +313,18 @@ def test_a_file_too_large_or_missing_or_none(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("prefiqs_ext.models.state_dict.MAX_BYTES", 10)
     (tmp_path / "model.pth").write_bytes(bytes(11))
     with pytest.raises(ValueError, match="expected at most 10 bytes, the file has 11"):
-        load_model(tmp_path / "model.pth", "arcface")
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        load_model(tmp_path / "none.pth")
+        load(tmp_path / "model.pth", "arcface")
+    with pytest.raises(FileNotFoundError, match="no such model or file"):
+        load(tmp_path / "none.pth")
     with pytest.raises(ValueError, match="expected a regular file"):
-        load_model(tmp_path, "arcface")
+        load(tmp_path, "arcface")
     with pytest.raises(ValueError, match=r"expected a built-in model .* a file or a torch.nn.Module, got 'r50'"):
         Scorer("r50")
 
 
 def test_facexzoo_was_pickled_whole(facexzoo_file: Path) -> None:
     """The real file: its faces are told apart, and every weight is the one in the file."""
-    model, preset = load_model(facexzoo_file, "facexzoo")
+    model, preset = load(facexzoo_file, "facexzoo")
     assert preset is models.PRESETS["facexzoo"]
     assert isinstance(model, MobileFaceNet)
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_200_512

@@ -25,7 +25,7 @@ from onnx_files import make_model
 from safetensors.torch import save_file
 from torch import nn
 
-from prefiqs_ext.models import load_model
+from prefiqs_ext.models import load
 
 
 class Payload:
@@ -68,7 +68,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(form: str, protocol: int, tmp
     else:
         write_pickles(path, *_Numbers(), {}, {"layer1.0.conv1.weight": 1}, payload, protocol=protocol)
     with pytest.raises(ValueError, match=r"for safety|damaged") as error:
-        load_model(path, "arcface")
+        load(path, "arcface")
     assert "\n" not in str(error.value)
     assert not mark.exists()
     careless = path.read_bytes() if form == "pickle" else None
@@ -105,7 +105,7 @@ def test_garbage(what: str, suffix: str, tmp_path: Path) -> None:
     content, message = GARBAGE[what]
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"cannot (load|import) {path}: .*{message}") as error:
-        load_model(path, "arcface")
+        load(path, "arcface")
     assert "\n" not in str(error.value)
 
 
@@ -139,7 +139,7 @@ def test_a_file_of_another_kind_is_named(kind: str, tmp_path: Path) -> None:
     path = tmp_path / ("model.onnx" if "PyTorch" in kind else "model.pth")
     write_other(kind, path)
     with pytest.raises(ValueError, match=rf"this one is (of |an? )?{kind.split(',')[0]}\b") as error:
-        load_model(path, "arcface")
+        load(path, "arcface")
     assert "\n" not in str(error.value)
 
 
@@ -174,7 +174,7 @@ def test_classes_as_keys_and_later_protocols(
     torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not old)
     monkeypatch.undo()  # the class is no more
     with pytest.warns(UserWarning, match="left out, a classification head: head.kernel"):
-        network, _ = load_model(path, "facexzoo")
+        network, _ = load(path, "facexzoo")
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
 
 
@@ -197,7 +197,7 @@ def test_a_class_is_a_key_and_no_more(how: str, protocol: int, tmp_path: Path, m
     with pytest.raises(
         ValueError, match=r"for safety \(in its pickle: it calls pytorch_lightning\.\S*\.ModelCheckpoint, which is not"
     ):
-        load_model(tmp_path / "evil.ckpt", "facexzoo")
+        load(tmp_path / "evil.ckpt", "facexzoo")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_attributes_of_what_a_pickle_names_are_not_set(what: bytes, tmp_path: Pa
     with path.open("ab") as file:
         file.write(b"\x80\x02" + what + b"}}X\x0c\0\0\0__defaults__)s\x86b.\x80\x02].")
     with pytest.raises(ValueError, match="cannot load") as error:
-        load_model(path, "arcface")
+        load(path, "arcface")
     assert "\n" not in str(error.value)
 
 
@@ -219,7 +219,7 @@ def test_a_state_dict_that_holds_itself(tmp_path: Path) -> None:
     content["state_dict"] = content
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(ValueError, match="expected a state dict, the file holds 'epoch', 'state_dict'"):
-        load_model(tmp_path / "model.pth", "arcface")
+        load(tmp_path / "model.pth", "arcface")
 
 
 @pytest.mark.parametrize("what", ["key", "pairs", "storage"])
@@ -238,7 +238,7 @@ def test_tuples_in_tuples_without_end_are_not_hashed(what: str, tmp_path: Path) 
         file.write(b"\x80\x02cunknown\nname\n" + content + b"\x86.\x80\x02].")
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"a tuple as a key|a storage without a plain key"):
-        load_model(path, "arcface")
+        load(path, "arcface")
     assert time.monotonic() - start < 5  # seconds, where hashing would take years
 
 
@@ -247,13 +247,13 @@ def test_a_long_name_that_grows(tmp_path: Path) -> None:
     inside._modules["x" * 100_000] = inside
     torch.save(inside, tmp_path / "model.pth")
     with pytest.raises(ValueError, match="names of more than 1000 letters"):
-        load_model(tmp_path / "model.pth", "arcface")
+        load(tmp_path / "model.pth", "arcface")
 
 
 def test_protocol_0_is_named(tmp_path: Path) -> None:
     torch.save(layouts.mobilefacenet_state(), tmp_path / "model.pth", pickle_protocol=0)
     with pytest.raises(ValueError, match="of pickle protocol 0: save it again without naming one"):
-        load_model(tmp_path / "model.pth", "facexzoo")
+        load(tmp_path / "model.pth", "facexzoo")
 
 
 def test_modules_in_modules_without_end(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_modules_in_modules_without_end(tmp_path: Path) -> None:
         inside = nn.Sequential(inside, inside)
     torch.save(inside, tmp_path / "model.pth")
     with pytest.raises(ValueError, match="more than 100000 modules"):
-        load_model(tmp_path / "model.pth", "arcface")
+        load(tmp_path / "model.pth", "arcface")
 
 
 @pytest.mark.parametrize("kind", ["pth", "old", "safetensors"])
@@ -278,7 +278,7 @@ def test_truncated(kind: str, tmp_path: Path) -> None:
     for size in range(1, len(data), len(data) // 11):
         path.write_bytes(data[:size])
         with pytest.raises(ValueError, match="cannot load") as error:
-            load_model(path, "facexzoo")
+            load(path, "facexzoo")
         assert "\n" not in str(error.value)
 
 
@@ -290,7 +290,7 @@ def test_a_damaged_archive(tmp_path: Path) -> None:
     for position in range(data.index(b"PK\x01\x02"), len(data), 3):
         path.write_bytes(data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :])
         with pytest.raises(ValueError, match="cannot load") as error:
-            load_model(path, "arcface")
+            load(path, "arcface")
         assert "\n" not in str(error.value)
 
 
@@ -301,7 +301,7 @@ def test_a_zip_that_unpacks_to_more_than_it_is(tmp_path: Path) -> None:
         for name in plain.namelist():
             archive.writestr(name, plain.read(name))
     with pytest.raises(ValueError, match=r"expected an archive that is not compressed; save it again with torch\.save"):
-        load_model(path, "arcface")
+        load(path, "arcface")
 
 
 def test_a_small_pickle_that_asks_for_much_memory(tmp_path: Path) -> None:
@@ -312,6 +312,6 @@ def test_a_small_pickle_that_asks_for_much_memory(tmp_path: Path) -> None:
         file.write(b"\x80\x02]r\x00\x00\x80\x00ctorch.nn.parallel.data_parallel\nDataParallel\n.")
     tracemalloc.start()
     with pytest.raises(ValueError, match="damaged"):
-        load_model(path, "arcface")
+        load(path, "arcface")
     assert tracemalloc.get_traced_memory()[1] < 1 << 24
     tracemalloc.stop()

@@ -66,7 +66,7 @@ def test_every_byte_is_understood(network: DlibResNet, dlib_file: Path) -> None:
 
 
 def test_load(network: DlibResNet, dlib_file: Path) -> None:
-    model, preset = models.load_model(dlib_file)
+    model, preset = models.load(dlib_file)
     assert preset is models.PRESETS["dlib"]
     x = pictures(1, 150).float()
     with torch.no_grad():

@@ -178,7 +178,7 @@ def test_settings_keep_it(file: str, command: Command) -> None:
 
 def test_evaluation_and_its_cache(file: str, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFIQS_HOME", "home")
-    network, _ = models.load_model(file, PRESET)
+    network, _ = models.load(file, PRESET)
     images = ImageSet(sorted(map(str, Path("people").glob("*/*"))))
     first, second = (Scoring(network, PRESET, Pruning(), {"output": name}).of(images) for name in ("683", "1"))
     assert first.embeddings.shape != second.embeddings.shape

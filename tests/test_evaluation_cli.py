@@ -49,7 +49,7 @@ def embeddings(sface):
     """[24, 128] of the pictures, from the network alone."""
     crops = pictures(24, 112, seed=4).numpy().astype(np.uint8)
     with torch.inference_mode():
-        return sface(Preset.named("sface").normalize()(torch.from_numpy(crops))).numpy()
+        return sface(Preset.resolve("sface").normalize()(torch.from_numpy(crops))).numpy()
 
 
 def all_of(embeddings, scores):

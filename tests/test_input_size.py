@@ -20,7 +20,7 @@ from torch import nn
 
 from prefiqs_ext import Scorer, models, sensitivity
 from prefiqs_ext.cli.options import ModelOptions, ScoringOptions
-from prefiqs_ext.models import import_onnx, load_model
+from prefiqs_ext.models import import_onnx, load
 from prefiqs_ext.models.dlib import DlibResNet
 from tests.test_cli import Command
 
@@ -90,7 +90,7 @@ def test_channels_last_are_permuted(tmp_path: Path) -> None:
     constants = {"mean": floats(3), "w": floats(8, 3, 4, 4), "g": floats(8 * 5 * 4, 16, seed=1)}
     path = saved(make_model(nodes, ("n", 20, 16, 3), constants), tmp_path)
     preset = models.PRESETS["sface"].with_size((20, 16))
-    network, _ = load_model(path, preset)
+    network, _ = load(path, preset)
     x = floats(2, 3, 20, 16)
     with torch.no_grad():
         assert_equal(
@@ -102,7 +102,7 @@ def test_channels_last_are_permuted(tmp_path: Path) -> None:
     # Folded, in another order of additions.
     torch.testing.assert_close(Scorer(path, preset=preset)(images).embedding, expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match=r"the network's size \(20, 16\), got \(112, 112\)"):
-        load_model(path, "sface")
+        load(path, "sface")
 
 
 def test_networks_of_other_images(tmp_path: Path) -> None:

@@ -339,7 +339,7 @@ def test_images_without_a_direction() -> None:
 
 def test_on_sface(sface: nn.Module, crops: Tensor) -> None:
     """A blurred face turns more; norms of layers under their names in the ONNX file."""
-    preset = Preset.named("sface")
+    preset = Preset.resolve("sface")
     blurred = nn.functional.avg_pool2d(crops[:1].float(), 13, 1, 6, count_include_pad=False).to(torch.uint8)
     sharp, soft = pseudo_labels(torch.cat([crops[:1], blurred]), sface, preset)
     assert sharp > soft + 0.003

@@ -103,7 +103,7 @@ def test_refusals() -> None:
 
 
 def test_on_sface(sface: nn.Module, crops: Tensor) -> None:
-    method = GraFIQs(sface, Preset.named("sface"))
+    method = GraFIQs(sface, Preset.resolve("sface"))
     batched = method.scores(crops[:6])
     for index in range(6):
         alone = method.scores(crops[index : index + 1])
@@ -112,7 +112,7 @@ def test_on_sface(sface: nn.Module, crops: Tensor) -> None:
 
 
 def test_stages_of_real_networks(sface: nn.Module, facexzoo_file: Path) -> None:
-    stages = GraFIQs(sface, Preset.named("sface")).stages
+    stages = GraFIQs(sface, Preset.resolve("sface")).stages
     assert stages == ("conv_4_relu", "conv_6_relu", "conv_12_relu", "conv_14_relu")  # what enters conv_5_dw ... bn1
     network, preset = load("facexzoo")
     assert GraFIQs(network, preset).stages == ("conv_23.conv", "conv_34.conv", "conv_45.conv", "conv_6_sep")
@@ -123,7 +123,7 @@ def test_sface_records_the_statistics_of_faces(sface: nn.Module, crops: Tensor) 
     entered: dict[nn.Module, Tensor] = {}
     handles = [m.register_forward_pre_hook(lambda m, args: entered.update({m: args[0]})) for m in norms]
     with torch.no_grad():
-        sface(Preset.named("sface").normalize()(crops))
+        sface(Preset.resolve("sface").normalize()(crops))
     for handle in handles:
         handle.remove()
     assert len(entered) == 28
@@ -137,4 +137,4 @@ def test_sface_records_the_statistics_of_faces(sface: nn.Module, crops: Tensor) 
 
 def test_folded_network_is_refused(w600k_mbf_file: Path) -> None:
     with pytest.raises(ValueError, match="folded into the convolutions"):
-        GraFIQs(import_onnx(w600k_mbf_file), Preset.named("insightface"))
+        GraFIQs(import_onnx(w600k_mbf_file), Preset.resolve("insightface"))

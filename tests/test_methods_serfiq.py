@@ -162,7 +162,7 @@ def test_an_image_without_a_direction_is_named() -> None:
 
 def test_on_sface(sface: nn.Module, crops: Tensor) -> None:
     """The ONNX file has its dropout, before the last linear layer."""
-    preset = Preset.named("sface")
+    preset = Preset.resolve("sface")
     method = SERFIQ(sface, preset, passes=6)
     assert method.dropout == "dropout5"
     expected = plainly(sface, "dropout5", crops[0].double(), 6, 0)

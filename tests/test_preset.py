@@ -53,10 +53,10 @@ def test_buffers_are_in_the_state_and_not_trained() -> None:
     assert list(normalize.parameters()) == []
 
 
-def test_named() -> None:
-    assert Preset.named("sface") is PRESETS["sface"]
+def test_resolve() -> None:
+    assert Preset.resolve("sface") is Preset.resolve(PRESETS["sface"]) is PRESETS["sface"]
     with pytest.raises(ValueError, match=r"^unknown preset 'Arcface': expected one of arcface, .*, dlib, or a Preset$"):
-        Preset.named("Arcface")
+        Preset.resolve("Arcface")
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_every_method_that_computes_has_a_revision() -> None:
 def test_another_revision_computes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
     images = ImageSet([Encoded(png(), "image 0")])
-    scoring = Scoring(torch.nn.Linear(2, 2), Preset.named("sface"), Pruning())
+    scoring = Scoring(torch.nn.Linear(2, 2), Preset.resolve("sface"), Pruning())
     calls = []
 
     def score(crops: torch.Tensor) -> torch.Tensor:
@@ -154,7 +154,7 @@ def test_another_network_of_the_same_weights_computes_again(tmp_path: Path, monk
         ]
         path = saved(make_model(nodes, ("n", 3, 112, 112), constants), tmp_path)
         images = ImageSet([Encoded(png(), "image 0")])
-        network, preset = import_onnx(path), Preset.named("arcface")
+        network, preset = import_onnx(path), Preset.resolve("arcface")
         kept = [embedded(images, network, preset), Scoring(network, preset, Pruning()).of(images).embeddings]
         again = embedded(ImageSet([Encoded(png(), "image 0")], cache.in_memory()), import_onnx(path), preset)
         assert np.array_equal(kept[0], again)

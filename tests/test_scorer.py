@@ -350,8 +350,8 @@ BAD_SCORERS: dict[str, tuple[Callable[[nn.Module, Preset], Any], str]] = {
     ),
     "neither preset nor example": (lambda m, p: Scorer(m), "expected a preset, or an example batch"),
     "unknown preset": (lambda m, p: Scorer(m, preset="arcfase"), "unknown preset 'arcfase'"),
-    "unknown model": (lambda m, p: Scorer("sphaceface"), "expected a built-in model .* got 'sphaceface'"),
-    "pickle": (lambda m, p: Scorer("model.pth"), "expected a built-in model .* got 'model.pth'"),
+    "unknown model": (lambda m, p: Scorer("sphaceface"), "^no such model or file: sphaceface; known: sface, .*"),
+    "a preset as a model": (lambda m, p: Scorer("arcface"), "^no such model or file: arcface; .*'arcface' is a preset"),
     "float32 on CUDA": (
         lambda m, p: Scorer(m, preset=p, device="cuda", dtype=torch.float32),
         "expected dtype torch.float16 or torch.bfloat16 on CUDA",
@@ -383,8 +383,11 @@ def test_bad_scorers(small: nn.Module, tiny_preset: Preset, case: str) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Any) -> None:
-    with pytest.raises((ValueError, OSError), match=r"absent\.onnx"):
-        Scorer(tmp_path / "absent.onnx", preset="arcface")
+    for path in (tmp_path / "absent.onnx", str(tmp_path / "absent.onnx"), "absent.onnx"):
+        with pytest.raises(FileNotFoundError, match=r"^no such model or file: .*absent\.onnx; known: sface, "):
+            Scorer(path, preset="arcface")
+    with pytest.raises(TypeError, match="expected the name of a model or its file, got NoneType"):
+        Scorer(None)  # type: ignore[arg-type]
 
 
 def test_the_known_networks() -> None:

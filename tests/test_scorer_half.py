@@ -119,7 +119,7 @@ def test_a_module_used_before_and_after_the_last_layer_stays_one(emulation: Emul
 
 
 def test_levels_go_in_as_they_are(emulation: Emulation) -> None:
-    preset = Preset.named("arcface")
+    preset = Preset.resolve("arcface")
     model = nn.Sequential(preset.normalize(), networks.calibrated("mobile")).eval()
     images = networks.pictures(3, networks.ZOO_SIZE)
     graph = check(model, images, emulation)

@@ -329,7 +329,7 @@ def test_the_commands(folder: Path, sface_file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", [("--sparsity", "0.4"), ("--preset", "arcface"), ("--scope", "layer")])
 def test_settings_say_it_already(option: tuple[str, str], folder: Path, sface_file: Path, tmp_path: Path) -> None:
-    Settings("sface", "0" * 64, Preset.named("sface"), Pruning(), *FLOAT32).save(tmp_path / "settings.json")
+    Settings("sface", "0" * 64, Preset.resolve("sface"), Pruning(), *FLOAT32).save(tmp_path / "settings.json")
     command = ["score", str(folder), "--aligned", "--settings", str(tmp_path / "settings.json")]
     result = CliRunner().invoke(main, [*command, *option])
     assert result.exit_code == 2

@@ -357,7 +357,7 @@ def test_load(sface_file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["yunet", "arcface"])
 def test_load_knows_recognisers_only(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^unknown network '{name}': expected one of sface, facexzoo, "):
+    with pytest.raises(ValueError, match=f"^no such model or file: {name}; known: sface, facexzoo, "):
         load(name)
 
 

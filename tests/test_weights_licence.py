@@ -71,7 +71,7 @@ def test_a_licence_is_accepted_first(tiny: Weights, download: str, cache: Path) 
 
 
 def test_first_use_never_accepts(tiny: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefiqs_ext.models.BUILT_IN", ("tiny",))
+    monkeypatch.setattr("prefiqs_ext.models.weights.BUILT_IN", ("tiny",))
     with pytest.raises(MissingWeightsError, match="must be accepted first"):
         load("tiny")
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.inputs import example_images, levels
-from prefiqs_ext.models.loading import Normalized
+from prefiqs_ext.models.normalize import NormalizedNetwork
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer
@@ -104,7 +104,7 @@ def _by_execution(network: nn.Module, preset: Preset, names: Sequence[str]) -> l
                 order[name] = order.get(name, 0) + result.numel() * weight[0].numel()
 
             stack.enter_context(network.get_submodule(name).register_forward_hook(count))
-        Normalized(preset, network)(levels(example_images(preset), preset))
+        NormalizedNetwork(preset, network)(levels(example_images(preset), preset))
     return list(order.items())
 
 

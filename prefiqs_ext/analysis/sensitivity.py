@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.inputs import check_images, levels
 from prefiqs_ext.models.embedding import select_embedding
-from prefiqs_ext.models.loading import Normalized, load_network
+from prefiqs_ext.models.loading import resolve_network
+from prefiqs_ext.models.normalize import NormalizedNetwork
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.utils.torch_defaults import torch_defaults
@@ -43,15 +44,14 @@ def sensitivity(
     """
     if chunk < 1:
         raise InputError(f"expected chunk of 1 or more, got {chunk}")
-    network, own_preset = load_network(model, preset)
+    network, named = resolve_network(model, preset)
     if any(module.training for module in network.modules()):
         raise InputError("expected a model in eval mode: call model.eval() first")
-    named = Preset.named(preset) if isinstance(preset, str) else preset or own_preset
     masks = pruning.masks(network)
     check_images(batch, named)
     prefix = ""
     if named is not None:
-        network, prefix = Normalized(named, network), "network."
+        network, prefix = NormalizedNetwork(named, network), "network."
     weights, moves = {}, {}
     for name, mask in masks.items():
         weight = network.get_parameter(f"{prefix}{name}.weight").detach()

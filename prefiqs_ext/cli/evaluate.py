@@ -29,7 +29,7 @@ from prefiqs_ext.evaluation.edc import FMRS, Mode
 from prefiqs_ext.evaluation.inference import VERSIONS, ImageSet, Scoring, embedded
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.models.fingerprint import hash_weights
-from prefiqs_ext.models.loading import load_network
+from prefiqs_ext.models.loading import load
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.atomic_write import make_output_folder
 from prefiqs_ext.utils.text import format_path
@@ -308,7 +308,7 @@ def _verifiers(given: tuple[str, ...]) -> dict[str, tuple[nn.Module, Preset]]:
             raise click.UsageError(
                 f"--verifier {text}: the file cannot tell the input its network wants: PRESET:{text}"
             )
-        network, own = load_network(model, said)
+        network, own = load(model, said)
         preset = said or own
         assert preset is not None  # a built-in's own
         if _label(model) in found:

@@ -66,7 +66,7 @@ def _describe_cuda() -> str:
 
     from prefiqs_ext.device import why_no_cuda
 
-    reason = why_no_describe_cuda()
+    reason = why_no_cuda()
     if reason is not None:
         return f"not used: {reason}"
     capability = ".".join(map(str, torch.cuda.get_device_capability()))

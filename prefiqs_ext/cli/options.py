@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 import click
 
-from prefiqs_ext.models import BUILT_IN
-from prefiqs_ext.models.preset import PRESETS
+from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.models.preset import PRESETS, Preset
+from prefiqs_ext.models.weights import BUILT_IN, KNOWN, describe_unknown
+from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.utils.strict_json import JSON
 from prefiqs_ext.utils.text import format_path
 
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from prefiqs_ext.models.preset import Preset
-    from prefiqs_ext.pruning import Pruning
     from prefiqs_ext.scorer import Scorer
     from prefiqs_ext.settings import Settings
 
@@ -60,24 +60,19 @@ class ModelOptions:
 
     def find_preset(self) -> Preset | None:
         """Return the preset that --preset and --size name; None if they leave it to the built-in network."""
-        from prefiqs_ext.models import weights
-        from prefiqs_ext.models.preset import Preset
-
         name = self.preset
         if name is None and self.size is not None:
-            name = weights.KNOWN[self.name].preset
+            name = KNOWN[self.name].preset
         if name is None:
             return None
-        preset = Preset.named(name)
+        preset = Preset.resolve(name)
         return preset if self.size is None else preset.with_size(self.size)
 
     def load(self) -> tuple[nn.Module, Preset]:
         """Return the network, in eval mode on the CPU, and the preset of its input."""
-        from prefiqs_ext.models.loading import load_network
+        from prefiqs_ext.models.loading import load
 
-        given = self.find_preset()
-        network, own = load_network(self.name, given)
-        preset = given or own
+        network, preset = load(self.name, self.find_preset())
         assert preset is not None  # a file without one was refused when the options were made
         return network, preset
 
@@ -121,8 +116,6 @@ class ScoringOptions:
 
     def make_pruning(self) -> Pruning:
         """Return the pruning that the options describe."""
-        from prefiqs_ext.pruning import Pruning
-
         layers = self.layers if len(self.layers) > 1 else self.layers[0]
         if self.sparsity is None:
             return Pruning(self.pruning, scope=self.scope, layers=layers)
@@ -340,8 +333,7 @@ def _check(model: ModelOptions, option: str, *, needs_preset: bool = True) -> No
     if model.name in BUILT_IN:
         return
     if not os.path.exists(model.name):
-        known = ", ".join(BUILT_IN)
-        raise click.UsageError(f"{option}: no such model or file: {format_path(model.name)}; known: {known}")
+        raise click.UsageError(f"{option}: {describe_unknown(model.name)}")
     if needs_preset and model.preset is None:
         raise click.UsageError("--model FILE needs --preset: the file cannot tell the input its network wants")
 

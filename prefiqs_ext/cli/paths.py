@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 
-from prefiqs_ext.files.paths import refuse_unreadable
-
 
 class InputPath(click.Path):
     """A path that must be there; an address, an archive or a video is refused with what to do instead."""
@@ -19,6 +17,8 @@ class InputPath(click.Path):
         Raises:
             InputError: it is missing, or nothing that the package reads.
         """
+        from prefiqs_ext.files.paths import refuse_unreadable
+
         refuse_unreadable(os.fspath(value))
         return Path(os.fsdecode(super().convert(value, param, ctx)))
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from prefiqs_ext.cli.device import device_option
 from prefiqs_ext.models import BUILT_IN, weights
-from prefiqs_ext.models.loading import load_network
+from prefiqs_ext.models.loading import load
 from prefiqs_ext.models.preset import PRESETS, Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer
@@ -121,7 +121,7 @@ def _check(options: dict[str, Any]) -> None:
 def load_subject(options: dict[str, Any]) -> tuple[nn.Module, Preset]:
     """The network of --model, and the input it wants."""
     said = said_preset(options)
-    network, own = load_network(options["model"], said)
+    network, own = load(options["model"], said)
     preset = said or own
     assert preset is not None  # what model_options checks
     return network, preset
@@ -134,7 +134,7 @@ def said_preset(options: dict[str, Any]) -> Preset | None:
         name = weights.KNOWN[options["model"]].preset
     if name is None:
         return None
-    preset = Preset.named(name)
+    preset = Preset.resolve(name)
     return preset if size is None else preset.with_size(size)
 
 

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,16 +21,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prefiqs_ext.exceptions import FileFormatError, MissingFileError
-from prefiqs_ext.models.dlib import load_dlib
-from prefiqs_ext.models.input_size import check_input
+from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.models.ir import IR
 from prefiqs_ext.models.iresnet import IResNet
 from prefiqs_ext.models.mobilefacenet import Bottlenecks, MobileFaceNet
-from prefiqs_ext.models.onnx_import import import_onnx
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.models.state_dict import QUANTISED, read_state_dict
-from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 _EPS = {"magface": 2e-5}  # of batch norms, by preset; 1e-5 elsewhere
 _SHOWN = 4
@@ -54,57 +49,38 @@ class Family:
     extra: str = r"(?!)"
 
 
-@torch_defaults()
-def load_model(path: str | os.PathLike[str], preset: Preset | str | None = None) -> tuple[nn.Module, Preset | None]:
-    """The recognition network in a file, in eval mode on the CPU in float32, and the preset of its input.
+def load_checkpoint(path: Path, preset: Preset | None = None) -> tuple[nn.Module, Preset]:
+    """Loads the recognition network of a PyTorch checkpoint or a .safetensors file.
 
-    path: a PyTorch checkpoint (a state dict, alone or in a training checkpoint; .pt, .pth, .ckpt, .bin, .pkl, any other
-        name), .safetensors, .onnx, or dlib's .dat. The network maps what the preset gives to embeddings [N, d], not
-        normalised.
-    preset: what input the network wants; None: a guess from the layout, said in a warning, since files do not tell (for
-        ONNX there is no guess, and the result is None). The size is no guess.
+    Args:
+        path: the file.
+        preset: what input the network wants; None: a guess from the layout, said in a warning. The size is no guess.
 
-    Weights of a classification head beside the network are left out, with a warning. FileNotFoundError; ValueError, in
-    one line, for a file that is damaged, hostile, of an unknown layout, or has weights too many, missing, of other
-    shapes, or not finite; or for a preset of another size than the network's, which a checkpoint's last layer or the
-    declaration in an ONNX file tells.
+    Returns:
+        The network, in eval mode on the CPU in float32, and the preset that its layout suggests.
+
+    Raises:
+        FileFormatError: a file that is damaged, hostile, of an unknown layout, or has weights too many, missing, of
+            other shapes, or not finite.
     """
-    path = Path(path)
-    named = Preset.named(preset) if isinstance(preset, str) else preset
-    if not path.exists():
-        raise MissingFileError(f"no such file: {path}")
-    if path.suffix.lower() == ".onnx":
-        return _checked(path, import_onnx(path), named), named
-    if path.suffix.lower() == ".dat":
-        return _checked(path, load_dlib(path), named), named or Preset.named("dlib")
     try:
-        network, guess = _network(read_state_dict(path), named)
+        network, guess = _network(read_state_dict(path), preset)
     except ValueError as error:
         raise FileFormatError(f"cannot load {path}: {error}") from error
-    if named is None:
+    if preset is None:
         warnings.warn(
             f"{path.name}: taken for input of preset {guess.name!r} ({guess.colour.upper()}, (x - {guess.mean[0]:g}) / "
             f"{guess.std[0]:g}), a guess by its layout: pass preset= to be sure",
-            stacklevel=2,
+            stacklevel=5,
         )
-    return _checked(path, network, named), named or guess
-
-
-def _checked(path: Path, network: nn.Module, preset: Preset | None) -> nn.Module:
-    """The network itself."""
-    if preset is not None:
-        try:
-            check_input(network, preset)
-        except ValueError as error:
-            raise FileFormatError(f"cannot load {path}: {error}") from error
-    return network
+    return network, guess
 
 
 def _network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module, Preset]:
     family, prefix = _family(state)
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     shapes = {name: tuple(tensor.shape) for name, tensor in inside.items()}
-    guess = Preset.named(family.guess(prefix, shapes))
+    guess = Preset.resolve(family.guess(prefix, shapes))
     with torch.device("meta"):
         network = family.build(shapes, (preset or guess).name)
     guess = guess.with_size(network.input_size)
@@ -117,7 +93,7 @@ def _network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module
         raise FileFormatError(f"expected the weights of {family.name} alone, the file also has {_names(unknown)}")
     _fill(network, inside, family)
     if heads:
-        warnings.warn(f"left out, a classification head: {_names(heads)}", stacklevel=4)
+        warnings.warn(f"left out, a classification head: {_names(heads)}", stacklevel=6)
     return network.eval(), guess
 
 
@@ -267,4 +243,4 @@ FAMILIES = (
     ),
     Family("MobileFaceNet", "conv_23.conv.conv.weight", _mobilefacenet, lambda prefix, shapes: "facexzoo"),
 )
-"""Every layout of PyTorch checkpoints that load_model knows."""
+"""Every layout of PyTorch checkpoints that load_checkpoint knows."""

@@ -1,54 +1,108 @@
-"""The network that a user names or gives, on the CPU, and the same behind its preset's normalisation."""
+"""The one loader: a built-in network by its name, or any supported file, on the CPU and ready for inference.
+
+>>> network, preset = prefiqs_ext.models.load("sface")
+>>> preset.name, preset.size
+('sface', (112, 112))
+"""
 
 from __future__ import annotations
 
 import copy
-from os import PathLike
+import os
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from prefiqs_ext import models
-from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.exceptions import FileFormatError, InputError, InputTypeError, MissingFileError
+from prefiqs_ext.models import weights
+from prefiqs_ext.models.checkpoint import load_checkpoint
+from prefiqs_ext.models.dlib import load_dlib
 from prefiqs_ext.models.input_size import check_input
+from prefiqs_ext.models.onnx_import import import_onnx
 from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 
-def load_network(
-    model: str | PathLike[str] | nn.Module, preset: Preset | str | None
-) -> tuple[nn.Module, Preset | None]:
-    """A built-in model, a file or a module, and the preset that comes with it; a module brings none.
+@torch_defaults()
+def load(model: str | os.PathLike[str], preset: Preset | str | None = None) -> tuple[nn.Module, Preset | None]:
+    """Loads a recognition network and says what input it wants.
 
-    preset: what the caller says, which keeps a checkpoint from guessing. ValueError for a name that is no model and no
-    file, and for a preset whose images the network is known not to take; what models.load_model raises.
+    >>> network, preset = prefiqs_ext.models.load("sface")
+    >>> network(preset.normalize()(crops)).shape  # float32, not normalised
+    torch.Size([40, 128])
+
+    Files are only read as numbers: nothing in them is ever executed.
+
+    Args:
+        model: the name of a built-in network (``prefiqs_ext.models.BUILT_IN``), whose weights are fetched at first use;
+            or a file: ``.onnx``, dlib's ``.dat``, ``.safetensors``, or a PyTorch checkpoint under any other name (a
+            state dict, alone or inside a training checkpoint).
+        preset: the input that the network was trained on, as a :class:`Preset` or its name. A file does not tell. None
+            stands for a built-in network's own; for a checkpoint it stands for a guess by its layout, with a warning.
+
+    Returns:
+        The network, in eval mode on the CPU in float32, which maps ``preset.normalize()(images)`` to embeddings
+        ``[N, d]`` that are not normalised; and its preset. The preset is None for an ONNX file without `preset`.
+        The weights of a classification head beside the network are left out, with a warning.
+
+    Raises:
+        InputError: a name that is no built-in network and no file, or an unknown preset.
+        MissingFileError: a path where there is no file.
+        FileFormatError: a file that is damaged, hostile, of an unknown layout, has weights too many or missing, of
+            other shapes or not finite, or takes images of another size than the preset's.
+        UnsupportedNetworkError: an ONNX file with operators that cannot be run; or a built-in network and a preset of
+            another size.
+        MissingWeightsError: a built-in network whose weights can neither be found nor fetched.
     """
-    said = Preset.named(preset) if isinstance(preset, str) else preset
-    if isinstance(model, nn.Module) or model in models.BUILT_IN:
-        network, own = (_on_cpu(model), None) if isinstance(model, nn.Module) else models.load(str(model))
-        if said is not None:
+    said = None if preset is None else Preset.resolve(preset)
+    if not isinstance(model, str | os.PathLike):
+        raise InputTypeError(f"expected the name of a model or its file, got {type(model).__name__}")
+    if model in weights.BUILT_IN:
+        own = Preset.resolve(weights.KNOWN[str(model)].preset or "")
+        network, _ = _read(weights.fetch(str(model)), own)
+        check_input(network, said or own)
+        return network, said or own
+    path = Path(model)
+    if not path.exists():
+        name_alone = isinstance(model, str) and path.name == model == path.stem
+        raise (InputError if name_alone else MissingFileError)(weights.describe_unknown(os.fspath(model)))
+    network, guess = _read(path, said)
+    if said is not None:
+        try:
             check_input(network, said)
-        return network, own
-    if not Path(model).exists():
-        built_in = ", ".join(models.BUILT_IN)
-        raise InputError(f"expected a built-in model ({built_in}), a file or a torch.nn.Module, got {str(model)!r}")
-    return models.load_model(model, said)
+        except ValueError as error:
+            raise FileFormatError(f"cannot load {path}: {error}") from error
+    return network, said or guess
 
 
-class Normalized(nn.Module):
-    """A network, as `network`, behind its preset's normalisation: levels of 0-255 in."""
+def resolve_network(
+    model: str | os.PathLike[str] | nn.Module, preset: Preset | str | None = None
+) -> tuple[nn.Module, Preset | None]:
+    """Returns what :func:`load` does, and takes a module too, which brings no preset of its own.
 
-    def __init__(self, preset: Preset, network: nn.Module) -> None:
-        super().__init__()
-        self.normalize = preset.normalize().eval()
-        self.network = network
-        self.training = network.training  # dualize refuses a network in train mode; wrapping must not hide it
+    A module on another device is copied to the CPU; the caller's stays as it is.
+    """
+    if not isinstance(model, nn.Module):
+        return load(model, preset)
+    said = None if preset is None else Preset.resolve(preset)
+    network = _copy_to_cpu(model)
+    if said is not None:
+        check_input(network, said)
+    return network, said
 
-    def forward(self, images: Tensor) -> Any:
-        return self.network(self.normalize(images))
+
+def _read(path: Path, preset: Preset | None) -> tuple[nn.Module, Preset | None]:
+    """The network of a file, and what its layout says of its preset."""
+    kind = path.suffix.lower()
+    if kind == ".onnx":
+        return import_onnx(path), None
+    if kind == ".dat":
+        return load_dlib(path), Preset.resolve("dlib")
+    return load_checkpoint(path, preset)
 
 
-def _on_cpu(model: nn.Module) -> nn.Module:
+def _copy_to_cpu(model: nn.Module) -> nn.Module:
     """The model itself or, of one that is elsewhere, a copy made without a second one on its device."""
     tensors = [*model.parameters(), *model.buffers()]
     if all(tensor.device.type == "cpu" for tensor in tensors):

@@ -4,47 +4,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor, nn
+from prefiqs_ext.exceptions import InputError, InputTypeError
 
-from prefiqs_ext.exceptions import InputError
+if TYPE_CHECKING:  # the command line lists presets without torch
+    from prefiqs_ext.models.normalize import Normalize
 
 _CHANNELS = 3
 _LARGEST = 4096  # pixels of a side
 
 
-class Normalize(nn.Module):
-    """Image of levels 0-255 -> network input: (x - mean) / std, channels reordered first where the network wants BGR.
-
-    scale, shift: buffers [3] in the network's channel order; the output is x * scale + shift. flip: RGB becomes BGR.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float], *, flip: bool) -> None:
-        super().__init__()
-        self.flip = flip
-        self.register_buffer("scale", torch.tensor([1 / s for s in std], dtype=torch.float32))
-        shift = [-m / s for m, s in zip(mean, std, strict=True)]
-        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """uint8 or floating [N, 3, H, W], RGB levels 0-255 -> [N, 3, H, W] of the buffers' dtype (float32)."""
-        if self.flip:
-            x = x.flip(1)
-        return x.to(self.scale.dtype) * self.scale.view(1, -1, 1, 1) + self.shift.view(1, -1, 1, 1)
-
-
 @dataclass(frozen=True)
 class Preset:
-    """The input a checkpoint was trained on.
+    """What a checkpoint was trained on: the size of its images, their channel order, and how levels are scaled.
 
-    size: (height, width) in pixels; images are never resized to it silently. colour: the order of the network's input
-    channels. mean, std: levels of 0-255, one per channel in that order: network input = (x - mean) / std.
-    ValueError names a field that cannot be.
+    >>> preset = prefiqs_ext.Preset("mine", (112, 112), "bgr", mean=(127.5, 127.5, 127.5), std=(128.0, 128.0, 128.0))
+    >>> scorer = prefiqs_ext.Scorer("sface", preset=preset)  # only to show it: SFace wants another
+
+    Presets of the usual families have names, which every `preset=` takes: "arcface", "magface", "adaface", ...
+
+    Attributes:
+        name: what messages call it.
+        size: (height, width) in pixels. An image of another size is refused, never resized.
+        colour: the order of the channels that the network takes. You always give RGB; "bgr" is reordered for you.
+        mean: three levels of 0-255, in the network's channel order.
+        std: three numbers above 0, likewise. The network gets ``(x - mean) / std`` of levels x of 0-255.
+
+    Raises:
+        InputError: a field that cannot be, by name.
     """
 
     name: str
@@ -76,20 +64,31 @@ class Preset:
         if min(self.std) <= 0:
             raise InputError(f"preset {self.name!r}: expected std above 0, got {self.std!r}")
 
-    @staticmethod
-    def named(name: str) -> Preset:
-        """The preset of PRESETS under this name; ValueError lists the known names."""
+    @classmethod
+    def resolve(cls, preset: Preset | str) -> Preset:
+        """Returns a preset itself, or the one of this name; the one place where "a preset or its name" is resolved.
+
+        Raises:
+            InputError: an unknown name; the message lists the known ones.
+            InputTypeError: neither a preset nor a name.
+        """
+        if isinstance(preset, cls):
+            return preset
+        if not isinstance(preset, str):
+            raise InputTypeError(f"expected a Preset or the name of one, got {type(preset).__name__}")
         try:
-            return PRESETS[name]
+            return PRESETS[preset]
         except KeyError:
-            raise InputError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}, or a Preset") from None
+            raise InputError(f"unknown preset {preset!r}: expected one of {', '.join(PRESETS)}, or a Preset") from None
 
     def with_size(self, size: int | tuple[int, int]) -> Preset:
-        """The same for images of another size: (height, width), or a number of pixels for both."""
+        """Returns the same preset for images of another size: (height, width), or one number of pixels for both."""
         return replace(self, size=(size, size) if isinstance(size, int) else size)
 
     def normalize(self) -> Normalize:
-        """A new module that does what this preset says."""
+        """Returns a new module that does to images of levels 0-255 what this preset says."""
+        from prefiqs_ext.models.normalize import Normalize
+
         return Normalize(self.mean, self.std, flip=self.colour == "bgr")
 
 
@@ -115,4 +114,5 @@ PRESETS: dict[str, Preset] = {
         _preset("dlib", "rgb", 0.0, 1.0, 150),
     )
 }
-"""Every known preset by name, all 112 x 112 but dlib's 150 x 150. Sources: the checkpoints' own repositories."""
+"""Every known preset by name. All are for 112 x 112 pixels but dlib's 150 x 150. Sources: the checkpoints' own
+repositories."""

@@ -29,7 +29,9 @@ import platformdirs
 from tqdm import tqdm
 
 from prefiqs_ext.exceptions import InputError, MissingWeightsError
+from prefiqs_ext.models.preset import PRESETS
 from prefiqs_ext.utils.atomic_write import FULL
+from prefiqs_ext.utils.text import format_path
 
 _TIMEOUT_S = 5.0  # to connect, and between two pieces of an answer
 _CHUNK = 1 << 18
@@ -138,6 +140,9 @@ KNOWN: dict[str, Weights] = {
 """Every known weights file by name: OpenCV Zoo's SFace (the default network) and YuNet, FaceX-Zoo's MobileFaceNet,
 dlib's ResNet-29, InsightFace's MobileFaceNet."""
 
+BUILT_IN: tuple[str, ...] = tuple(entry.name for entry in KNOWN.values() if entry.kind == "recogniser")
+"""The names of the built-in networks, which :func:`prefiqs_ext.models.load` and a Scorer take."""
+
 
 def known(name: str) -> Weights:
     """The entry of KNOWN under this name; ValueError lists the known names."""
@@ -145,6 +150,12 @@ def known(name: str) -> Weights:
         return KNOWN[name]
     except KeyError:
         raise InputError(f"unknown weights {name!r}: expected one of {', '.join(KNOWN)}") from None
+
+
+def describe_unknown(model: str) -> str:
+    """Returns the line for a model that is neither built in nor a file; it tells a preset's name for what it is."""
+    hint = f"; {model!r} is a preset: name a model or its file, and this as its preset" if model in PRESETS else ""
+    return f"no such model or file: {format_path(model)}; known: {', '.join(BUILT_IN)}{hint}"
 
 
 def cache_folder() -> Path:

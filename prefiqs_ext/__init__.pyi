@@ -1,0 +1,32 @@
+# What `import prefiqs_ext` offers. __init__.py reads this file and imports each name when it is first used, so that the
+# command line starts without torch. Only relative imports of one dot may stand here.
+from . import evaluation, exceptions, methods, models, reference
+from .analysis.sensitivity import sensitivity
+from .calibration import Calibration
+from .dual import dualize
+from .exceptions import PrefiqsError
+from .models.preset import Preset
+from .output import ScoreOutput
+from .pruning import Pruning
+from .scorer import Scorer, score
+from .settings import Settings
+
+__version__: str
+
+__all__ = [
+    "Calibration",
+    "PrefiqsError",
+    "Preset",
+    "Pruning",
+    "ScoreOutput",
+    "Scorer",
+    "Settings",
+    "dualize",
+    "evaluation",
+    "exceptions",
+    "methods",
+    "models",
+    "reference",
+    "score",
+    "sensitivity",
+]
