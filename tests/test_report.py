@@ -19,11 +19,11 @@ from torch import Tensor
 
 from prefiqs_ext import Scorer
 from prefiqs_ext.cli import main
-from prefiqs_ext.exceptions import MissingWeightsError
+from prefiqs_ext.exceptions import InputError, MissingWeightsError
 from prefiqs_ext.files.records import Record
 from prefiqs_ext.models import weights
 from prefiqs_ext.report import Selection, render
-from prefiqs_ext.report.histogram import HEIGHT, WIDTH, histogram
+from prefiqs_ext.report.histogram import HEIGHT, WIDTH, build_histogram
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.text import format_path
 from tests import chromium
@@ -116,7 +116,7 @@ def test_quantile_is_numpys_to_a_bin(share: float) -> None:
 
 @pytest.mark.parametrize("qualities", [[0.5], [0.0, 1.0], [0.7, 0.7001], np.linspace(0.4, 0.8, 997).tolist(), [1.0]])
 def test_histogram_counts_every_face_inside_its_drawing(qualities: list[float]) -> None:
-    drawn = histogram(Selection().add(_scored(qualities)).quality_counts)
+    drawn = build_histogram(Selection().add(_scored(qualities)).quality_counts)
     assert sum(int(bar.hint.rpartition(": ")[2].replace(",", "")) for bar in drawn.bars) == len(qualities)
     assert max(bar.height for bar in drawn.bars) == HEIGHT
     assert len(drawn.bars) <= 40
@@ -231,7 +231,9 @@ def crop_folder(crops: Tensor, sface_file: Path, tmp_path: Path) -> Path:
 def test_command_agrees_with_the_scorer(crop_folder: Path, crops: Tensor, tmp_path: Path) -> None:
     output = tmp_path / "page.html"
     result = CliRunner().invoke(main, ["report", str(crop_folder), "--aligned", "--output", str(output)])
-    assert (result.exit_code, result.stdout) == (0, f"{output}\n"), result.stderr
+    assert (result.exit_code, result.stdout) == (0, ""), result.stderr
+    said = f"prefiqs: 8 files: 6 ok, 1 unreadable, 1 not assessable; written to {output}"
+    assert result.stderr.splitlines()[-1] == said
     expected = Scorer()(crops[:6])
     order = expected.quality.argsort(descending=True).tolist()
     page = output.read_text(encoding="utf-8")
@@ -275,7 +277,7 @@ def _refused(*arguments: str) -> str:
 
 def test_command_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Found before anything is loaded or scored.
-    monkeypatch.setattr("prefiqs_ext.cli.report.Scorer", lambda **_: pytest.fail("loaded a network"))
+    monkeypatch.setattr("prefiqs_ext.scorer.Scorer", lambda *_, **__: pytest.fail("loaded a network"))
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "found none" in _refused(str(empty), "--output", str(tmp_path / "page.html"))
@@ -297,10 +299,10 @@ def test_nothing_scored_is_a_failure_with_a_page(tmp_path: Path, sface_file: Pat
 
 def test_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
-        def __init__(self, **_: object) -> None:
-            raise ValueError("broken network")
+        def __init__(self, *_: object, **__: object) -> None:
+            raise InputError("broken network")
 
-    monkeypatch.setattr("prefiqs_ext.cli.report.Scorer", Broken)
+    monkeypatch.setattr("prefiqs_ext.scorer.Scorer", Broken)
     (tmp_path / "faces").mkdir()
     Image.new("RGB", (112, 112)).save(tmp_path / "faces" / "one.png")
     output = tmp_path / "page.html"

@@ -20,15 +20,15 @@ from prefiqs_ext.utils.text import escape_unprintable
 _INTERRUPTED = 130
 
 COMMANDS = {
-    "analyse": "Show what pruning does to a network's scores on your own faces.",
+    "analyse": "Show what pruning does to a network's scores on your own faces, and what it costs.",
     "calibrate": "Fit a scale of 0 to 100 on your own faces.",
     "degrade": "Make a harder set for `prefiqs evaluate` by degrading faces.",
     "demo": "Score one face and twelve worse versions of it.",
-    "evaluate": "Compare qualities by the errors that discarding the worst pairs of faces removes.",
+    "evaluate": "Measure how well a quality predicts recognition errors on your own faces.",
     "info": "Show what is installed, what it uses on this machine, and the weights.",
     "report": "Score a folder and show it as one HTML page.",
     "score": "Score the faces in photos, or ready crops with --aligned.",
-    "tune": "Find the sparsity, scope and layers that serve a network best.",
+    "tune": "Find the sparsity, scope and layers that serve your network best.",
     "weights": "List, fetch and find the weights of the built-in networks.",
 }
 """Each subcommand and the first line of its help. Its function has the same name as its module in this package."""

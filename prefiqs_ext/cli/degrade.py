@@ -29,7 +29,7 @@ _TABLE = "degradations.csv"
     "--output",
     "-o",
     required=True,
-    metavar="DIR",
+    metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False),
     help="The folder to write to: a new or an empty one.",
 )

@@ -19,7 +19,7 @@ _TITLE = "One face, thirteen ways, sorted by quality (0 to 1, higher is better)"
 @click.option(
     "--output",
     "-o",
-    metavar="DIR",
+    metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False),
     default=".",
     show_default="the working directory",

@@ -21,7 +21,7 @@ def tell(line: str) -> None:
 def describe_counts(counts: Mapping[str, int]) -> str:
     """Return `6 ok, 1 no face, 1 unreadable` from the number of rows of each status; "nothing" if there are none."""
     known = [(status, counts.get(status, 0)) for status in _ORDER]
-    return ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in known if count) or "nothing"
+    return ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in known if count) or "nothing"
 
 
 def describe_files(files: int) -> str:

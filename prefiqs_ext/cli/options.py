@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 import click
 
-from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.models.preset import PRESETS, Preset
 from prefiqs_ext.models.weights import BUILT_IN, KNOWN, describe_unknown
 from prefiqs_ext.pruning import Pruning
@@ -314,28 +313,37 @@ def _make_scoring(
     dtype: str | None,
     settings: Path | None = None,
 ) -> ScoringOptions:
+    options = ModelOptions(model, preset, size, output_name)
+    read = None
+    if settings is not None:
+        _refuse_fixed_options()
+        read = _read_settings(settings)
+        if not _was_given("model"):
+            options = ModelOptions(_name_model(read, settings))
+    _check(options, "--model" if options.name == model else "--settings", needs_preset=read is None)
     if device == "auto":
         from prefiqs_ext.device import automatic
 
         device = automatic()
-    if settings is None:
-        options = _make_model(model, preset, size, output_name)
-        return ScoringOptions(options, pruning, sparsity, scope, layers, device, dtype)
-    _refuse_fixed_options()
-    read = _read_settings(settings)
-    options = ModelOptions(model if _was_given("model") else _model_of(read, settings))
-    _check(options, "--model" if _was_given("model") else "--settings", needs_preset=False)
-    return ScoringOptions(options, device=device if _was_given("device") else None, dtype=dtype, settings=read)
+    place = device if read is None or _was_given("device") else None
+    scoring = ScoringOptions(options, pruning, sparsity, scope, layers, place, dtype, read)
+    scoring.make_pruning()  # refuses what cannot be, before any work
+    return scoring
 
 
 def _check(model: ModelOptions, option: str, *, needs_preset: bool = True) -> None:
-    """Refuse a model that is not there, and a file without a preset. `option` is the one that named the model."""
-    if model.name in BUILT_IN:
-        return
-    if not os.path.exists(model.name):
-        raise click.UsageError(f"{option}: {describe_unknown(model.name)}")
-    if needs_preset and model.preset is None:
-        raise click.UsageError("--model FILE needs --preset: the file cannot tell the input its network wants")
+    """Refuse a model that is not there, a file without a preset, and a size that no preset has.
+
+    `option` is the one that named the model.
+    """
+    if model.name not in BUILT_IN:
+        if not os.path.exists(model.name):
+            raise click.UsageError(f"{option}: {describe_unknown(model.name)}")
+        if os.path.isdir(model.name):
+            raise click.UsageError(f"{option}: expected a file, got the folder {format_path(model.name)}")
+        if needs_preset and model.preset is None:
+            raise click.UsageError("--model FILE needs --preset: the file cannot tell the input its network wants")
+    model.find_preset()
 
 
 def _refuse_fixed_options() -> None:
@@ -350,7 +358,7 @@ def _read_settings(file: Path) -> Settings:
     return Settings.load(file)
 
 
-def _model_of(settings: Settings, file: Path) -> str:
+def _name_model(settings: Settings, file: Path) -> str:
     if settings.model is None:
         raise click.UsageError(f"{format_path(str(file))} names no model, it was made from Python: give --model FILE")
     return settings.model

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=INPUT_FOLDER)
+@click.argument("folder", metavar="FOLDER", type=INPUT_FOLDER)
 @click.option("--aligned", is_flag=True, help="The images are ready crops of exactly the preset's size.")
 @click.option(
     "--output",
@@ -61,7 +61,7 @@ def report(folder: Path, aligned: bool, output: Path, scoring: ScoringOptions, t
         file.write(render(selection, str(folder), _describe_run(scorer, aligned=aligned)).encode())
     if not selection.counts["ok"]:
         raise InputError(f"no face could be scored; {format_path(str(output))} says why")
-    tell_summary(len(paths), selection.counts, output)
+    tell_summary(len(paths), {**selection.counts}, output)
 
 
 def _describe_run(scorer: Scorer, *, aligned: bool) -> dict[str, str]:
