@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prefiqs_ext import Scorer
 from prefiqs_ext.cli import main
-from prefiqs_ext.exceptions import InputError, MissingWeightsError
+from prefiqs_ext.exceptions import FileAccessError, InputError, MissingWeightsError, PrefiqsError
 from prefiqs_ext.files.records import Record
 from prefiqs_ext.models import weights
 from prefiqs_ext.report import Selection, render
@@ -316,10 +316,10 @@ def test_full_disk(tmp_path: Path) -> None:
     output = tmp_path / "page.html"
     output.write_text("old")
     Path(f"{output}.part").symlink_to("/dev/full")
-    full = r"^cannot write .*page\.html \(No space left on device\)$"
-    with pytest.raises(ValueError, match=full), atomic_write(str(output)) as file:
+    full = r"^cannot write .*page\.html \(No space left on device\)"
+    with pytest.raises(FileAccessError, match=full), atomic_write(str(output)) as file:
         file.write(b"x" * 100_000)
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     assert output.read_text() == "old"
-    with pytest.raises(ValueError, match="expected a file to write, got no name"), atomic_write(""):
+    with pytest.raises(PrefiqsError, match="expected a file to write, got no name"), atomic_write(""):
         pass

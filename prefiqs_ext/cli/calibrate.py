@@ -9,10 +9,11 @@ from typing import Literal
 
 import click
 
-from prefiqs_ext.cli.messages import tell, tell_summary
+from prefiqs_ext.cli.messages import describe_counts, describe_files, tell
 from prefiqs_ext.cli.options import ScoringOptions, scoring_options
 from prefiqs_ext.cli.throughput import Throughput, throughput_options
 from prefiqs_ext.utils.atomic_write import atomic_write
+from prefiqs_ext.utils.text import format_path
 
 
 @click.command()
@@ -72,4 +73,5 @@ def calibrate(
                 qualities += [row.quality for row in scored.rows if row.quality is not None]
         calibration = Calibration.fit(torch.tensor(qualities), kind)
         file.write(scorer.settings.calibrated(calibration).to_json().encode())
-    tell_summary(len(files), counts, output)
+    found = f"{describe_files(len(files))}: {describe_counts(counts.items())}"
+    tell(f"{found}; {kind} scale written to {format_path(str(output))}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,10 +18,10 @@ def tell(line: str) -> None:
     tqdm.write(f"prefiqs: {escape_unprintable(line)}", file=sys.stderr)
 
 
-def describe_counts(counts: Mapping[str, int]) -> str:
-    """Return `6 ok, 1 no face, 1 unreadable` from the number of rows of each status; "nothing" if there are none."""
-    known = [(status, counts.get(status, 0)) for status in _ORDER]
-    return ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in known if count) or "nothing"
+def describe_counts(counts: Iterable[tuple[str, int]]) -> str:
+    """Return `6 ok, 1 no face, 1 unreadable` from statuses and how many rows have each; "nothing" if there are none."""
+    known = sorted(((status, count) for status, count in counts if count), key=lambda each: _ORDER.index(each[0]))
+    return ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in known) or "nothing"
 
 
 def describe_files(files: int) -> str:
@@ -29,7 +29,7 @@ def describe_files(files: int) -> str:
     return f"{files:,} file{'' if files == 1 else 's'}"
 
 
-def tell_summary(files: int, counts: Mapping[str, int], *outputs: Path | None) -> None:
+def tell_summary(files: int, counts: Iterable[tuple[str, int]], *outputs: Path | None) -> None:
     """Print the last line of a command that scores: how many files, what became of the faces, where the results are."""
     places = " and ".join(format_path(str(output)) for output in outputs if output is not None)
     tell(f"{describe_files(files)}: {describe_counts(counts)}{f'; written to {places}' if places else ''}")

@@ -61,7 +61,7 @@ def report(folder: Path, aligned: bool, output: Path, scoring: ScoringOptions, t
         file.write(render(selection, str(folder), _describe_run(scorer, aligned=aligned)).encode())
     if not selection.counts["ok"]:
         raise InputError(f"no face could be scored; {format_path(str(output))} says why")
-    tell_summary(len(paths), {**selection.counts}, output)
+    tell_summary(len(paths), selection.counts.items(), output)
 
 
 def _describe_run(scorer: Scorer, *, aligned: bool) -> dict[str, str]:

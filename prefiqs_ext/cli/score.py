@@ -114,5 +114,5 @@ def score(
         results.finish()
     counts = results.done.counts
     if not counts.get("ok"):
-        raise InputError(f"nothing could be scored: {describe_counts(counts)}")
-    tell_summary(results.done.paths, counts, output, embeddings)
+        raise InputError(f"nothing could be scored: {describe_counts(counts.items())}")
+    tell_summary(results.done.paths, counts.items(), output, embeddings)
