@@ -13,20 +13,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from onnx import helper
 from PIL import Image
 from torch import Tensor
 
-from prefiqs_ext import Scorer
+from prefiqs_ext import Pruning, Scorer
 from prefiqs_ext.cli import main
 from prefiqs_ext.exceptions import FileAccessError, InputError, MissingWeightsError, PrefiqsError
 from prefiqs_ext.files.records import Record
-from prefiqs_ext.models import weights
+from prefiqs_ext.models import PRESETS, weights
 from prefiqs_ext.report import Selection, render
 from prefiqs_ext.report.histogram import HEIGHT, WIDTH, build_histogram
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.text import format_path
 from tests import chromium
+from tests.onnx_files import floats, make_model
 
 HOSTILE = [
     "<script>document.title='owned'</script>.jpg",
@@ -247,6 +250,34 @@ def test_command_agrees_with_the_scorer(crop_folder: Path, crops: Tensor, tmp_pa
     for text in ("scored: 6", "not readable: 1", "not assessable: 1", "no face found: 0"):
         assert text in parsed.text
     assert list(tmp_path.glob("*.part")) == []
+
+
+def test_command_with_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv", strides=[8, 8]),
+        helper.make_node("Flatten", ["c"], ["y"], name="flatten"),
+    ]
+    model = make_model(nodes, ("n", 3, 32, 24), {"w": floats(8, 3, 8, 8)})
+    Path("small.onnx").write_bytes(model.SerializeToString())
+    Path("crops").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 24, 3), dtype=np.uint8)
+    for index, crop in enumerate(pixels):
+        Image.fromarray(crop).save(f"crops/{index}.png")
+    options = ["--model", "small.onnx", "--preset", "arcface", "--size", "32x24", "--pruning", "random"]
+    more = ["--sparsity", "0.5", "--batch-size", "2", "--workers", "0"]
+    result = CliRunner().invoke(main, ["report", "crops", "--aligned", "-o", "page.html", *options, *more])
+    assert (result.exit_code, result.stderr) == (0, "prefiqs: 3 files: 3 ok; written to page.html\n")
+    scorer = Scorer("small.onnx", Pruning("random", 0.5), preset=PRESETS["arcface"].with_size((32, 24)))
+    qualities = scorer(torch.from_numpy(pixels).permute(0, 3, 1, 2)).quality.sort(descending=True).values
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert re.findall(r'<div class="quality">([\d.]+)</div>', page) == [f"{quality:.3f}" for quality in qualities]
+    text = " ".join(Parsed(page).text.split())
+    assert (
+        f"small.onnx (SHA-256 of its weights {scorer.settings.model_sha256[:12]}), computed in float32 on cpu" in text
+    )
+    assert "random, 0.5 of the weights; scope layer, layers conv" in text
+    assert "aligned crops of 24 x 32 pixels, preset arcface" in text
 
 
 def test_command_finds_faces_in_photos(sface_file: Path, tmp_path: Path) -> None:

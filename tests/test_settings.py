@@ -339,6 +339,23 @@ def test_settings_say_it_already(option: tuple[str, str], folder: Path, sface_fi
     assert "expected the model that these settings were made with" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (None, "settings.json names no model, it was made from Python: give --model FILE"),
+        ("gone.onnx", "--settings: no such model or file: gone.onnx; known: sface, "),
+    ],
+)
+def test_the_model_of_settings_is_looked_for_first(
+    model: str | None, message: str, folder: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "settings.json"
+    Settings(model, "0" * 64, Preset.resolve("sface"), Pruning(), *FLOAT32).save(settings)
+    result = CliRunner().invoke(main, ["score", str(folder), "--settings", str(settings)])
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 def test_a_network_without_preset(network: nn.Module) -> None:
     x = network_input(pictures(3, 32))
     scorer = Scorer(network, example=x)

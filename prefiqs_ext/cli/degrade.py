@@ -12,8 +12,8 @@ from tqdm import tqdm
 from prefiqs_ext.cli.messages import describe_files, tell
 from prefiqs_ext.cli.paths import INPUT_FOLDER
 from prefiqs_ext.cli.people import allow_duplicates_option
-from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.utils.atomic_write import atomic_write, write_folder
+from prefiqs_ext.exceptions import FileAccessError, InputError
+from prefiqs_ext.utils.atomic_write import atomic_write, make_output_folder, write_folder
 from prefiqs_ext.utils.text import format_csv, format_path
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def degrade(data: Path, output: Path, seed: int, allow_duplicates: bool) -> None
     from prefiqs_ext.faces.degrade import degrade as degrade_image
     from prefiqs_ext.faces.degrade import draw_steps
 
-    if output.is_dir() and any(output.iterdir()):
-        raise InputError(f"{format_path(str(output))} is not empty: name another folder with --output, or empty it")
+    _refuse_used(output)
     faces = read_folders(data, tell)
     targets = _name_targets(data, list(map(name_of, faces.images)))
     if not allow_duplicates:  # each would be degraded in its own way, so that nothing could find them later
@@ -76,12 +75,23 @@ def degrade(data: Path, output: Path, seed: int, allow_duplicates: bool) -> None
     for target, path in tqdm(targets.items(), unit="file", disable=None, leave=False):
         image = read_rgb(path)
         steps = draw_steps(target, seed, image.shape[0])
-        (output / target).parent.mkdir(parents=True, exist_ok=True)
+        if not (output / target).parent.is_dir():
+            make_output_folder((output / target).parent)
         with atomic_write(str(output / target)) as file:
             Image.fromarray(degrade_image(image, steps)).save(file, "png")
         rows.append([target, *_format_steps(steps)])
     write_folder(output, {_TABLE: format_csv(_COLUMNS, rows)})
     tell(f"{describe_files(len(targets))} degraded; written to {format_path(str(output))}")
+
+
+def _refuse_used(folder: Path) -> None:
+    name = format_path(str(folder))
+    try:
+        used = folder.is_dir() and any(folder.iterdir())
+    except OSError as error:
+        raise FileAccessError(f"cannot read {name} ({error.strerror}); name another folder with --output") from error
+    if used:
+        raise InputError(f"{name} is not empty: name another folder with --output, or empty it")
 
 
 def _name_targets(data: Path, paths: list[str]) -> dict[str, str]:

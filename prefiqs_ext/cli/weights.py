@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import click
@@ -14,7 +15,7 @@ def describe_weights() -> Iterator[str]:
     for entry in _weights.KNOWN.values():
         file = _weights.cache_folder() / entry.file
         state = "missing"
-        if file.exists():
+        if os.path.exists(file):  # False too where the folder may not be searched
             state = "ready" if _weights.fault(entry.name) is None else "damaged"
         yield f"{entry.name:<9} {entry.kind:<11} {entry.size:>11,} {entry.licence:<14} {state:<8} {file}"
 
