@@ -7,6 +7,7 @@ from .dual import dualize
 from .exceptions import PrefiqsError
 from .models.preset import Preset
 from .output import ScoreOutput
+from .photo import FaceScore, score_photo
 from .pruning import Pruning
 from .scorer import Scorer, score
 from .settings import Settings
@@ -15,6 +16,7 @@ __version__: str
 
 __all__ = [
     "Calibration",
+    "FaceScore",
     "PrefiqsError",
     "Preset",
     "Pruning",
@@ -28,5 +30,6 @@ __all__ = [
     "models",
     "reference",
     "score",
+    "score_photo",
     "sensitivity",
 ]

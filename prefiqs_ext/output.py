@@ -1,4 +1,4 @@
-"""What scoring a batch gives."""
+"""What scoring images gives."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ from torch.utils import _pytree
 
 
 class ScoreOutput(NamedTuple):
-    """One row an image, float32 (PreFIQs, arXiv 2605.13396, section 3)."""
+    """One row per image: its quality, and its embedding for recognition.
+
+    >>> out = prefiqs_ext.score(crops)
+    >>> best = out.quality.argsort(descending=True)[:10]  # the ten best faces
+    >>> similarity = out.embedding @ out.embedding.T  # cosines: who is like whom
+
+    All are float32, on the scorer's device. Of N images and embeddings of d numbers the shapes are ``[N]`` and
+    ``[N, d]``. Source: PreFIQs, arXiv 2605.13396, section 3.
+    """
 
     distance: Tensor
-    """[N] D in [0, 2]: how far pruning moves the normalised embedding. LOWER is a better image."""
+    """``[N]`` in [0, 2], LOWER is better: D, how far pruning moves the normalised embedding."""
     quality: Tensor
-    """[N] Q = 1 - D/2 in [0, 1]. HIGHER is a better image."""
+    """``[N]`` in [0, 1], HIGHER is better: Q = 1 - D/2."""
     embedding: Tensor
-    """[N, d] L2-normalised embedding of the dense network: recognition for free."""
+    """``[N, d]``, of length 1: the embedding of the network itself, for recognition."""
     pruned_embedding: Tensor
-    """[N, d] L2-normalised embedding of the pruned network."""
+    """``[N, d]``, of length 1: the embedding of the pruned network."""
     embedding_norm: Tensor
-    """[N] norm of the dense embedding before normalisation; on some networks a strong quality signal of its own."""
+    """``[N]``: the norm of the network's embedding before normalisation; on some networks it tells quality too."""
 
 
 # So that an exported Scorer can be saved: torch knows no public way for named tuples.

@@ -1,4 +1,4 @@
-"""The reference: two plain PyTorch models and one distance. Slow and obvious; everything else is tested against it."""
+"""The reference: two plain PyTorch models and one distance. It is slow and obvious; all else is tested against it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,26 @@ def score(
     output: int | str | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> ScoreOutput:
-    """PreFIQs (arXiv 2605.13396) by its definition: D = || e - e_pruned ||_2 of the L2-normalised embeddings.
+    """Scores a batch by the definition of PreFIQs (arXiv 2605.13396).
 
-    model: maps a batch to embeddings [N, d]; two copies of it are run in eval mode, the model itself is untouched.
-    batch: with a preset, uint8 [N, 3, H, W] RGB of 0-255, or floating RGB in [0, 1]; without, the network's own input.
-    output: which of several outputs is the embedding, by index or key; None: the first floating [N, d] with d > 1.
-    dtype: what both copies, the batch and every output are computed in.
+    >>> network, preset = prefiqs_ext.models.load("sface")
+    >>> expected = prefiqs_ext.reference.score(network, crops[:2], preset=preset)
+    >>> bool((prefiqs_ext.score(crops[:2]).distance - expected.distance).abs().max() < 1e-5)
+    True
 
-    Returns distance D [N] in [0, 2], lower is better; quality Q = 1 - D/2 [N] in [0, 1], higher is better; the
-    L2-normalised embedding and pruned_embedding [N, d]; embedding_norm [N], the norm of the dense embedding before
-    normalisation. A pruned embedding of zeros stays zeros, at distance 1 from any other.
+    D is the length of e - e_pruned, the difference of the two normalised embeddings.
+
+    Args:
+        model: maps a batch to embeddings ``[N, d]``. Two copies of it run in eval mode; the model is not changed.
+        batch: with a preset, RGB ``[N, 3, H, W]``, uint8 of 0-255 or floating of [0, 1]; without, the network's input.
+        pruning: what the pruned copy loses.
+        preset: the input that the network was trained on, or its name.
+        output: which of several outputs is the embedding, by index or key. None: the first floating one ``[N, d]`` with
+            d > 1.
+        dtype: what both copies, the batch and the results are computed in.
+
+    Returns:
+        :class:`ScoreOutput` in `dtype`. A pruned embedding of zeros stays zeros, at distance 1 from any other.
     """
     with torch_defaults(batch.device), torch.no_grad():
         masks = pruning.masks(model)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import lru_cache, partial
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from prefiqs_ext.device import resolve
 from prefiqs_ext.dual import BufferedGraph, CudaGraphs, dualize, out_of_memory, to_half
 from prefiqs_ext.exceptions import InputError, OutOfMemoryError
-from prefiqs_ext.inputs import check_batch, check_values, example_images, levels, name_rows
+from prefiqs_ext.inputs import Colour, Images, check_values, example_images, levels, make_batch, name_rows
 from prefiqs_ext.models.fingerprint import hash_weights
 from prefiqs_ext.models.loading import resolve_network
 from prefiqs_ext.models.normalize import NormalizedNetwork
@@ -33,34 +33,54 @@ _ROUNDINGS = 32
 
 
 class Scorer(nn.Module):
-    """A recognition network and its pruned shadow, run together on one set of weights.
+    """A recognition network and its pruned copy, run together on one set of weights.
 
-    Called with a batch it returns a :class:`ScoreOutput`. A row's result has the same bits alone and anywhere in a
-    batch of any size, with any number of threads. The caller's model is never changed and not kept.
+    >>> scorer = prefiqs_ext.Scorer("sface")
+    >>> out = scorer(crops)  # RGB, uint8 [40, 3, 112, 112]
+    >>> out.quality.shape  # [0, 1], HIGHER is better
+    torch.Size([40])
+    >>> settings = scorer.settings  # what the numbers depend on; settings.save(path) keeps it
+
+    Call it with images, as :meth:`forward` describes; it returns a :class:`ScoreOutput`. A row's numbers have the same
+    bits whether the image comes alone or anywhere in a batch of any size, with any number of threads.
+
+    A Scorer is a `torch.nn.Module` for inference. It can be pickled, compiled, exported, used from several threads and
+    put into another module. It stays on the device and in the dtype it was made with. Your network is never changed,
+    and it is not kept.
 
     Args:
-        model: the name of a built-in model ("sface"; fetched at first use), a file for :func:`models.load`, or a
-            module in eval mode that maps a batch to embeddings ``[N, d]``.
-        pruning: what the pruned branch loses; or masks of your own, module name -> bool tensor of its weight's shape,
-            True = keep.
-        preset: what the network wants done to an image: a :class:`Preset`, its name ("arcface", "magface", ...), or
-            None: a built-in model's own, or a guess by a checkpoint's layout, with a warning; a module or an ONNX file
-            then gets the batch exactly as it is.
-        device: "cpu", "cuda", or a device of these; None: the GPU that the model is on, else the CPU. Batches come from
-            there, and results are there.
-        dtype: what to compute in: float32 on the CPU; float16 on CUDA, or bfloat16 for a network whose activations
-            overflow float16 (the error says so).
-        example: a batch like those to come, ``[N, ...]``; needed where there is no preset to tell the shape.
-        output: which of a network's several outputs is the embedding, by index or key; None: the first floating
-            ``[N, d]`` of two columns or more.
-        chunk: images run together; bounds memory, never changes a result. None: 16 on the CPU, 256 on CUDA.
-        fuse: fold batch norm, input normalisation, activations and residuals into the convolutions.
-        on_bad: a row whose embedding has no direction (norm 0 or not finite): "raise", or "nan" for its distance and
-            quality.
+        model: the name of a built-in network ("sface"; its weights are fetched at first use), a file for
+            :func:`prefiqs_ext.models.load`, or a module in eval mode that maps a batch to embeddings ``[N, d]``.
+        pruning: what the pruned copy loses; or masks of your own: a dictionary from a layer's name to a bool tensor of
+            its weight's shape, True = keep.
+        preset: the input that the network was trained on: a :class:`Preset` or its name ("arcface", "magface", ...).
+            None stands for a built-in network's own; for a checkpoint it stands for a guess by its layout, with a
+            warning. A module or an ONNX file without a preset gets your tensor exactly as it is.
+        device: "cpu", "cuda", or a device of these. None: the GPU that the model is on, else the CPU. Tensors must
+            come from this device, and results are there.
+        dtype: what to compute in. On the CPU it is float32. On CUDA it is float16, or bfloat16 for a network whose
+            activations overflow float16 (the error says so).
+        example: a batch like those to come, ``[N, ...]``. It is needed where no preset tells the shape.
+        output: which of a network's several outputs is the embedding, by index or key. None: the first floating one of
+            shape ``[N, d]`` with two columns or more.
+        chunk: how many images run together. It bounds memory and never changes a result. None: 16 on the CPU, 256 on
+            CUDA.
+        fuse: whether batch norm, input normalisation, activations and residuals are folded into the convolutions.
+        on_bad: what to do with an image whose embedding has no direction (its norm is 0 or not finite): "raise", or
+            "nan" for NaN as its distance and quality.
+
+    Attributes:
+        device: where it computes.
+        dtype: what it computes in.
+        preset: the input of the network, or None.
+        chunk: how many images run together.
+        on_bad: as above.
 
     Raises:
-        ValueError: naming what was expected and what came, or why CUDA cannot be used.
-        RuntimeError: when the converted network does not give what the network gives.
+        InputError: an argument that is not what was expected, or CUDA that cannot be used.
+        MissingFileError, FileFormatError, MissingWeightsError: a model that cannot be loaded.
+        UnsupportedNetworkError: a network that cannot be run as a pair.
+        RuntimeError: the converted network does not give what the network gives, which is a fault of this package.
     """
 
     @torch_defaults()
@@ -120,7 +140,7 @@ class Scorer(nn.Module):
             self._run = CudaGraphs(partial(_score_output, self._dual))
 
     def _check_half(self, example: Tensor, expected: Tensor) -> None:
-        """The graph in half precision gives, on its device, about the pair that it gave in float32 on the CPU."""
+        """Checks that the graph in half precision gives nearly the pair that it gave in float32 on the CPU."""
         with torch.inference_mode():
             pair = self._dual(example.to(self.device)).float().cpu()
         remedy = "" if self.dtype == torch.bfloat16 else "; try dtype=torch.bfloat16, which does not overflow"
@@ -141,11 +161,19 @@ class Scorer(nn.Module):
         model: str | PathLike[str] | nn.Module | None = None,
         **options: Any,
     ) -> Scorer:
-        """The scorer that gave these settings, or one like it; its `settings` have their calibration.
+        """Makes the scorer that gave these settings, or one like it.
 
-        settings: or a file of them. model: None for the one that the settings name. options: device and dtype, None for
-        those of the settings; example, chunk, fuse, on_bad. ValueError where the model has not the weights that the
-        settings were made with, and for a device or dtype other than the one that their scale was fitted in.
+        ``Scorer.from_settings("settings.json")`` is the scorer whose ``settings.save("settings.json")`` wrote the file.
+
+        Args:
+            settings: :class:`Settings`, or a file of them. The scorer's own `settings` keep their calibration.
+            model: the model. None: the one that the settings name.
+            **options: `device` and `dtype`, where None stands for those of the settings; `example`, `chunk`, `fuse` and
+                `on_bad`, as the constructor takes them.
+
+        Raises:
+            InputError: a model with other weights than the settings were made with; settings that name no model; a
+                device or dtype other than the one that their scale was fitted in.
         """
         if not isinstance(settings, Settings):
             settings = Settings.load(settings)
@@ -154,7 +182,7 @@ class Scorer(nn.Module):
         if dtype is None and torch.device(device).type == settings.device:
             dtype = getattr(torch, settings.dtype)
         place, dtype = resolve(device, dtype, None)
-        settings = settings.computed_in(place, dtype)
+        settings = settings.with_device(place, dtype)
         source = settings.model if model is None else model
         if source is None:
             raise InputError("expected the model that these settings were made with: they name none, it was a module")
@@ -178,42 +206,54 @@ class Scorer(nn.Module):
 
     @property
     def settings(self) -> Settings:
-        """What the numbers depend on: to save, and to make the same scorer from. ValueError with masks of your own."""
+        """What the numbers depend on: save it, and make the same scorer again with :meth:`from_settings`.
+
+        Raises:
+            InputError: the scorer was made with masks of your own, which are not kept.
+        """
         if self._settings is None:
             raise InputError("masks of your own are not kept in settings: construct the Scorer with a Pruning")
         return self._settings
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of all tensors the scorer keeps: weights, masks, biases."""
+        """Bytes of all tensors that the scorer keeps: weights, masks, biases."""
         return sum(t.numel() * t.element_size() for t in (*self.parameters(), *self.buffers()))
 
-    def forward(self, batch: Tensor) -> ScoreOutput:
-        """One pass, all rows together, nothing checked: what torch.compile and torch.export get of the scorer."""
-        with without_autocast(self.device.type):
-            return _score_output(self._dual, levels(batch, self.preset))
+    def forward(self, images: Images, *, colour: Colour = "rgb") -> ScoreOutput:
+        """Scores images; call the scorer itself, ``scorer(images)``.
 
-    def __call__(self, batch: Tensor) -> ScoreOutput:
-        """Score a batch.
+        Inside `torch.compile` and `torch.export` it is one pass over all rows of a tensor, and nothing is checked.
 
         Args:
-            batch: with a preset, RGB images of exactly its size: uint8 ``[N, 3, H, W]`` of 0-255, or floating of
-                [0, 1]. Without, what the network takes, float32 or uint8. Any memory layout. N = 0 gives empty tensors.
+            images: with a preset, RGB images of exactly its size: a tensor ``[N, 3, H, W]`` or ``[3, H, W]``, uint8 of
+                0-255 or floating of [0, 1], in any memory layout, on the scorer's device; a NumPy array uint8
+                ``[N, H, W, 3]`` or ``[H, W, 3]``; a PIL image in mode RGB; the path of a crop; a list of single images
+                of these kinds. Without a preset, the tensor that the network takes, float32 or uint8. A batch of
+                N = 0 gives empty tensors.
+            colour: "bgr" for tensors and arrays whose first channel is blue, as OpenCV reads images.
+
+        Returns:
+            :class:`ScoreOutput`, one row per image, on the scorer's device.
 
         Raises:
-            TypeError, ValueError: naming what was expected and what came.
-            MemoryError: naming a chunk to try, where there is a smaller one.
+            InputTypeError, InputError: what is no such images; the message says what to do. Also an embedding without a
+                direction, unless the scorer was made with ``on_bad="nan"``.
+            FileAccessError, FileFormatError: a path that gives no image.
+            OutOfMemoryError: it names a chunk to try, where there is a smaller one.
         """
         if torch.compiler.is_compiling():
-            output: ScoreOutput = super().__call__(batch)
-            return output
-        self._check(batch)
+            assert isinstance(images, Tensor)
+            rows = images.flip(1) if colour == "bgr" else images
+            with without_autocast(self.device.type):
+                return _score_output(self._dual, levels(rows, self.preset))
+        batch = make_batch(images, self.preset, device=self.device, rank=self._input_rank, colour=colour)
         if not batch.shape[0]:
             return self._empty()
         on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with on_device, without_autocast(self.device.type), torch.inference_mode():
             extremes = batch.aminmax() if batch.is_floating_point() else ()
-            outputs = [self._scored(levels(rows, self.preset)) for rows in torch.split(batch, self.chunk)]
+            outputs = [self._score_rows(levels(rows, self.preset)) for rows in torch.split(batch, self.chunk)]
         # Joined outside inference mode, so that the results are ordinary tensors.
         output = ScoreOutput(*(torch.cat(fields) for fields in zip(*outputs, strict=True)))
         bad = ~output.distance.isfinite() | ~output.embedding_norm.isfinite() | (output.embedding_norm == 0)
@@ -221,9 +261,12 @@ class Scorer(nn.Module):
         any_bad, *extreme = torch.stack([bad.any(), *extremes]).tolist()
         if extreme:
             check_values(batch, self.preset, *extreme)
-        return self._without(bad, output) if any_bad else output
+        return self._mark_bad(bad, output) if any_bad else output
 
-    def _scored(self, rows: Tensor) -> tuple[Tensor, ...]:
+    if TYPE_CHECKING:
+        __call__ = forward  # torch says that modules return Any
+
+    def _score_rows(self, rows: Tensor) -> tuple[Tensor, ...]:
         try:
             return self._run(rows)
         except (RuntimeError, MemoryError) as error:
@@ -241,13 +284,8 @@ class Scorer(nn.Module):
         no_embedding = none.new_empty(0, self._embedding_size)
         return ScoreOutput(none, none.clone(), no_embedding, no_embedding.clone(), none.clone())
 
-    def _check(self, batch: Tensor) -> None:
-        check_batch(batch, self.preset, self._input_rank)
-        if batch.device != self.device:
-            raise InputError(f"expected a batch on the scorer's device {self.device}, got {batch.device}")
-
-    def _without(self, bad: Tensor, output: ScoreOutput) -> ScoreOutput:
-        """Rows without a direction raise, or lose their numbers."""
+    def _mark_bad(self, bad: Tensor, output: ScoreOutput) -> ScoreOutput:
+        """Raises for rows without a direction, or makes their numbers NaN."""
         if self.on_bad == "raise":
             overflow = "dtype=torch.bfloat16 if they overflow, or " if self.dtype == torch.float16 else ""
             raise InputError(
@@ -260,10 +298,9 @@ class Scorer(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Scorer:
-        """What to(), cuda(), half() and the like call."""
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
-        moved = fn(like)
-        if (moved.device, moved.dtype) != (like.device, like.dtype):
+        """Refuses to(), cuda(), half() and the like, also a parent's, unless they change nothing."""
+        moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        if (moved.device, moved.dtype) != (self.device, self.dtype):
             raise InputError(
                 f"a Scorer stays where it was made, on {self.device} in {self.dtype}: "
                 "construct another with Scorer(model, device=..., dtype=...)"
@@ -272,31 +309,45 @@ class Scorer(nn.Module):
 
 
 def _score_output(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> ScoreOutput:
-    """The network's input -> scores of the pair of embeddings [2N, d]."""
+    """Runs the pair of networks and compares the two embeddings of each image."""
     distance, embedding, pruned_embedding, norm = embedding_distance(dual(batch))
     return ScoreOutput(distance, 1 - distance / 2, embedding, pruned_embedding, norm)
 
 
 @lru_cache(maxsize=4)
-def _default_scorer(device: torch.device) -> Scorer:
+def default_scorer(device: torch.device = torch.device("cpu")) -> Scorer:  # noqa: B008, immutable
+    """Returns the Scorer of the built-in network on a device, made at the first call."""
     return Scorer(device=device)
 
 
-def score(batch: Tensor) -> ScoreOutput:
-    """Score face crops with the built-in network (SFace, 112 x 112, 128-d), pruned as in the paper.
+def score(images: Images, *, colour: Colour = "rgb") -> ScoreOutput:
+    """Scores aligned face crops with the built-in network (SFace), pruned as in the paper.
 
-    Computes where the batch is: on the CPU in float32, on a GPU in float16. The first call fetches the weights (39 MB,
-    announced on standard error) if they are not in the cache folder, and prepares the network; later calls only run it.
+    >>> out = prefiqs_ext.score(crops)  # RGB, uint8 [40, 3, 112, 112]; or arrays, PIL images, paths
+    >>> out.quality.shape  # [0, 1], HIGHER is better
+    torch.Size([40])
+    >>> out.embedding.shape  # for recognition, of length 1
+    torch.Size([40, 128])
+
+    The first call fetches the weights (39 MB, announced on standard error) unless they are in the cache folder, and
+    prepares the network. Tensors on a GPU are scored there in float16, everything else on the CPU in float32. For
+    photos, in which faces must be found first, there is :func:`prefiqs_ext.score_photo`.
 
     Args:
-        batch: aligned RGB face crops, uint8 ``[N, 3, 112, 112]`` of 0-255 or floating of [0, 1].
+        images: crops of 112 x 112 pixels, aligned, RGB: a tensor ``[N, 3, 112, 112]`` or ``[3, 112, 112]``, uint8 of
+            0-255 or floating of [0, 1]; a NumPy array uint8 ``[N, 112, 112, 3]`` or ``[112, 112, 3]``; a PIL image in
+            mode RGB; the path of a crop; or a list of single images of these kinds.
+        colour: "bgr" for tensors and arrays whose first channel is blue, as OpenCV reads images.
 
     Returns:
-        :class:`ScoreOutput`: distance (lower is better), quality (higher is better), embeddings and embedding norm.
+        :class:`ScoreOutput`, one row per crop: quality (HIGHER is better), distance (LOWER is better), embedding,
+        embedding norm.
 
     Raises:
-        TypeError, ValueError: naming what was expected and what came.
-        OSError: when the weights are neither in the cache nor to be had.
+        InputTypeError, InputError: what is no such crops; the message says what to do.
+        FileAccessError, FileFormatError: a path that gives no image.
+        MissingWeightsError: the weights are neither in the cache folder nor to be had.
     """
-    on_cuda = isinstance(batch, Tensor) and batch.is_cuda
-    return _default_scorer(batch.device if on_cuda else torch.device("cpu"))(batch)
+    first = images[0] if isinstance(images, list | tuple) and images else images
+    device = first.device if isinstance(first, Tensor) and first.is_cuda else torch.device("cpu")
+    return default_scorer(device)(images, colour=colour)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from prefiqs_ext.calibration import Calibration
 from prefiqs_ext.exceptions import InputError
@@ -17,6 +15,9 @@ from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.strict_json import build_dataclass, check_names, read_strict_json
 
+if TYPE_CHECKING:
+    import torch
+
 _VERSION = 1
 _DEVICES = ("cpu", "cuda")
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -24,9 +25,26 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Settings:
-    """model: a built-in name or the file that was loaded, None for a module. model_sha256: of the network's weights,
-    see `hash_weights`. device: "cpu" or "cuda", and dtype: "float32", "float16" or "bfloat16", what was computed in.
-    output: which of a network's outputs is the embedding. The rest as in Scorer."""
+    """What a Scorer's numbers depend on. Saved beside them, it makes the same scorer again.
+
+    >>> settings = prefiqs_ext.Scorer("sface").settings
+    >>> settings.save("settings.json")
+    >>> prefiqs_ext.Settings.load("settings.json") == settings
+    True
+
+    ``Scorer.from_settings("settings.json")`` then makes the scorer, or refuses a model with other weights. The file is
+    JSON, to be read by people too.
+
+    Attributes:
+        model: a built-in name, or the file that was loaded; None for a module.
+        model_sha256: the hash of the network's weights, whatever file they came from.
+        preset: the input of the network; None where tensors go in as they are.
+        pruning: what the pruned copy loses.
+        device: "cpu" or "cuda".
+        dtype: "float32", "float16" or "bfloat16".
+        output: which of the network's outputs is the embedding.
+        calibration: a scale of 0 to 100 for the qualities, fitted on this device in this dtype; or None.
+    """
 
     model: str | None
     model_sha256: str
@@ -37,12 +55,16 @@ class Settings:
     output: int | str | None = None
     calibration: Calibration | None = None
 
-    def calibrated(self, calibration: Calibration) -> Settings:
-        """The same with a scale, fitted on qualities that this model and pruning gave, on this device in this dtype."""
+    def with_calibration(self, calibration: Calibration) -> Settings:
+        """Returns the same with a scale, which was fitted on qualities that a scorer with these settings gave."""
         return replace(self, calibration=calibration)
 
-    def computed_in(self, device: torch.device, dtype: torch.dtype) -> Settings:
-        """The same, computed elsewhere. ValueError with a scale, which is for the numbers of one device and dtype."""
+    def with_device(self, device: torch.device, dtype: torch.dtype) -> Settings:
+        """Returns the same for another device and dtype.
+
+        Raises:
+            InputError: there is a scale, which is for the numbers of one device and dtype.
+        """
         where, name = device.type, dtype_name(dtype)
         if self.calibration is not None and (where, name) != (self.device, self.dtype):
             raise InputError(
@@ -52,16 +74,26 @@ class Settings:
         return replace(self, device=where, dtype=name)
 
     def to_json(self) -> str:
+        """Returns the text of the file."""
         return json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file whole or not at all. ValueError where it cannot be written."""
+        """Writes the file, whole or not at all.
+
+        Raises:
+            FileAccessError: it cannot be written.
+        """
         with atomic_write(os.fspath(path)) as file:
             file.write(self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Settings:
-        """FileNotFoundError; ValueError, in one line, for a file that is no such settings."""
+        """Reads a file that :meth:`save` wrote.
+
+        Raises:
+            MissingFileError: there is no such file.
+            FileFormatError: it holds something else.
+        """
         return read_strict_json(path, "a Scorer's settings", cls._from)
 
     @classmethod
@@ -91,5 +123,5 @@ class Settings:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """ "float32" for torch.float32."""
+    """Returns the name of a type: "float32" for torch.float32."""
     return str(dtype).removeprefix("torch.")

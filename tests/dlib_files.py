@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from prefiqs_ext.models.dlib import Affine, Block, DlibResNet
+from prefiqs_ext.models.dlib import Block, DlibResNet, ScaleShift
 
 Record = tuple[str, bytes]
 """What it is ("con: padding"), and its bytes."""
@@ -29,7 +29,7 @@ def random_network(seed: int) -> DlibResNet:
             module.weight.data.normal_(0, math.sqrt(2 / fan_in), generator=generator)
             if module.bias is not None:
                 module.bias.data.normal_(0, 0.1, generator=generator)
-        elif isinstance(module, Affine):
+        elif isinstance(module, ScaleShift):
             module.weight.uniform_(0.4, 0.9, generator=generator)
             module.bias.normal_(0, 0.2, generator=generator)
     return network
@@ -113,7 +113,7 @@ def _con(conv: nn.Conv2d, padding: int, newest: bool) -> list[Record]:
     ]
 
 
-def _affine(affine: Affine, newest: bool) -> list[Record]:
+def _affine(affine: ScaleShift, newest: bool) -> list[Record]:
     channels = len(affine.weight)
     return [
         ("name", string("affine_2" if newest else "affine_")),

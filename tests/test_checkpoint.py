@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prefiqs_ext import Pruning, Scorer, models, reference
+from prefiqs_ext.exceptions import FileAccessError
 from prefiqs_ext.models import checkpoint, load
 from prefiqs_ext.models.mobilefacenet import MobileFaceNet
 from prefiqs_ext.models.preset import Preset
@@ -345,3 +346,15 @@ def test_facexzoo_on_faces(facexzoo_file: Path, faces: tuple[Tensor, list[str]])
     network, preset = models.load("facexzoo")
     expected = reference.score(network, images[:8], preset=preset)
     assert float((out.distance[:8] - expected.distance).abs().max()) < TOLERANCE
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(bytes(100))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(FileAccessError, match=r"^cannot read .*model.pth: Permission denied$"):
+        load(path, "arcface")

@@ -62,7 +62,7 @@ def test_saved_and_loaded(settings: Settings, tmp_path: Path) -> None:
 def test_the_same_scorer(network: nn.Module, scorer: Scorer, images: Tensor, tmp_path: Path) -> None:
     out = scorer(images)
     calibration = Calibration.fit(out.quality)
-    scorer.settings.calibrated(calibration).save(tmp_path / "settings.json")
+    scorer.settings.with_calibration(calibration).save(tmp_path / "settings.json")
     again = Scorer.from_settings(tmp_path / "settings.json", copy.deepcopy(network), chunk=7)
     assert again.settings.calibration == calibration
     for ours, theirs in zip(again(images), out, strict=True):
@@ -72,12 +72,12 @@ def test_the_same_scorer(network: nn.Module, scorer: Scorer, images: Tensor, tmp
 def test_a_scale_is_for_what_it_was_fitted_in(network: nn.Module, scorer: Scorer, images: Tensor) -> None:
     """In half precision D moves by more than a step of the scale: tests/test_scorer_half.py."""
     assert (scorer.settings.device, scorer.settings.dtype) == FLOAT32
-    calibrated_settings = scorer.settings.calibrated(Calibration.fit(scorer(images).quality))
+    calibrated_settings = scorer.settings.with_calibration(Calibration.fit(scorer(images).quality))
     on_gpu = replace(calibrated_settings, device="cuda", dtype="float16")
     with pytest.raises(ValueError, match=r"expected to compute in float16 on cuda, .* got float32 on cpu: .*calibrate"):
         Scorer.from_settings(on_gpu, network, device="cpu")
     with pytest.raises(ValueError, match=r"got bfloat16 on cuda"):
-        calibrated_settings.computed_in(torch.device("cuda", 1), torch.bfloat16)
+        calibrated_settings.with_device(torch.device("cuda", 1), torch.bfloat16)
     # Without a scale they are made anew wherever the caller wants.
     elsewhere = Scorer.from_settings(replace(on_gpu, calibration=None), network, device="cpu")
     assert elsewhere.settings == scorer.settings

@@ -72,6 +72,6 @@ def calibrate(
                 counts.update(row.status for row in scored.rows)
                 qualities += [row.quality for row in scored.rows if row.quality is not None]
         calibration = Calibration.fit(torch.tensor(qualities), kind)
-        file.write(scorer.settings.calibrated(calibration).to_json().encode())
+        file.write(scorer.settings.with_calibration(calibration).to_json().encode())
     found = f"{describe_files(len(files))}: {describe_counts(counts.items())}"
     tell(f"{found}; {kind} scale written to {format_path(str(output))}")

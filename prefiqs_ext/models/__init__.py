@@ -1,9 +1,9 @@
 """Face-recognition networks: loading them, the known weights, and presets.
 
->>> network, preset = prefiqs_ext.models.load("sface")  # the weights are fetched at first use
->>> network(preset.normalize()(crops)).shape
-torch.Size([40, 128])
->>> network = prefiqs_ext.models.iresnet50()  # random weights, the usual names in its state dict
+>>> prefiqs_ext.models.BUILT_IN  # the names that load() takes; the weights are fetched at first use
+('sface', 'facexzoo', 'dlib', 'w600k_mbf')
+>>> prefiqs_ext.models.PRESETS["magface"].colour
+'bgr'
 
 :func:`load` also reads files: PyTorch checkpoints of the usual families, .safetensors, .onnx, and dlib's .dat. The
 names are imported when they are first used; `__init__.pyi` lists them.

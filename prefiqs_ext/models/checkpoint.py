@@ -38,9 +38,15 @@ Network = IResNet | IR | MobileFaceNet
 
 @dataclass(frozen=True)
 class Family:
-    """Checkpoints of one layout. marker: a name that all of them have and no other. build: from shapes and the preset's
-    name to a network. guess: from the prefix of the names in the file, and shapes, to the likely preset. extra: names
-    of other parts of a checkpoint, which recognition does not need."""
+    """Checkpoints of one layout.
+
+    Attributes:
+        name: what messages call it.
+        marker: the name of a tensor that all of them have and no other layout has.
+        build: makes the network from the shapes of the tensors and the preset's name.
+        guess: the name of the likely preset, from the prefix of the names in the file and the shapes.
+        extra: a pattern of names of other parts of a checkpoint, which recognition does not need.
+    """
 
     name: str
     marker: str
@@ -115,8 +121,11 @@ def _family(state: Mapping[str, Tensor]) -> tuple[Family, str]:
 
 
 def _heads(others: Mapping[str, Tensor], network: nn.Module) -> list[str]:
-    """Of these names, those of a head that was trained beside the network: class centres [classes, d] or [d, classes],
-    and numbers (a bias, running statistics of the margin) beside them."""
+    """Returns those of these names that belong to a classification head beside the network.
+
+    They are class centres ``[classes, d]`` or ``[d, classes]``, and numbers beside them: a bias, running statistics of
+    the margin.
+    """
     size = next(module for module in reversed(list(network.modules())) if isinstance(module, nn.Linear)).out_features
     centres = [name for name, tensor in others.items() if tensor.dim() == 2 and size in tensor.shape]
     parents = {name.rpartition(".")[0] for name in centres}

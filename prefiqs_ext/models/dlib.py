@@ -38,8 +38,8 @@ _BLOCKS = (
 )
 
 
-class Affine(nn.Module):
-    """What is left of a batch norm: a scale and a shift per channel."""
+class ScaleShift(nn.Module):
+    """What is left of a batch norm: one scale and one shift per channel."""
 
     weight: Tensor
     bias: Tensor
@@ -50,24 +50,29 @@ class Affine(nn.Module):
         self.register_buffer("bias", torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns ``x * weight + bias``, by channel."""
         return x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
 
 
 class Block(nn.Module):
-    """relu(residual + shortcut); of maps and channels that differ, the smaller is filled up with zeros at its end."""
+    """One residual block: ReLU of the residual plus the shortcut.
+
+    Where their sizes or channels differ, zeros are appended to the smaller one.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, size: int, *, down: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, 2 if down else 1, 0 if down else 1)
-        self.affine1 = Affine(out_channels)
+        self.affine1 = ScaleShift(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.affine2 = Affine(out_channels)
+        self.affine2 = ScaleShift(out_channels)
         self.down = down
         self.size = size // 2 if down else size
         self.missing = self.size - (size - 1) // 2 if down else 0  # rows and columns of the residual
         self.missing_channels = out_channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns the next map, half as large where the block goes down."""
         residual = self.affine2(self.conv2(F.relu(self.affine1(self.conv1(x)))))
         shortcut = F.avg_pool2d(x, 2) if self.down else x
         if self.missing:
@@ -78,7 +83,7 @@ class Block(nn.Module):
 
 
 class DlibResNet(nn.Module):
-    """float [N, 3, 150, 150], RGB levels 0-255 -> embedding [N, 128], not normalised, as dlib gives it."""
+    """dlib's ResNet-29: RGB levels 0-255 in, the embeddings that dlib gives out."""
 
     mean: Tensor
     input_size = SIZE
@@ -87,7 +92,7 @@ class DlibResNet(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(3))
         self.conv = nn.Conv2d(3, _STEM, 7, 2)
-        self.affine = Affine(_STEM)
+        self.affine = ScaleShift(_STEM)
         size = ((SIZE - 7) // 2 + 1 - 3) // 2 + 1
         blocks, channels = [], _STEM
         for filters, down in _BLOCKS:
@@ -97,6 +102,7 @@ class DlibResNet(nn.Module):
         self.fc = nn.Linear(channels, _EMBEDDING, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns embeddings ``[N, 128]``, not normalised, of RGB levels 0-255 ``[N, 3, 150, 150]``."""
         x = (x - self.mean.view(1, 3, 1, 1)) / 256
         x = F.max_pool2d(F.relu(self.affine(self.conv(x))), 3, 2)
         embedding: Tensor = self.fc(self.blocks(x).mean((2, 3)))
@@ -104,9 +110,11 @@ class DlibResNet(nn.Module):
 
 
 def load_dlib(path: str | os.PathLike[str]) -> DlibResNet:
-    """The network in dlib_face_recognition_resnet_model_v1.dat or a file of the same network, in eval mode.
+    """Loads dlib_face_recognition_resnet_model_v1.dat, or another file of the same network, in eval mode.
 
-    FileNotFoundError; ValueError, in one line, for a file that is damaged, hostile or of another network.
+    Raises:
+        MissingFileError: there is no such file.
+        FileFormatError: it is damaged, hostile, or of another network.
     """
     path = Path(path)
     if not path.is_file():
@@ -194,7 +202,7 @@ def _conv(file: _Reader, conv: nn.Conv2d, padding: int) -> None:
     conv.bias.copy_(torch.from_numpy(values[count:]))
 
 
-def _affine(file: _Reader, affine: Affine) -> None:
+def _affine(file: _Reader, affine: ScaleShift) -> None:
     version = file.expect_string(("affine_", "affine_2"))
     values = file.tensor()
     shapes = file.alias(), file.alias()
@@ -247,7 +255,7 @@ def _state(file: _Reader, version: int, *, innermost: bool) -> None:
 
 
 class _Reader:
-    """dlib's numbers, strings and tensors, never beyond the end of the data. ValueError for anything else."""
+    """Reads dlib's numbers, strings and tensors, never beyond the end of the data; refuses anything else."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0

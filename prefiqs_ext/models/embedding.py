@@ -18,8 +18,14 @@ class NoOutputError(InputError):
 
 
 def select_embedding(outputs: object, output: int | str | None = None) -> Tensor:
-    """The embeddings [N, d] among what a network gave: of its outputs, or of the one named, the first floating tensor
-    of two dimensions and two columns or more. ValueError where there is none."""
+    """Returns the embeddings ``[N, d]`` among what a network gave.
+
+    They are the first floating tensor of two dimensions and two columns or more, among all outputs or in the one named.
+
+    Raises:
+        NoOutputError: there is no output of that name.
+        UnsupportedNetworkError: there are no embeddings.
+    """
     tensors = [leaf for leaf in iterate_leaves(select_output(outputs, output)) if isinstance(leaf, Tensor)]
     for tensor in tensors:
         if is_embedding(tuple(tensor.shape), tensor.dtype):
@@ -28,9 +34,14 @@ def select_embedding(outputs: object, output: int | str | None = None) -> Tensor
 
 
 def select_output(outputs: object, output: int | str | None) -> object:
-    """The output of this index or key, all of them for None. A number in text is an index where it is no key.
+    """Returns the output of this index or key; all of them for None. A number as text is an index where it is no key.
 
-    outputs: what a network gives, tensors or what stands for them in a graph. NoOutputError for one that is not there.
+    Args:
+        outputs: what a network gives: tensors, or what stands for them in a graph.
+        output: the index or key.
+
+    Raises:
+        NoOutputError: there is no such output.
     """
     if output is None:
         return outputs
@@ -52,18 +63,19 @@ def select_output(outputs: object, output: int | str | None) -> object:
 
 
 def is_embedding(shape: tuple[int, ...], dtype: torch.dtype | None) -> bool:
+    """Whether a tensor of this shape and type can be a batch of embeddings ``[N, d]``."""
     return len(shape) == 2 and shape[1] > 1 and dtype is not None and dtype.is_floating_point
 
 
 def describe_no_embedding(shapes: Iterator[str], output: int | str | None) -> str:
-    """What to say of outputs none of which is an embedding."""
+    """Returns what to say of outputs none of which is an embedding."""
     what = "an embedding, a floating tensor [N, d] of 2 columns or more"
     expected = f"{what}, among the network's outputs" if output is None else f"{what}, as the output {output!r}"
     return f"expected {expected}; got {', '.join(shapes) or 'no tensor'}"
 
 
 def iterate_leaves(outputs: object) -> Iterator[object]:
-    """The elements of nested tuples, lists and dictionaries, in order."""
+    """Yields the elements of nested tuples, lists and dictionaries, in order."""
     if isinstance(outputs, dict):
         outputs = list(outputs.values())
     if isinstance(outputs, (tuple, list)):

@@ -41,8 +41,11 @@ _READ = (("PyTorch", _PYTORCH, ".pth"), ("safetensors", _SAFETENSORS, ".safetens
 
 
 def refuse_other_kinds(path: Path, expected: str) -> None:
-    """ValueError, in one line without the path, for a file that is known to be something else than a "PyTorch",
-    "safetensors", "ONNX" or "dlib" file."""
+    """Refuses a file that is known to be something else than a "PyTorch", "safetensors", "ONNX" or "dlib" file.
+
+    Raises:
+        FileFormatError: what it is and what to do, without the path.
+    """
     with path.open("rb") as file:
         head = file.read(_HEAD)
     for pattern, what, remedy in _KINDS:
@@ -60,13 +63,13 @@ def _a(kind: str) -> str:
 
 
 def is_zip(path: Path) -> bool:
-    """How torch.load tells its two formats apart."""
+    """Whether it begins as a zip archive, which is how torch.load tells its two formats apart."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
 
 def refuse_other_archives(names: Sequence[str]) -> None:
-    """ValueError for a zip of these files, if torch.save did not write it."""
+    """Raises FileFormatError for a zip archive of these files, if torch.save did not write it."""
     ends = {name.rpartition("/")[2] for name in names}
     remedy = "load it where you trust it, and torch.save its state_dict()"
     if "constants.pkl" in ends:

@@ -14,7 +14,7 @@ from prefiqs_ext.models.preset import Preset
 
 
 def check_input(network: nn.Module, preset: Preset) -> None:
-    """ValueError, in one line, where it is known that the network does not take the images of this preset."""
+    """Raises UnsupportedNetworkError where it is known that a network does not take the images of this preset."""
     declared = _declared(network)
     if declared is None:
         return

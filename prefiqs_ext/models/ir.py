@@ -17,7 +17,7 @@ STEM_CHANNELS = 64
 
 
 class SqueezeExcite(nn.Module):
-    """Scales channels by a function of their means (arXiv 1709.01507)."""
+    """Squeeze and excitation: scales channels by a function of their means (arXiv 1709.01507)."""
 
     def __init__(self, channels: int, reduced: int) -> None:
         super().__init__()
@@ -28,15 +28,20 @@ class SqueezeExcite(nn.Module):
         self.sigmoid = nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns ``x`` ``[N, C, H, W]`` with its channels scaled."""
         scale: Tensor = self.sigmoid(self.fc2(self.relu(self.fc1(self.avg_pool(x)))))
         return x * scale
 
 
 class Block(nn.Module):
-    """[N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)].
+    """One residual block of IR or IR-SE.
 
-    norm_between: batch norm after the first convolution (AdaFace). excite: the name and the reduced channels of the
-    squeeze and excitation at the end, None for IR.
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the result.
+        stride: of the second convolution and the shortcut.
+        norm_between: whether there is a batch norm after the first convolution, as in AdaFace.
+        excite: the name and the reduced channels of the squeeze and excitation at the end; None for IR.
     """
 
     def __init__(
@@ -61,17 +66,25 @@ class Block(nn.Module):
             self.res_layer.add_module(name, SqueezeExcite(out_channels, reduced))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns ``[N, out, ceil(H / stride), ceil(W / stride)]``."""
         result: Tensor = self.res_layer(x) + self.shortcut_layer(x)
         return result
 
 
 class IR(nn.Module):
-    """float [N, 3, S, S], prepared as the checkpoint's preset says -> embedding [N, num_features], not normalised.
+    """IR or IR-SE of basic blocks: images prepared as the checkpoint's preset says in, embeddings out.
 
-    channels: of every block's result; a block whose channels differ from those before it, and the first, has stride 2.
-    last_size: S / 16 for four strides, 7 for images of 112; input_size is S. norm_between: see Block. excite: the name
-    of each block's squeeze and excitation, and by what it divides the channels. affine: whether the last batch norm
-    scales and shifts.
+    Args:
+        channels: channels of every block's result. The first block has stride 2, and so has every block whose channels
+            differ from those before it.
+        num_features: numbers of an embedding.
+        last_size: side of the last map: S / 16 with four strides, 7 for images of 112.
+        norm_between: as :class:`Block` takes it.
+        excite: the name of each block's squeeze and excitation, and by what it divides the channels.
+        affine: whether the last batch norm scales and shifts.
+
+    Attributes:
+        input_size: S, the side of the images.
     """
 
     def __init__(
@@ -113,5 +126,6 @@ class IR(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns embeddings ``[N, num_features]``, not normalised, of prepared images ``[N, 3, S, S]``."""
         embedding: Tensor = self.output_layer(self.body(self.input_layer(x)))
         return embedding

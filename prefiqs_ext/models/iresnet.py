@@ -16,7 +16,7 @@ _STAGE_CHANNELS = (64, 128, 256, 512)
 
 
 class Block(nn.Module):
-    """[N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)]. The second convolution carries the stride."""
+    """One residual block; its second convolution carries the stride."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -34,16 +34,23 @@ class Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns ``[N, out, ceil(H / stride), ceil(W / stride)]``."""
         shortcut = x if self.downsample is None else self.downsample(x)
         residual: Tensor = self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
         return residual + shortcut
 
 
 class IResNet(nn.Module):
-    """float [N, 3, 112, 112], prepared as the checkpoint's preset says -> embedding [N, num_features], not normalised.
+    """IResNet: images prepared as the checkpoint's preset says in, embeddings out.
 
-    blocks: the number of residual blocks in each of the four stages. last_size: of the last map, 7 for images of 112;
-    input_size is theirs. eps: of every batch norm; 2e-5 in MagFace's.
+    Args:
+        blocks: the number of residual blocks in each of the four stages.
+        num_features: numbers of an embedding.
+        last_size: side of the last map, 7 for images of 112.
+        eps: of every batch norm; 2e-5 in MagFace's networks.
+
+    Attributes:
+        input_size: the side of the images, 16 * last_size.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class IResNet(nn.Module):
         self.features.weight.requires_grad = False  # training keeps this scale at 1
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns embeddings ``[N, num_features]``, not normalised, of prepared images ``[N, 3, S, S]``."""
         x = self.prelu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         embedding: Tensor = self.features(self.fc(torch.flatten(self.bn2(x), 1)))
@@ -75,25 +83,25 @@ class IResNet(nn.Module):
 
 
 def iresnet18(num_features: int = 512) -> IResNet:
-    """IResNet-18 with random weights."""
+    """Builds an IResNet-18 with random weights."""
     return IResNet((2, 2, 2, 2), num_features)
 
 
 def iresnet34(num_features: int = 512) -> IResNet:
-    """IResNet-34 with random weights."""
+    """Builds an IResNet-34 with random weights."""
     return IResNet((3, 4, 6, 3), num_features)
 
 
 def iresnet50(num_features: int = 512) -> IResNet:
-    """IResNet-50 with random weights."""
+    """Builds an IResNet-50 with random weights."""
     return IResNet((3, 4, 14, 3), num_features)
 
 
 def iresnet100(num_features: int = 512) -> IResNet:
-    """IResNet-100 with random weights."""
+    """Builds an IResNet-100 with random weights."""
     return IResNet((3, 13, 30, 3), num_features)
 
 
 def iresnet200(num_features: int = 512) -> IResNet:
-    """IResNet-200 with random weights."""
+    """Builds an IResNet-200 with random weights."""
     return IResNet((6, 26, 60, 6), num_features)

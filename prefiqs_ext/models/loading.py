@@ -1,9 +1,4 @@
-"""The one loader: a built-in network by its name, or any supported file, on the CPU and ready for inference.
-
->>> network, preset = prefiqs_ext.models.load("sface")
->>> preset.name, preset.size
-('sface', (112, 112))
-"""
+"""The one loader: a built-in network by its name, or any supported file, on the CPU and ready for inference."""
 
 from __future__ import annotations
 
@@ -14,13 +9,21 @@ from typing import Any
 
 from torch import nn
 
-from prefiqs_ext.exceptions import FileFormatError, InputError, InputTypeError, MissingFileError
+from prefiqs_ext.exceptions import (
+    FileAccessError,
+    InputError,
+    InputTypeError,
+    MissingFileError,
+    PrefiqsError,
+    UnsupportedNetworkError,
+)
 from prefiqs_ext.models import weights
 from prefiqs_ext.models.checkpoint import load_checkpoint
 from prefiqs_ext.models.dlib import load_dlib
 from prefiqs_ext.models.input_size import check_input
 from prefiqs_ext.models.onnx_import import import_onnx
 from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.utils.text import format_path
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 
@@ -29,8 +32,8 @@ def load(model: str | os.PathLike[str], preset: Preset | str | None = None) -> t
     """Loads a recognition network and says what input it wants.
 
     >>> network, preset = prefiqs_ext.models.load("sface")
-    >>> network(preset.normalize()(crops)).shape  # float32, not normalised
-    torch.Size([40, 128])
+    >>> network(preset.normalize()(crops[:2])).shape  # float32, not normalised
+    torch.Size([2, 128])
 
     Files are only read as numbers: nothing in them is ever executed.
 
@@ -49,10 +52,11 @@ def load(model: str | os.PathLike[str], preset: Preset | str | None = None) -> t
     Raises:
         InputError: a name that is no built-in network and no file, or an unknown preset.
         MissingFileError: a path where there is no file.
-        FileFormatError: a file that is damaged, hostile, of an unknown layout, has weights too many or missing, of
-            other shapes or not finite, or takes images of another size than the preset's.
-        UnsupportedNetworkError: an ONNX file with operators that cannot be run; or a built-in network and a preset of
-            another size.
+        FileAccessError: a file that cannot be read.
+        FileFormatError: a file that is damaged, hostile, of an unknown layout, or has weights too many or missing, of
+            other shapes or not finite.
+        UnsupportedNetworkError: an ONNX file with operators that cannot be run; or a network that does not take images
+            of the preset's size.
         MissingWeightsError: a built-in network whose weights can neither be found nor fetched.
     """
     said = None if preset is None else Preset.resolve(preset)
@@ -67,12 +71,17 @@ def load(model: str | os.PathLike[str], preset: Preset | str | None = None) -> t
     if not path.exists():
         name_alone = isinstance(model, str) and path.name == model == path.stem
         raise (InputError if name_alone else MissingFileError)(weights.describe_unknown(os.fspath(model)))
-    network, guess = _read(path, said)
+    try:
+        network, guess = _read(path, said)
+    except OSError as error:
+        if isinstance(error, PrefiqsError):
+            raise
+        raise FileAccessError(f"cannot read {format_path(str(path))}: {error.strerror or error}") from error
     if said is not None:
         try:
             check_input(network, said)
-        except ValueError as error:
-            raise FileFormatError(f"cannot load {path}: {error}") from error
+        except UnsupportedNetworkError as error:
+            raise UnsupportedNetworkError(f"cannot load {path}: {error}") from error
     return network, said or guess
 
 

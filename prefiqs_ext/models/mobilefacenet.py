@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 
 class Bottlenecks(NamedTuple):
-    """A bottleneck of stride 2, then others of stride 1 with a shortcut; each has its expanded channels."""
+    """One stage: a bottleneck of stride 2, then others of stride 1 with a shortcut.
+
+    Attributes:
+        channels: of the result of each.
+        first: the expanded channels inside the first one.
+        others: the expanded channels inside each of the others.
+    """
 
     channels: int
     first: int
@@ -29,6 +35,7 @@ class Linear(nn.Module):
         self.bn = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns batch norm of the convolution of ``x``."""
         result: Tensor = self.bn(self.conv(x))
         return result
 
@@ -41,11 +48,17 @@ class Activated(Linear):
         self.prelu = nn.PReLU(out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns PReLU of batch norm of the convolution of ``x``."""
         result: Tensor = self.prelu(super().forward(x))
         return result
 
 
 class Bottleneck(nn.Module):
+    """A 1x1 convolution, a depthwise 3x3 one with the stride, and a linear 1x1 one.
+
+    Where the stride is 1 there is a shortcut.
+    """
+
     def __init__(self, inside: int, out: int, expanded: int, stride: int) -> None:
         super().__init__()
         self.conv = Activated(inside, expanded, 1)
@@ -54,25 +67,36 @@ class Bottleneck(nn.Module):
         self.shortcut = stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns ``[N, out, ceil(H / stride), ceil(W / stride)]``."""
         result: Tensor = self.project(self.conv_dw(self.conv(x)))
         return x + result if self.shortcut else result
 
 
 class Residual(nn.Module):
+    """Bottlenecks of stride 1, one after the other."""
+
     def __init__(self, channels: int, expanded: Sequence[int]) -> None:
         super().__init__()
         self.model = nn.Sequential(*(Bottleneck(channels, channels, wide, 1) for wide in expanded))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns a map of the shape of ``x``."""
         result: Tensor = self.model(x)
         return result
 
 
 class MobileFaceNet(nn.Module):
-    """float [N, 3, H, W], prepared as the checkpoint's preset says -> embedding [N, num_features], not normalised.
+    """MobileFaceNet: images prepared as the checkpoint's preset says in, embeddings out.
 
-    stem: channels of the first convolution. stages: three. wide: channels before the last depthwise convolution.
-    last_size: its kernel, H / 16; 7 for images of 112; input_size is H.
+    Args:
+        stem: channels of the first convolution.
+        stages: the three stages.
+        wide: channels before the last depthwise convolution.
+        num_features: numbers of an embedding.
+        last_size: the kernel of that convolution and the side of its map; 7 for images of 112.
+
+    Attributes:
+        input_size: the side of the images, 16 * last_size.
     """
 
     def __init__(
@@ -104,6 +128,7 @@ class MobileFaceNet(nn.Module):
         self.bn = nn.BatchNorm1d(num_features)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns embeddings ``[N, num_features]``, not normalised, of prepared images ``[N, 3, S, S]``."""
         x = self.conv_23(self.conv2_dw(self.conv1(x)))
         x = self.conv_45(self.conv_4(self.conv_34(self.conv_3(x))))
         x = self.conv_6_dw(self.conv_6_sep(self.conv_5(x)))

@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 from torch import fx
 
-from prefiqs_ext.exceptions import FileFormatError, MissingFileError
+from prefiqs_ext.exceptions import FileFormatError, MissingFileError, UnsupportedNetworkError
 from prefiqs_ext.models.file_kinds import refuse_other_kinds
 from prefiqs_ext.models.onnx_node import Node, State, evaluate, identifier
 from prefiqs_ext.models.onnx_operators import OPERATORS, SHAPED_BY_INFERENCE
@@ -40,20 +40,20 @@ _DECLARED = "prefiqs_ext: declared input"
 
 
 class ImportedNetwork(fx.GraphModule):
-    """A network from a file that says what it takes."""
+    """A network from an ONNX file, which says what it takes."""
 
     @property
     def declared_input(self) -> tuple[int | None, ...]:
-        """The shape that the file declares, as [N, C, H, W] of an image, None where it is open."""
+        """The shape of the input as the file declares it, ``[N, C, H, W]`` for an image; None where it is open."""
         declared: tuple[int | None, ...] = self.meta[_DECLARED]  # which copies of a graph module have too
         return declared
 
     def __reduce__(self) -> tuple[Any, ...]:
         make, arguments = super().__reduce__()
-        return _restored, (make, arguments, self.declared_input)
+        return _restore, (make, arguments, self.declared_input)
 
 
-def _restored(make: Callable[..., fx.GraphModule], arguments: Any, declared: tuple[int | None, ...]) -> ImportedNetwork:
+def _restore(make: Callable[..., fx.GraphModule], arguments: Any, declared: tuple[int | None, ...]) -> ImportedNetwork:
     plain = make(*arguments)
     module = ImportedNetwork(plain, plain.graph, class_name="Network")
     module.training = plain.training
@@ -63,12 +63,20 @@ def _restored(make: Callable[..., fx.GraphModule], arguments: Any, declared: tup
 
 @torch_defaults()
 def import_onnx(path: str | os.PathLike[str]) -> ImportedNetwork:
-    """The network in an ONNX file of float32, opset 7 or later, with one input and all weights inside; in eval mode.
+    """Imports the network of an ONNX file as a module, in eval mode on the CPU.
 
-    A layer is named by its weight (`layer1.0.conv1.weight` -> `layer1.0.conv1`) or else by its node. The result maps
-    float32 [N, ...] to the file's output, or to a dict by name where there are several; N is free even if the file
-    fixes it. An image input [N, H, W, 3] is taken as [N, 3, H, W]. FileNotFoundError; ValueError, in one line, for a
-    file that is damaged, hostile, or not exactly reproducible.
+    Args:
+        path: a file in float32, opset 7 or later, with one input and all weights inside.
+
+    Returns:
+        A module that maps float32 ``[N, ...]`` to the file's output, or to a dictionary by name where there are several
+        outputs. N is free even if the file fixes it, and an image input ``[N, H, W, 3]`` is taken as ``[N, 3, H, W]``.
+        A layer is named by its weight (`layer1.0.conv1.weight` gives `layer1.0.conv1`), or else by its node.
+
+    Raises:
+        MissingFileError: there is no such file.
+        FileFormatError: a file that is damaged or hostile.
+        UnsupportedNetworkError: an operator, a type or a shape that cannot be reproduced exactly.
     """
     path = Path(path)
     if not path.exists():
@@ -77,7 +85,8 @@ def import_onnx(path: str | os.PathLike[str]) -> ImportedNetwork:
         return _graph_module(_read(path))
     except _ERRORS as error:
         message = " ".join(str(error).split()) or type(error).__name__
-        raise FileFormatError(f"cannot import {path}: {message[:_MAX_MESSAGE]}") from error
+        kind = UnsupportedNetworkError if isinstance(error, UnsupportedNetworkError) else FileFormatError
+        raise kind(f"cannot import {path}: {message[:_MAX_MESSAGE]}") from error
 
 
 _ERRORS: tuple[type[Exception], ...] = (
@@ -107,7 +116,9 @@ def _read(path: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise FileFormatError("expected an ONNX model with a graph, found none (an empty file, or not ONNX)")
     if model.functions:
-        raise FileFormatError(f"expected plain operators, found the model-local function {model.functions[0].name!r}")
+        raise UnsupportedNetworkError(
+            f"expected plain operators, found the model-local function {model.functions[0].name!r}"
+        )
     for value in model.graph.input:
         if not value.HasField("type"):
             raise FileFormatError(f"expected a float32 input [N, ...]; the file does not say what {value.name!r} is")
@@ -120,7 +131,7 @@ def _read(path: Path) -> onnx.ModelProto:
     _refuse_hidden_data(model.graph)
     onnx.checker.check_model(data)
     if _opset(model) < _OLDEST_OPSET:
-        raise FileFormatError(f"expected opset {_OLDEST_OPSET} or later, the file has {_opset(model)}")
+        raise UnsupportedNetworkError(f"expected opset {_OLDEST_OPSET} or later, the file has {_opset(model)}")
     return model
 
 
@@ -131,18 +142,18 @@ def _refuse_hidden_data(graph: onnx.GraphProto) -> None:
             tensors += [attribute.t] if attribute.HasField("t") else []
             tensors += attribute.tensors
             if attribute.HasField("g") or attribute.graphs:
-                raise FileFormatError(f"{node.op_type} node {node.name!r}: control flow is not supported")
+                raise UnsupportedNetworkError(f"{node.op_type} node {node.name!r}: control flow is not supported")
             if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
-                raise FileFormatError(f"{node.op_type} node {node.name!r}: sparse tensors are not supported")
+                raise UnsupportedNetworkError(f"{node.op_type} node {node.name!r}: sparse tensors are not supported")
     if graph.sparse_initializer:
-        raise FileFormatError("sparse initialisers are not supported")
+        raise UnsupportedNetworkError("sparse initialisers are not supported")
     for tensor in tensors:
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise FileFormatError(f"the data of {tensor.name!r} are in another file; save the model as one file")
         if tensor.data_type not in _DATA_TYPES:
             kind = _type_name(tensor.data_type)
             remedy = _IN_FLOAT32 if kind.endswith("FLOAT16") else f", {QUANTISED}" if "8" in kind else ""
-            raise FileFormatError(f"the data of {tensor.name!r} have the unsupported ONNX type {kind}{remedy}")
+            raise UnsupportedNetworkError(f"the data of {tensor.name!r} have the unsupported ONNX type {kind}{remedy}")
 
 
 def _type_name(data_type: int) -> str:
@@ -170,11 +181,11 @@ def _graph_module(model: onnx.ModelProto) -> ImportedNetwork:
     state.activations[source.name] = placeholder
 
     results = [value.name for value in model.graph.output]
-    for proto in _needed(model.graph.node, results):
+    for proto in _select_needed(model.graph.node, results):
         _add(state, proto)
     for name in results:
         if name not in state.activations:
-            raise FileFormatError(f"expected an output that depends on the input; {name!r} does not")
+            raise UnsupportedNetworkError(f"expected an output that depends on the input; {name!r} does not")
     outputs = {name: state.activations[name] for name in results}
     state.graph.output(outputs if len(outputs) > 1 else outputs[results[0]])
     module = ImportedNetwork(state.owned, state.graph, class_name="Network").eval()
@@ -184,16 +195,18 @@ def _graph_module(model: onnx.ModelProto) -> ImportedNetwork:
 
 def _only_input(inputs: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
     if len(inputs) != 1:
-        raise FileFormatError(f"expected one input, the file has {len(inputs)}: {[value.name for value in inputs]}")
+        raise UnsupportedNetworkError(
+            f"expected one input, the file has {len(inputs)}: {[value.name for value in inputs]}"
+        )
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type != onnx.TensorProto.FLOAT or len(tensor.shape.dim) < 2:
         is_half = tensor.elem_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
         got = f"of type {_type_name(tensor.elem_type)} and rank {len(tensor.shape.dim)}{_IN_FLOAT32 if is_half else ''}"
-        raise FileFormatError(f"expected a float32 input [N, ...] of known rank; {inputs[0].name!r} is {got}")
+        raise UnsupportedNetworkError(f"expected a float32 input [N, ...] of known rank; {inputs[0].name!r} is {got}")
     return inputs[0]
 
 
-def _needed(nodes: Sequence[onnx.NodeProto], results: Sequence[str]) -> list[onnx.NodeProto]:
+def _select_needed(nodes: Sequence[onnx.NodeProto], results: Sequence[str]) -> list[onnx.NodeProto]:
     """The nodes whose data reach the results, in the file's order, which the checker has found to be topological."""
     wanted, needed = set(results), []
     for node in reversed(nodes):

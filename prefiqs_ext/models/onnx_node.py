@@ -17,7 +17,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, fx, nn
 
-from prefiqs_ext.exceptions import FileFormatError
+from prefiqs_ext.exceptions import UnsupportedNetworkError
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int | None, ...]
@@ -80,9 +80,11 @@ class Node:
         self.name = node.name or self.outputs[0]
 
     def refuse(self, why: str) -> NoReturn:
-        raise FileFormatError(f"{self.op} node {self.name!r}: {why}")
+        """Raises UnsupportedNetworkError, which names the node."""
+        raise UnsupportedNetworkError(f"{self.op} node {self.name!r}: {why}")
 
     def expect(self, condition: bool, what: str) -> None:
+        """Refuses the node unless the condition holds."""
         if not condition:
             self.refuse(f"expected {what}")
 
@@ -91,21 +93,26 @@ class Node:
         return index < len(self.inputs) and self.inputs[index] != ""
 
     def is_constant(self, index: int) -> bool:
+        """Whether the input is a constant."""
         return self.inputs[index] in self._state.constants
 
     def activation(self, index: int = 0) -> fx.Node:
+        """Returns the input in the torch graph; refuses a constant."""
         node = self._state.activations.get(self.inputs[index])
         if node is None:
             self.refuse(f"expected input {index} to depend on the network's input; {self.inputs[index]!r} does not")
         return node
 
     def shape(self, index: int = 0) -> Shape:
+        """Returns the shape of the input, None for a size that the file leaves open."""
         return self._shape(self.inputs[index])
 
     def output_shape(self) -> Shape:
+        """Returns the shape of the first output, likewise."""
         return self._shape(self.outputs[0])
 
     def rank(self, index: int = 0) -> int:
+        """Returns the number of dimensions of the input."""
         return len(self.shape(index))
 
     def expect_size(self, axis: int, size: int) -> None:
@@ -118,6 +125,7 @@ class Node:
         return self._state.shapes[name]
 
     def constant(self, index: int) -> Array:
+        """Returns the values of a constant input; refuses an activation."""
         value = self._state.constants.get(self.inputs[index])
         if value is None:
             self.refuse(f"expected a constant as input {index}; {self.inputs[index]!r} is none")
@@ -130,11 +138,13 @@ class Node:
         return torch.from_numpy(np.array(value, order="C"))
 
     def vector(self, index: int, length: int) -> Tensor:
+        """Returns a constant float32 input of shape ``[length]``."""
         value = self.tensor(index)
         self.expect(value.shape == (length,), f"{length} numbers as input {index}, not shape {list(value.shape)}")
         return value
 
     def number(self, index: int) -> float:
+        """Returns a constant float32 input of one number."""
         value = self.tensor(index)
         self.expect(value.numel() == 1, f"one number as input {index}, not shape {list(value.shape)}")
         return float(value)
@@ -203,6 +213,7 @@ class Node:
         return self._state.graph.call_module(self._state.own(name, module), (self.activation() if x is None else x,))
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Adds a call of a function to the torch graph."""
         return self._state.graph.call_function(function, args, kwargs)
 
     def method(self, name: str, *args: Any) -> fx.Node:
@@ -210,6 +221,7 @@ class Node:
         return self._state.graph.call_method(name, (self.activation(), *args))
 
     def buffer(self, index: int, value: Tensor) -> fx.Node:
+        """Keeps a tensor as a buffer, named by the input, and returns its place in the torch graph."""
         return self._state.graph.get_attr(self._state.own(identifier(self.inputs[index]) or "constant", value))
 
 

@@ -19,8 +19,12 @@ SHAPED_BY_INFERENCE = frozenset({"Reshape", "Expand"})
 
 
 class Operator(NamedTuple):
-    attributes: frozenset[str]  # those understood; any other is refused
+    """How one operator is imported."""
+
+    attributes: frozenset[str]
+    """Those that are understood; any other is refused."""
     build: Callable[[Node], fx.Node]
+    """Adds what the node becomes to the torch graph."""
 
 
 OPERATORS: dict[str, Operator] = {}

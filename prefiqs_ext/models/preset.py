@@ -20,7 +20,8 @@ class Preset:
     """What a checkpoint was trained on: the size of its images, their channel order, and how levels are scaled.
 
     >>> preset = prefiqs_ext.Preset("mine", (112, 112), "bgr", mean=(127.5, 127.5, 127.5), std=(128.0, 128.0, 128.0))
-    >>> scorer = prefiqs_ext.Scorer("sface", preset=preset)  # only to show it: SFace wants another
+    >>> preset.normalize()(crops).dtype  # what the network gets
+    torch.float32
 
     Presets of the usual families have names, which every `preset=` takes: "arcface", "magface", "adaface", ...
 

@@ -1,7 +1,7 @@
 """Checkpoint file -> the tensors of a network by name. Nothing in a file is ever executed.
 
-PyTorch files are read with `weights_only=True`, which knows tensors and plain containers; pickled.py reads some that it
-does not.
+PyTorch files are read with `weights_only=True`, which knows tensors and plain containers; torch_pickle.py reads
+some files that it does not.
 """
 
 from __future__ import annotations
@@ -37,9 +37,12 @@ _WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "backbone"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor on the CPU, wrappers removed, names as in the file; at least one.
+    """Reads the tensors of a PyTorch checkpoint or a .safetensors file, on the CPU, by their names in the file.
 
-    ValueError, in one line without the path, for a file that is damaged, hostile, too large or holds no state dict.
+    What training scripts wrap around a state dict is removed. There is at least one tensor.
+
+    Raises:
+        FileFormatError: a file that is damaged, hostile, too large, or holds no state dict; without the path.
     """
     if not path.is_file():
         raise FileFormatError("expected a regular file")
@@ -47,7 +50,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise FileFormatError(f"expected at most {MAX_BYTES} bytes, the file has {path.stat().st_size}")
     safe = path.suffix.lower() == ".safetensors"
     refuse_other_kinds(path, "safetensors" if safe else "PyTorch")
-    tensors = _safetensors(path) if safe else _unpickled(path)
+    tensors = _read_safetensors(path) if safe else _unpickle(path)
     for name, tensor in tensors.items():
         if tensor.is_quantized or name.endswith(("zero_point", "packed_params")):
             raise FileFormatError(f"expected ordinary dense tensors, {name} is {QUANTISED}")
@@ -58,7 +61,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
@@ -68,7 +71,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _unpickled(path: Path) -> dict[str, Tensor]:
+def _unpickle(path: Path) -> dict[str, Tensor]:
     if is_zip(path):
         _check_zip(path)
     try:
@@ -77,10 +80,10 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         content, tensor = read_pickled(path)
-        return {name: tensor(view) for name, view in _unwrapped(content, View).items()}
+        return {name: tensor(view) for name, view in _unwrap(content, View).items()}
     except Exception as error:  # whatever damaged bytes lead torch.load to
         raise FileFormatError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
-    return _unwrapped(content, Tensor)
+    return _unwrap(content, Tensor)
 
 
 def _check_zip(path: Path) -> None:
@@ -96,8 +99,8 @@ def _check_zip(path: Path) -> None:
         raise FileFormatError("expected an archive that is not compressed; save it again with torch.save")
 
 
-def _unwrapped(content: object, kind: type[_T]) -> dict[str, _T]:
-    """The values of a kind in the state dict inside."""
+def _unwrap(content: object, kind: type[_T]) -> dict[str, _T]:
+    """Returns the values of a kind in the state dict inside."""
     for _ in range(_DEEPEST):
         if not isinstance(content, Mapping):
             raise FileFormatError(f"expected a state dict, the file holds a {type(content).__name__}")

@@ -108,13 +108,17 @@ class View(NamedTuple):
 
 
 def read_pickled(path: Path) -> tuple[object, Callable[[View], Tensor]]:
-    """What the file holds, with views in place of tensors, and what makes a tensor of a view. Of a module: its
-    parameters and buffers by the names that state_dict() would give them.
+    """Reads what torch.load(weights_only=True) does not.
 
-    ValueError, in one line without the path, for a file that is damaged, something else, or calls what is not listed;
-    the function raises it too.
+    Returns:
+        What the file holds, with views in place of tensors; of a module, its parameters and buffers by the names that
+        state_dict() would give them. And the function that makes a tensor of a view.
+
+    Raises:
+        FileFormatError: a file that is damaged, something else, or calls what is not listed; without the path. The
+            function raises it too.
     """
-    content, storage = _careful(lambda: (_zipped if is_zip(path) else _old)(path))
+    content, storage = _guard(lambda: (_read_zip if is_zip(path) else _read_old)(path))
     storages: dict[_Storage, Tensor] = {}
 
     def tensor(view: View) -> Tensor:
@@ -129,11 +133,11 @@ def read_pickled(path: Path) -> tuple[object, Callable[[View], Tensor]]:
 
     if isinstance(content, _Shell):
         module = content
-        content = _careful(lambda: _state_of(module))
-    return content, lambda view: _careful(lambda: tensor(view))
+        content = _guard(lambda: _state_of(module))
+    return content, lambda view: _guard(lambda: tensor(view))
 
 
-def _careful(function: Callable[[], _T]) -> _T:
+def _guard(function: Callable[[], _T]) -> _T:
     try:
         return function()
     except _Refused as error:
@@ -147,7 +151,7 @@ def _careful(function: Callable[[], _T]) -> _T:
         ) from error
 
 
-def _zipped(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
+def _read_zip(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
     with zipfile.ZipFile(path) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         root = name.removesuffix("data.pkl")
@@ -164,7 +168,7 @@ def _zipped(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
     return content, storage
 
 
-def _old(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
+def _read_old(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
     with path.open("rb") as file:
         size = path.stat().st_size
         head = io.BytesIO(file.read(min(size, _MOST_PICKLED)))
@@ -208,7 +212,7 @@ def _check_keys(keys: Iterable[object]) -> None:
             raise _Refused(f"it has a {escape_unprintable(type(key).__name__)} as a key")
 
 
-def _checked(opcode: int) -> Callable[[Any], None]:
+def _check_first(opcode: int) -> Callable[[Any], None]:
     load = pickle._Unpickler.dispatch[opcode]
 
     def check_and_load(unpickler: Any) -> None:
@@ -228,7 +232,7 @@ class _Ordered(OrderedDict[object, object]):
 class _Unpickler(pickle._Unpickler):
     """The one in Python: the one in C makes room for as many memo entries as a file claims, 64 GB by 5 bytes."""
 
-    dispatch = pickle._Unpickler.dispatch | {opcode: _checked(opcode) for opcode in _HASHED}
+    dispatch = pickle._Unpickler.dispatch | {opcode: _check_first(opcode) for opcode in _HASHED}
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
