@@ -213,7 +213,7 @@ CALLS: dict[str, tuple[Callable[[Scorer], object], str]] = {
     ),
     "a device by another name": (
         lambda _: Scorer("sface", device="gpu"),
-        "expected device 'cpu' or 'cuda', got 'gpu'",
+        "expected device 'cpu', 'cuda' or 'cuda:0', got 'gpu'",
     ),
     "per cent for a fraction": (
         lambda _: Pruning(sparsity=40),

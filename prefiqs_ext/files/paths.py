@@ -9,11 +9,10 @@ from functools import lru_cache
 
 from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputError, MissingFileError
 from prefiqs_ext.files.folders import Folders, counted
+from prefiqs_ext.utils.suffixes import ARCHIVES, VIDEOS
 from prefiqs_ext.utils.text import format_path, lines
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
-_VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts", ".m2ts"}
 
 
 def find_paths(arguments: Iterable[str], report: Callable[[str], None]) -> list[str]:
@@ -103,9 +102,9 @@ def refuse_unreadable(argument: str) -> None:
     if os.path.isdir(argument):
         return
     suffix = os.path.splitext(argument)[1].lower()
-    if suffix in _ARCHIVES:
+    if suffix in ARCHIVES:
         raise FileFormatError(f"expected an image or a folder, got the archive {name}: unpack it and name its folder")
-    if suffix in _VIDEOS:
+    if suffix in VIDEOS:
         raise FileFormatError(
             f"expected an image or a folder, got the video {name}: take pictures from it with "
             f"`mkdir frames && ffmpeg -i {name} -vf fps=2 frames/%06d.png`, and name the folder frames"
