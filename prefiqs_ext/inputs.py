@@ -18,6 +18,7 @@ from torch import Tensor
 
 from prefiqs_ext.exceptions import FileFormatError, InputError, InputTypeError, MissingFileError
 from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.utils.suffixes import ARCHIVES, VIDEOS
 from prefiqs_ext.utils.text import escape_unprintable, format_path
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ Colour: TypeAlias = Literal["rgb", "bgr"]
 # Floating images come from divisions by 255 and resampling, which overshoot a little.
 _OVERSHOOT = 1e-3
 _KINDS = "a tensor, a NumPy array, a PIL image, a path, or a list of these"
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
-_VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 
 
 def make_batch(
@@ -179,9 +178,9 @@ def _read_file(path: str) -> NDArray[np.uint8]:
         return read_rgb(path)
     except UnreadableImage as error:
         suffix = os.path.splitext(path)[1].lower()
-        if suffix in _ARCHIVES:
+        if suffix in ARCHIVES:
             raise FileFormatError(f"expected an image, got the archive {name}: unpack it first") from error
-        if suffix in _VIDEOS:
+        if suffix in VIDEOS:
             raise FileFormatError(
                 f"expected an image, got the video {name}: write its frames as images first"
             ) from error

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import pytest
 
 import prefiqs_ext
-from prefiqs_ext.cli import main
+from prefiqs_ext.cli import COMMANDS, main
+from prefiqs_ext.exceptions import FileAccessError, InputError, MissingPackageError, OutOfMemoryError
 from prefiqs_ext.models import weights
 
 _CONTENT = b"weights" * 1000
@@ -141,29 +147,60 @@ def test_interrupted(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("weights", "fetch", "face") == (130, "", "Interrupted.\n")
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (ValueError("this\nis wrong"), "this is wrong"),
-        (MemoryError(), "MemoryError"),
-        (OSError("no \x1b[2J"), "no \\x1b[2J"),
-        (RuntimeError("out\nof it"), "RuntimeError: out of it (a fault of prefiqs: PREFIQS_DEBUG=1 shows where)"),
-        (TypeError("no"), "TypeError: no (a fault of prefiqs: PREFIQS_DEBUG=1 shows where)"),
-        (KeyError("a"), "KeyError: 'a' (a fault of prefiqs: PREFIQS_DEBUG=1 shows where)"),
-    ],
-)
-def test_any_error_is_one_line_unless_its_trace_is_wanted(
-    error: Exception, said: str, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(weights, "fetch", fail)
     monkeypatch.delenv("PREFIQS_DEBUG", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (InputError("this\nis wrong"), "this is wrong"),
+        (OutOfMemoryError("too little memory"), "too little memory"),
+        (FileAccessError("no \x1b[2J"), "no \\x1b[2J"),
+        (MissingPackageError("no scipy"), "no scipy"),
+    ],
+)
+def test_an_error_of_the_package_is_one_line(
+    error: Exception, said: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fail_with(error, monkeypatch)
     assert command("weights", "fetch", "face") == (1, "", f"Error: {said}\n")
-    monkeypatch.setenv("PREFIQS_DEBUG", "1")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("out\nof it"), "RuntimeError: out of it"),
+        (ValueError("no \x1b[2J"), "ValueError: no \\x1b[2J"),
+        (OSError("no"), "OSError: no"),
+        (KeyError("a"), "KeyError: 'a'"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_any_other_error_shows_where_it_comes_from(
+    error: Exception, said: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fail_with(error, monkeypatch)
+    result = command("weights", "fetch", "face")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("Traceback (most recent call last):\n")
+    remedy = "this is a fault of prefiqs: please report it with the lines above and `prefiqs info`"
+    assert result.err.splitlines()[-1] == f"Error: {said} ({remedy})"
+
+
+@pytest.mark.parametrize(("variable", "arguments"), [("1", []), ("", ["--debug"])])
+@pytest.mark.parametrize("error", [InputError("wrong"), RuntimeError("broken")])
+def test_debug_raises_every_error(
+    error: Exception, variable: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fail_with(error, monkeypatch)
+    monkeypatch.setenv("PREFIQS_DEBUG", variable)
     with pytest.raises(type(error)) as caught:
-        main(["weights", "fetch", "face"])
+        main([*arguments, "weights", "fetch", "face"])
     assert caught.value is error
 
 
@@ -178,3 +215,66 @@ def test_version_and_help(command: Command) -> None:
 def test_installed_as_prefiqs() -> None:
     (script,) = entry_points(group="console_scripts", name="prefiqs")
     assert script.load() is main
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself(command: Command) -> None:
+    listed = command("--help").out
+    for name, line in COMMANDS.items():
+        found = main.get_command(click.Context(main), name)
+        assert found is not None
+        assert found.name == name
+        assert (found.help or "").splitlines()[0] == line
+        assert f"\n  {name} " in listed
+
+
+def _find_options(group: click.Group) -> Iterator[tuple[str, click.Option]]:
+    for name in group.list_commands(click.Context(group)):
+        each = group.get_command(click.Context(group), name)
+        assert each is not None
+        if isinstance(each, click.Group):
+            yield from _find_options(each)
+        yield from ((name, option) for option in each.params if isinstance(option, click.Option))
+
+
+def test_every_option_has_a_help_with_its_default() -> None:
+    for command_name, option in _find_options(main):
+        name = f"{command_name} {option.opts[0]}"
+        assert option.help, name
+        if isinstance(option.default, str | int | float) and not option.is_flag:
+            assert option.show_default or "[default" in option.help, name
+        if option.name == "output":
+            assert "-o" in option.opts, name
+
+
+_LOADED = """
+import sys
+from prefiqs_ext.cli import main
+try:
+    main(prog_name="prefiqs")
+except SystemExit as end:
+    assert end.code == 0, end.code
+print(*sorted({"torch", "numpy", "cv2", "onnx", "PIL"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--version"],
+        ["--help"],
+        *([name, "--help"] for name in COMMANDS),
+        *("prefiqs", "prefiqs sc", "prefiqs score --mod", "prefiqs score --preset ", "prefiqs report --dev"),
+    ],
+    ids=lambda arguments: arguments if isinstance(arguments, str) else " ".join(arguments),
+)
+def test_what_should_be_quick_imports_nothing_that_is_slow(arguments: list[str] | str) -> None:
+    """A string is a line to be completed."""
+    environment = dict(os.environ)
+    if isinstance(arguments, str):
+        environment |= {"_PREFIQS_COMPLETE": "bash_complete", "COMP_WORDS": arguments}
+        environment["COMP_CWORD"] = str(max(1, arguments.count(" ")))
+        arguments = []
+    run = [sys.executable, "-c", _LOADED, *arguments]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert done.stderr == "\n"

@@ -14,14 +14,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import cv2
 import numpy as np
 import pytest
 import torch
 from onnx import helper
 
-import prefiqs_ext.cli.scoring
+import prefiqs_ext.scorer
 from prefiqs_ext import Scorer
+from prefiqs_ext.cli import main
+from prefiqs_ext.cli.throughput import Throughput
+from prefiqs_ext.faces.detect import MIN_FACE
 from tests.onnx_files import floats, make_model
 from tests.test_cli import Command, Result
 
@@ -84,13 +88,15 @@ def test_csv_to_stdout_and_the_rest_to_stderr(command: Command, network: str) ->
     lines = result.err.splitlines()
     assert lines[0].startswith("prefiqs: crops/blank.png: not_assessable: its embedding has no direction")
     assert lines[1].startswith("prefiqs: crops/text.jpg: unreadable: expected JPEG, PNG")
-    assert lines[2:] == ["prefiqs: 8 files: 1 not_assessable, 6 ok, 1 unreadable"]
+    assert lines[2:] == ["prefiqs: 8 files: 6 ok, 1 unreadable, 1 not assessable"]
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.txt"])
 def test_output_files(name: str, command: Command, network: str) -> None:
     result = command(*_arguments(network, "--output", name, "--embeddings", "e.npy", "--batch-size", "3"))
     assert (result.code, result.out) == (0, "")
+    said = f"prefiqs: 8 files: 6 ok, 1 unreadable, 1 not assessable; written to {name} and e.npy"
+    assert result.err.splitlines()[-1] == said
     rows = 6 if name == "t.txt" else 8
     assert len(Path(name).read_text().splitlines()) == rows + (name == "t.csv")
     assert np.load("e.npy").shape == (rows, 16)
@@ -137,7 +143,7 @@ def test_devices(command: Command, network: str, monkeypatch: pytest.MonkeyPatch
     made: list[dict[str, object]] = []
     monkeypatch.setattr("prefiqs_ext.device.why_no_cuda", lambda *_: None)
     monkeypatch.setattr(
-        prefiqs_ext.cli.scoring,
+        prefiqs_ext.scorer,
         "Scorer",
         lambda *_, **given: made.append(given) or Scorer(network, preset="sface", on_bad="nan"),
     )
@@ -149,7 +155,7 @@ def test_devices(command: Command, network: str, monkeypatch: pytest.MonkeyPatch
     ("more", "message", "code"),
     [
         (["--resume"], "--resume needs --output", 2),
-        (["--top", "1", "--below", "0.5"], "two different picks", 2),
+        (["--top", "1", "--below", "0.5"], "two different choices", 2),
         (["--top", "0"], "--top", 2),
         (["--min-face", "40"], "--min-face is for photos: leave it out, or --aligned", 2),
         (["--output", "t.xls"], "expected an output that ends in .csv, .jsonl or .txt, got t.xls", 1),
@@ -169,7 +175,7 @@ def test_wrong_options(more: list[str], message: str, code: int, command: Comman
 def test_output_that_cannot_be_written_is_found_before_scoring(
     command: Command, network: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefiqs_ext.cli.scoring, "Scorer", None)  # calling it would be another error
+    monkeypatch.setattr(prefiqs_ext.scorer, "Scorer", None)  # calling it would be another error
     Path("file").touch()
     _error(
         command(*_arguments(network, "--output", "file/t.csv")),
@@ -186,7 +192,8 @@ def test_nothing_to_score(command: Command, network: str) -> None:
         Path(f"empty/{i}.heic").touch()
     said = "12 files passed over: .heic 12; convert photos to JPEG or PNG first"
     assert command(*arguments) == (1, "", f"Error: expected images, found none in empty; {said}\n")
-    arguments[1] = "none.png"
+    Path("list.txt").write_text("none.png")
+    arguments[1] = "@list.txt"
     result = command(*arguments)
     _error(result, "nothing could be scored: 1 unreadable")
     assert result.out == f"{_COLUMNS}\nnone.png,,unreadable,,,,,,,,\n"
@@ -202,7 +209,8 @@ def test_duplicates_and_names_that_are_not_utf8(command: Command, network: str) 
     arguments = _arguments(network, "-o", "t.txt")
     arguments[1] = "@list.txt"
     result = command(*arguments)
-    assert result == (0, "", "prefiqs: crops/0.png: given before, scored once\n")
+    summary = "prefiqs: 2 files: 2 ok; written to t.txt\n"
+    assert result == (0, "", f"prefiqs: crops/0.png: given before, scored once\n{summary}")
     paths, qualities = zip(*(line.rsplit(b" ", 1) for line in Path("t.txt").read_bytes().splitlines()), strict=True)
     assert paths == (b"crops/caf\xe9.png", b"crops/0.png")
     assert len(set(qualities)) == 1
@@ -250,7 +258,7 @@ def test_killed_and_resumed_gives_the_same_bytes(name: str, network: str) -> Non
     _many(3000)
     more = ["--workers", "1", "--batch-size", "4"]
     whole = _start(network, "-o", f"whole-{name}", "--embeddings", "whole.npy", *more)
-    assert whole.communicate()[1] == ""
+    assert whole.communicate()[1] == f"prefiqs: 3,000 files: 3,000 ok; written to whole-{name} and whole.npy\n"
     for end in (signal.SIGKILL, signal.SIGINT, None):
         resume = ["--resume"] if end is not signal.SIGKILL else []
         half = _start(network, "-o", name, "--embeddings", "half.npy", *more, *resume)
@@ -288,7 +296,7 @@ def test_a_worker_that_is_killed_ends_the_run_which_goes_on_later(network: str) 
     done = json.loads(Path("t.csv.part.state").read_text())["done"]["paths"]
     assert 0 < done < 2000
     again = _start(network, "-o", "t.csv", "--workers", "0", "--resume")
-    assert again.communicate() == ("", "")
+    assert again.communicate() == ("", "prefiqs: 2,000 files: 2,000 ok; written to t.csv\n")
     assert len(Path("t.csv").read_text().splitlines()) == 2001
 
 
@@ -306,7 +314,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(network: str) -> None
     assert full.returncode == 1
     assert not Path("t.csv").exists()
     again = _start(network, *arguments, "--resume")
-    assert again.communicate() == ("", "")
+    assert again.communicate() == ("", "prefiqs: 600 files: 600 ok; written to t.csv\n")
     assert len(Path("t.csv").read_text().splitlines()) == 601
     with open("/dev/full", "w") as device:
         to_stdout = _start(network, "--workers", "0", stdout=device)
@@ -325,3 +333,41 @@ def test_a_reader_that_stops_reading(network: str) -> None:
     assert run.stderr is not None
     assert run.stderr.read() == ""
     assert run.wait() == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "files", "cores", "expected"),
+    [
+        (None, 1, 8, 0),
+        (None, 15, 8, 0),
+        (None, 16, 8, 1),
+        (None, 10_000, 8, 4),
+        (None, 10_000, 64, 8),
+        (None, 10_000, 1, 1),
+        (3, 1, 1, 3),
+        (0, 10_000, 64, 0),
+    ],
+)
+def test_how_many_processes_read_files(
+    given: int | None, files: int, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefiqs_ext.cli.throughput.count_cores", lambda: cores)
+    assert Throughput(workers=given).choose_workers(files) == expected
+
+
+def test_how_many_crops_are_scored_together() -> None:
+    assert [Throughput().choose_batch_size(device) for device in ("cpu", "cuda")] == [32, 256]
+    assert [Throughput(batch_size=7).choose_batch_size(device) for device in ("cpu", "cuda")] == [7, 7]
+
+
+@pytest.mark.parametrize("name", ["score", "report", "calibrate"])
+def test_every_command_that_scores_files_has_the_same_options(name: str) -> None:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    options = {option for parameter in command.params for option in parameter.opts}
+    expected = {"--model", "--preset", "--size", "--output-name", "--pruning", "--sparsity", "--scope", "--layers"}
+    assert options >= expected | {"--device", "--dtype", "--workers", "--batch-size", "--threads", "--output", "-o"}
+
+
+def test_the_default_of_min_face_is_what_the_help_says(command: Command) -> None:
+    assert f"[default: {MIN_FACE}]" in " ".join(command("score", "--help").out.split())

@@ -28,7 +28,7 @@ def faces(sface_file: Path) -> list[DemoFace]:
         weights.path("yunet")
     except MissingWeightsError as error:
         pytest.skip(str(error))
-    return demo.ranked(demo.astronaut())
+    return demo.rank_faces(demo.find_astronaut())
 
 
 def test_the_untouched_face_is_among_the_best(faces: list[DemoFace]) -> None:

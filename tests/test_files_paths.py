@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import prefiqs_ext
+from prefiqs_ext.exceptions import PrefiqsError
 from prefiqs_ext.files import find_paths
 from prefiqs_ext.utils.text import format_path
 
@@ -64,9 +65,44 @@ def test_what_is_passed_over_for_its_suffix_is_counted() -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_named_files_may_have_any_name_and_need_not_exist() -> None:
+def test_named_files_may_have_any_name() -> None:
     _touch("photo", "list.txt")
-    assert _find("photo", "none.jpg", "list.txt")[0] == ["photo", "none.jpg", "list.txt"]
+    assert _find("photo", "list.txt")[0] == ["photo", "list.txt"]
+
+
+@pytest.mark.usefixtures("here")
+def test_files_of_a_list_need_not_exist() -> None:
+    Path("list.txt").write_text("none.jpg\nhttps://example.org/a.jpg\nclip.mp4\n")
+    assert _find("@list.txt")[0] == ["none.jpg", "https://example.org/a.jpg", "clip.mp4"]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        ("none.jpg", FileNotFoundError, r"cannot read none\.jpg \(No such file or directory\); check the path"),
+        ("photo/none.jpg", FileNotFoundError, r"cannot read photo/none\.jpg \(Not a directory\)"),
+        ("loop", OSError, r"cannot read loop \(Too many levels of symbolic links\)"),
+        ("https://example.org/a.jpg", ValueError, r"got the address https://example\.org/a\.jpg: download it first"),
+        ("s3://bucket/photos", ValueError, "download it first"),
+        ("photos.zip", ValueError, r"got the archive photos\.zip: unpack it"),
+        ("photos.TAR.GZ", ValueError, "unpack it"),
+        ("clip.mp4", ValueError, r"got the video clip\.mp4: .*ffmpeg -i clip\.mp4 "),
+        ("clip.MOV", ValueError, "ffmpeg"),
+    ],
+)
+def test_what_can_hold_no_images_is_refused_at_once(argument: str, error: type[Exception], message: str) -> None:
+    _touch("photo", "photos.zip", "photos.TAR.GZ", "clip.mp4", "clip.MOV")
+    Path("loop").symlink_to("loop")
+    with pytest.raises(PrefiqsError, match=message) as caught:
+        _find("photo", argument)
+    assert isinstance(caught.value, error)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_may_have_any_name() -> None:
+    _touch("photos.zip/1.jpg", "clip.mp4/2.jpg")
+    assert _find("photos.zip", "clip.mp4")[0] == ["photos.zip/1.jpg", "clip.mp4/2.jpg"]
 
 
 @pytest.mark.usefixtures("here")

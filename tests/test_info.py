@@ -47,9 +47,9 @@ def test_forced_instruction_set(forced: str, fact: str, monkeypatch: pytest.Monk
 
 
 def test_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefiqs_ext.cli.info.why_no_cuda", lambda: "libprefiqs_cuda.so does not load (no such file)")
+    monkeypatch.setattr("prefiqs_ext.device.why_no_cuda", lambda: "libprefiqs_cuda.so does not load (no such file)")
     assert _facts()["CUDA"] == "not used: libprefiqs_cuda.so does not load (no such file)"
-    monkeypatch.setattr("prefiqs_ext.cli.info.why_no_cuda", lambda: None)
+    monkeypatch.setattr("prefiqs_ext.device.why_no_cuda", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert _facts()["CUDA"] == "in use: NVIDIA H200 (compute capability 9.0)"

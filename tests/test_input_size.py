@@ -19,7 +19,7 @@ from onnx_files import assert_equal, floats, make_model, onnx_runtime, saved
 from torch import nn
 
 from prefiqs_ext import Scorer, models, sensitivity
-from prefiqs_ext.cli.scoring import record
+from prefiqs_ext.cli.options import ModelOptions, ScoringOptions
 from prefiqs_ext.models import import_onnx, load
 from prefiqs_ext.models.dlib import DlibResNet
 from tests.test_cli import Command
@@ -164,9 +164,8 @@ def test_the_option_size(file: str, command: Command) -> None:
 
 def test_size_and_output_are_in_the_record_of_a_run() -> None:
     """By which --resume tells whether it is the same run."""
-    names = ("preset", "size", "output_name", "method", "sparsity", "scope", "device", "dtype")
-    options = dict.fromkeys(names) | {"model": "sface", "layers": ("conv",)}
-    records = [record(options | more) for more in ({}, {"size": (48, 32)}, {"size": (48, 48)}, {"output_name": "1"})]
+    models_ = [ModelOptions("sface", *more) for more in ((), (None, (48, 32)), (None, (48, 48)), (None, None, "1"))]
+    records = [ScoringOptions(model).to_json() for model in models_]
     assert all(records.count(each) == 1 for each in records)
     assert json.loads(json.dumps(records)) == records
 

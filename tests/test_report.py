@@ -13,20 +13,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from onnx import helper
 from PIL import Image
 from torch import Tensor
 
-from prefiqs_ext import Scorer
+from prefiqs_ext import Pruning, Scorer
 from prefiqs_ext.cli import main
-from prefiqs_ext.exceptions import MissingWeightsError
+from prefiqs_ext.exceptions import InputError, MissingWeightsError
 from prefiqs_ext.files.records import Record
-from prefiqs_ext.models import weights
+from prefiqs_ext.models import PRESETS, weights
 from prefiqs_ext.report import Selection, render
-from prefiqs_ext.report.histogram import HEIGHT, WIDTH, histogram
+from prefiqs_ext.report.histogram import HEIGHT, WIDTH, build_histogram
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.text import format_path
 from tests import chromium
+from tests.onnx_files import floats, make_model
 
 HOSTILE = [
     "<script>document.title='owned'</script>.jpg",
@@ -116,7 +119,7 @@ def test_quantile_is_numpys_to_a_bin(share: float) -> None:
 
 @pytest.mark.parametrize("qualities", [[0.5], [0.0, 1.0], [0.7, 0.7001], np.linspace(0.4, 0.8, 997).tolist(), [1.0]])
 def test_histogram_counts_every_face_inside_its_drawing(qualities: list[float]) -> None:
-    drawn = histogram(Selection().add(_scored(qualities)).quality_counts)
+    drawn = build_histogram(Selection().add(_scored(qualities)).quality_counts)
     assert sum(int(bar.hint.rpartition(": ")[2].replace(",", "")) for bar in drawn.bars) == len(qualities)
     assert max(bar.height for bar in drawn.bars) == HEIGHT
     assert len(drawn.bars) <= 40
@@ -231,7 +234,9 @@ def crop_folder(crops: Tensor, sface_file: Path, tmp_path: Path) -> Path:
 def test_command_agrees_with_the_scorer(crop_folder: Path, crops: Tensor, tmp_path: Path) -> None:
     output = tmp_path / "page.html"
     result = CliRunner().invoke(main, ["report", str(crop_folder), "--aligned", "--output", str(output)])
-    assert (result.exit_code, result.stdout) == (0, f"{output}\n"), result.stderr
+    assert (result.exit_code, result.stdout) == (0, ""), result.stderr
+    said = f"prefiqs: 8 files: 6 ok, 1 unreadable, 1 not assessable; written to {output}"
+    assert result.stderr.splitlines()[-1] == said
     expected = Scorer()(crops[:6])
     order = expected.quality.argsort(descending=True).tolist()
     page = output.read_text(encoding="utf-8")
@@ -245,6 +250,34 @@ def test_command_agrees_with_the_scorer(crop_folder: Path, crops: Tensor, tmp_pa
     for text in ("scored: 6", "not readable: 1", "not assessable: 1", "no face found: 0"):
         assert text in parsed.text
     assert list(tmp_path.glob("*.part")) == []
+
+
+def test_command_with_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv", strides=[8, 8]),
+        helper.make_node("Flatten", ["c"], ["y"], name="flatten"),
+    ]
+    model = make_model(nodes, ("n", 3, 32, 24), {"w": floats(8, 3, 8, 8)})
+    Path("small.onnx").write_bytes(model.SerializeToString())
+    Path("crops").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 24, 3), dtype=np.uint8)
+    for index, crop in enumerate(pixels):
+        Image.fromarray(crop).save(f"crops/{index}.png")
+    options = ["--model", "small.onnx", "--preset", "arcface", "--size", "32x24", "--pruning", "random"]
+    more = ["--sparsity", "0.5", "--batch-size", "2", "--workers", "0"]
+    result = CliRunner().invoke(main, ["report", "crops", "--aligned", "-o", "page.html", *options, *more])
+    assert (result.exit_code, result.stderr) == (0, "prefiqs: 3 files: 3 ok; written to page.html\n")
+    scorer = Scorer("small.onnx", Pruning("random", 0.5), preset=PRESETS["arcface"].with_size((32, 24)))
+    qualities = scorer(torch.from_numpy(pixels).permute(0, 3, 1, 2)).quality.sort(descending=True).values
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert re.findall(r'<div class="quality">([\d.]+)</div>', page) == [f"{quality:.3f}" for quality in qualities]
+    text = " ".join(Parsed(page).text.split())
+    assert (
+        f"small.onnx (SHA-256 of its weights {scorer.settings.model_sha256[:12]}), computed in float32 on cpu" in text
+    )
+    assert "random, 0.5 of the weights; scope layer, layers conv" in text
+    assert "aligned crops of 24 x 32 pixels, preset arcface" in text
 
 
 def test_command_finds_faces_in_photos(sface_file: Path, tmp_path: Path) -> None:
@@ -275,7 +308,7 @@ def _refused(*arguments: str) -> str:
 
 def test_command_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Found before anything is loaded or scored.
-    monkeypatch.setattr("prefiqs_ext.cli.report.Scorer", lambda **_: pytest.fail("loaded a network"))
+    monkeypatch.setattr("prefiqs_ext.scorer.Scorer", lambda *_, **__: pytest.fail("loaded a network"))
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "found none" in _refused(str(empty), "--output", str(tmp_path / "page.html"))
@@ -297,10 +330,10 @@ def test_nothing_scored_is_a_failure_with_a_page(tmp_path: Path, sface_file: Pat
 
 def test_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
-        def __init__(self, **_: object) -> None:
-            raise ValueError("broken network")
+        def __init__(self, *_: object, **__: object) -> None:
+            raise InputError("broken network")
 
-    monkeypatch.setattr("prefiqs_ext.cli.report.Scorer", Broken)
+    monkeypatch.setattr("prefiqs_ext.scorer.Scorer", Broken)
     (tmp_path / "faces").mkdir()
     Image.new("RGB", (112, 112)).save(tmp_path / "faces" / "one.png")
     output = tmp_path / "page.html"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from networks import calibrated, network_input, pictures
 from torch import Tensor, nn
 
@@ -319,16 +319,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory, faces: tuple[Tensor, list[s
     return folder
 
 
-def run(*arguments: object) -> str:
+def run(*arguments: object) -> Result:
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
-    return result.stdout
+    return result
 
 
 def test_the_commands(folder: Path, sface_file: Path, tmp_path: Path) -> None:
     settings, table = tmp_path / "settings.json", tmp_path / "table.csv"
-    said = run("calibrate", folder, "--aligned", "--output", settings, "--sparsity", 0.5)
-    assert "percentile scale of 24 faces" in said
+    said = run("calibrate", folder, "--aligned", "--output", settings, "--sparsity", 0.5).stderr
+    assert said == f"prefiqs: 24 files: 24 ok; percentile scale written to {settings}\n"
     (folder / "grey.jpg").write_bytes(b"no image")
     try:
         run("score", folder, "--aligned", "--settings", settings, "--output", table)
@@ -342,7 +342,7 @@ def test_the_commands(folder: Path, sface_file: Path, tmp_path: Path) -> None:
     assert scores == sorted(scores)
     assert (scores[0], scores[-1], len(scores)) == (0, 100, 24)
     assert [record["score"] for record in records if not record["quality"]] == ["-1"]
-    plain = run("score", folder, "--aligned", "--sparsity", 0.5).splitlines()
+    plain = run("score", folder, "--aligned", "--sparsity", 0.5).stdout.splitlines()
     assert [row.rpartition(",")[0] for row in table.read_text().splitlines() if "grey" not in row] == plain
 
 
@@ -356,6 +356,23 @@ def test_settings_say_it_already(option: tuple[str, str], folder: Path, sface_fi
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1
     assert "expected the model that these settings were made with" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (None, "settings.json names no model, it was made from Python: give --model FILE"),
+        ("gone.onnx", "--settings: no such model or file: gone.onnx; known: sface, "),
+    ],
+)
+def test_the_model_of_settings_is_looked_for_first(
+    model: str | None, message: str, folder: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "settings.json"
+    Settings(model, "0" * 64, Preset.resolve("sface"), Pruning(), *FLOAT32).save(settings)
+    result = CliRunner().invoke(main, ["score", str(folder), "--settings", str(settings)])
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 def test_a_network_without_preset(network: nn.Module) -> None:

@@ -1,35 +1,61 @@
-"""The `prefiqs` command. Results go to stdout, all else to stderr; a failure is one line.
+"""The `prefiqs` command, one file per subcommand.
 
-PREFIQS_DEBUG=1 shows its trace. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 130
+interrupted. A subcommand's file is imported when it is used, and imports torch only when it runs: `prefiqs --version`,
+`--help` and completion take no longer than Python itself.
 """
 
 from __future__ import annotations
 
-import os
-from typing import Any
+import importlib
+import traceback
 
 import click
+from click.shell_completion import CompletionItem
 
 from prefiqs_ext import __version__
-from prefiqs_ext.cli import analyse as _analyse
-from prefiqs_ext.cli import calibrate as _calibrate
-from prefiqs_ext.cli import degrade as _degrade
-from prefiqs_ext.cli import demo as _demo
-from prefiqs_ext.cli import evaluate as _evaluate
-from prefiqs_ext.cli import info as _info
-from prefiqs_ext.cli import report as _report
-from prefiqs_ext.cli import score as _score
-from prefiqs_ext.cli import tune as _tune
-from prefiqs_ext.cli import weights as _weights
+from prefiqs_ext.exceptions import PrefiqsError
 from prefiqs_ext.utils.text import escape_unprintable
 
 _INTERRUPTED = 130
 
+COMMANDS = {
+    "analyse": "Show what pruning does to a network's scores on your own faces, and what it costs.",
+    "calibrate": "Fit a scale of 0 to 100 on your own faces.",
+    "degrade": "Make a harder set for `prefiqs evaluate` by degrading faces.",
+    "demo": "Score one face and twelve worse versions of it.",
+    "evaluate": "Measure how well a quality predicts recognition errors on your own faces.",
+    "info": "Show what is installed, what it uses on this machine, and the weights.",
+    "report": "Score a folder and show it as one HTML page.",
+    "score": "Score the faces in photos, or ready crops with --aligned.",
+    "tune": "Find the sparsity, scope and layers that serve your network best.",
+    "weights": "List, fetch and find the weights of the built-in networks.",
+}
+"""Each subcommand and the first line of its help. Its function has the same name as its module in this package."""
 
-class _Commands(click.Group):
-    """Turns every exception into one line and exit code 1, but where PREFIQS_DEBUG is set."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+class _LazyGroup(click.Group):
+    """Imports a subcommand when it is used, and says in one line what a user can do about an error."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        names = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except (BrokenPipeError, click.ClickException, click.exceptions.Exit, click.Abort):
@@ -38,43 +64,41 @@ class _Commands(click.Group):
             click.echo("Interrupted.", err=True)
             ctx.exit(_INTERRUPTED)
         except Exception as error:
-            if os.environ.get("PREFIQS_DEBUG"):
+            if ctx.params["debug"]:
                 raise
-            line = " ".join(str(error).split())
-            if not isinstance(error, (ValueError, OSError, MemoryError)):  # what the package raises for bad input
-                line = f"{type(error).__name__}: {line} (a fault of prefiqs: PREFIQS_DEBUG=1 shows where)"
-            raise click.ClickException(escape_unprintable(line or type(error).__name__)) from error
+            line = escape_unprintable(" ".join(str(error).split()))
+            if isinstance(error, PrefiqsError):
+                raise click.ClickException(line) from error
+            traceback.print_exc()
+            what = f"{type(error).__name__}: {line}" if line else type(error).__name__
+            raise click.ClickException(
+                f"{what} (this is a fault of prefiqs: please report it with the lines above and `prefiqs info`)"
+            ) from error
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="prefiqs")
-def main() -> None:
-    """Face image quality from pruning a recognition network (PreFIQs).
+@click.option(
+    "--debug",
+    is_flag=True,
+    envvar="PREFIQS_DEBUG",
+    help="Show the traceback of an error; PREFIQS_DEBUG=1 does the same.  [default: one line]",
+)
+def main(debug: bool) -> None:
+    """Score face images by how well a recognition network can use them (PreFIQs).
 
     \b
     Examples:
+      prefiqs score photo.jpg
       prefiqs score photos/ --output qualities.csv
-      prefiqs score crops/ --aligned --top 10
-      prefiqs weights list
-      prefiqs weights fetch sface
       prefiqs report photos/ --output report.html
+      prefiqs score crops/ --aligned --model backbone.pth --preset arcface
+      prefiqs weights list
       prefiqs demo
 
     \b
-    Completion by TAB, in ~/.bashrc (zsh_source and fish_source for others):
+    Completion by TAB: put this line into ~/.bashrc (or use zsh_source, fish_source):
       eval "$(_PREFIQS_COMPLETE=bash_source prefiqs)"
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. PREFIQS_DEBUG=1 shows the trace of a failure.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
-
-
-main.add_command(_analyse.analyse)
-main.add_command(_calibrate.calibrate)
-main.add_command(_degrade.degrade_command)
-main.add_command(_demo.demo)
-main.add_command(_evaluate.evaluate)
-main.add_command(_info.info)
-main.add_command(_report.report)
-main.add_command(_score.score)
-main.add_command(_tune.tune)
-main.add_command(_weights.weights)

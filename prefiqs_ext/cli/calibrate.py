@@ -1,31 +1,29 @@
-"""`prefiqs calibrate`: a scale of 0 to 100 from a folder of faces, kept with what it is for."""
+"""`prefiqs calibrate`: a scale of 0 to 100 from your own faces, in one file with what it is for."""
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import click
-import torch
-from tqdm import tqdm
 
-from prefiqs_ext.calibration import Calibration
-from prefiqs_ext.cli.messages import tell
-from prefiqs_ext.cli.scoring import make_scorer, scoring_options
-from prefiqs_ext.files.paths import find_paths
-from prefiqs_ext.files.pipeline import score_files
+from prefiqs_ext.cli.messages import describe_counts, describe_files, tell
+from prefiqs_ext.cli.options import ScoringOptions, scoring_options
+from prefiqs_ext.cli.throughput import Throughput, throughput_options
 from prefiqs_ext.utils.atomic_write import atomic_write
+from prefiqs_ext.utils.text import format_path
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--aligned", is_flag=True, help="PATHs are ready crops of exactly the preset's size.")
+@click.option("--aligned", is_flag=True, help="The images are ready crops of exactly the preset's size.")
 @click.option(
     "--output",
     "-o",
     type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
     default="settings.json",
     show_default=True,
     help="The settings to write.",
@@ -35,28 +33,45 @@ from prefiqs_ext.utils.atomic_write import atomic_write
     type=click.Choice(["percentile", "logistic"]),
     default="percentile",
     show_default=True,
-    help="The percentage of these faces that is worse; or an S-curve through their quartiles.",
+    help="percentile: a score says how many per cent of these faces are worse; logistic: an S-curve through their "
+    "quartiles.",
 )
 @scoring_options
-def calibrate(paths: tuple[str, ...], aligned: bool, output: Path, kind: Any, **options: Any) -> None:
-    """Fit a scale of 0 to 100 on faces of your own.
+@throughput_options
+def calibrate(
+    paths: tuple[str, ...],
+    aligned: bool,
+    output: Path,
+    kind: Literal["percentile", "logistic"],
+    scoring: ScoringOptions,
+    throughput: Throughput,
+) -> None:
+    """Fit a scale of 0 to 100 on your own faces.
 
-    Scores the faces in PATHs and writes model, preset, pruning and the scale to one file. `prefiqs score --settings
-    FILE` then scores just so, and adds a column `score`: an integer of 0 to 100, -1 where a face is not assessable.
+    PATH is an image, a folder, or @LIST as for `prefiqs score`. Scores the faces and writes the model, preset, pruning
+    and the scale to one file. `prefiqs score --settings FILE` then scores in the same way and adds a column `score`:
+    an integer from 0 to 100, HIGHER is better, or -1 where a face could not be scored.
 
     \b
     Example:
       prefiqs calibrate photos/ --output settings.json
       prefiqs score more/ --settings settings.json --output qualities.csv
     """
+    import torch
+
+    from prefiqs_ext.calibration import Calibration
+    from prefiqs_ext.files.paths import find_paths
+
     files = find_paths(paths, tell)
     qualities: list[float] = []
+    counts: Counter[str] = Counter()
     with atomic_write(str(output)) as file:
-        scorer = make_scorer(options)
-        workers = min(2, os.cpu_count() or 1) if len(files) > 100 else 0
-        with closing(score_files(files, scorer, aligned=aligned, workers=workers)) as rows:
-            for scored in tqdm(rows, total=len(files), unit="file", disable=None, leave=False):
+        scorer = scoring.make_scorer()
+        with closing(throughput.score(files, scorer, aligned=aligned)) as rows:
+            for scored in rows:
+                counts.update(row.status for row in scored.records)
                 qualities += [row.quality for row in scored.records if row.quality is not None]
         calibration = Calibration.fit(torch.tensor(qualities), kind)
         file.write(scorer.settings.with_calibration(calibration).to_json().encode())
-    click.echo(f"{output}: {kind} scale of {len(qualities)} faces")
+    found = f"{describe_files(len(files))}: {describe_counts(counts.items())}"
+    tell(f"{found}; {kind} scale written to {format_path(str(output))}")

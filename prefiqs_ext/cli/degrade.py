@@ -4,73 +4,98 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from PIL import Image
 from tqdm import tqdm
 
-from prefiqs_ext.cli.messages import tell
+from prefiqs_ext.cli.messages import describe_files, tell
+from prefiqs_ext.cli.paths import INPUT_FOLDER
 from prefiqs_ext.cli.people import allow_duplicates_option
-from prefiqs_ext.evaluation.datasets.crops import get_name
-from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
-from prefiqs_ext.evaluation.datasets.readers import read_folders
-from prefiqs_ext.evaluation.inference import ImageSet
-from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.faces import read_rgb
-from prefiqs_ext.faces.degrade import Step, degrade, draw_steps
-from prefiqs_ext.utils.atomic_write import atomic_write, write_folder
+from prefiqs_ext.exceptions import FileAccessError, InputError
+from prefiqs_ext.utils.atomic_write import atomic_write, make_output_folder, write_folder
 from prefiqs_ext.utils.text import format_csv, format_path
+
+if TYPE_CHECKING:
+    from prefiqs_ext.faces.degrade import Step
 
 _COLUMNS = ("path", "kinds", "grades", "parameters")
 _TABLE = "degradations.csv"
 
 
-@click.command("degrade")
-@click.argument("data", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.command()
+@click.argument("data", type=INPUT_FOLDER)
 @click.option(
     "--output",
     "-o",
     required=True,
-    metavar="DIR",
+    metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False),
-    help="A new or empty folder.",
+    help="The folder to write to: a new or an empty one.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=int,
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Decides, with an image's path below DATA, what the image gets.",
+)
 @allow_duplicates_option
-def degrade_command(data: Path, output: Path, seed: int, allow_duplicates: bool) -> None:
+def degrade(data: Path, output: Path, seed: int, allow_duplicates: bool) -> None:
     """Make a harder set for `prefiqs evaluate` by degrading faces.
 
-    DATA has a folder a person, of aligned crops. One image in eight stays clean, half get one degradation, the others
-    two or three: occlusion, blur, down-sampling, darkness, noise, JPEG, each in one of five grades. What an image gets
-    depends on the seed, and its name and its folders' below DATA, alone. Writes PERSON/NAME.png, without loss, folders
-    in PERSON as they are, and when all are there degradations.csv: path, kinds, grades (1 to 5) and parameters of each
-    image.
+    DATA has one folder per person, with aligned crops. One image in eight stays clean, half of them get one
+    degradation, and the others two or three: occlusion, blur, down-sampling, darkness, noise or JPEG, each in one of
+    five grades. Only the seed and an image's path below DATA decide what it gets. The results are written to
+    PERSON/NAME.png, without loss. When all of them are there, degradations.csv is written too: path, kinds, grades
+    (1 to 5) and parameters of each image.
 
     \b
     Example:
       prefiqs degrade crops/ --output degraded --seed 0
       prefiqs evaluate degraded --output evaluation
     """
-    if output.is_dir() and any(output.iterdir()):
-        raise InputError(f"{format_path(str(output))} is not empty: name another folder with --output, or empty it")
+    from PIL import Image
+
+    from prefiqs_ext.evaluation.datasets.crops import get_name
+    from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
+    from prefiqs_ext.evaluation.datasets.readers import read_folders
+    from prefiqs_ext.evaluation.inference import ImageSet
+    from prefiqs_ext.faces import read_rgb
+    from prefiqs_ext.faces.degrade import degrade as degrade_image
+    from prefiqs_ext.faces.degrade import draw_steps
+
+    _refuse_used(output)
     faces = read_folders(data, tell)
-    targets = _targets(data, list(map(get_name, faces.images)))
-    if not allow_duplicates:  # once degraded, each in its own way, they could not be told
+    targets = _name_targets(data, list(map(get_name, faces.images)))
+    if not allow_duplicates:  # each would be degraded in its own way, so that nothing could find them later
         refuse_shared(faces, ImageSet(faces.images).contents)
     rows = []
     for target, path in tqdm(targets.items(), unit="file", disable=None, leave=False):
         image = read_rgb(path)
         steps = draw_steps(target, seed, image.shape[0])
-        (output / target).parent.mkdir(parents=True, exist_ok=True)
+        if not (output / target).parent.is_dir():
+            make_output_folder((output / target).parent)
         with atomic_write(str(output / target)) as file:
-            Image.fromarray(degrade(image, steps)).save(file, "png")
-        rows.append([target, *_cells(steps)])
+            Image.fromarray(degrade_image(image, steps)).save(file, "png")
+        rows.append([target, *_format_steps(steps)])
     write_folder(output, {_TABLE: format_csv(_COLUMNS, rows)})
-    click.echo(f"{len(targets)} images: {format_path(str(output))}", err=True)
+    tell(f"{describe_files(len(targets))} degraded; written to {format_path(str(output))}")
 
 
-def _targets(data: Path, paths: list[str]) -> dict[str, str]:
-    """Where each image goes, its path below the data with the suffix .png -> its path."""
+def _refuse_used(folder: Path) -> None:
+    name = format_path(str(folder))
+    try:
+        used = folder.is_dir() and any(folder.iterdir())
+    except OSError as error:
+        raise FileAccessError(f"cannot read {name} ({error.strerror}); name another folder with --output") from error
+    if used:
+        raise InputError(f"{name} is not empty: name another folder with --output, or empty it")
+
+
+def _name_targets(data: Path, paths: list[str]) -> dict[str, str]:
+    """Return where each image goes: its path below the data with the suffix .png -> the path where it is."""
     targets: dict[str, str] = {}
     for path in paths:
         target = Path(path).relative_to(data).with_suffix(".png").as_posix()
@@ -83,7 +108,7 @@ def _targets(data: Path, paths: list[str]) -> dict[str, str]:
     return targets
 
 
-def _cells(steps: list[Step]) -> list[str]:
-    """kinds, grades, parameters; several are joined by +, parameters are JSON: a list with an object a kind."""
+def _format_steps(steps: list[Step]) -> list[str]:
+    """Return kinds, grades and parameters, as in `blur+noise`, `2+3` and a JSON list with one object per kind."""
     parameters = json.dumps([step.parameters for step in steps])
     return ["+".join(step.kind for step in steps), "+".join(str(step.grade) for step in steps), parameters]

@@ -1,12 +1,14 @@
-"""`prefiqs demo`: a table and a picture of one face made worse."""
+"""`prefiqs demo`: one face and twelve worse versions of it, scored and drawn."""
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import click
 
-from prefiqs_ext.utils.atomic_write import atomic_write
+from prefiqs_ext.cli.messages import tell
+from prefiqs_ext.exceptions import MissingPackageError
+from prefiqs_ext.utils.atomic_write import atomic_write, make_output_folder
 from prefiqs_ext.utils.text import format_path
 
 _SHEET = "demo.png"
@@ -16,40 +18,38 @@ _TITLE = "One face, thirteen ways, sorted by quality (0 to 1, higher is better)"
 @click.command()
 @click.option(
     "--output",
-    metavar="DIR",
-    type=click.Path(file_okay=False),
+    "-o",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, file_okay=False),
     default=".",
     show_default="the working directory",
-    help=f"The folder that gets {_SHEET}; made if it does not exist.",
+    help=f"The folder that gets {_SHEET}; it is made if it does not exist.",
 )
-def demo(output: str) -> None:
+def demo(output: Path) -> None:
     """Score one face and twelve worse versions of it.
 
-    Prints a table and draws a picture, both sorted by quality.
+    Prints a table and draws a picture, both sorted by quality. The network is the built-in one, SFace.
 
-    The photo is NASA's portrait of Eileen Collins, public domain, which comes with scikit-image. Blur, noise,
-    down-sampling, occlusion, darkness and JPEG compression, each mild and strong. Nothing is drawn at random: the same
-    version gives the same picture.
+    The photo is NASA's portrait of Eileen Collins. It is in the public domain and comes with scikit-image. It is made
+    worse by blur, noise, down-sampling, occlusion, darkness and JPEG compression, each in a mild and a strong dose. The
+    same version always gives the same picture.
 
     \b
     Example:
       prefiqs demo --output /tmp/demo
     """
     try:
-        from prefiqs_ext.demo import astronaut, ranked, table
+        from prefiqs_ext.demo import find_astronaut, format_table, rank_faces
     except ModuleNotFoundError as error:
         if error.name != "skimage":
             raise
-        raise click.ClickException("the demo's photo comes with scikit-image: pip install scikit-image") from error
-    from prefiqs_ext.demo.sheet import contact_sheet
+        raise MissingPackageError("the demo's photo comes with scikit-image: pip install scikit-image") from error
+    from prefiqs_ext.demo.sheet import draw_sheet
 
-    try:
-        os.makedirs(output, exist_ok=True)
-    except OSError as error:
-        raise click.ClickException(f"cannot make the folder {format_path(output)} ({error.strerror})") from error
-    path = os.path.join(output, _SHEET)
-    with atomic_write(path) as file:
-        faces = ranked(astronaut())
-        contact_sheet(faces, _TITLE).save(file, "png", optimize=True)
-    click.echo(table(faces))
-    click.echo(f"Picture: {format_path(path)}", err=True)
+    make_output_folder(output)
+    path = output / _SHEET
+    with atomic_write(str(path)) as file:
+        faces = rank_faces(find_astronaut())
+        draw_sheet(faces, _TITLE).save(file, "png", optimize=True)
+    click.echo(format_table(faces))
+    tell(f"{len(faces)} faces; the picture is in {format_path(str(path))}")

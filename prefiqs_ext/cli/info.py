@@ -7,49 +7,53 @@ import platform
 from collections.abc import Iterator
 
 import click
-import cv2
-import PIL
-import torch
 
-from prefiqs_ext import __version__
-from prefiqs_ext.cli.weights import lines
-from prefiqs_ext.device import why_no_cuda
-from prefiqs_ext.models import weights as _weights
-from prefiqs_ext.ops import _C
+from prefiqs_ext.cli.throughput import count_cores
+from prefiqs_ext.cli.weights import describe_weights
+from prefiqs_ext.models.weights import cache_folder
 
 
 @click.command()
 def info() -> None:
-    """Show the build, what it uses here, and the weights.
+    """Show what is installed, what it uses on this machine, and the weights.
 
-    Worth adding to a bug report. Nothing is fetched and nothing is scored.
+    Add it to a bug report. Nothing is fetched and nothing is scored.
 
     \b
     Example:
       prefiqs info
     """
-    for name, fact in _facts():
+    for name, fact in _list_facts():
         click.echo(f"{name:<17}{fact}")
     click.echo("weights")
-    for line in lines():
+    for line in describe_weights():
         click.echo(f"  {line}")
 
 
-def _facts() -> Iterator[tuple[str, str]]:
+def _list_facts() -> Iterator[tuple[str, str]]:
+    import cv2
+    import PIL
+    import torch
+
+    from prefiqs_ext import __version__
+    from prefiqs_ext.ops import _C
+
     yield "prefiqs_ext", f"{__version__} (Apache-2.0)"
     yield "python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     yield "torch", f"{torch.__version__}; this build was made with {_C.built_with_torch}"
     yield "library", str(_C.__file__)
     yield "photos", f"OpenCV {cv2.__version__}, Pillow {PIL.__version__}"
-    yield "instruction set", _instruction_set()
-    yield "threads", f"{torch.get_num_threads()} of {_cores()} cores; OMP_NUM_THREADS sets another number"
-    yield "CUDA", _cuda()
-    yield "CUDA kernels", _cuda_kernels()
+    yield "instruction set", _describe_instruction_set()
+    yield "threads", f"{torch.get_num_threads()} of {count_cores()} cores; OMP_NUM_THREADS sets another number"
+    yield "CUDA", _describe_cuda()
+    yield "CUDA kernels", _describe_cuda_kernels()
     origin = "from PREFIQS_HOME" if os.environ.get("PREFIQS_HOME") else "PREFIQS_HOME names another one"
-    yield "cache folder", f"{_weights.cache_folder()} ({origin})"
+    yield "cache folder", f"{cache_folder()} ({origin})"
 
 
-def _instruction_set() -> str:
+def _describe_instruction_set() -> str:
+    from prefiqs_ext.ops import _C
+
     try:
         isa = _C.cpu_isa()
     except RuntimeError as error:  # it is here that one looks for what is wrong with PREFIQS_CPU_ISA
@@ -57,11 +61,11 @@ def _instruction_set() -> str:
     return f"{isa} (forced by PREFIQS_CPU_ISA)" if os.environ.get("PREFIQS_CPU_ISA") else f"{isa} (the best here)"
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _describe_cuda() -> str:
+    import torch
 
+    from prefiqs_ext.device import why_no_cuda
 
-def _cuda() -> str:
     reason = why_no_cuda()
     if reason is not None:
         return f"not used: {reason}"
@@ -69,7 +73,9 @@ def _cuda() -> str:
     return f"in use: {torch.cuda.get_device_name()} (compute capability {capability})"
 
 
-def _cuda_kernels() -> str:
+def _describe_cuda_kernels() -> str:
+    from prefiqs_ext.ops import _C
+
     if not _C.built_with_nvcc:
         return f"not built: {_C.cuda_left_out}"
     return f"{_C.cuda_architectures}, compiled by nvcc {_C.built_with_nvcc}"

@@ -1,14 +1,35 @@
-"""What a command says beside its results."""
+"""What a command says beside its results: on standard error, so that standard output can go into a file or a pipe."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
 from tqdm import tqdm
 
-from prefiqs_ext.utils.text import escape_unprintable
+from prefiqs_ext.utils.text import escape_unprintable, format_path
+
+_ORDER = ("ok", "no_face", "unreadable", "not_assessable")
 
 
 def tell(line: str) -> None:
-    """One line to standard error, above a bar of progress."""
+    """Print one line to standard error, above a bar of progress."""
     tqdm.write(f"prefiqs: {escape_unprintable(line)}", file=sys.stderr)
+
+
+def describe_counts(counts: Iterable[tuple[str, int]]) -> str:
+    """Return `6 ok, 1 no face, 1 unreadable` from statuses and how many rows have each; "nothing" if there are none."""
+    known = sorted(((status, count) for status, count in counts if count), key=lambda each: _ORDER.index(each[0]))
+    return ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in known) or "nothing"
+
+
+def describe_files(files: int) -> str:
+    """Return `1 file` or `8 files`."""
+    return f"{files:,} file{'' if files == 1 else 's'}"
+
+
+def tell_summary(files: int, counts: Iterable[tuple[str, int]], *outputs: Path | None) -> None:
+    """Print the last line of a command that scores: how many files, what became of the faces, where the results are."""
+    places = " and ".join(format_path(str(output)) for output in outputs if output is not None)
+    tell(f"{describe_files(files)}: {describe_counts(counts)}{f'; written to {places}' if places else ''}")

@@ -1,72 +1,86 @@
-"""`prefiqs report`: a folder's faces, best to worst, as one HTML page."""
+"""`prefiqs report`: the faces of a folder, from best to worst, as one HTML page."""
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from tqdm import tqdm
 
-from prefiqs_ext import __version__
-from prefiqs_ext.cli.device import device_option
-from prefiqs_ext.cli.messages import tell
-from prefiqs_ext.files.paths import find_paths
-from prefiqs_ext.files.pipeline import score_files
-from prefiqs_ext.models import weights
-from prefiqs_ext.report import Selection, render
-from prefiqs_ext.scorer import Scorer
+from prefiqs_ext.cli.messages import tell, tell_summary
+from prefiqs_ext.cli.options import ScoringOptions, scoring_options
+from prefiqs_ext.cli.paths import INPUT_FOLDER
+from prefiqs_ext.cli.throughput import Throughput, throughput_options
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.text import format_path
 
+if TYPE_CHECKING:
+    from prefiqs_ext.scorer import Scorer
+
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False))
-@click.option("--aligned", is_flag=True, help="The images are ready crops of 112 x 112 pixels: no faces are searched.")
+@click.argument("folder", metavar="FOLDER", type=INPUT_FOLDER)
+@click.option("--aligned", is_flag=True, help="The images are ready crops of exactly the preset's size.")
 @click.option(
     "--output",
+    "-o",
     metavar="FILE",
-    type=click.Path(dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False),
     default="report.html",
     show_default=True,
     help="The page to write.",
 )
-@device_option
-def report(folder: str, aligned: bool, output: str, device: str) -> None:
-    """Score a folder and write it as one HTML page.
+@scoring_options
+@throughput_options
+def report(folder: Path, aligned: bool, output: Path, scoring: ScoringOptions, throughput: Throughput) -> None:
+    """Score a folder and show it as one HTML page.
 
-    Faces best to worst with their numbers, a histogram of quality, and what could not be scored.
-
-    The page has all in itself and loads nothing; pass it on as it is. Of a large folder it shows the best 200 and the
-    worst 200 faces, and counts all. Scored with the built-in network; the exit code is 1 if nothing could be scored.
+    The page shows faces from best to worst with their numbers, a histogram of their quality, and what could not be
+    scored; at its foot it says which network scored them and how. It loads nothing from elsewhere, so you can pass it
+    on as one file. Of a large folder it shows the 200 best and the 200 worst faces, and counts all. The exit code is 1
+    if nothing could be scored.
 
     \b
     Examples:
       prefiqs report photos/
       prefiqs report crops/ --aligned --output crops.html
+      prefiqs report photos/ --model backbone.pth --preset arcface
     """
-    paths = find_paths([folder], tell)
-    with atomic_write(output) as file:
-        scorer = Scorer(device=device, on_bad="nan")
-        selection = Selection()
-        rows = score_files(paths, scorer, aligned=aligned, workers=_workers(len(paths)))
-        with closing(rows):  # ends the workers when this is interrupted
-            for scored in tqdm(rows, total=len(paths), unit="file", disable=None, leave=False):
+    from prefiqs_ext.files.paths import find_paths
+    from prefiqs_ext.report import Selection, render
+
+    paths = find_paths([str(folder)], tell)
+    selection = Selection()
+    with atomic_write(str(output)) as file:
+        scorer = scoring.make_scorer()
+        with closing(throughput.score(paths, scorer, aligned=aligned)) as rows:
+            for scored in rows:
                 selection.add(scored.records)
-        file.write(render(selection, folder, _facts(aligned)).encode())
-    click.echo(format_path(output))
+        file.write(render(selection, str(folder), _describe_run(scorer, aligned=aligned)).encode())
     if not selection.counts["ok"]:
-        raise click.ClickException(f"no face could be scored; {format_path(output)} says why")
+        raise InputError(f"no face could be scored; {format_path(str(output))} says why")
+    tell_summary(len(paths), selection.counts.items(), output)
 
 
-def _workers(files: int) -> int:
-    """Starting processes costs a few seconds, which a handful of images does not repay."""
-    return min(2, os.cpu_count() or 1) if files > 100 else 0
+def _describe_run(scorer: Scorer, *, aligned: bool) -> dict[str, str]:
+    """Return what the foot of the page says: label -> text."""
+    from prefiqs_ext import __version__
+    from prefiqs_ext.models import weights
 
-
-def _facts(aligned: bool) -> dict[str, str]:
+    settings = scorer.settings
+    name = settings.model or ""
+    known = weights.KNOWN.get(name)
+    origin = f"licence {known.licence}" if known is not None else f"SHA-256 of its weights {settings.model_sha256[:12]}"
+    pruning, preset = settings.pruning, settings.preset
+    layers = pruning.layers if isinstance(pruning.layers, str) else ", ".join(pruning.layers)
+    assert preset is not None  # the options see to it
+    height, width = preset.size
+    size = f"{width} x {height} pixels, preset {preset.name}"
     return {
-        "Network": f"SFace (OpenCV Zoo, {weights.known('sface').licence}), 40 % of each convolution's weights pruned",
-        "Input": "aligned crops" if aligned else "photos; faces found by YuNet and aligned to 112 x 112",
+        "Network": f"{format_path(name)} ({origin}), computed in {settings.dtype} on {settings.device}",
+        "Pruning": f"{pruning.method}, {pruning.sparsity:.3g} of the weights; scope {pruning.scope}, layers {layers}",
+        "Input": f"aligned crops of {size}" if aligned else f"photos; faces found by YuNet and aligned to {size}",
         "Made with": f"prefiqs_ext {__version__}",
     }

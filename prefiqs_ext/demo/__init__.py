@@ -1,4 +1,4 @@
-"""The demo: one public-domain face, made worse in ways that recognition suffers from, scored in one batch.
+"""The demo: one face in the public domain, made worse in twelve ways that recognition suffers from, and scored.
 
 Needs scikit-image for the photo (`pip install prefiqs_ext[demo]`).
 """
@@ -17,10 +17,18 @@ from prefiqs_ext.scorer import score
 
 
 class DemoFace(NamedTuple):
-    """One face of the demo: kind and dose of its degradation ("untouched" and "" for the face itself), and its scores.
+    """One face of the demo and its scores.
 
-    quality in [0, 1], higher is better. similarity: cosine of its embedding and the untouched face's, in [-1, 1]; what
-    a degradation costs recognition.
+    Attributes:
+        kind: the kind of degradation, such as "blur"; "untouched" for the face itself.
+        dose: "mild" or "strong"; "" for the face itself.
+        label: kind and strength for people to read.
+        image: uint8 [112, 112, 3] RGB.
+        quality: in [0, 1], HIGHER is better.
+        distance: in [0, 2], LOWER is better.
+        embedding_norm: above 0, usually HIGHER is better.
+        similarity: cosine of its embedding with that of the untouched face, in [-1, 1]. It shows what the degradation
+            costs recognition.
     """
 
     kind: str
@@ -33,13 +41,13 @@ class DemoFace(NamedTuple):
     similarity: float
 
 
-def astronaut() -> RGB:
-    """Eileen Collins' face as the detector finds it, aligned: uint8 [112, 112, 3] RGB."""
+def find_astronaut() -> RGB:
+    """Return the face of Eileen Collins as the detector finds it, aligned: uint8 [112, 112, 3] RGB."""
     return find_faces(data.astronaut(), Detector())[0].crop
 
 
-def ranked(face: RGB) -> list[DemoFace]:
-    """The face (uint8 [112, 112, 3] RGB) and its degradations, scored with the built-in network, best first."""
+def rank_faces(face: RGB) -> list[DemoFace]:
+    """Score a face, uint8 [112, 112, 3] RGB, and its degradations with the built-in network; return them best first."""
     variants = [("untouched", "", "untouched", face)]
     variants += [(way.kind, way.dose, way.label, way.apply(face)) for way in DEGRADATIONS]
     out = score(torch.from_numpy(np.stack([image for *_, image in variants])).permute(0, 3, 1, 2))
@@ -49,8 +57,8 @@ def ranked(face: RGB) -> list[DemoFace]:
     return sorted(faces, key=lambda scored: scored.quality, reverse=True)
 
 
-def table(faces: list[DemoFace]) -> str:
-    """One line a face under a line of headings."""
+def format_table(faces: list[DemoFace]) -> str:
+    """Return the table that the command prints: a line of headings, and one line per face."""
     lines = [f"{'face':<22}{'quality':>9}{'distance':>10}{'norm':>8}{'similarity to untouched':>25}"]
     for face in faces:
         scores = f"{face.quality:>9.3f}{face.distance:>10.3f}{face.embedding_norm:>8.2f}{face.similarity:>25.3f}"

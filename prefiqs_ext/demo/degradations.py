@@ -1,4 +1,4 @@
-"""The demo's twelve ways to make a face hard to recognise: each kind in a mild and a strong dose."""
+"""Twelve ways to make a face hard to recognise: six kinds, each in a mild and in a strong dose."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from prefiqs_ext.faces.degrade import add_noise, blur, compress_jpeg, darken, do
 
 
 class Degradation(NamedTuple):
-    """One way to make an image worse. kind: what is done; dose: "mild" or "strong"; label: kind and parameter."""
+    """One way to make an image worse.
+
+    Attributes:
+        kind: what is done, such as "blur".
+        dose: "mild" or "strong".
+        label: kind and parameter for people to read.
+        apply: makes the worse image of an image.
+    """
 
     kind: str
     dose: str
@@ -33,4 +40,4 @@ DEGRADATIONS: tuple[Degradation, ...] = (
     Degradation("JPEG", "mild", "JPEG, quality 20", partial(compress_jpeg, quality=20)),
     Degradation("JPEG", "strong", "JPEG, quality 5", partial(compress_jpeg, quality=5)),
 )
-"""Seeded: an image gives the same pixels each time."""
+"""The noise is seeded, so that an image always gives the same pixels."""

@@ -1,4 +1,4 @@
-"""The contact sheet: faces in reading order with their labels and qualities, as one picture."""
+"""The contact sheet: one picture of all faces with their labels and qualities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from prefiqs_ext.demo import DemoFace
 
-# Pixels; together about as wide as a README's column.
+# In pixels. The sheet is about as wide as the column of a README.
 _COLUMNS = 5
 _FACE = 168
 _GAP = 20
@@ -20,10 +20,14 @@ _PAPER, _INK, _FAINT, _TRACK = "#ffffff", "#1b1f24", "#59636e", "#e4e8ec"
 _LOW, _HIGH = (0xB4, 0x3A, 0x2F), (0x1F, 0x8A, 0x5B)
 
 
-def contact_sheet(faces: Sequence[DemoFace], title: str) -> Image.Image:
-    """An RGB picture of the faces in the order given, each with quality, rank, label and a bar as long as its quality.
+def draw_sheet(faces: Sequence[DemoFace], title: str) -> Image.Image:
+    """Draw the faces in the order given, row by row, each with its quality, rank and label.
 
-    The colour of a bar goes from red, the lowest quality of these faces, to green, the highest.
+    A bar below each face is as long as its quality. Its colour goes from red, for the lowest quality of these faces, to
+    green, for the highest.
+
+    Returns:
+        An RGB picture.
     """
     rows = -(-len(faces) // _COLUMNS)
     step_x, step_y = _FACE + _GAP, _FACE + _BAR + _LABEL + _GAP

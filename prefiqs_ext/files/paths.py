@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
-from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputError, MissingFileError
 from prefiqs_ext.files.folders import FolderReader, describe_ignored
+from prefiqs_ext.utils.suffixes import ARCHIVES, VIDEOS
 from prefiqs_ext.utils.text import format_path, read_lines
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
-def find_paths(arguments: Iterable[str], report: Callable[[str], None]) -> list[str]:
+
+def find_paths(arguments: Iterable[str], report: Callable[[str], None] = lambda line: None) -> list[str]:
     """Finds every image that the arguments mean, each one once, in the order of the arguments.
 
     Args:
         arguments: Each is a file; a folder, which means its images by the rule of folders.py; or ``@FILE``, a list with
             one file or folder per line, relative to the working directory. In a list, blank lines, CRLF and a byte
-            order mark do no harm. Names that are not UTF-8 are kept as os.fsdecode gives them. A file that does not
-            exist stays in the result: reading it is what fails.
+            order mark do no harm, and a file that does not exist stays in the result: reading it is what fails. Names
+            that are not UTF-8 are kept as os.fsdecode gives them.
         report: Gets one line for each path that is given twice, for each folder that is met again (a loop of links) or
             cannot be read, and one that counts the files ignored for their suffix.
 
     Raises:
-        InputError: No image is found.
-        MissingFileError: A list does not exist.
-        FileAccessError: A list cannot be read.
-        FileFormatError: A list is no text.
+        InputError: No image is found, or an argument is an address.
+        MissingFileError: A file, folder or list does not exist.
+        FileAccessError: A file, folder or list cannot be read.
+        FileFormatError: An argument is an archive or a video; a list is no text.
     """
     arguments = list(arguments)
+    for argument in arguments:
+        refuse_unreadable(argument)
     finder = _PathFinder(report)
     found = [path for argument in arguments for path in finder.find(argument)]
     ignored = describe_ignored(finder.folders.ignored)
@@ -66,3 +72,37 @@ class _PathFinder:
                 continue
             self._files.add(key)
             yield file
+
+
+def refuse_unreadable(argument: str) -> None:
+    """Refuses what is no image, folder or list, before any work begins; the error names the way.
+
+    Args:
+        argument: Where to look for images, as :func:`find_paths` takes it.
+
+    Raises:
+        InputError: An address such as ``https://example.org/a.jpg``.
+        MissingFileError: There is no such file or folder.
+        FileAccessError: It cannot be looked at.
+        FileFormatError: An archive or a video.
+    """
+    if argument.startswith("@"):
+        return  # reading the list says what is wrong with it
+    name = format_path(argument)
+    if _URL.match(argument):
+        raise InputError(f"expected a file or folder, got the address {name}: download it first")
+    try:
+        os.stat(argument)
+    except OSError as error:
+        kind = MissingFileError if isinstance(error, (FileNotFoundError, NotADirectoryError)) else FileAccessError
+        raise kind(f"cannot read {name} ({error.strerror}); check the path and its permissions") from error
+    if os.path.isdir(argument):
+        return
+    suffix = os.path.splitext(argument)[1].lower()
+    if suffix in ARCHIVES:
+        raise FileFormatError(f"expected an image or a folder, got the archive {name}: unpack it and name its folder")
+    if suffix in VIDEOS:
+        raise FileFormatError(
+            f"expected an image or a folder, got the video {name}: take pictures from it with "
+            f"`mkdir frames && ffmpeg -i {name} -vf fps=2 frames/%06d.png`, and name the folder frames"
+        )

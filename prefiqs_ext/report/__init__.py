@@ -1,4 +1,4 @@
-"""A folder's scores as one self-contained HTML page: nothing is loaded, no script runs, file names are only text."""
+"""A folder's scores as one HTML page. It loads nothing, it runs no script, and file names can do no harm in it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import jinja2
 from tqdm import tqdm
 
 from prefiqs_ext.files.records import Record
-from prefiqs_ext.report.histogram import HEIGHT, WIDTH, histogram
+from prefiqs_ext.report.histogram import HEIGHT, WIDTH, build_histogram
 from prefiqs_ext.report.selection import STATUSES, Selection
-from prefiqs_ext.report.thumbnails import SIDE, thumbnails
+from prefiqs_ext.report.thumbnails import SIDE, make_thumbnails
 from prefiqs_ext.utils.text import format_path
 
 __all__ = ["Selection", "render"]
@@ -31,20 +31,23 @@ class _Card(NamedTuple):
 
 
 def render(selection: Selection, folder: str, facts: Mapping[str, str]) -> str:
-    """The page; the images it shows are read again for their thumbnails.
+    """Make the page. The images that it shows are read again for their thumbnails.
 
     Args:
         selection: the rows of the folder.
-        folder: its path; names are shown relative to it.
-        facts: what was used, for the foot of the page: label -> text.
+        folder: the path of the folder. Names of files are shown relative to it.
+        facts: what the foot of the page says about how the faces were scored, label -> text.
+
+    Returns:
+        The HTML text of the page.
     """
     chosen = selection.pick()
     rows = [*chosen.best, *chosen.worst, *chosen.others]
-    bar = tqdm(thumbnails(rows), total=len(rows), desc="thumbnails", disable=None, leave=False)
+    bar = tqdm(make_thumbnails(rows), total=len(rows), desc="thumbnails", disable=None, leave=False)
     pictures = {(row.path, row.face): picture for row, picture in bar}
 
-    def cards(rows: Iterable[Record]) -> list[_Card]:
-        return [_card(row, folder, pictures[row.path, row.face]) for row in rows]
+    def make_cards(rows: Iterable[Record]) -> list[_Card]:
+        return [_make_card(row, folder, pictures[row.path, row.face]) for row in rows]
 
     template = resources.files(__name__).joinpath("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(
@@ -55,20 +58,20 @@ def render(selection: Selection, folder: str, facts: Mapping[str, str]) -> str:
         facts=facts,
         statuses=STATUSES,
         counts=selection.counts,
-        histogram=histogram(selection.quality_counts) if selection.counts["ok"] else None,
+        histogram=build_histogram(selection.quality_counts) if selection.counts["ok"] else None,
         quantiles=[(label, f"{selection.quantile(share):.3f}") for label, share in _QUANTILES],
         width=WIDTH,
         height=HEIGHT,
         side=SIDE,
-        best=cards(chosen.best),
+        best=make_cards(chosen.best),
         middle=chosen.middle,
-        worst=cards(chosen.worst),
-        others=cards(chosen.others),
+        worst=make_cards(chosen.worst),
+        others=make_cards(chosen.others),
         unshown=selection.counts.total() - selection.counts["ok"] - len(chosen.others),
     )
 
 
-def _card(row: Record, folder: str, picture: str) -> _Card:
+def _make_card(row: Record, folder: str, picture: str) -> _Card:
     numbers = []
     if row.distance is not None:
         numbers.append(("distance", f"{row.distance:.3f}"))

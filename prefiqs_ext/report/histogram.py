@@ -1,4 +1,4 @@
-"""The histogram of quality as plain numbers, from which the page draws an inline SVG."""
+"""The histogram of quality as plain numbers. The page draws it as an inline SVG."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 640, 120
-"""Of the drawing, in pixels; the labels of the axis lie below it."""
+"""The size of the drawing in pixels. The labels of the axis lie below it."""
 
 _STEPS = (0.005, 0.01, 0.02, 0.05)
 _FEW_BARS, _MOST_BARS = 8, 40
@@ -15,7 +15,7 @@ _MOST_TICKS = 8
 
 
 class Bar(NamedTuple):
-    """x, width, height in pixels, and what a pointer over it shows."""
+    """One bar: x, width and height in pixels, and the hint that a pointer over it shows."""
 
     x: float
     width: float
@@ -24,21 +24,27 @@ class Bar(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """x in pixels and the quality there."""
+    """One label of the axis: x in pixels, and the quality there."""
 
     x: float
     label: str
 
 
 class Histogram(NamedTuple):
+    """What the page draws."""
+
     bars: list[Bar]
     ticks: list[Tick]
     highest: int
     """The number of faces in the tallest bar."""
 
 
-def histogram(counts: Sequence[int]) -> Histogram:
-    """From the number of faces in each of len(counts) equal bins of [0, 1], not all 0; over the range they fill."""
+def build_histogram(counts: Sequence[int]) -> Histogram:
+    """Build a histogram over the range of qualities that occur.
+
+    Args:
+        counts: the number of faces in each of len(counts) equal bins of [0, 1]; at least one of them is not 0.
+    """
     fine = len(counts)
     # Few faces in many bars would look like a comb.
     most_bars = min(max(_FEW_BARS, round(2 * math.sqrt(sum(counts)))), _MOST_BARS)

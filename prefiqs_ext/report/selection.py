@@ -1,4 +1,4 @@
-"""Which rows a page shows, and what it counts, in memory that does not grow with the folder."""
+"""Which rows a page shows, and what it counts. The memory that this takes does not grow with the folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ STATUSES: dict[Status, str] = {
     "unreadable": "not readable",
     "not_assessable": "not assessable",
 }
-"""Every status a row can have, and how the page calls it."""
+"""Every status that a row can have, and what the page calls it."""
 
-# Quality is counted in bins of a thousandth; coarser bars and the median are read off them.
+# Quality is counted in bins of a thousandth. The coarser bars and the median are taken from these.
 FINE_BINS = 1000
 
 
 class Shown(NamedTuple):
-    """The rows that get a card. middle: how many scored faces between `best` and `worst` get none."""
+    """The rows that the page shows, each with a card.
+
+    Attributes:
+        best: the faces of highest quality, best first.
+        middle: how many scored faces between `best` and `worst` are not shown.
+        worst: the faces of lowest quality, best first.
+        others: the first rows of every other status.
+    """
 
     best: list[Record]
     middle: int
@@ -31,18 +38,25 @@ class Shown(NamedTuple):
 
 
 class Selection:
-    """Takes rows one by one and keeps the best, the worst and the first of every other status, `most` of each."""
+    """Takes rows one by one and keeps the best, the worst, and the first of every other status.
+
+    Attributes:
+        counts: how many rows there were of each status.
+        quality_counts: how many faces have a quality in each of FINE_BINS equal bins of [0, 1].
+    """
 
     def __init__(self, most: int = 200) -> None:
+        """Keep `most` rows of each kind."""
         self.counts: Counter[Status] = Counter()
         self.quality_counts = [0] * FINE_BINS
         self._most = most
-        # Heaps of (key, -order, row): the order is unique, so that rows are never compared; the earlier row stays.
+        # Heaps of (key, -order, row). The order is unique, so rows are never compared; of equals the earlier one stays.
         self._best: list[tuple[float, int, Record]] = []
         self._worst: list[tuple[float, int, Record]] = []
         self._others: dict[Status, list[Record]] = {status: [] for status in STATUSES}
 
     def add(self, rows: Iterable[Record]) -> Selection:
+        """Take more rows, and return the selection itself."""
         for row in rows:
             self.counts[row.status] += 1
             if row.quality is not None:
@@ -59,8 +73,8 @@ class Selection:
             push(heap, (key, order, row))
 
     def pick(self) -> Shown:
-        """Best to worst; in the order they came where qualities are equal."""
-        # A row may be in both heaps; its order tells that it is the same.
+        """Return the rows to show, from best to worst; rows of equal quality are in the order in which they came."""
+        # A row may be in both heaps. It has the same order in both.
         kept = {order: (-quality, -order, row) for quality, order, row in self._best}
         kept |= {order: (minus_quality, -order, row) for minus_quality, order, row in self._worst}
         ranked = [row for *_, row in sorted(kept.values(), key=lambda entry: entry[:2])]
@@ -70,7 +84,7 @@ class Selection:
         return Shown(ranked[:cut], middle, ranked[cut:], others)
 
     def quantile(self, share: float) -> float:
-        """The quality below which this share of the scored faces lies, to a thousandth; NaN where there are none."""
+        """Return the quality below which this share of the scored faces lies, to 0.001; NaN without any."""
         seen, wanted = 0, share * self.counts["ok"]
         for index, count in enumerate(self.quality_counts):
             seen += count

@@ -1,4 +1,4 @@
-"""Small pictures for the page, as data URIs."""
+"""Small pictures for the page, written into it as data URIs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ _MARGIN = 0.3  # of the face's longer side, around what the detector found
 _JPEG_QUALITY = 80
 
 
-def thumbnails(rows: Sequence[Record]) -> Iterator[tuple[Record, str]]:
-    """Each row with the data URI of its face (the whole image where no face was found), or "" where there is none.
+def make_thumbnails(rows: Sequence[Record]) -> Iterator[tuple[Record, str]]:
+    """Make the picture of each row: its face, or the whole image if no face was found.
 
-    In an order of its own: an image is decoded once for all its faces.
+    Yields:
+        Each row and its data URI, which is "" if there is no picture. The rows come in another order than they were
+        given in, since an image is decoded once for all its faces.
     """
     by_path: dict[str, list[Record]] = {}
     for row in rows:
@@ -31,14 +33,14 @@ def thumbnails(rows: Sequence[Record]) -> Iterator[tuple[Record, str]]:
         if any(row.status != "unreadable" for row in faces):
             try:
                 image = Image.fromarray(read_rgb(path))
-            except UnreadableImage:  # it was readable a moment ago: its numbers still stand
+            except UnreadableImage:  # it was readable a moment ago, so its numbers still hold
                 image = None
         for row in faces:
-            yield row, "" if image is None else _data_uri(image.crop(_box(row, image.size)))
+            yield row, "" if image is None else _encode(image.crop(_choose_box(row, image.size)))
 
 
-def _box(row: Record, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a square around the face, cut at the image's borders."""
+def _choose_box(row: Record, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of a square around the face, cut at the borders of the image."""
     width, height = size
     if row.x is None or row.y is None or row.w is None or row.h is None:
         return 0, 0, width, height
@@ -50,7 +52,7 @@ def _box(row: Record, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return (left, top, right, bottom) if right > left and bottom > top else (0, 0, width, height)
 
 
-def _data_uri(image: Image.Image) -> str:
+def _encode(image: Image.Image) -> str:
     image.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     image.save(file, "jpeg", quality=_JPEG_QUALITY)

@@ -1,0 +1,132 @@
+"""How a command's work is spread over the machine: the same rule for every command that scores files."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ParamSpec
+
+import click
+from tqdm import tqdm
+
+from prefiqs_ext.cli.options import omit, pick
+
+if TYPE_CHECKING:
+    from prefiqs_ext.files.pipeline import ScoredFile
+    from prefiqs_ext.scorer import Scorer
+
+_P = ParamSpec("_P")
+_NAMES = ("workers", "batch_size", "threads")
+_BATCH_SIZES = {"cpu": 32, "cuda": 256}
+_MOST_WORKERS = 8
+# A process takes two or three seconds to start, in which this one finds the faces of a dozen photos.
+_FILES_PER_WORKER = 16
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How many processes read files, how many crops are scored together, and by how many threads.
+
+    Attributes:
+        workers: processes that read files and find faces; 0: this one does. None: by the number of files and cores.
+        batch_size: crops scored together. None: 32 on the CPU, 256 on a GPU.
+        threads: threads that score. None: as many as torch takes by itself.
+    """
+
+    workers: int | None = None
+    batch_size: int | None = None
+    threads: int | None = None
+
+    def choose_workers(self, files: int) -> int:
+        """Return how many processes read so many files: up to half of the cores, since scoring needs the others."""
+        if self.workers is not None:
+            return self.workers
+        return min(_MOST_WORKERS, max(1, count_cores() // 2), files // _FILES_PER_WORKER)
+
+    def choose_batch_size(self, device: str) -> int:
+        """Return how many crops are scored together on "cpu" or "cuda"."""
+        return self.batch_size or _BATCH_SIZES[device]
+
+    def score(
+        self,
+        paths: Sequence[str],
+        scorer: Scorer,
+        *,
+        aligned: bool,
+        min_face: float | None = None,
+        done: int = 0,
+    ) -> Generator[ScoredFile, None, None]:
+        """Score files one after another, and show on a terminal how far that is.
+
+        Args:
+            paths: all files.
+            scorer: what scores them.
+            aligned: the files are ready crops of the preset's size.
+            min_face: width in pixels from which faces in photos are found. None: 60.
+            done: how many of the files an earlier run has scored; they are left out.
+
+        Yields:
+            What each file gave, in order. Close the generator, and the processes that read files end.
+        """
+        import torch
+
+        from prefiqs_ext.faces.detect import MIN_FACE
+        from prefiqs_ext.files.pipeline import score_files
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        rows = score_files(
+            (paths[index] for index in range(done, len(paths))),
+            scorer,
+            aligned=aligned,
+            batch_size=self.choose_batch_size(scorer.device.type),
+            workers=self.choose_workers(len(paths) - done),
+            min_face=min_face or MIN_FACE,
+        )
+        # Closing ends the workers when this is interrupted. disable=None: there is a bar on a terminal only.
+        with closing(rows), tqdm(total=len(paths), initial=done, unit="file", disable=None, leave=False) as bar:
+            for scored in rows:
+                yield scored
+                bar.update()
+
+
+_OPTIONS = (
+    click.option(
+        "--workers",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Processes that read files and find faces; 0 reads them in the main process. [default: half of the cores, "
+        "at most 8; none for a few files]",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Faces scored together; less takes less memory and gives the same numbers. [default: 32; on a GPU 256]",
+    ),
+    click.option(
+        "--threads", type=click.IntRange(min=1), metavar="N", help="Threads that score. [default: one per core]"
+    ),
+)
+
+
+def throughput_options(command: Callable[_P, None]) -> Callable[_P, None]:
+    """Add --workers, --batch-size and --threads; the command gets them as `throughput`, a :class:`Throughput`."""
+
+    @functools.wraps(command)
+    def with_throughput(*_: _P.args, **given: _P.kwargs) -> None:
+        context = click.get_current_context()
+        own = pick(context.params, _NAMES)
+        context.invoke(command, **omit(given, own), throughput=Throughput(**own))
+
+    for option in reversed(_OPTIONS):
+        with_throughput = option(with_throughput)
+    return with_throughput
+
+
+def count_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
