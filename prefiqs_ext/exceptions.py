@@ -1,4 +1,4 @@
-"""What the package raises. Each is a :class:`PrefiqsError`, and also the built-in exception that its kind usually is."""
+"""What the package raises. Each is a :class:`PrefiqsError`, and also the built-in exception usual for its kind."""
 
 from __future__ import annotations
 
