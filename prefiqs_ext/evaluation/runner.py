@@ -4,7 +4,8 @@ This is what `prefiqs evaluate` does, for a notebook or a script::
 
     options = EvaluationOptions("people/", methods=("prefiqs", "norm"))
     evaluation = run_evaluation(options, "evaluation")  # the second argument is the folder to write to
-    print("\\n".join(evaluation.format()))
+    for line in evaluation.format():
+        print(line)
     evaluation.results[0].comparison.curves["prefiqs"][0].area(0.3)
 """
 

@@ -250,7 +250,7 @@ def _make_rules(distance: NDArray[np.floating], norm: NDArray[np.floating]) -> d
 
 
 def _areas(name: str, tuned: Tuned) -> dict[str, float | str]:
-    """pAUC over all people by FMR, or that there are too few pairs for it."""
+    """Return the pAUC over all people by FMR, or that there are too few pairs for it."""
     return {
         f"{fmr:g}": curve.area(LIMIT) if curve.measurable else TOO_FEW for fmr, curve in tuned.overall[name].items()
     }
