@@ -301,9 +301,9 @@ class _Networks:
         for preset in presets:
             next(read_crops(sources, preset.size))
 
-    def score(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.floating]]:
+    def score(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.float32 | np.float64]]:
         """Return the quality [N] by each method, HIGHER is better."""
-        found: dict[str, NDArray[np.floating]] = {}
+        found: dict[str, NDArray[np.float32 | np.float64]] = {}
         options, fit_on = self._options, self._sample(sources)
         for name in dict.fromkeys(options.methods):
             scoring = self._scoring

@@ -231,7 +231,7 @@ def list_prunings(network: nn.Module) -> dict[str, Pruning]:
     return {f"{pruning.sparsity:g} {pruning.scope} {pruning.layers}": pruning for pruning in prunings}
 
 
-def _make_rules(distance: NDArray[np.floating], norm: NDArray[np.floating]) -> dict[str, Rule]:
+def _make_rules(distance: NDArray[np.float32], norm: NDArray[np.float32]) -> dict[str, Rule]:
     """Make the qualities that are compared: D by the default pruning, the norm, and both together.
 
     D goes into the mixture as it is and as its logarithm. A network that normalises its embeddings itself has no norm
@@ -243,7 +243,7 @@ def _make_rules(distance: NDArray[np.floating], norm: NDArray[np.floating]) -> d
     except ValueError:
         return rules
 
-    def mix(drift: NDArray[np.floating]) -> Rule:
+    def mix(drift: NDArray[np.float32 | np.float64]) -> Rule:
         return lambda seen: ZScores.fit(drift[seen], norm[seen]).quality(drift, norm)
 
     return rules | {_NORM: lambda _: norm, "log D + norm": mix(log_distance(distance)), "D + norm": mix(distance)}
