@@ -15,6 +15,7 @@ from PIL import Image
 
 from prefiqs_ext import Preset, Scorer, methods
 from prefiqs_ext.cli import main
+from prefiqs_ext.cli.evaluate import MODES
 from prefiqs_ext.evaluation import cache, results
 from prefiqs_ext.evaluation.all_pairs import all_pairs
 from prefiqs_ext.evaluation.datasets.crops import read_crops
@@ -345,6 +346,10 @@ def test_faults_before_the_work(data, monkeypatch, dlib_file):
         assert not (data.parent / "out" / "edc.csv").exists()
     (few / "b.png").write_bytes((data / "p0" / "1.png").read_bytes())
     assert "got no non-mated one" in run(few.parent).output
+
+
+def test_modes():
+    assert get_args(Mode) == MODES
 
 
 def test_refused(data):

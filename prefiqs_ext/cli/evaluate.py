@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,17 +11,19 @@ from prefiqs_ext import methods as all_methods
 from prefiqs_ext.cli.messages import tell
 from prefiqs_ext.cli.options import ScoringOptions, parse_preset, scoring_options
 from prefiqs_ext.cli.people import allow_duplicates_option, no_cache_option
-from prefiqs_ext.evaluation.edc import Mode
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.models import BUILT_IN
 from prefiqs_ext.utils.packages import require_packages
 from prefiqs_ext.utils.text import format_path
 
 if TYPE_CHECKING:
+    from prefiqs_ext.evaluation.edc import Mode
     from prefiqs_ext.evaluation.face_network import FaceNetwork
     from prefiqs_ext.evaluation.runner import Evaluation
     from prefiqs_ext.evaluation.score_files import ScoreFile
 
+MODES = ("crfiqa", "rethresholded", "fixed-threshold", "normalised")
+"""Those of edc.py, whose import would slow down `--help`."""
 _PATH = click.Path(path_type=Path, exists=True)
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
@@ -82,7 +84,7 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 )
 @click.option(
     "--mode",
-    type=click.Choice(get_args(Mode)),
+    type=click.Choice(MODES),
     help="The rule for thresholds and areas. [default: rethresholded; crfiqa with --protocol paper]",
 )
 @click.option(
