@@ -17,8 +17,9 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from prefiqs_ext import Preset, Pruning, Scorer, sensitivity
-from prefiqs_ext.analysis.late_layers import _by_execution, _latest, measure_late_layers
-from prefiqs_ext.analysis.variation import count_variations, vary
+from prefiqs_ext.analysis import runner
+from prefiqs_ext.analysis.late_layers import Cost, _choose_latest, _list_by_execution, measure_late_layers
+from prefiqs_ext.analysis.variation import Variation, count_variations, measure_variations
 from prefiqs_ext.cli import main
 
 PRESET = Preset("small", (32, 32), "rgb", (127.5,) * 3, (127.5,) * 3)
@@ -34,8 +35,8 @@ def images() -> Tensor:
     return pictures(24, 32, seed=2)
 
 
-def test_vary(network: nn.Module, images: Tensor) -> None:
-    rows = list(vary(network, PRESET, images, (0.1, 0.4)))
+def test_variations(network: nn.Module, images: Tensor) -> None:
+    rows = list(measure_variations(network, PRESET, images, (0.1, 0.4)))
     assert len(rows) == count_variations(network, (0.1, 0.4)) == 12
     assert [row.sparsity for row in rows] == [0.1, 0.4] * 6
     by_hand = {
@@ -65,14 +66,14 @@ def test_kinds_without_linear_layers() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
-    kinds = [row.kind for row in vary(network.eval(), PRESET, pictures(10, 32), (0.3,))]
+    kinds = [row.kind for row in measure_variations(network.eval(), PRESET, pictures(10, 32), (0.3,))]
     assert "magnitude, linear layers too" not in kinds
     assert len(kinds) == 5
 
 
 def test_layers_in_the_order_they_run(network: nn.Module) -> None:
     names = list(Pruning().make_masks(network))
-    order = _by_execution(network, PRESET, names[::-1])
+    order = _list_by_execution(network, PRESET, names[::-1])
     assert [name for name, _ in order] == [
         "stem.0",
         *(f"blocks.0.{name}" for name in ("downsample.0", "conv1", "conv2")),
@@ -92,7 +93,7 @@ def test_layers_in_the_order_they_run(network: nn.Module) -> None:
     ("operations", "chosen"), [(10, "abcd"), (9.9, "bcd"), (7, "bcd"), (6.9, "cd"), (3, "cd"), (2, "d"), (0.1, "d")]
 )
 def test_the_latest_layers(operations: float, chosen: str) -> None:
-    assert "".join(_latest([("a", 3), ("b", 4), ("c", 1), ("d", 2)], operations)) == chosen
+    assert "".join(_choose_latest([("a", 3), ("b", 4), ("c", 1), ("d", 2)], operations)) == chosen
 
 
 def test_late_layers(network: nn.Module, images: Tensor) -> None:
@@ -116,7 +117,7 @@ def test_late_layers(network: nn.Module, images: Tensor) -> None:
 @pytest.mark.slow
 def test_the_command(sface_file: Path, crops: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefiqs_ext.analysis.variation.SPARSITIES", (0.1, 0.4))
-    monkeypatch.setattr("prefiqs_ext.analysis.variation.vary.__defaults__", ((0.1, 0.4),))
+    monkeypatch.setattr("prefiqs_ext.analysis.variation.measure_variations.__defaults__", ((0.1, 0.4),))
     monkeypatch.setattr("prefiqs_ext.analysis.variation.count_variations.__defaults__", ((0.1, 0.4),))
     monkeypatch.setattr(
         "prefiqs_ext.analysis.late_layers.measure_late_layers.__kwdefaults__",
@@ -161,3 +162,25 @@ def test_estimates_need_no_gradients(network: nn.Module, images: Tensor) -> None
     assert [parameter.requires_grad for parameter in network.parameters()] == before
     assert all(parameter.grad is None for parameter in network.parameters())
     assert torch.is_grad_enabled()
+
+
+def test_an_analysis_from_python(
+    network: nn.Module, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured comes back, and goes to files only when it is written."""
+    variations = [Variation("magnitude", 0.1, 0.2, 0.1, 0.3, 0.9), Variation("estimate", 0.1, 0.2, 0.1, 0.3, 0.9, 1, 1)]
+    costs = [
+        Cost(1.0, "a", ("a", "b"), 5, (2, 1, 3), (1, 1, 1), 1),
+        Cost(0.0, "", (), 3, (1, 1, 1), (0.5, 0.4, 0.6), 0),
+    ]
+    monkeypatch.setattr(runner, "measure_variations", lambda *_, **__: iter(variations))
+    monkeypatch.setattr(runner, "measure_late_layers", lambda *_, **__: costs)
+    analysis = runner.run_analysis(network, PRESET, images)
+    assert analysis == runner.Analysis(24, variations, costs)
+    assert [line.split()[0] for line in analysis.format()] == ["share", "100%", "0%"]
+    assert not list(tmp_path.iterdir())
+    analysis.write(tmp_path / "out", "a network", {"model": "residual"})
+    facts = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert (facts["model"], facts["images"], len(facts["variations"])) == ("residual", 24, 2)
+    with (tmp_path / "out" / "late.csv").open() as file:
+        assert next(csv.DictReader(file))["of_recognition"] == "2.000 1.000 3.000"

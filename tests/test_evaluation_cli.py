@@ -15,6 +15,7 @@ from PIL import Image
 
 from prefiqs_ext import Preset, Scorer, methods
 from prefiqs_ext.cli import main
+from prefiqs_ext.cli.evaluate import MODES
 from prefiqs_ext.evaluation import cache, results
 from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
 from prefiqs_ext.evaluation.datasets.crops import read_every_crop
@@ -162,7 +163,10 @@ def test_what_is_passed_over_is_said(data):
     (data / "p0" / "x.heic").write_bytes(b"")
     result = run(data, "--methods", "", "--scores", f"a={file}", "--resamples", "0")
     assert result.exit_code == 0, result.output
-    assert result.stderr == "prefiqs: 1 file passed over: .heic 1; convert photos to JPEG or PNG first\n"
+    passed_over, summary = result.stderr.splitlines()
+    assert passed_over == "prefiqs: 1 file passed over: .heic 1; convert photos to JPEG or PNG first"
+    out = data.parent / "out"
+    assert summary == f"prefiqs: compared 1 quality on 24 images of data; table and curves are in {out}"
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -344,13 +348,17 @@ def test_faults_before_the_work(data, monkeypatch, dlib_file):
     assert "got no non-mated one" in run(few.parent).output
 
 
+def test_modes():
+    assert get_args(Mode) == MODES
+
+
 def test_refused(data):
     file, _ = scores_file(data)
     for arguments, message in [
         (["--scores", "theirs"], "expected --scores NAME=FILE"),
         (["--scores", f"a={file}", "--lower-better", "b"], "no --scores of that name"),
         (["--scores", f"a={file}", "--scores", f"a={file}"], "two methods"),
-        ([], "at least one of --methods or --scores"),
+        ([], "at least one of methods or scores"),
         (["--scores", f"a={file}", "--verifier", "sface", "--embeddings", str(file)], "leave one out"),
         (["--scores", f"a={file}", "--verifier", "sface", "--verifier", "sface"], "two verifiers"),
     ]:

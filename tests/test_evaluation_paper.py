@@ -13,9 +13,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from prefiqs_ext import Scorer
-from prefiqs_ext.cli import evaluate as command
 from prefiqs_ext.cli import main
-from prefiqs_ext.evaluation import cache, results
+from prefiqs_ext.evaluation import cache, results, runner
 from prefiqs_ext.evaluation.comparison import Comparison, Protocol
 from prefiqs_ext.evaluation.datasets.benchmarks import BENCHMARKS
 from prefiqs_ext.evaluation.edc import RATIOS, TOO_FEW, Curve, error_versus_discard
@@ -36,7 +35,7 @@ def run(root, tmp_path_factory, sface_file):
     options = ["--methods", "prefiqs,brightness", "--resamples", "0", "--max-discard", "0.3"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "cache_folder", lambda: output / "cache")
-        patch.setattr(command, "_PAPER_FMRS", (0.1, 0.05))  # lists of 20 non-mated pairs show none below
+        patch.setattr(runner, "PAPER_FMRS", (0.1, 0.05))  # lists of 20 non-mated pairs show none below
         patch.setattr(results, "plot_edc", lambda *_: None)  # two pictures a benchmark: half of the time
         result = CliRunner().invoke(main, ["evaluate", str(root), "--protocol", "paper", *options, "-o", str(output)])
     assert result.exit_code == 0, result.output
@@ -62,7 +61,7 @@ def test_all_that_are_there(run):
     assert float(line[4]) == pytest.approx(mean, rel=1e-3)
     assert len(line) == 5  # the paper's mean is over seven
     assert {f"edc-{name}-sface.png" for name in names} <= {file.name for file in folder.iterdir()}
-    assert json.loads((folder / "edc.json").read_text())["options"]["protocol"] == "paper"
+    assert json.loads((folder / "edc.json").read_text())["options"]["paper"] is True
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def test_a_set_that_fails_midway(tmp_path, own_cache):
     result = CliRunner().invoke(main, ["evaluate", str(root), *options, "-o", str(out)])
     assert result.exit_code == 1
     assert "CFP-FP: cannot read image 5 of" in result.output
-    assert result.output.splitlines()[-1].endswith("said above: CFP-FP")
+    assert result.output.splitlines()[-1].endswith("given above: CFP-FP")
     with (out / "edc.csv").open() as table:
         rows = list(csv.DictReader(table))
     assert {row["data"] for row in rows} == {"LFW", "CALFW"}

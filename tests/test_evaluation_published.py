@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from prefiqs_ext.cli import evaluate as command
 from prefiqs_ext.cli import main
-from prefiqs_ext.evaluation import cache, results
+from prefiqs_ext.evaluation import cache, results, runner
 from prefiqs_ext.evaluation.edc import error_versus_discard
 
 COUNT = sets.PEOPLE * sets.EACH
@@ -22,8 +21,8 @@ SCORES = np.random.default_rng(3).permutation(COUNT) / 7
 def quick(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(results, "plot_edc", lambda *_: None)
-    for name in ("FMRS", "_PAPER_FMRS"):
-        monkeypatch.setattr(command, name, (0.1, 0.05))  # lists of 20 non-mated pairs show none below
+    for name in ("FMRS", "PAPER_FMRS"):
+        monkeypatch.setattr(runner, name, (0.1, 0.05))  # lists of 20 non-mated pairs show none below
 
 
 @pytest.fixture(scope="module")
@@ -142,11 +141,11 @@ def areas(output):
 def test_under_the_papers_protocol(benchmarks, tmp_path, monkeypatch):
     """Beside ours; a benchmark without scores is evaluated without them, and that is said."""
 
-    def embeddings(self, images, sources):  # of no network, which would take long
+    def embed(self, images, sources):  # of no network, which would take long
         values = np.random.default_rng(5).standard_normal((len(sources), 8)).astype(np.float32)
         return {"sface": values / np.linalg.norm(values, axis=1, keepdims=True)}
 
-    monkeypatch.setattr(command._Networks, "embeddings", embeddings)
+    monkeypatch.setattr(runner._Networks, "embed", embed)
     scores = ["--scores", f"CRFIQAL={benchmarks}/scores"]
     result = paper(benchmarks, tmp_path / "out", "--methods", "brightness", *scores)
     assert result.exit_code == 0, result.output
@@ -181,11 +180,11 @@ def test_under_the_papers_protocol(benchmarks, tmp_path, monkeypatch):
 def test_refused(benchmarks, tmp_path):
     file = f"{benchmarks}/scores/lfw/CRFIQAL.txt"
     result = paper(benchmarks, tmp_path / "out", "--methods", "", "--scores", f"CRFIQAL={file}")
-    assert result.exit_code == 2  # the images of LFW and CFP-FP have the same names
-    assert f"expected a folder with a file a benchmark, got the file {file}" in result.output
+    assert result.exit_code == 1  # the images of LFW and CFP-FP have the same names
+    assert f"expected a folder with one file per benchmark, got the file {file}" in result.output
     result = paper(benchmarks, tmp_path / "out", "--methods", "", "--scores", f"other={benchmarks}/scores")
     assert result.exit_code == 1
-    assert "--scores other: no file for any of the benchmarks in" in result.output.splitlines()[-1]
+    assert "scores of other: no file for any of the benchmarks in" in result.output.splitlines()[-1]
     (tmp_path / "scores" / "lfw").mkdir(parents=True)
     for name in ("a.txt", "a_lfw.txt"):
         (tmp_path / "scores" / "lfw" / name).write_text("")

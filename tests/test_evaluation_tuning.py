@@ -12,8 +12,7 @@ from PIL import Image
 
 from prefiqs_ext import Preset, Pruning, Scorer
 from prefiqs_ext.cli import main
-from prefiqs_ext.cli import tune as command
-from prefiqs_ext.evaluation import cache, tuning
+from prefiqs_ext.evaluation import cache, face_network, tuning, tuning_runner
 from prefiqs_ext.evaluation.bootstrap import BootstrapDraws, resample_persons
 from prefiqs_ext.evaluation.datasets.crops import read_every_crop
 from prefiqs_ext.evaluation.edc import error_versus_discard
@@ -176,12 +175,12 @@ def test_refused():
         measure_held_out(embeddings, alone, (who >= 30).astype(int), {"a": lambda _: alone}, resamples=50)
 
 
-def test_grid():
-    settings = command.grid(calibrated("mobile"))
+def test_prunings():
+    settings = tuning_runner.list_prunings(calibrated("mobile"))
     assert len(settings) == 28
     assert next(iter(settings.items())) == ("0.4 layer conv", Pruning())
     assert settings["0.1 global conv+linear"] == Pruning(sparsity=0.1, scope="global", layers="conv+linear")
-    assert len(command.grid(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)))) == 14
+    assert len(tuning_runner.list_prunings(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)))) == 14
 
 
 def _save(picture, path):
@@ -196,8 +195,8 @@ def data(tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         _save(picture, folder / f"{index}.png")
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(command, "load_subject", lambda _: (calibrated("mobile"), PRESET))
-    monkeypatch.setattr(command, "SPARSITIES", (0.3, 0.4))
+    monkeypatch.setattr(face_network, "resolve_network", lambda *_: (calibrated("mobile"), PRESET))
+    monkeypatch.setattr(tuning_runner, "SPARSITIES", (0.3, 0.4))
     return tmp_path / "data"
 
 
@@ -218,7 +217,7 @@ def test_command(data, monkeypatch):
     who = np.repeat(np.arange(20), 5)
     outputs = {
         name: Scorer(calibrated("mobile"), pruning, preset=PRESET)(crops)
-        for name, pruning in command.grid(calibrated("mobile")).items()
+        for name, pruning in tuning_runner.list_prunings(calibrated("mobile")).items()
     }
     settings = {name: -output.distance.numpy() for name, output in outputs.items()}
     expected = tune_settings(
@@ -230,7 +229,7 @@ def test_command(data, monkeypatch):
     assert rows[0]["pauc_0.0001"] == kept["settings"]["0.4 layer conv"]["overall"]["0.0001"] == "too few pairs"  # 4,750
     assert float(rows[0]["held_out"]) == pytest.approx(expected.testing["0.4 layer conv"].mean())
     recommended = Settings.load(output / "settings.json")
-    assert recommended.pruning == command.grid(calibrated("mobile"))[expected.recommended]
+    assert recommended.pruning == tuning_runner.list_prunings(calibrated("mobile"))[expected.recommended]
     assert Scorer.from_settings(recommended, calibrated("mobile")).settings == recommended
     assert set(kept["together"]["held_out"]) == {"D", "norm", "log D + norm", "D + norm"}
 

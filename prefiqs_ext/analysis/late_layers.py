@@ -1,8 +1,8 @@
-"""Cheaper passes: pruning limited to late layers shares everything before them.
+"""Cheaper scoring: pruning only late layers, so that the two branches share everything before them.
 
-Both branches are one until the first layer that loses a weight. Pruning only the last layers, which make up a given
-share of the multiply-adds, costs little more than recognition alone; whether its order of images is still that of the
-full setting is a matter of the network, so it is measured.
+The dense and the pruned network compute the same until the first layer that loses a weight. If only the last layers
+are pruned, scoring costs little more than recognition alone. Whether the scores still order images as pruning all
+layers does depends on the network, so it is measured.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -30,11 +31,19 @@ SHARES = (1.0, 0.75, 0.5, 0.25, 0.1)
 
 @dataclass(frozen=True)
 class Cost:
-    """One setting. share: of the multiply-adds of prunable layers, from the first pruned layer on; 0 is recognition
-    alone, nothing pruned. first: that layer. layers: all of them, for Pruning(layers=...). milliseconds: of an image,
-    the median over rounds. of_recognition, of_full: its time over recognition's and over that of share 1, medians of
-    the rounds' ratios, with their extremes. agreement: Spearman's rank correlation of D with that of share 1; NaN for
-    share 0."""
+    """What it costs to prune only the last layers, and what it does to the scores.
+
+    Attributes:
+        share: The share of the multiply-adds that lies in the pruned layers, from 0 to 1; 0 is recognition alone, with
+            nothing pruned. Only layers that the pruning could take count.
+        first: The first pruned layer; empty where nothing is pruned.
+        layers: All pruned layers, as ``Pruning(layers=...)`` takes them.
+        milliseconds: The time for one image, the median over the rounds; LOWER is better.
+        of_recognition: That time over the time of recognition alone: median over the rounds, lowest, highest.
+        of_full: That time over the time with all layers pruned: median over the rounds, lowest, highest.
+        agreement: Spearman's rank correlation of D with D of all layers pruned, up to 1; HIGHER is better. NaN where
+            nothing is pruned.
+    """
 
     share: float
     first: str
@@ -56,22 +65,37 @@ def measure_late_layers(
     batch: int = 16,
     output: int | str | None = None,
 ) -> list[Cost]:
-    """The cost of limiting `pruning` (its layers are "conv", "conv+linear" or patterns) to late layers.
+    """Measure time and agreement with pruning limited to late layers.
 
-    images: uint8 [N, 3, H, W] of the preset's size; all are scored once for the agreement, the first `batch` of them in
-    each round for the time. Contenders take turns in each round. shares: in (0, 1], 1 among them. output: as
-    Scorer takes it. ValueError otherwise.
+    All settings are timed in turn, round after round, so that a machine that slows down slows all of them.
+
+    Args:
+        network: In eval mode, on the CPU.
+        preset: The input that it wants.
+        images: uint8 [N, 3, H, W], RGB, of the preset's size. All are scored for the agreement; the first `batch` of
+            them are scored in each round for the time.
+        pruning: What is limited to late layers. Its layers are "conv", "conv+linear" or patterns.
+        shares: Of the multiply-adds, each above 0 and at most 1, with 1 among them.
+        rounds: The number of times that each setting is timed.
+        batch: The number of images that are timed together.
+        output: Which of the network's several outputs is the embedding, as Scorer takes it.
+
+    Returns:
+        One Cost per share, the largest first, and recognition alone at the end.
+
+    Raises:
+        InputError: there are no images, or a share is not as above.
     """
     if 1 not in shares or not all(0 < share <= 1 for share in shares) or not len(images):
         raise InputError(
             f"expected images, and shares above 0 and up to 1, 1 among them, got {len(images)} and {list(shares)}"
         )
-    order = _by_execution(network, preset, list(pruning.make_masks(network)))
+    order = _list_by_execution(network, preset, list(pruning.make_masks(network)))
     total = sum(operations for _, operations in order)
     scorers = {0.0: Scorer(network, replace(pruning, sparsity=0.0, method="magnitude"), preset=preset, output=output)}
     layers: dict[float, tuple[str, ...]] = {0.0: ()}
     for share in sorted(shares):
-        layers[share] = _latest(order, share * total)
+        layers[share] = _choose_latest(order, share * total)
         scorers[share] = Scorer(network, replace(pruning, layers=layers[share]), preset=preset, output=output)
     drifts = {share: scorer(images).distance.numpy() for share, scorer in scorers.items()}
     contenders = {share: partial(scorer, images[:batch]) for share, scorer in scorers.items()}
@@ -85,16 +109,16 @@ def measure_late_layers(
             layers[share][0] if layers[share] else "",
             layers[share],
             1000 * float(np.median(seconds[share])) / len(images[:batch]),
-            _spread(seconds[share] / seconds[0.0]),
-            _spread(seconds[share] / seconds[full]),
+            _summarise(seconds[share] / seconds[0.0]),
+            _summarise(seconds[share] / seconds[full]),
             float(spearmanr(drifts[share], drifts[full]).statistic) if share else float("nan"),
         )
         for share in sorted(scorers, reverse=True)
     ]
 
 
-def _by_execution(network: nn.Module, preset: Preset, names: Sequence[str]) -> list[tuple[str, int]]:
-    """The named layers in the order in which they run, each with its multiply-adds for one image."""
+def _list_by_execution(network: nn.Module, preset: Preset, names: Sequence[str]) -> list[tuple[str, int]]:
+    """List the named layers in the order in which they run, each with its multiply-adds for one image."""
     order: dict[str, int] = {}
     with ExitStack() as stack, torch.no_grad():
         for name in names:
@@ -108,8 +132,8 @@ def _by_execution(network: nn.Module, preset: Preset, names: Sequence[str]) -> l
     return list(order.items())
 
 
-def _latest(order: Sequence[tuple[str, int]], operations: float) -> tuple[str, ...]:
-    """The longest end of the list with at most so many operations, of one layer at least."""
+def _choose_latest(order: Sequence[tuple[str, int]], operations: float) -> tuple[str, ...]:
+    """Choose the last layers: as many as have no more operations than given, and at least one."""
     chosen: list[str] = []
     left = operations * (1 + 1e-9)
     for name, own in reversed(order):
@@ -120,5 +144,6 @@ def _latest(order: Sequence[tuple[str, int]], operations: float) -> tuple[str, .
     return tuple(reversed(chosen))
 
 
-def _spread(ratios: np.ndarray) -> tuple[float, float, float]:
+def _summarise(ratios: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return median, lowest and highest."""
     return float(np.median(ratios)), float(ratios.min()), float(ratios.max())

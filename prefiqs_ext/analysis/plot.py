@@ -1,4 +1,4 @@
-"""The four pictures of an analysis."""
+"""An analysis as one picture with four panels; needs matplotlib."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ from prefiqs_ext.analysis.variation import Variation
 _DPI = 130
 
 
-def plot_variation(variations: Sequence[Variation], costs: Sequence[Cost], title: str, file: IO[bytes]) -> None:
-    """Writes a PNG: D, agreement, the first-order estimate and the cost of late layers."""
+def plot_analysis(variations: Sequence[Variation], costs: Sequence[Cost], title: str, file: IO[bytes]) -> None:
+    """Write a PNG with D, its agreement, the first-order estimate, and the cost of pruning late layers only.
+
+    Args:
+        variations: What `measure_variations` gives.
+        costs: What `measure_late_layers` gives.
+        title: Of the picture.
+        file: Open for writing.
+    """
     figure = Figure(figsize=(11, 8), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
@@ -33,9 +40,9 @@ def plot_variation(variations: Sequence[Variation], costs: Sequence[Cost], title
             low, high = [row.low for row in rows], [row.high for row in rows]
             drift.fill_between(sparsity, low, high, color="C0", alpha=0.15, linewidth=0)
         agreement.plot(sparsity, [row.agreement for row in rows], **line)
-    _label(drift, "D (median; band: 5 to 95 % of the images)", "sparsity", "D")
+    _label_axes(drift, "D (median; band: 5 to 95 % of the images)", "sparsity", "D")
     drift.legend(fontsize=8, frameon=False)
-    _label(agreement, "Agreement with magnitude at sparsity .4", "sparsity", "Spearman")
+    _label_axes(agreement, "Agreement with magnitude at sparsity .4", "sparsity", "Spearman")
     _draw_estimate(estimate, [variation for variation in variations if variation.ratio is not None])
     _draw_costs(cost, costs)
     figure.savefig(file, dpi=_DPI, format="png")
@@ -46,7 +53,7 @@ def _draw_estimate(axes: Axes, rows: Sequence[Variation]) -> None:
     axes.plot(sparsity, [row.with_d or np.nan for row in rows], marker="o", markersize=3, label="Spearman with D")
     axes.plot(sparsity, [row.ratio or np.nan for row in rows], marker="s", markersize=3, label="estimate / D, median")
     axes.axhline(1, color="grey", linewidth=0.6)
-    _label(axes, "The first-order estimate of D", "sparsity", "")
+    _label_axes(axes, "The first-order estimate of D", "sparsity", "")
     axes.legend(fontsize=8, frameon=False)
 
 
@@ -60,10 +67,10 @@ def _draw_costs(axes: Axes, costs: Sequence[Cost]) -> None:
         place = (cost.of_recognition[0], cost.agreement)
         axes.annotate(f"last {cost.share:.0%}", place, textcoords="offset points", xytext=(5, -11), fontsize=8)
     axes.axvline(1, color="grey", linewidth=0.6)
-    _label(axes, "Pruning late layers only", "time over recognition alone", "Spearman with all layers")
+    _label_axes(axes, "Pruning late layers only", "time over recognition alone", "Spearman with all layers")
 
 
-def _label(axes: Axes, title: str, x: str, y: str) -> None:
+def _label_axes(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x)
     axes.set_ylabel(y)

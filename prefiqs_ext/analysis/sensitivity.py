@@ -1,8 +1,8 @@
-"""The theory behind the drift: to first order, D is the length of a Jacobian-vector product.
+"""The theory behind D: to first order, it is the length of a Jacobian-vector product.
 
-Pruning moves the weights by delta = -(1 - m) * theta; the normalised embedding e then moves by J_theta e . delta, to
-first order (PreFIQs, arXiv 2605.13396, the section on first-order theory). It tells what a little pruning would do;
-the more is pruned, the less it has to do with D.
+Pruning moves the weights by delta = -(1 - m) * theta, where m is the mask. To first order, the normalised embedding e
+then moves by J_theta e . delta (PreFIQs, arXiv 2605.13396, the section on first-order theory). This says what a little
+pruning would do. The more is pruned, the less it says about D.
 """
 
 from __future__ import annotations
@@ -35,12 +35,25 @@ def sensitivity(
     output: int | str | None = None,
     chunk: int = 16,
 ) -> Tensor:
-    """|| J_theta e . delta ||_2 of each image, by forward-mode differentiation of the plain network: no embedding is
-    computed twice, and no pruned network is.
+    """Estimate D to first order: the length || J_theta e . delta ||_2 for each image.
 
-    batch, model, pruning, preset, output: as Scorer takes them, on the CPU. chunk: images run together.
-    Returns [N] in the network's dtype, at least 0, LOWER is better, like D, which it approaches as sparsity goes to 0.
-    TypeError, ValueError: naming what was expected and what came; a row whose embedding has no direction raises too.
+    It comes from one forward pass of the plain network in forward-mode differentiation; no pruned network is run.
+
+    Args:
+        batch: Images, as Scorer takes them, on the CPU.
+        model: A built-in name, a file, or a module in eval mode.
+        pruning: Which weights would be pruned.
+        preset: The input that the network wants, as Scorer takes it.
+        output: Which of the network's several outputs is the embedding, as Scorer takes it.
+        chunk: The number of images that run together.
+
+    Returns:
+        [N] in the network's dtype, at least 0; LOWER is better, as with D. The two approach each other as sparsity goes
+        to 0.
+
+    Raises:
+        InputError: the arguments are not as above, or an embedding has no direction.
+        InputTypeError: the batch has another type.
     """
     if chunk < 1:
         raise InputError(f"expected chunk of 1 or more, got {chunk}")
@@ -60,13 +73,13 @@ def sensitivity(
     lengths = []
     for rows in torch.split(batch, chunk) if len(batch) else ():
 
-        def normalised(own: dict[str, Tensor], rows: Tensor = rows) -> Tensor:
+        def embed(own: dict[str, Tensor], rows: Tensor = rows) -> Tensor:
             raw = select_embedding(functional_call(network, own, (levels(rows, named),)), output)
             return F.normalize(raw, eps=0)
 
         # Of torch's ways to compute attention, the one that has a forward derivative.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            derivative: Tensor = jvp(normalised, (weights,), (moves,))[1]
+            derivative: Tensor = jvp(embed, (weights,), (moves,))[1]
         lengths.append(torch.linalg.vector_norm(derivative, dim=1))
     result = torch.cat(lengths) if lengths else torch.empty(0)
     if not bool(result.isfinite().all()):

@@ -1,4 +1,7 @@
-"""D under other prunings, and its first-order estimate: how much, how spread, and does the order stay."""
+"""D with other kinds of pruning, and its first-order estimate.
+
+For each: how large D is, how widely it spreads over the images, and whether it orders them as the paper's setting does.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -16,7 +20,7 @@ from prefiqs_ext.scorer import Scorer
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 BASE = Pruning()
-"""What the others are compared with: the paper's setting."""
+"""The paper's setting, which the others are compared with."""
 
 _QUANTILES = (0.05, 0.5, 0.95)
 _ESTIMATE = "first-order estimate"
@@ -32,9 +36,18 @@ _KINDS: tuple[tuple[str, dict[str, str]], ...] = (
 
 @dataclass(frozen=True)
 class Variation:
-    """One setting. kind: what differs from BASE, or the first-order estimate of it. median, low, high: of D over the
-    images, at 50, 5 and 95 %. agreement: Spearman's rank correlation with D under BASE. with_d: with D under the same
-    pruning, and ratio: the median of estimate over D; both only for the estimate."""
+    """D with one kind of pruning at one sparsity, over all images.
+
+    Attributes:
+        kind: What differs from BASE; or that this is the first-order estimate of D, with BASE's kind of pruning.
+        sparsity: The fraction of weights that is pruned, from 0 to below 1.
+        median: Of D over the images.
+        low: The value of D that 5 % of the images are below.
+        high: The value of D that 95 % of the images are below.
+        agreement: Spearman's rank correlation with D under BASE, up to 1.
+        with_d: Spearman's rank correlation of the estimate with D at the same sparsity. None for a pruning.
+        ratio: The median over the images of estimate over D at the same sparsity. None for a pruning.
+    """
 
     kind: str
     sparsity: float
@@ -46,7 +59,7 @@ class Variation:
     ratio: float | None = None
 
 
-def vary(
+def measure_variations(
     network: nn.Module,
     preset: Preset,
     images: Tensor,
@@ -54,46 +67,54 @@ def vary(
     *,
     output: int | str | None = None,
 ) -> Iterator[Variation]:
-    """Every kind of pruning at every sparsity, then the estimate at every sparsity; `count_variations` of them.
+    """Measure D by every kind of pruning at every sparsity, then estimate it at every sparsity.
 
-    network: in eval mode; kinds that it has no layers for are left out. images: uint8 [N, 3, H, W] of the preset's
-    size, all of them faces. output: as Scorer takes it.
+    Args:
+        network: In eval mode, on the CPU. Kinds of pruning that it has no layers for are left out.
+        preset: The input that it wants.
+        images: uint8 [N, 3, H, W], RGB, of the preset's size, all of them faces.
+        sparsities: Fractions of weights to prune.
+        output: Which of the network's several outputs is the embedding, as Scorer takes it.
+
+    Yields:
+        Variations, `count_variations` of them.
     """
 
-    def drift_of(pruning: Pruning) -> np.ndarray:
-        distance: np.ndarray = Scorer(network, pruning, preset=preset, output=output)(images).distance.numpy()
+    def measure_drift(pruning: Pruning) -> NDArray[np.float32]:
+        distance: NDArray[np.float32] = Scorer(network, pruning, preset=preset, output=output)(images).distance.numpy()
         return distance
 
-    base = drift_of(BASE)
-    plain: dict[float, np.ndarray] = {}
-    for kind, settings in kinds(network):
+    base = measure_drift(BASE)
+    plain: dict[float, NDArray[np.float32]] = {}
+    for kind, settings in list_kinds(network):
         for sparsity in sparsities:
-            drift = drift_of(Pruning(sparsity=sparsity, **settings))  # type: ignore[arg-type]
+            drift = measure_drift(Pruning(sparsity=sparsity, **settings))  # type: ignore[arg-type]
             if kind == "magnitude":
                 plain[sparsity] = drift
-            yield _variation(kind, sparsity, drift, base)
+            yield _summarise(kind, sparsity, drift, base)
     for sparsity in sparsities:
         estimate = sensitivity(images, network, Pruning(sparsity=sparsity), preset=preset, output=output).numpy()
         drift = plain[sparsity]
         with_d, ratio = spearmanr(estimate, drift).statistic, np.median(estimate / drift)
-        yield _variation(_ESTIMATE, sparsity, estimate, base, float(with_d), float(ratio))
+        yield _summarise(_ESTIMATE, sparsity, estimate, base, float(with_d), float(ratio))
 
 
 def count_variations(network: nn.Module, sparsities: Sequence[float] = SPARSITIES) -> int:
-    return (len(kinds(network)) + 1) * len(sparsities)
+    """Count what `measure_variations` gives."""
+    return (len(list_kinds(network)) + 1) * len(sparsities)
 
 
-def kinds(network: nn.Module) -> list[tuple[str, dict[str, str]]]:
-    """The kinds of pruning that differ for this network, with the settings that make them."""
+def list_kinds(network: nn.Module) -> list[tuple[str, dict[str, str]]]:
+    """List the kinds of pruning that differ for this network, each with the arguments of Pruning that make it."""
     has_linear = any(isinstance(module, nn.Linear) for module in network.modules())
     return [(kind, settings) for kind, settings in _KINDS if has_linear or settings.get("layers") != "conv+linear"]
 
 
-def _variation(
+def _summarise(
     kind: str,
     sparsity: float,
-    values: np.ndarray,
-    base: np.ndarray,
+    values: NDArray[np.float32],
+    base: NDArray[np.float32],
     with_d: float | None = None,
     ratio: float | None = None,
 ) -> Variation:

@@ -2,125 +2,99 @@
 
 from __future__ import annotations
 
-import io
-import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from prefiqs_ext import __version__
 from prefiqs_ext.cli.messages import tell
-from prefiqs_ext.cli.scoring import load_subject, model_options
+from prefiqs_ext.cli.options import ModelOptions, model_options
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.files.crops import find_largest_faces
-from prefiqs_ext.files.paths import find_paths
-from prefiqs_ext.utils.atomic_write import make_output_folder, write_folder
-from prefiqs_ext.utils.text import format_csv, format_path
+from prefiqs_ext.utils.packages import require_packages
+from prefiqs_ext.utils.text import format_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LEAST = 10  # images, for a rank correlation to mean anything
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--aligned", is_flag=True, help="PATHs are ready crops of exactly the preset's size.")
+@click.option("--aligned", is_flag=True, help="The images are aligned crops already, of exactly the preset's size.")
 @click.option(
     "--output",
     "-o",
     type=click.Path(path_type=Path, file_okay=False),
     default="analysis",
     show_default=True,
-    help="The folder to write to.",
+    metavar="FOLDER",
+    help="The folder to write to; it is made if it is not there.",
 )
 @click.option(
-    "--images", type=click.IntRange(min=_LEAST), default=200, show_default=True, help="Faces to use, sampled."
+    "--images",
+    type=click.IntRange(min=_LEAST),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="The largest number of faces to use, sampled at random.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the sample.")
 @model_options
-def analyse(paths: tuple[str, ...], aligned: bool, output: Path, images: int, seed: int, **options: Any) -> None:
-    """Show what pruning does to a network's scores on your own faces.
+def analyse(
+    *, paths: tuple[str, ...], model: ModelOptions, aligned: bool, output: Path, images: int, seed: int
+) -> None:
+    """Show what pruning does to a network's scores on your own faces, and what it costs.
 
-    Writes to the output folder: variation.csv, D by kind of pruning and sparsity, how it agrees with the paper's
-    setting, and the first-order estimate; late.csv, the time and agreement of pruning late layers only, with the names
-    for --layers; analysis.png, both as pictures; analysis.json, all settings and numbers. Needs matplotlib and scipy:
-    `pip install prefiqs_ext[analysis]`.
+    PATH is a photo, a folder of photos, or @LIST, a file with one path per line.
+
+    Prints what pruning only the last layers costs. Writes variation.csv (D by kind of pruning and sparsity, how its
+    order agrees with that of the paper's setting, and the first-order estimate of D), late.csv (time and agreement when
+    only late layers are pruned, with their names for --layers), analysis.png (both as pictures) and analysis.json (all
+    settings and numbers).
+
+    Needs matplotlib and scipy: `pip install prefiqs_ext[analysis]`.
 
     \b
     Example:
       prefiqs analyse photos/ --output analysis
     """
-    try:
-        from prefiqs_ext.analysis.late_layers import measure_late_layers
-        from prefiqs_ext.analysis.plot import plot_variation
-        from prefiqs_ext.analysis.variation import Variation, count_variations, vary
-    except ModuleNotFoundError as error:
-        raise click.ClickException(f"{error.name} is missing: pip install 'prefiqs_ext[analysis]'") from error
-    network, preset = load_subject(options)
-    faces = _sample(paths, preset.size, aligned, images, seed)
-    make_output_folder(output)
-    total, embedding = count_variations(network), options["output_name"]
-    variations = list(
-        tqdm(vary(network, preset, faces, output=embedding), total=total, unit="setting", disable=None, leave=False)
-    )
-    costs = measure_late_layers(network, preset, faces, output=embedding)
-    title = f"{options['model']}, {len(faces)} faces"
-    facts = {
-        "prefiqs_ext": __version__,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "model": options["model"],
-        "preset": asdict(preset),
-        "output": embedding,
-        "images": len(faces),
-        "seed": seed,
-        "variations": [asdict(variation) for variation in variations],
-        "late": [asdict(cost) for cost in costs],
-    }
-    picture = io.BytesIO()
-    plot_variation(variations, costs, title, picture)
-    names = [field.name for field in fields(Variation)]
-    columns = ["share", "first", "milliseconds", "of_recognition", "of_full", "agreement", "layers"]
-    contents = {
-        "variation.csv": format_csv(names, ([getattr(row, name) for name in names] for row in variations)),
-        "late.csv": format_csv(columns, (_late_row(cost) for cost in costs)),
-        "analysis.png": picture.getvalue(),
-        "analysis.json": json.dumps(facts, indent=1, allow_nan=True).encode(),
-    }
-    write_folder(output, contents)
-    click.echo("share  time / recognition   time / all layers   Spearman   from")
-    for cost in costs:
-        click.echo(_line(cost))
-    click.echo(f"{format_path(str(output))}/analysis.png")
+    require_packages("analysis", "matplotlib", "scipy")
+    from prefiqs_ext.analysis.runner import run_analysis
+    from prefiqs_ext.files.paths import find_paths
+    from prefiqs_ext.utils.atomic_write import make_output_folder
 
-
-def _sample(paths: Sequence[str], size: tuple[int, int], aligned: bool, count: int, seed: int) -> Tensor:
     files = find_paths(paths, tell)
-    random.Random(seed).shuffle(files)
+    network, preset = model.load()
+    faces = _sample(files, preset.size, aligned, images, seed)
+    if len(faces) < _LEAST:
+        raise InputError(f"expected {_LEAST} faces or more in {', '.join(map(format_path, paths))}, found {len(faces)}")
+    make_output_folder(output)
+    analysis = run_analysis(network, preset, faces, output=model.output)
+    facts = {"model": model.name, "preset": asdict(preset), "output": model.output, "seed": seed}
+    analysis.write(output, f"{model.name}, {len(faces)} faces", facts)
+    for line in analysis.format():
+        click.echo(line)
+    tell(f"analysed {len(faces)} faces; tables and analysis.png are in {format_path(str(output))}")
+
+
+def _sample(files: Sequence[str], size: tuple[int, int], aligned: bool, count: int, seed: int) -> Tensor:
+    """Read faces [n, 3, *size], uint8, at most `count` of them, from the files in an order drawn at random."""
+    import torch
+    from tqdm import tqdm
+
+    from prefiqs_ext.files.crops import find_largest_faces
+
+    shuffled = list(files)
+    random.Random(seed).shuffle(shuffled)
     crops: list[Tensor] = []
-    bar = tqdm(total=min(count, len(files)), unit="face", disable=None, leave=False)
-    with bar:
-        for crop in find_largest_faces(files, size, aligned=aligned):
+    with tqdm(total=min(count, len(files)), unit="face", disable=None, leave=False) as bar:
+        for crop in find_largest_faces(shuffled, size, aligned=aligned):
             crops.append(crop)
             bar.update()
             if len(crops) == count:
                 break
-    if len(crops) < _LEAST:
-        raise InputError(f"expected {_LEAST} faces or more in {', '.join(map(format_path, paths))}, found {len(crops)}")
-    return torch.stack(crops)
-
-
-def _late_row(cost: Any) -> list[object]:
-    spreads = (" ".join(f"{value:.3f}" for value in ratios) for ratios in (cost.of_recognition, cost.of_full))
-    return [cost.share, cost.first, round(cost.milliseconds, 3), *spreads, round(cost.agreement, 4), *cost.layers]
-
-
-def _line(cost: Any) -> str:
-    recognition, full = (f"{m:5.2f} ({low:.2f}-{high:.2f})" for m, low, high in (cost.of_recognition, cost.of_full))
-    what = cost.first or "nothing pruned: recognition alone"
-    return f"{cost.share:5.0%}  {recognition:<19}  {full:<18}  {cost.agreement:8.3f}   {what}"
+    return torch.stack(crops) if crops else torch.empty(0, 3, *size, dtype=torch.uint8)

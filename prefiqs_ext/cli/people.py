@@ -1,4 +1,4 @@
-"""What the commands that read folders of people share."""
+"""Options of the commands that read a folder with one folder per person."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import click
 allow_duplicates_option = click.option(
     "--allow-duplicates",
     is_flag=True,
-    help="Take files that are the same, by content, in two people's folders; they are refused otherwise.",
+    help="Accept files with the same content in two people's folders; without this they are refused.",
 )
-no_cache_option = click.option("--no-cache", is_flag=True, help="Compute all anew, and keep nothing for another run.")
+no_cache_option = click.option(
+    "--no-cache", is_flag=True, help="Compute everything anew, and keep nothing for the next run."
+)
