@@ -10,6 +10,6 @@ The names below are imported when they are first used: `import prefiqs_ext` alon
 
 import lazy_loader
 
-__version__ = "0.1.0"
+from prefiqs_ext.version import __version__ as __version__
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

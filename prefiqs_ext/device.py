@@ -10,6 +10,7 @@ from prefiqs_ext.ops import cuda_missing, embedding_distance
 
 HALF = (torch.float16, torch.bfloat16)
 """The dtypes that are computed in on CUDA."""
+_BATCH_SIZES = {"cpu": 32, "cuda": 256}  # two of a Scorer's chunks on the CPU, one on a GPU
 _CAPABILITY = (8, 0)  # bfloat16 and asynchronous copies to shared memory
 
 
@@ -92,3 +93,8 @@ def why_no_cuda(device: torch.device | str = "cuda") -> str | None:
     except RuntimeError as error:
         return " ".join(str(error).split()[:40])
     return None
+
+
+def choose_batch_size(device: torch.device) -> int:
+    """Return how many images to give a Scorer at a time: 32 on the CPU, 256 on a GPU."""
+    return _BATCH_SIZES[device.type]

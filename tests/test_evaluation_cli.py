@@ -16,7 +16,7 @@ from PIL import Image
 from prefiqs_ext import Preset, Scorer, methods
 from prefiqs_ext.cli import main
 from prefiqs_ext.cli.evaluate import MODES
-from prefiqs_ext.evaluation import cache, results
+from prefiqs_ext.evaluation import cache
 from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
 from prefiqs_ext.evaluation.datasets.crops import read_every_crop
 from prefiqs_ext.evaluation.edc import TOO_FEW, Mode
@@ -42,7 +42,7 @@ def data(tmp_path, monkeypatch, sface, folder):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Two take most of the time of a command; test_score_file draws them."""
-    monkeypatch.setattr(results, "plot_edc", lambda *_: None)
+    monkeypatch.setattr("prefiqs_ext.evaluation.plot.plot_edc", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

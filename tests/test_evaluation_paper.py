@@ -14,7 +14,7 @@ from PIL import Image
 
 from prefiqs_ext import Scorer
 from prefiqs_ext.cli import main
-from prefiqs_ext.evaluation import cache, results, runner
+from prefiqs_ext.evaluation import cache, runner
 from prefiqs_ext.evaluation.comparison import Comparison, Protocol
 from prefiqs_ext.evaluation.datasets.benchmarks import BENCHMARKS
 from prefiqs_ext.evaluation.edc import RATIOS, TOO_FEW, Curve, error_versus_discard
@@ -36,7 +36,9 @@ def run(root, tmp_path_factory, sface_file):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "cache_folder", lambda: output / "cache")
         patch.setattr(runner, "PAPER_FMRS", (0.1, 0.05))  # lists of 20 non-mated pairs show none below
-        patch.setattr(results, "plot_edc", lambda *_: None)  # two pictures a benchmark: half of the time
+        patch.setattr(
+            "prefiqs_ext.evaluation.plot.plot_edc", lambda *_: None
+        )  # two pictures a benchmark: half of the time
         result = CliRunner().invoke(main, ["evaluate", str(root), "--protocol", "paper", *options, "-o", str(output)])
     assert result.exit_code == 0, result.output
     return result.output, output

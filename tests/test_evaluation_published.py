@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from prefiqs_ext.cli import main
-from prefiqs_ext.evaluation import cache, results, runner
+from prefiqs_ext.evaluation import cache, runner
 from prefiqs_ext.evaluation.edc import error_versus_discard
 
 COUNT = sets.PEOPLE * sets.EACH
@@ -20,7 +20,7 @@ SCORES = np.random.default_rng(3).permutation(COUNT) / 7
 @pytest.fixture(autouse=True)
 def quick(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(results, "plot_edc", lambda *_: None)
+    monkeypatch.setattr("prefiqs_ext.evaluation.plot.plot_edc", lambda *_: None)
     for name in ("FMRS", "PAPER_FMRS"):
         monkeypatch.setattr(runner, name, (0.1, 0.05))  # lists of 20 non-mated pairs show none below
 

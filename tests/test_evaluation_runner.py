@@ -11,7 +11,7 @@ from networks import calibrated, pictures
 from PIL import Image
 
 from prefiqs_ext import Preset, Pruning, Scorer
-from prefiqs_ext.evaluation import cache, results, runner, tuning_runner
+from prefiqs_ext.evaluation import cache, runner, tuning_runner
 from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
 from prefiqs_ext.evaluation.face_network import FaceNetwork
 from prefiqs_ext.evaluation.runner import EvaluationOptions, run_evaluation
@@ -39,7 +39,7 @@ IMAGES = noisy_people()
 def data(tmp_path, monkeypatch):
     """IMAGES, in one folder per person."""
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(results, "plot_edc", lambda *_: None)  # pictures take most of the time
+    monkeypatch.setattr("prefiqs_ext.evaluation.plot.plot_edc", lambda *_: None)  # pictures take most of the time
     monkeypatch.chdir(tmp_path)
     for index, picture in enumerate(IMAGES):
         save(picture, tmp_path / "data" / f"p{index // 6}" / f"{index:02}.png")

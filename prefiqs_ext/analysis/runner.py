@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from prefiqs_ext import __version__
 from prefiqs_ext.analysis.late_layers import Cost, measure_late_layers
-from prefiqs_ext.analysis.plot import plot_analysis
 from prefiqs_ext.analysis.variation import Variation, count_variations, measure_variations
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.atomic_write import make_output_folder, write_folder
+from prefiqs_ext.utils.packages import require_packages
 from prefiqs_ext.utils.text import format_csv
+from prefiqs_ext.version import __version__
 
 _COST_COLUMNS = ("share", "first", "milliseconds", "of_recognition", "of_full", "agreement", "layers")
 
@@ -58,8 +58,12 @@ class Analysis:
             facts: What else analysis.json says, as values that JSON can hold.
 
         Raises:
+            MissingPackageError: matplotlib is not installed.
             FileAccessError: the folder cannot be written.
         """
+        require_packages("analysis", "matplotlib")
+        from prefiqs_ext.analysis.plot import plot_analysis
+
         picture = io.BytesIO()
         plot_analysis(self.variations, self.costs, title, picture)
         names = [field.name for field in fields(Variation)]

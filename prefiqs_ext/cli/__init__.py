@@ -13,9 +13,9 @@ import traceback
 import click
 from click.shell_completion import CompletionItem
 
-from prefiqs_ext import __version__
 from prefiqs_ext.exceptions import PrefiqsError
 from prefiqs_ext.utils.text import escape_unprintable
+from prefiqs_ext.version import __version__
 
 _INTERRUPTED = 130
 

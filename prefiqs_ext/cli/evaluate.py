@@ -14,7 +14,6 @@ from prefiqs_ext.cli.paths import INPUT_FOLDER, InputPath
 from prefiqs_ext.cli.people import allow_duplicates_option, no_cache_option
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.models import BUILT_IN
-from prefiqs_ext.utils.packages import require_packages
 from prefiqs_ext.utils.text import format_path
 
 if TYPE_CHECKING:
@@ -171,7 +170,6 @@ def evaluate(
       prefiqs evaluate quality_data/XQLFW --scores CRFIQAL=quality_data/XQLFW/CRFIQAL.txt
       prefiqs evaluate benchmarks/ --protocol paper --model arcface.pth --preset arcface --verifier magface:magface.pth
     """
-    require_packages("analysis", "matplotlib")
     from prefiqs_ext.evaluation.face_network import FaceNetwork
     from prefiqs_ext.evaluation.runner import EvaluationOptions, run_evaluation
 

@@ -35,8 +35,8 @@ def _list_facts() -> Iterator[tuple[str, str]]:
     import PIL
     import torch
 
-    from prefiqs_ext import __version__
     from prefiqs_ext.ops import _C
+    from prefiqs_ext.version import __version__
 
     yield "prefiqs_ext", f"{__version__} (Apache-2.0)"
     yield "python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"

@@ -66,8 +66,8 @@ def report(folder: Path, aligned: bool, output: Path, scoring: ScoringOptions, t
 
 def _describe_run(scorer: Scorer, *, aligned: bool) -> dict[str, str]:
     """Return what the foot of the page says: label -> text."""
-    from prefiqs_ext import __version__
     from prefiqs_ext.models import weights
+    from prefiqs_ext.version import __version__
 
     settings = scorer.settings
     name = settings.model or ""

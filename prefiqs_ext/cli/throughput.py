@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _NAMES = ("workers", "batch_size", "threads")
-_BATCH_SIZES = {"cpu": 32, "cuda": 256}
 _MOST_WORKERS = 8
 # A process takes two or three seconds to start, in which this one finds the faces of a dozen photos.
 _FILES_PER_WORKER = 16
@@ -45,10 +44,6 @@ class Throughput:
         if self.workers is not None:
             return self.workers
         return min(_MOST_WORKERS, max(1, count_cores() // 2), files // _FILES_PER_WORKER)
-
-    def choose_batch_size(self, device: str) -> int:
-        """Return how many crops are scored together on "cpu" or "cuda"."""
-        return self.batch_size or _BATCH_SIZES[device]
 
     def score(
         self,
@@ -82,7 +77,7 @@ class Throughput:
             (paths[index] for index in range(done, len(paths))),
             scorer,
             aligned=aligned,
-            batch_size=self.choose_batch_size(scorer.device.type),
+            batch_size=self.batch_size,
             workers=self.choose_workers(len(paths) - done),
             min_face=min_face or MIN_FACE,
         )

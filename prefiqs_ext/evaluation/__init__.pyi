@@ -6,20 +6,30 @@ from .datasets import read_data
 from .datasets.readers import Images, PairList, read_embeddings, read_scores
 from .datasets.templates import Templates
 from .edc import Curve, Mode, error_versus_discard
+from .face_network import FaceNetwork
 from .inference import ImageSet, Scoring, embed_images
+from .runner import Evaluation, EvaluationOptions, run_evaluation
+from .score_files import ScoreFile
 from .tuning import TuningResult, assign_folds, measure_held_out, tune_settings
+from .tuning_runner import Tuning, TuningOptions, run_tuning
 
 __all__ = [
     "BootstrapDraws",
     "Comparison",
     "Curve",
+    "Evaluation",
+    "EvaluationOptions",
+    "FaceNetwork",
     "ImageSet",
     "Images",
     "Mode",
     "PairList",
     "Protocol",
+    "ScoreFile",
     "Scoring",
     "Templates",
+    "Tuning",
+    "TuningOptions",
     "TuningResult",
     "assign_folds",
     "compare",
@@ -32,5 +42,7 @@ __all__ = [
     "read_scores",
     "resample_pairs",
     "resample_persons",
+    "run_evaluation",
+    "run_tuning",
     "tune_settings",
 ]

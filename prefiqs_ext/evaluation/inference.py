@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from prefiqs_ext import __version__
+from prefiqs_ext.device import choose_batch_size, resolve_device
 from prefiqs_ext.evaluation import revisions
 from prefiqs_ext.evaluation.cache import Arrays, Cache, load_or_compute
 from prefiqs_ext.evaluation.datasets.crops import Source, get_name, hash_source, read_every_crop
@@ -30,6 +30,7 @@ from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer
 from prefiqs_ext.utils.strict_json import JSON
+from prefiqs_ext.version import __version__
 
 VERSIONS: dict[str, str] = {
     "prefiqs_ext": __version__,
@@ -39,7 +40,8 @@ VERSIONS: dict[str, str] = {
     "OpenCV": cv2.__version__,
 }
 """The versions of all packages that the numbers depend on."""
-_BATCH = 32  # crops in memory: 1.2 MB of uint8 at 112 x 112; two of the Scorer's chunks on the CPU
+
+_CPU = torch.device("cpu")
 
 
 class ImageSet:
@@ -79,6 +81,7 @@ class ImageSet:
         function: Callable[[Tensor], Mapping[str, Tensor]],
         preset: Preset,
         facts: Mapping[str, JSON],
+        device: torch.device = _CPU,
     ) -> Arrays:
         """Compute arrays of all images, or take them from the cache.
 
@@ -88,6 +91,7 @@ class ImageSet:
             function: uint8 crops [n, 3, H, W] -> a tensor [n, ...] for each name.
             preset: Its size is that of the crops.
             facts: What decides the numbers besides the images, the preset and the engine.
+            device: Where `function` computes, which decides how many crops it gets at a time.
 
         Returns:
             float32 [N, ...] for each name.
@@ -105,18 +109,18 @@ class ImageSet:
         }
 
         def compute() -> Arrays:
-            batches = list(self._compute_batches(what, function, preset))
+            batches = list(self._compute_batches(what, function, preset, choose_batch_size(device)))
             return {name: np.concatenate([batch[name] for batch in batches])[self.contents] for name in names}
 
         return self._cache(key, names, len(self.contents), compute)
 
     def _compute_batches(
-        self, what: str, function: Callable[[Tensor], Mapping[str, Tensor]], preset: Preset
+        self, what: str, function: Callable[[Tensor], Mapping[str, Tensor]], preset: Preset, batch_size: int
     ) -> Iterator[Arrays]:
         images = self._different
         crops = iter(tqdm(read_every_crop(images, preset.size), what, len(images), disable=None, leave=False))
         start = 0
-        while batch := list(islice(crops, _BATCH)):
+        while batch := list(islice(crops, batch_size)):
             with torch.no_grad():
                 result = {name: values.float().cpu().numpy() for name, values in function(torch.stack(batch)).items()}
             for values in result.values():
@@ -194,7 +198,9 @@ class Scoring:
             "dtype": str(self.dtype),
             "output": self.output,
         }
-        arrays = images.compute("embedding and D", ("embedding", "distance", "norm"), score, self.preset, facts)
+        device, _ = resolve_device(self.device, self.dtype, self.network)
+        names = ("embedding", "distance", "norm")
+        arrays = images.compute("embedding and D", names, score, self.preset, facts, device)
         distance, norm = torch.from_numpy(arrays["distance"]), torch.from_numpy(arrays["norm"])
         return ImageScores(arrays["embedding"], distance, norm)
 

@@ -14,8 +14,8 @@ import numpy as np
 from prefiqs_ext.evaluation.comparison import Comparison, Protocol
 from prefiqs_ext.evaluation.datasets.benchmarks import AVERAGE_TARGET, BENCHMARKS, LEFT_OUT
 from prefiqs_ext.evaluation.edc import TOO_FEW, Curve
-from prefiqs_ext.evaluation.plot import plot_edc
 from prefiqs_ext.utils.atomic_write import write_folder
+from prefiqs_ext.utils.packages import require_packages
 from prefiqs_ext.utils.strict_json import JSON
 from prefiqs_ext.utils.text import format_csv
 
@@ -125,7 +125,14 @@ def write_results(output: Path, results: Sequence[Result], protocol: Protocol, f
         results: What goes into it.
         protocol: How they were measured.
         facts: Go into edc.json beside the results; what JSON does not know becomes a string.
+
+    Raises:
+        MissingPackageError: matplotlib, which draws the curves, is not installed.
+        FileAccessError: The folder cannot be written.
     """
+    require_packages("analysis", "matplotlib")
+    from prefiqs_ext.evaluation.plot import plot_edc
+
     contents = {
         "edc.csv": format_csv(COLUMNS, (row for result in results for row in result.make_rows(protocol))),
         "differences.csv": format_csv(

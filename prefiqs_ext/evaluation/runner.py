@@ -39,6 +39,7 @@ from prefiqs_ext.exceptions import InputError, PrefiqsError
 from prefiqs_ext.models.fingerprint import hash_weights
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.utils.atomic_write import make_output_folder
+from prefiqs_ext.utils.packages import require_packages
 from prefiqs_ext.utils.text import format_path
 
 PAPER_FMRS = (1e-3, 1e-4)
@@ -180,6 +181,8 @@ def run_evaluation(
         PrefiqsError: the images cannot be evaluated. With `paper`, a benchmark that fails while it is computed is
             named in `failed` and left out instead.
     """
+    if folder is not None:
+        require_packages("analysis", "matplotlib")
     sets = _find_benchmarks(options, report) if options.paper else [_read_set(options, report)]
     networks = _Networks(options, report)
     for each in sets:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from prefiqs_ext.device import choose_batch_size
 from prefiqs_ext.exceptions import InputError, InputTypeError
 from prefiqs_ext.faces import Detector
 from prefiqs_ext.faces.detect import MIN_FACE
@@ -54,7 +55,7 @@ def score_files(
     scorer: Scorer,
     *,
     aligned: bool = False,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     min_face: float = MIN_FACE,
 ) -> Generator[ScoredFile, None, None]:
@@ -66,7 +67,7 @@ def score_files(
             so; otherwise it raises.
         aligned: The files are ready crops of exactly the preset's size. Otherwise they are photos, in which faces are
             found and aligned to that size.
-        batch_size: How many crops are scored together.
+        batch_size: How many crops are scored together; None means 32 on the CPU and 256 on a GPU.
         workers: Processes that read files ahead; 0 means that this process reads. A file that ends its worker, and
             ends another one that reads this file alone, is "unreadable". Workers are started afresh, so a script that
             uses them needs its ``if __name__ == "__main__":``.
@@ -85,6 +86,8 @@ def score_files(
         raise InputTypeError(f"expected several paths, as a list has them, got one {type(paths).__name__}")
     if scorer.preset is None:
         raise InputError("expected a scorer with a preset, which says how large a crop is; got none")
+    if batch_size is None:
+        batch_size = choose_batch_size(scorer.device)
     if batch_size < 1 or workers < 0:
         raise InputError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
     size = scorer.preset.size
