@@ -31,7 +31,7 @@ from benchmarks.score import build_parser, load_network
 from benchmarks.timing import Spread, describe_machine
 from prefiqs_ext import _C, ops
 from prefiqs_ext.dual import DualConv2d, DualLinear
-from prefiqs_ext.masks import pack_mask
+from prefiqs_ext.pruning_masks import pack_mask
 from prefiqs_ext.scorer import Scorer
 from prefiqs_ext.utils.timing import time_interleaved
 

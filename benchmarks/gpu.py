@@ -23,17 +23,17 @@ from torch import Tensor, nn
 
 from benchmarks import conv
 from benchmarks.gpu_environment import FOLDER
+from benchmarks.gpu_steps import record
 from benchmarks.peers import TwoModels
 from benchmarks.score import load_network
-from benchmarks.steps import record
 from benchmarks.timing import Spread, compare_rounds, describe_machine
 from prefiqs_ext import ops, reference
 from prefiqs_ext.device import why_no_cuda
-from prefiqs_ext.evaluation.datasets.crops import get_name
 from prefiqs_ext.evaluation.datasets.readers import read_folders
+from prefiqs_ext.evaluation.datasets.sources import get_name
 from prefiqs_ext.faces import read_rgb
-from prefiqs_ext.masks import pack_mask
 from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.pruning_masks import pack_mask
 from prefiqs_ext.scorer import Scorer
 from tests.networks import pictures
 

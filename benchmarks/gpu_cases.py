@@ -21,9 +21,9 @@ os.environ.setdefault("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
 import torch
 from torch import Tensor
 
-from benchmarks.steps import LIMIT, record
+from benchmarks.gpu_steps import LIMIT, record
 from prefiqs_ext import ops
-from prefiqs_ext.masks import pack_mask
+from prefiqs_ext.pruning_masks import pack_mask
 from tests import oracle
 from tests.test_ops import SHAPES
 

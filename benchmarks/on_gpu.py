@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.gpu_environment import FOLDER, PYTHON, build_variables
-from benchmarks.steps import RESULTS, SUMMARY, Step, run_steps
+from benchmarks.gpu_steps import RESULTS, SUMMARY, Step, run_steps
 
 _SFACE = "face_recognition_sface_2021dec.onnx"
 _ROOT = Path(__file__).resolve().parents[1]

@@ -91,12 +91,12 @@ if("90a-real" IN_LIST CMAKE_CUDA_ARCHITECTURES)
   set_target_properties(prefiqs_cuda_sm90 PROPERTIES JOB_POOL_COMPILE nvcc CUDA_ARCHITECTURES 90a-real)
   set(sm90_objects $<TARGET_OBJECTS:prefiqs_cuda_sm90>)
 else()
-  set(sm90_objects csrc/cuda/dual_conv_sm90_absent.cpp)
+  set(sm90_objects csrc/cuda/dual_conv_sm90_stub.cpp)
 endif()
 
 # The current stream is asked of libtorch_cuda.so, which a CPU torch lacks. A stand-in of that name, linked against and
 # not installed, makes the loader look for the real one, which torch has loaded by then.
-add_library(torch_cuda SHARED cmake/torch_cuda.cpp)
+add_library(torch_cuda SHARED cmake/torch_cuda_stub.cpp)
 set_target_properties(torch_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY stand-in)
 
 # The CUDA runtime is linked in and kept to ourselves: torch brings its own, perhaps of another release.

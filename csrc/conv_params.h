@@ -39,7 +39,7 @@ struct ConvParams : ConvGeometry {
   const float* weight;
   const uint32_t* mask;  // null: every branch uses the weights as they are
 
-  // What is added to an output pixel, bias and tap shifts (bias_classes.h):
+  // What is added to an output pixel, bias and tap shifts (border_bias.h):
   // bias[branch][row_class[oh] * col_classes + col_class[ow]][out_c].
   const float* bias;
   const int32_t* row_class;

@@ -3,7 +3,7 @@
 PreFIQs (arXiv 2605.13396) prunes single weights by magnitude, 40 % of them; beside that, it studies random weights and
 whole filters. Which weights those are depends on the weights alone: no image, no label and no gradient plays a part.
 
-This module describes a pruning and needs no torch. masks.py does the work.
+This module describes a pruning and needs no torch. pruning_masks.py does the work.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Pruning:
         Raises:
             InputError: No layer is chosen or can be pruned, a pattern matches no layer, or a weight is NaN or infinite.
         """
-        from prefiqs_ext.masks import make_masks
+        from prefiqs_ext.pruning_masks import make_masks
 
         return make_masks(self, model)
 
@@ -125,7 +125,7 @@ class Pruning:
         Returns:
             The names of the layers.
         """
-        from prefiqs_ext.masks import find_dense_layers
+        from prefiqs_ext.pruning_masks import find_dense_layers
 
         return find_dense_layers(self, model)
 

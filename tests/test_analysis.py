@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from prefiqs_ext import Preset, Pruning, Scorer, sensitivity
 from prefiqs_ext.analysis import runner
 from prefiqs_ext.analysis.late_layers import Cost, _choose_latest, _list_by_execution, measure_late_layers
-from prefiqs_ext.analysis.variation import Variation, count_variations, measure_variations
+from prefiqs_ext.analysis.pruning_variation import Variation, count_variations, measure_variations
 from prefiqs_ext.cli import main
 
 PRESET = Preset("small", (32, 32), "rgb", (127.5,) * 3, (127.5,) * 3)
@@ -116,9 +116,9 @@ def test_late_layers(network: nn.Module, images: Tensor) -> None:
 
 @pytest.mark.slow
 def test_the_command(sface_file: Path, crops: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefiqs_ext.analysis.variation.SPARSITIES", (0.1, 0.4))
-    monkeypatch.setattr("prefiqs_ext.analysis.variation.measure_variations.__defaults__", ((0.1, 0.4),))
-    monkeypatch.setattr("prefiqs_ext.analysis.variation.count_variations.__defaults__", ((0.1, 0.4),))
+    monkeypatch.setattr("prefiqs_ext.analysis.pruning_variation.SPARSITIES", (0.1, 0.4))
+    monkeypatch.setattr("prefiqs_ext.analysis.pruning_variation.measure_variations.__defaults__", ((0.1, 0.4),))
+    monkeypatch.setattr("prefiqs_ext.analysis.pruning_variation.count_variations.__defaults__", ((0.1, 0.4),))
     monkeypatch.setattr(
         "prefiqs_ext.analysis.late_layers.measure_late_layers.__kwdefaults__",
         {"shares": (1.0, 0.1), "rounds": 1, "batch": 4},

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prefiqs_ext import ops
-from prefiqs_ext.masks import pack_mask
+from prefiqs_ext.pruning_masks import pack_mask
 from tests import oracle
 from tests.bad_calls import good_conv, good_linear
 from tests.test_ops import SHAPES, conv_inputs, expected_conv, random_mask

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefiqs_ext.masks import pack_mask
+from prefiqs_ext.pruning_masks import pack_mask
 from tests import oracle
 from tests.emulated import TILES, Kernels, library_of_this_tree
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefiqs_ext.masks import pack_mask
+from prefiqs_ext.pruning_masks import pack_mask
 from tests import oracle
 from tests.emulated import EMULATION, EMULATOR, ROOT, EmulationError, Kernels, compile_sources, link
 

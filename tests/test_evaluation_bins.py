@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from prefiqs_ext.evaluation.datasets.bins import read_bin
+from prefiqs_ext.evaluation.datasets.insightface_bin import read_bin
 
 IMAGES = [b"a\xff\x00", b"bb", b"\x80", b"dd\n"]
 LABELS = [True, False]

@@ -18,7 +18,7 @@ from prefiqs_ext.cli import main
 from prefiqs_ext.cli.evaluate import MODES
 from prefiqs_ext.evaluation import cache
 from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
-from prefiqs_ext.evaluation.datasets.crops import read_every_crop
+from prefiqs_ext.evaluation.datasets.sources import read_every_crop
 from prefiqs_ext.evaluation.edc import TOO_FEW, Mode
 from prefiqs_ext.evaluation.inference import ImageSet
 

@@ -11,14 +11,14 @@ import torch
 from networks import pictures
 from PIL import Image
 
-from prefiqs_ext.evaluation.datasets.crops import (
+from prefiqs_ext.evaluation.datasets.readers import read_folders
+from prefiqs_ext.evaluation.datasets.sources import (
     EncodedCrop,
     LandmarkedPhoto,
     SwappedCrop,
     hash_source,
     read_every_crop,
 )
-from prefiqs_ext.evaluation.datasets.readers import read_folders
 from prefiqs_ext.faces import UnreadableImage, align, decode_rgb, read_rgb
 from prefiqs_ext.faces.align import TEMPLATE, estimate_similarity
 

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from prefiqs_ext.evaluation.datasets.crops import EncodedCrop, LandmarkedPhoto, SwappedCrop
 from prefiqs_ext.evaluation.datasets.readers import read_embeddings
+from prefiqs_ext.evaluation.datasets.sources import EncodedCrop, LandmarkedPhoto, SwappedCrop
 from prefiqs_ext.exceptions import MissingFileError
 
 PATHS = ["data/ann/1.jpg", "data/bo/1.jpg", "data/bo/2.v2.png"]

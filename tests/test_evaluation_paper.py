@@ -5,8 +5,8 @@ import io
 import json
 import pickle
 
-import benchmark_sets as sets
 import numpy as np
+import paper_benchmark_sets as sets
 import pytest
 import torch
 from click.testing import CliRunner
@@ -16,7 +16,7 @@ from prefiqs_ext import Scorer
 from prefiqs_ext.cli import main
 from prefiqs_ext.evaluation import cache, runner
 from prefiqs_ext.evaluation.comparison import Comparison, Protocol
-from prefiqs_ext.evaluation.datasets.benchmarks import BENCHMARKS
+from prefiqs_ext.evaluation.datasets.paper_benchmarks import BENCHMARKS
 from prefiqs_ext.evaluation.edc import RATIOS, TOO_FEW, Curve, error_versus_discard
 from prefiqs_ext.evaluation.results import Result, format_averages
 

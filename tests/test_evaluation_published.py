@@ -3,8 +3,8 @@
 import csv
 import json
 
-import benchmark_sets as sets
 import numpy as np
+import paper_benchmark_sets as sets
 import pytest
 from click.testing import CliRunner
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from prefiqs_ext.evaluation.datasets.crops import EncodedCrop
 from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
-from prefiqs_ext.evaluation.datasets.names import Names
+from prefiqs_ext.evaluation.datasets.image_names import Names
 from prefiqs_ext.evaluation.datasets.readers import read_folders, read_lfw_pairs, read_pair_list, read_scores
+from prefiqs_ext.evaluation.datasets.sources import EncodedCrop
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import json
 import pickle
 
-import benchmark_sets as sets
 import numpy as np
+import paper_benchmark_sets as sets
 import pytest
 import torch
 from networks import calibrated, pictures

@@ -1,11 +1,11 @@
 """IJB-C's files, and templates made of images."""
 
-import benchmark_sets as sets
 import numpy as np
+import paper_benchmark_sets as sets
 import pytest
 
-from prefiqs_ext.evaluation.datasets import templates as module
-from prefiqs_ext.evaluation.datasets.templates import Templates, pool_embeddings, pool_qualities, read_ijbc
+from prefiqs_ext.evaluation.datasets import ijbc as module
+from prefiqs_ext.evaluation.datasets.ijbc import Templates, pool_embeddings, pool_qualities, read_ijbc
 from prefiqs_ext.faces.align import TEMPLATE
 
 

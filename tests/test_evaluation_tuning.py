@@ -14,7 +14,7 @@ from prefiqs_ext import Preset, Pruning, Scorer
 from prefiqs_ext.cli import main
 from prefiqs_ext.evaluation import cache, face_network, tuning, tuning_runner
 from prefiqs_ext.evaluation.bootstrap import BootstrapDraws, resample_persons
-from prefiqs_ext.evaluation.datasets.crops import read_every_crop
+from prefiqs_ext.evaluation.datasets.sources import read_every_crop
 from prefiqs_ext.evaluation.edc import error_versus_discard
 from prefiqs_ext.evaluation.inference import Scoring
 from prefiqs_ext.evaluation.tuning import assign_folds, measure_held_out, tune_settings

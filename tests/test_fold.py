@@ -12,9 +12,9 @@ from networks import ZOO, calibrated, network_input, pictures
 from torch import Tensor, nn
 
 from prefiqs_ext.dual import DualConv2d, DualLinear, dualize
-from prefiqs_ext.masks import pack_mask
 from prefiqs_ext.models.preset import PRESETS
 from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.pruning_masks import pack_mask
 
 
 def test_folding_rounds_once() -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from prefiqs_ext.methods import labels, optimise_labels
+from prefiqs_ext.methods import optimise_labels
+from prefiqs_ext.methods import quality_labels as labels
 
 
 def planted(people: int = 30, each: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

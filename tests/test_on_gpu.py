@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_environment, on_gpu
-from benchmarks.steps import LOG, RESULTS, SUMMARY, Step, run_steps
+from benchmarks.gpu_steps import LOG, RESULTS, SUMMARY, Step, run_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}

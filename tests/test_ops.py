@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prefiqs_ext import _C, ops
-from prefiqs_ext.masks import pack_mask
+from prefiqs_ext.pruning_masks import pack_mask
 from tests import oracle
 
 # Float32 sums of K products against float64: the error grows like sqrt(K) * 6e-8 of the result's scale; K is at most

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import prefiqs_ext
-from prefiqs_ext.masks import pack_mask, unpack_mask
 from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.pruning_masks import pack_mask, unpack_mask
 
 NETWORKS = ["iresnet18", *ZOO]
 KINDS = {"conv": (nn.Conv1d, nn.Conv2d), "conv+linear": (nn.Conv1d, nn.Conv2d, nn.Linear)}

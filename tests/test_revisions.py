@@ -21,8 +21,9 @@ from onnx_files import floats, make_model, saved
 from PIL import Image
 
 from prefiqs_ext import Preset, Pruning, methods
-from prefiqs_ext.evaluation import cache, revisions
-from prefiqs_ext.evaluation.datasets.crops import EncodedCrop
+from prefiqs_ext.evaluation import cache
+from prefiqs_ext.evaluation import cache_revisions as revisions
+from prefiqs_ext.evaluation.datasets.sources import EncodedCrop
 from prefiqs_ext.evaluation.inference import ImageSet, Scoring, embed_images
 from prefiqs_ext.methods.prefiqs import ScorerMethod
 from prefiqs_ext.methods.registry import load_class
@@ -31,7 +32,17 @@ from prefiqs_ext.models import import_onnx
 ROOT = Path(__file__).parents[1]
 DIGESTS = Path(__file__).parent / "data" / "revisions.json"
 PACKAGE = "prefiqs_ext"
-_ENGINE = ("inputs", "device", "masks", "ops", "output", "pruning", "scorer", "utils/torch_defaults")
+_ENGINE = (
+    "inputs",
+    "device",
+    "fake_ops",
+    "pruning_masks",
+    "ops",
+    "output",
+    "pruning",
+    "scorer",
+    "utils/torch_defaults",
+)
 FILES = {
     "ENGINE": [
         "CMakeLists.txt",
@@ -41,12 +52,12 @@ FILES = {
         *(f"{PACKAGE}/{folder}/**/*.py" for folder in ("dual", "models")),
         *(f"{PACKAGE}/faces/{name}.py" for name in ("image", "align")),
         f"{PACKAGE}/evaluation/inference.py",
-        f"{PACKAGE}/evaluation/datasets/crops.py",
+        f"{PACKAGE}/evaluation/datasets/sources.py",
     ],
     **{name: [f"{PACKAGE}/methods/{name}.py"] for name in ("grafiqs", "froq", "serfiq")},
     **{name: [f"{PACKAGE}/methods/baselines.py"] for name in ("random", "sharpness", "brightness")},
 }
-"""Of what each revision is, as patterns from the root. All methods share what the engine has, and network.py."""
+"""Of what each revision is, as patterns from the root. All methods share what the engine has, and network_method.py."""
 
 
 def png() -> bytes:
@@ -77,7 +88,7 @@ def digest(text: str, suffix: str) -> str:
 def digests() -> dict[str, str]:
     found = {}
     for name, patterns in FILES.items():
-        shared = [] if name == "ENGINE" else [f"{PACKAGE}/methods/network.py"]
+        shared = [] if name == "ENGINE" else [f"{PACKAGE}/methods/network_method.py"]
         matching = {file for pattern in patterns + shared for file in ROOT.glob(pattern) if file.is_file()}
         of_files = [f"{file.relative_to(ROOT)} {digest(file.read_text(), file.suffix)}" for file in sorted(matching)]
         assert len(of_files) >= len(patterns)
@@ -95,8 +106,8 @@ def check(kept: dict[str, list[Any]], now: dict[str, list[Any]]) -> None:
     for name, (revision, value) in now.items():
         changed = value != kept[name][1]
         assert not changed or revision != kept[name][0], (
-            f"the code of {name} changed: raise its revision in prefiqs_ext/evaluation/revisions.py if any number may "
-            "come out differently; then, or if none can, run `python tests/test_revisions.py`"
+            f"the code of {name} changed: raise its revision in prefiqs_ext/evaluation/cache_revisions.py if any number "
+            "may come out differently; then, or if none can, run `python tests/test_revisions.py`"
         )
         assert [revision, value] == kept[name], f"{name} has a new revision: run `python tests/test_revisions.py`"
 

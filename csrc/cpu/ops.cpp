@@ -2,7 +2,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "bias_classes.h"
+#include "border_bias.h"
 #include "checks.h"
 #include "cpu/distance.h"
 #include "cpu/kernels.h"

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from prefiqs_ext.analysis.late_layers import Cost
-from prefiqs_ext.analysis.variation import Variation
+from prefiqs_ext.analysis.pruning_variation import Variation
 
 _DPI = 130
 

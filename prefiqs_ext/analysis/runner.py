@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from prefiqs_ext.analysis.late_layers import Cost, measure_late_layers
-from prefiqs_ext.analysis.variation import Variation, count_variations, measure_variations
+from prefiqs_ext.analysis.pruning_variation import Variation, count_variations, measure_variations
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.atomic_write import make_output_folder, write_folder
-from prefiqs_ext.utils.packages import require_packages
+from prefiqs_ext.utils.optional_packages import require_packages
 from prefiqs_ext.utils.text import format_csv
 from prefiqs_ext.version import __version__
 

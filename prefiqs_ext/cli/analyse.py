@@ -13,7 +13,7 @@ import click
 from prefiqs_ext.cli.messages import tell
 from prefiqs_ext.cli.options import ModelOptions, model_options
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.utils.packages import require_packages
+from prefiqs_ext.utils.optional_packages import require_packages
 from prefiqs_ext.utils.text import format_path
 
 if TYPE_CHECKING:

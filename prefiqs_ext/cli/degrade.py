@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
+from prefiqs_ext.cli.dataset_options import allow_duplicates_option
 from prefiqs_ext.cli.messages import describe_files, tell
 from prefiqs_ext.cli.paths import INPUT_FOLDER
-from prefiqs_ext.cli.people import allow_duplicates_option
 from prefiqs_ext.exceptions import FileAccessError, InputError
 from prefiqs_ext.utils.atomic_write import atomic_write, make_output_folder, write_folder
 from prefiqs_ext.utils.text import format_csv, format_path
@@ -58,9 +58,9 @@ def degrade(data: Path, output: Path, seed: int, allow_duplicates: bool) -> None
     """
     from PIL import Image
 
-    from prefiqs_ext.evaluation.datasets.crops import get_name
     from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
     from prefiqs_ext.evaluation.datasets.readers import read_folders
+    from prefiqs_ext.evaluation.datasets.sources import get_name
     from prefiqs_ext.evaluation.inference import ImageSet
     from prefiqs_ext.faces import read_rgb
     from prefiqs_ext.faces.degrade import degrade as degrade_image

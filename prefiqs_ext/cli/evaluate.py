@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from prefiqs_ext import methods as all_methods
+from prefiqs_ext.cli.dataset_options import allow_duplicates_option, no_cache_option
 from prefiqs_ext.cli.messages import tell
 from prefiqs_ext.cli.options import ScoringOptions, parse_preset, scoring_options
 from prefiqs_ext.cli.paths import INPUT_FOLDER, InputPath
-from prefiqs_ext.cli.people import allow_duplicates_option, no_cache_option
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.models import BUILT_IN
 from prefiqs_ext.utils.text import format_path

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from prefiqs_ext.cli.dataset_options import allow_duplicates_option, no_cache_option
 from prefiqs_ext.cli.messages import tell
 from prefiqs_ext.cli.options import ModelOptions, model_options
 from prefiqs_ext.cli.paths import INPUT_FOLDER
-from prefiqs_ext.cli.people import allow_duplicates_option, no_cache_option
 from prefiqs_ext.utils.text import format_path
 
 

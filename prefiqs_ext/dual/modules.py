@@ -2,7 +2,8 @@
 
 A pair is a batch of 2N rows: N dense rows, then the N pruned rows of the same images. Only the layers here treat the
 two halves differently; every other operation of a converted graph runs on the pair as on any batch. A layer owns one
-weight tensor, one bit per weight (its mask, packed by `prefiqs_ext.masks.pack_mask`) and a few numbers per channel.
+weight tensor, one bit per weight (its mask, packed by `prefiqs_ext.pruning_masks.pack_mask`) and a few numbers per
+channel.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from prefiqs_ext import ops
-from prefiqs_ext.masks import pack_mask
+from prefiqs_ext.pruning_masks import pack_mask
 
 
 def duplicate(x: Tensor, dim: int = 0) -> Tensor:

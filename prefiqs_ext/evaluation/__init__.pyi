@@ -3,8 +3,8 @@ from .bootstrap import BootstrapDraws, resample_persons
 from .bootstrap_pairs import resample_pairs
 from .comparison import Comparison, Protocol, compare
 from .datasets import read_data
+from .datasets.ijbc import Templates
 from .datasets.readers import Images, PairList, read_embeddings, read_scores
-from .datasets.templates import Templates
 from .edc import Curve, Mode, error_versus_discard
 from .face_network import FaceNetwork
 from .inference import ImageSet, Scoring, embed_images

@@ -29,7 +29,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from prefiqs_ext.evaluation.arrays import Floats, Integers
+from prefiqs_ext.evaluation.array_types import Floats, Integers
 from prefiqs_ext.evaluation.edc import (
     FMRS,
     RATIOS,

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prefiqs_ext.evaluation.arrays import Floats, Integers
+from prefiqs_ext.evaluation.array_types import Floats, Integers
 from prefiqs_ext.evaluation.bootstrap import BootstrapDraws, compute_areas
 from prefiqs_ext.evaluation.edc import (
     LIMIT,

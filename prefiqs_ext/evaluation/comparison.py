@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
-from prefiqs_ext.evaluation.arrays import Floats, Integers
+from prefiqs_ext.evaluation.array_types import Floats, Integers
 from prefiqs_ext.evaluation.bootstrap import BootstrapDraws, resample_persons
 from prefiqs_ext.evaluation.bootstrap_pairs import resample_pairs
 from prefiqs_ext.evaluation.datasets import Data
+from prefiqs_ext.evaluation.datasets.ijbc import Templates, pool_embeddings, pool_qualities
 from prefiqs_ext.evaluation.datasets.readers import Images
-from prefiqs_ext.evaluation.datasets.templates import Templates, pool_embeddings, pool_qualities
 from prefiqs_ext.evaluation.edc import FMRS, LIMIT, Curve, Mode, error_versus_discard, select_ratios
 from prefiqs_ext.exceptions import InputError
 

@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prefiqs_ext.evaluation.arrays import Floats, Integers
+from prefiqs_ext.evaluation.array_types import Floats, Integers
 from prefiqs_ext.exceptions import InputError
 
 Mode = Literal["crfiqa", "rethresholded", "fixed-threshold", "normalised"]

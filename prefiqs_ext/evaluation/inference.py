@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from prefiqs_ext.device import choose_batch_size, resolve_device
-from prefiqs_ext.evaluation import revisions
+from prefiqs_ext.evaluation import cache_revisions as revisions
 from prefiqs_ext.evaluation.cache import Arrays, Cache, load_or_compute
-from prefiqs_ext.evaluation.datasets.crops import Source, get_name, hash_source, read_every_crop
+from prefiqs_ext.evaluation.datasets.sources import Source, get_name, hash_source, read_every_crop
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.methods.method import Method
 from prefiqs_ext.methods.prefiqs import ScorerMethod

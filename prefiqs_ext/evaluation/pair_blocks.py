@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prefiqs_ext.evaluation.arrays import Integers
+from prefiqs_ext.evaluation.array_types import Integers
 from prefiqs_ext.exceptions import InputError
 
 # Scores at a time: 32 MiB of float32, large enough that the product dominates and small beside the memory of any

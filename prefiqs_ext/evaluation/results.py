@@ -12,10 +12,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from prefiqs_ext.evaluation.comparison import Comparison, Protocol
-from prefiqs_ext.evaluation.datasets.benchmarks import AVERAGE_TARGET, BENCHMARKS, LEFT_OUT
+from prefiqs_ext.evaluation.datasets.paper_benchmarks import AVERAGE_TARGET, BENCHMARKS, LEFT_OUT
 from prefiqs_ext.evaluation.edc import TOO_FEW, Curve
 from prefiqs_ext.utils.atomic_write import write_folder
-from prefiqs_ext.utils.packages import require_packages
+from prefiqs_ext.utils.optional_packages import require_packages
 from prefiqs_ext.utils.strict_json import JSON
 from prefiqs_ext.utils.text import format_csv
 

@@ -27,10 +27,11 @@ from prefiqs_ext import methods
 from prefiqs_ext.evaluation import results
 from prefiqs_ext.evaluation.cache import load_or_compute, make_memory_cache
 from prefiqs_ext.evaluation.comparison import Protocol, check_data, compare
-from prefiqs_ext.evaluation.datasets import Data, benchmarks, read_data
-from prefiqs_ext.evaluation.datasets.crops import Source, read_every_crop
+from prefiqs_ext.evaluation.datasets import Data, read_data
+from prefiqs_ext.evaluation.datasets import paper_benchmarks as benchmarks
 from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
 from prefiqs_ext.evaluation.datasets.readers import read_embeddings, read_folders
+from prefiqs_ext.evaluation.datasets.sources import Source, read_every_crop
 from prefiqs_ext.evaluation.edc import FMRS, Mode
 from prefiqs_ext.evaluation.face_network import FaceNetwork
 from prefiqs_ext.evaluation.inference import VERSIONS, ImageSet, Scoring, embed_images
@@ -39,7 +40,7 @@ from prefiqs_ext.exceptions import InputError, PrefiqsError
 from prefiqs_ext.models.fingerprint import hash_weights
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.utils.atomic_write import make_output_folder
-from prefiqs_ext.utils.packages import require_packages
+from prefiqs_ext.utils.optional_packages import require_packages
 from prefiqs_ext.utils.text import format_path
 
 PAPER_FMRS = (1e-3, 1e-4)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prefiqs_ext.evaluation.datasets.crops import Source
 from prefiqs_ext.evaluation.datasets.readers import read_scores
+from prefiqs_ext.evaluation.datasets.sources import Source
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.utils.text import format_path
 

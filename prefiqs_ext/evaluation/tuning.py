@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
-from prefiqs_ext.evaluation.arrays import Floats, Integers
+from prefiqs_ext.evaluation.array_types import Floats, Integers
 from prefiqs_ext.evaluation.bootstrap import resample_persons
 from prefiqs_ext.evaluation.edc import FMRS, LIMIT, Curve, select_ratios
 from prefiqs_ext.exceptions import InputError

@@ -16,7 +16,6 @@ from types import TracebackType
 
 from prefiqs_ext.calibration import Calibration
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.files.pick import Pick
 from prefiqs_ext.files.pipeline import ScoredFile
 from prefiqs_ext.files.progress import Progress, RunState
 from prefiqs_ext.files.records import (
@@ -30,6 +29,7 @@ from prefiqs_ext.files.records import (
     read_rows,
     select_records,
 )
+from prefiqs_ext.files.select_rows import Pick
 from prefiqs_ext.utils.os_errors import explain_read_errors, explain_write_errors
 from prefiqs_ext.utils.partial_file import (
     NPY_HEADER_BYTES,

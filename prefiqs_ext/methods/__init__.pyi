@@ -2,9 +2,9 @@ from .baselines import Brightness, Random, Sharpness
 from .combined import Combined
 from .froq import FROQ
 from .grafiqs import GraFIQs
-from .labels import optimise_labels
 from .method import Method
 from .prefiqs import EmbeddingNorm, PreFIQs
+from .quality_labels import optimise_labels
 from .registry import create, list_methods
 from .serfiq import SERFIQ
 

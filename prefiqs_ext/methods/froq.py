@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from prefiqs_ext.exceptions import FileFormatError, InputError, NotFittedError
 from prefiqs_ext.inputs import name_rows
-from prefiqs_ext.methods.network import check_network, check_uint8, score_chunks
+from prefiqs_ext.methods.network_method import check_network, check_uint8, score_chunks
 from prefiqs_ext.models.embedding import iterate_leaves
 from prefiqs_ext.models.fingerprint import check_sha256, hash_weights
 from prefiqs_ext.models.preset import Preset

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.inputs import example_images
-from prefiqs_ext.methods.network import check_network, score_chunks
+from prefiqs_ext.methods.network_method import check_network, score_chunks
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 

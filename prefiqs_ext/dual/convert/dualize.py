@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prefiqs_ext.dual.convert.batch_axis import Value, make_images, observe_values
-from prefiqs_ext.dual.convert.defaults import fix_defaults
+from prefiqs_ext.dual.convert.default_dtypes import fix_defaults
 from prefiqs_ext.dual.convert.fold import fold
 from prefiqs_ext.dual.convert.freeze import freeze
 from prefiqs_ext.dual.convert.layers import LAYERS, Layer, find_layers, refuse_hidden_weights

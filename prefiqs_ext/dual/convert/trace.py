@@ -1,7 +1,7 @@
 """Traces a module: what it computes, as a graph of operations.
 
 torch.fx is tried first; it runs the forward on stand-ins for tensors. If that fails, because the forward looks at a
-tensor's type or shape, torch.export is used (export.py). The later steps see no difference.
+tensor's type or shape, torch.export is used (torch_export.py). The later steps see no difference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from prefiqs_ext.dual.convert.export import export
+from prefiqs_ext.dual.convert.torch_export import export
 from prefiqs_ext.exceptions import UnsupportedNetworkError
 from prefiqs_ext.models.embedding import NoOutputError, select_output
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from prefiqs_ext.evaluation.datasets.bins import read_bin
-from prefiqs_ext.evaluation.datasets.quality_data import IMAGE_LIST, read_quality_data
+from prefiqs_ext.evaluation.datasets.crfiqa import IMAGE_LIST, read_quality_data
+from prefiqs_ext.evaluation.datasets.ijbc import Templates, read_ijbc
+from prefiqs_ext.evaluation.datasets.insightface_bin import read_bin
 from prefiqs_ext.evaluation.datasets.readers import Images, PairList, read_folders, read_lfw_pairs, read_pair_list
-from prefiqs_ext.evaluation.datasets.templates import Templates, read_ijbc
 from prefiqs_ext.exceptions import InputError
 
 Data = Images | PairList | Templates

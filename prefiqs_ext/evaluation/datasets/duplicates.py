@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from prefiqs_ext.evaluation.arrays import Integers
+from prefiqs_ext.evaluation.array_types import Integers
 from prefiqs_ext.evaluation.datasets import Data
-from prefiqs_ext.evaluation.datasets.crops import get_name
 from prefiqs_ext.evaluation.datasets.readers import Images, PairList
+from prefiqs_ext.evaluation.datasets.sources import get_name
 from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.utils.text import format_path
 

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prefiqs_ext.evaluation.arrays import Floats
-from prefiqs_ext.evaluation.datasets.crops import Source, get_name
-from prefiqs_ext.evaluation.datasets.names import Names
+from prefiqs_ext.evaluation.array_types import Floats
+from prefiqs_ext.evaluation.datasets.image_names import Names
+from prefiqs_ext.evaluation.datasets.sources import Source, get_name
 from prefiqs_ext.exceptions import FileAccessError, FileFormatError, MissingFileError
 from prefiqs_ext.files.folders import (
     SUFFIXES,

@@ -2,7 +2,7 @@
 
 Sources: InsightFace's training sets hold LFW, AgeDB-30, CFP-FP, CALFW and CPLFW as .bin files; XQLFW's site has
 xqlfw_aligned_112.zip and xqlfw_pairs.txt; InsightFace's release of IJB-C is the folder IJBC; CR-FIQA's scripts make
-quality_data (see quality_data.py), and aligned images of Adience are published in no other way.
+quality_data (see crfiqa.py), and aligned images of Adience are published in no other way.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prefiqs_ext.evaluation.datasets import Data
-from prefiqs_ext.evaluation.datasets.bins import read_bin
-from prefiqs_ext.evaluation.datasets.quality_data import read_quality_data
+from prefiqs_ext.evaluation.datasets.crfiqa import read_quality_data
+from prefiqs_ext.evaluation.datasets.ijbc import read_ijbc
+from prefiqs_ext.evaluation.datasets.insightface_bin import read_bin
 from prefiqs_ext.evaluation.datasets.readers import read_lfw_pairs
-from prefiqs_ext.evaluation.datasets.templates import read_ijbc
 from prefiqs_ext.exceptions import InputError
 
 

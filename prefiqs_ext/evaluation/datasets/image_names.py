@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from prefiqs_ext.evaluation.datasets.crops import EncodedCrop, Source, get_name
+from prefiqs_ext.evaluation.datasets.sources import EncodedCrop, Source, get_name
 from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.files.folders import strip_image_suffix
 from prefiqs_ext.utils.text import format_path

@@ -13,8 +13,8 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from prefiqs_ext.evaluation.arrays import Floats
-from prefiqs_ext.evaluation.datasets.crops import LandmarkedPhoto
+from prefiqs_ext.evaluation.array_types import Floats
+from prefiqs_ext.evaluation.datasets.sources import LandmarkedPhoto
 from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputError, MissingFileError
 from prefiqs_ext.utils.text import format_path, read_lines
 

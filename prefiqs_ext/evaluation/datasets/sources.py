@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefiqs_ext.evaluation.arrays import Floats
+from prefiqs_ext.evaluation.array_types import Floats
 from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.faces import RGB, align, decode_rgb, hash_file, read_rgb
 

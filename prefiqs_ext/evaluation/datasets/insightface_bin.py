@@ -17,8 +17,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from prefiqs_ext.evaluation.datasets.crops import EncodedCrop
 from prefiqs_ext.evaluation.datasets.readers import PairList, make_pair_list
+from prefiqs_ext.evaluation.datasets.sources import EncodedCrop
 from prefiqs_ext.exceptions import FileAccessError, FileFormatError, MissingFileError
 from prefiqs_ext.utils.text import format_path
 

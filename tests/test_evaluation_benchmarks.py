@@ -2,16 +2,16 @@
 
 import pickle
 
-import benchmark_sets as sets
 import numpy as np
+import paper_benchmark_sets as sets
 import pytest
 import torch
 
-from prefiqs_ext.evaluation.datasets.benchmarks import BENCHMARKS, find_benchmarks
-from prefiqs_ext.evaluation.datasets.crops import SwappedCrop, read_every_crop
-from prefiqs_ext.evaluation.datasets.quality_data import read_quality_data
+from prefiqs_ext.evaluation.datasets.crfiqa import read_quality_data
+from prefiqs_ext.evaluation.datasets.ijbc import Templates
+from prefiqs_ext.evaluation.datasets.paper_benchmarks import BENCHMARKS, find_benchmarks
 from prefiqs_ext.evaluation.datasets.readers import Images, PairList
-from prefiqs_ext.evaluation.datasets.templates import Templates
+from prefiqs_ext.evaluation.datasets.sources import SwappedCrop, read_every_crop
 
 IDENTITIES = np.repeat(np.arange(sets.PEOPLE), sets.EACH)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from prefiqs_ext.evaluation.datasets.crops import Source, SwappedCrop, get_name
 from prefiqs_ext.evaluation.datasets.readers import Images, PairList, read_image_list, read_pair_list
+from prefiqs_ext.evaluation.datasets.sources import Source, SwappedCrop, get_name
 from prefiqs_ext.faces import read_rgb
 from prefiqs_ext.files.folders import strip_image_suffix
 
