@@ -90,7 +90,7 @@ def dual_conv2d(
             copied first.
         weight: ``[Co, C/groups, kh, kw]`` float32, on CUDA also float16 or bfloat16; unmasked; channels_last is read in
             place.
-        mask: int32 ``[Co, ceil(K/32)]`` with ``K = kh*kw*C/groups``, as :func:`prefiqs_ext.pruning.pack_mask` gives:
+        mask: int32 ``[Co, ceil(K/32)]`` with ``K = kh*kw*C/groups``, as :func:`prefiqs_ext.pruning_masks.pack_mask` gives:
             bit ``k = (r*kw + s)*(C/groups) + c`` of a row, least significant first, is 1 where the pruned branch keeps
             the weight. None: no branch is pruned.
         bias: float32 ``[Co]``.
@@ -114,10 +114,10 @@ def dual_conv2d(
 
     Example:
         >>> import torch.nn.functional as F
-        >>> from prefiqs_ext import ops, pruning
+        >>> from prefiqs_ext import ops, pruning_masks
         >>> src, weight, bias, slope = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(4), torch.rand(4)
         >>> keep = torch.rand(weight.shape) > 0.4
-        >>> pair = ops.dual_conv2d(src, weight, pruning.pack_mask(keep), bias, slope=slope, padding=(1, 1))
+        >>> pair = ops.dual_conv2d(src, weight, pruning_masks.pack_mask(keep), bias, slope=slope, padding=(1, 1))
         >>> branches = [F.prelu(F.conv2d(src, w, bias, padding=1), slope) for w in (weight, weight * keep)]
         >>> torch.allclose(pair, torch.cat(branches), atol=1e-4)
         True
@@ -161,10 +161,10 @@ def dual_linear(
 
     Example:
         >>> import torch.nn.functional as F
-        >>> from prefiqs_ext import ops, pruning
+        >>> from prefiqs_ext import ops, pruning_masks
         >>> src, weight, bias = torch.randn(2, 40), torch.randn(6, 40), torch.randn(6)
         >>> keep = torch.rand(weight.shape) > 0.4
-        >>> pair = ops.dual_linear(src, weight, pruning.pack_mask(keep), bias)
+        >>> pair = ops.dual_linear(src, weight, pruning_masks.pack_mask(keep), bias)
         >>> torch.allclose(pair, torch.cat([F.linear(src, w, bias) for w in (weight, weight * keep)]), atol=1e-4)
         True
     """
