@@ -65,7 +65,7 @@ class Settings:
         Raises:
             InputError: there is a scale, which is for the numbers of one device and dtype.
         """
-        where, name = device.type, dtype_name(dtype)
+        where, name = device.type, get_dtype_name(dtype)
         if self.calibration is not None and (where, name) != (self.device, self.dtype):
             raise InputError(
                 f"expected to compute in {self.dtype} on {self.device}, where the scale of these settings was fitted, "
@@ -95,10 +95,10 @@ class Settings:
             MissingFileError: there is no such file.
             FileFormatError: it holds something else.
         """
-        return read_strict_json(path, "a Scorer's settings", cls._from)
+        return read_strict_json(path, "a Scorer's settings", cls._from_json)
 
     @classmethod
-    def _from(cls, values: Any) -> Settings:
+    def _from_json(cls, values: Any) -> Settings:
         named = check_names(values, ("version", *(field.name for field in fields(cls))), "settings")
         version = named.pop("version")
         if type(version) is not int or version != _VERSION:
@@ -123,6 +123,6 @@ class Settings:
         )
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def get_dtype_name(dtype: torch.dtype) -> str:
     """Returns the name of a type: "float32" for torch.float32."""
     return str(dtype).removeprefix("torch.")

@@ -188,7 +188,7 @@ def test_a_head_outside_named_as_a_layer_inside(prefix: str) -> None:
         centres = f"{head.rpartition('.')[0]}.weight".removeprefix(".")
         beside = {centres: torch.zeros(100, 30), head: torch.zeros(100, 30) if head == centres else torch.zeros(100)}
         with pytest.warns(UserWarning, match=rf"^left out, a classification head: {', '.join(beside)}$"):
-            model, _ = checkpoint._network({**wrapped(prefix, state), **beside}, preset_of(layout))
+            model, _ = checkpoint._build_network({**wrapped(prefix, state), **beside}, preset_of(layout))
         assert torch.equal(model.state_dict()["fc.weight"], state["fc.weight"])
 
 

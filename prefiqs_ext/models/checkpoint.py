@@ -70,7 +70,7 @@ def load_checkpoint(path: Path, preset: Preset | None = None) -> tuple[nn.Module
             other shapes, or not finite.
     """
     try:
-        network, guess = _network(read_state_dict(path), preset)
+        network, guess = _build_network(read_state_dict(path), preset)
     except ValueError as error:
         raise FileFormatError(f"cannot load {path}: {error}") from error
     if preset is None:
@@ -82,8 +82,8 @@ def load_checkpoint(path: Path, preset: Preset | None = None) -> tuple[nn.Module
     return network, guess
 
 
-def _network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module, Preset]:
-    family, prefix = _family(state)
+def _build_network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module, Preset]:
+    family, prefix = _find_family(state)
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     shapes = {name: tuple(tensor.shape) for name, tensor in inside.items()}
     guess = Preset.resolve(family.guess(prefix, shapes))
@@ -93,17 +93,19 @@ def _network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module
     # By full names: a head outside the prefix may be called as a layer of the network is inside.
     own = {prefix + name for name in network.state_dict()}
     own |= {prefix + name for name in inside if re.fullmatch(family.extra, name)}
-    heads = _heads({name: tensor for name, tensor in state.items() if name not in own}, network)
+    heads = _find_heads({name: tensor for name, tensor in state.items() if name not in own}, network)
     unknown = [name for name in state if name not in own and name not in heads]
     if unknown:
-        raise FileFormatError(f"expected the weights of {family.name} alone, the file also has {_names(unknown)}")
+        raise FileFormatError(
+            f"expected the weights of {family.name} alone, the file also has {_format_names(unknown)}"
+        )
     _fill(network, inside, family)
     if heads:
-        warnings.warn(f"left out, a classification head: {_names(heads)}", stacklevel=6)
+        warnings.warn(f"left out, a classification head: {_format_names(heads)}", stacklevel=6)
     return network.eval(), guess
 
 
-def _family(state: Mapping[str, Tensor]) -> tuple[Family, str]:
+def _find_family(state: Mapping[str, Tensor]) -> tuple[Family, str]:
     """The family, and what its names begin with in this file: "module.", "backbone." and the like."""
     found = []
     for family in FAMILIES:
@@ -113,14 +115,14 @@ def _family(state: Mapping[str, Tensor]) -> tuple[Family, str]:
                 found.append((family, prefix))
     if not found:
         known = ", ".join(f"{family.name} ({family.marker})" for family in FAMILIES)
-        raise FileFormatError(f"expected the weights of {known}; the file has {_names(list(state))}")
+        raise FileFormatError(f"expected the weights of {known}; the file has {_format_names(list(state))}")
     if len(found) > 1:
         prefixes = ", ".join(repr(prefix) for _, prefix in found)
         raise FileFormatError(f"expected one network, the file has several: below {prefixes}")
     return found[0]
 
 
-def _heads(others: Mapping[str, Tensor], network: nn.Module) -> list[str]:
+def _find_heads(others: Mapping[str, Tensor], network: nn.Module) -> list[str]:
     """Returns those of these names that belong to a classification head beside the network.
 
     They are class centres ``[classes, d]`` or ``[d, classes]``, and numbers beside them: a bias, running statistics of
@@ -138,7 +140,7 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], family: Family) -> No
     expected = network.state_dict()
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
-        raise FileFormatError(f"expected {family.name}, whose {_names(missing)} the file lacks")
+        raise FileFormatError(f"expected {family.name}, whose {_format_names(missing)} the file lacks")
     filled = {}
     for name, like in expected.items():
         tensor = state[name] if name in state else torch.zeros(like.shape)
@@ -159,16 +161,16 @@ def _check_values(name: str, tensor: Tensor, like: Tensor) -> None:
         raise FileFormatError(f"{name} has negative values, which no variance has")
 
 
-def _names(names: list[str]) -> str:
+def _format_names(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
+def _count_indices(shapes: Shapes, pattern: str) -> int:
     """The number of indices that a pattern's one group takes."""
     return len({match[1] for name in shapes if (match := re.match(pattern, name))})
 
 
-def _shape(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:
+def _get_shape(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:
     if name not in shapes:
         raise FileFormatError(f"expected {name}, the file lacks it")
     if len(shapes[name]) != dims:
@@ -176,63 +178,63 @@ def _shape(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:
     return shapes[name]
 
 
-def _last_size(shapes: Shapes, linear: str, norm: str) -> int:
+def _compute_last_size(shapes: Shapes, linear: str, norm: str) -> int:
     """Height and width of the map that the last linear layer reads: 7 for images of 112."""
-    (channels,) = _shape(shapes, norm, 1)
-    return max(1, isqrt(_shape(shapes, linear, 2)[1] // max(1, channels)))
+    (channels,) = _get_shape(shapes, norm, 1)
+    return max(1, isqrt(_get_shape(shapes, linear, 2)[1] // max(1, channels)))
 
 
-def _iresnet(shapes: Shapes, preset: str) -> IResNet:
-    blocks = [_count(shapes, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
+def _build_iresnet(shapes: Shapes, preset: str) -> IResNet:
+    blocks = [_count_indices(shapes, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
     if not all(blocks):
         raise FileFormatError(f"expected an IResNet of four stages, got {blocks} blocks")
-    features = _shape(shapes, "fc.weight", 2)[0]
-    last_size = _last_size(shapes, "fc.weight", "bn2.weight")
+    features = _get_shape(shapes, "fc.weight", 2)[0]
+    last_size = _compute_last_size(shapes, "fc.weight", "bn2.weight")
     return IResNet(blocks, features, last_size=last_size, eps=_EPS.get(preset, 1e-5))
 
 
-def _ir(shapes: Shapes, preset: str) -> IR:
-    count = _count(shapes, r"body\.(\d+)\.")
+def _build_ir(shapes: Shapes, preset: str) -> IR:
+    count = _count_indices(shapes, r"body\.(\d+)\.")
     norm_between = "body.0.res_layer.5.running_mean" in shapes
     last = 4 + norm_between
     if any(re.match(r"body\.\d+\.res_layer\.([6-9]|\d\d)\.(weight|running_mean)", name) for name in shapes):
         raise FileFormatError("expected IR of basic blocks, got bottleneck blocks, as depths above 100 have")
-    channels = [_shape(shapes, f"body.{index}.res_layer.1.weight", 4)[0] for index in range(count)]
+    channels = [_get_shape(shapes, f"body.{index}.res_layer.1.weight", 4)[0] for index in range(count)]
     excite = None
     for name in (str(last + 1), "se_block"):
         fc1 = f"body.0.res_layer.{name}.fc1.weight"
         if fc1 in shapes:
-            excite = name, max(1, channels[0] // max(1, _shape(shapes, fc1, 4)[0]))
+            excite = name, max(1, channels[0] // max(1, _get_shape(shapes, fc1, 4)[0]))
     return IR(
         channels,
-        _shape(shapes, "output_layer.3.weight", 2)[0],
-        last_size=_last_size(shapes, "output_layer.3.weight", "output_layer.0.weight"),
+        _get_shape(shapes, "output_layer.3.weight", 2)[0],
+        last_size=_compute_last_size(shapes, "output_layer.3.weight", "output_layer.0.weight"),
         norm_between=norm_between,
         excite=excite,
         affine="output_layer.4.weight" in shapes,
     )
 
 
-def _mobilefacenet(shapes: Shapes, preset: str) -> MobileFaceNet:
-    def expanded(block: str) -> int:
-        return _shape(shapes, f"{block}.conv.conv.weight", 4)[0]
+def _build_mobilefacenet(shapes: Shapes, preset: str) -> MobileFaceNet:
+    def get_expanded(block: str) -> int:
+        return _get_shape(shapes, f"{block}.conv.conv.weight", 4)[0]
 
     stages = []
     for first, others in (("conv_23", "conv_3"), ("conv_34", "conv_4"), ("conv_45", "conv_5")):
-        count = _count(shapes, rf"{others}\.model\.(\d+)\.")
+        count = _count_indices(shapes, rf"{others}\.model\.(\d+)\.")
         stages.append(
             Bottlenecks(
-                _shape(shapes, f"{first}.project.conv.weight", 4)[0],
-                expanded(first),
-                [expanded(f"{others}.model.{index}") for index in range(count)],
+                _get_shape(shapes, f"{first}.project.conv.weight", 4)[0],
+                get_expanded(first),
+                [get_expanded(f"{others}.model.{index}") for index in range(count)],
             )
         )
     return MobileFaceNet(
-        _shape(shapes, "conv1.conv.weight", 4)[0],
+        _get_shape(shapes, "conv1.conv.weight", 4)[0],
         stages,
-        _shape(shapes, "conv_6_sep.conv.weight", 4)[0],
-        _shape(shapes, "linear.weight", 2)[0],
-        _shape(shapes, "conv_6_dw.conv.weight", 4)[2],
+        _get_shape(shapes, "conv_6_sep.conv.weight", 4)[0],
+        _get_shape(shapes, "linear.weight", 2)[0],
+        _get_shape(shapes, "conv_6_dw.conv.weight", 4)[2],
     )
 
 
@@ -240,16 +242,16 @@ FAMILIES = (
     Family(
         "IResNet",
         "layer1.0.conv1.weight",
-        _iresnet,
+        _build_iresnet,
         lambda prefix, shapes: "magface" if "features." in prefix else "arcface",
         extra=r"qs\.(weight|bias)",  # CR-FIQA's regression of quality
     ),
     Family(
         "IR",
         "body.0.res_layer.1.weight",
-        _ir,
+        _build_ir,
         lambda prefix, shapes: "adaface" if "body.0.res_layer.5.running_mean" in shapes else "curricularface",
     ),
-    Family("MobileFaceNet", "conv_23.conv.conv.weight", _mobilefacenet, lambda prefix, shapes: "facexzoo"),
+    Family("MobileFaceNet", "conv_23.conv.conv.weight", _build_mobilefacenet, lambda prefix, shapes: "facexzoo"),
 )
 """Every layout of PyTorch checkpoints that load_checkpoint knows."""

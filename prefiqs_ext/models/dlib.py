@@ -123,41 +123,41 @@ def load_dlib(path: str | os.PathLike[str]) -> DlibResNet:
         if path.stat().st_size > _MAX_BYTES:
             raise FileFormatError(f"expected at most {_MAX_BYTES} bytes, got {path.stat().st_size}")
         refuse_other_kinds(path, "dlib")
-        return _read(_Reader(path.read_bytes()))
+        return _read_network(_Reader(path.read_bytes()))
     except ValueError as error:
         raise FileFormatError(f"cannot load {path}: {error}") from error
 
 
-def _read(file: _Reader) -> DlibResNet:
+def _read_network(file: _Reader) -> DlibResNet:
     network = DlibResNet().eval()
     # How each layer's data are read, from the image outwards; and the versions that the file begins with, as it ends.
     steps: list[Callable[[], None]] = [
-        lambda: _conv(file, network.conv, 0),
-        lambda: _affine(file, network.affine),
-        lambda: _relu(file),
-        lambda: _pool(file, "max_pool_2", 3, 2),
+        lambda: _read_conv(file, network.conv, 0),
+        lambda: _read_affine(file, network.affine),
+        lambda: _read_relu(file),
+        lambda: _read_pool(file, "max_pool_2", 3, 2),
     ]
     versions: list[tuple[int, ...]] = [_INPUT, *[_LAYER] * 3]
     for block in network.blocks:
         assert isinstance(block, Block)
-        steps += _block_steps(file, block)
+        steps += _list_block_steps(file, block)
         versions += [_TAG, *[_LAYER] * 5, *([_TAG, _TAG, _LAYER] if block.down else []), *[_LAYER] * 2]
-    steps += [lambda: _pool(file, "avg_pool_2", 0, 1), lambda: _linear(file, network.fc)]
+    steps += [lambda: _read_pool(file, "avg_pool_2", 0, 1), lambda: _read_linear(file, network.fc)]
     versions += [_LAYER, _LAYER]
     file.expect_version("the loss", (1,))
     if file.expect_string(("loss_metric_", "loss_metric_2")) == "loss_metric_2":
-        file.number(), file.number()  # margin and threshold
+        file.read_number(), file.read_number()  # margin and threshold
     found = [file.expect_version("a layer", allowed) for allowed in reversed(versions)][::-1]
     file.expect_string(("input_rgb_image_sized",))
     with torch.no_grad():
-        network.mean.copy_(torch.tensor([file.number() for _ in range(3)]))
-        for size in (file.integer(), file.integer()):
+        network.mean.copy_(torch.tensor([file.read_number() for _ in range(3)]))
+        for size in (file.read_integer(), file.read_integer()):
             if size != SIZE:
                 raise FileFormatError(f"expected a network for {SIZE} x {SIZE} pixels, got {size}")
         layers = [version for version, allowed in zip(found, versions, strict=True) if allowed != _TAG]
         for index, (step, version) in enumerate(zip(steps, layers, strict=True)):
             step()
-            _state(file, version, innermost=index == 0)
+            _skip_state(file, version, innermost=index == 0)
     file.expect_end()
     for name, tensor in network.state_dict().items():
         if not bool(tensor.isfinite().all()):
@@ -169,27 +169,27 @@ def _read(file: _Reader) -> DlibResNet:
 _INPUT, _LAYER, _TAG = (2, 3), (1, 2), (1,)
 
 
-def _block_steps(file: _Reader, block: Block) -> list[Callable[[], None]]:
+def _list_block_steps(file: _Reader, block: Block) -> list[Callable[[], None]]:
     steps: list[Callable[[], None]] = [
-        lambda: _conv(file, block.conv1, 0 if block.down else 1),
-        lambda: _affine(file, block.affine1),
-        lambda: _relu(file),
-        lambda: _conv(file, block.conv2, 1),
-        lambda: _affine(file, block.affine2),
+        lambda: _read_conv(file, block.conv1, 0 if block.down else 1),
+        lambda: _read_affine(file, block.affine1),
+        lambda: _read_relu(file),
+        lambda: _read_conv(file, block.conv2, 1),
+        lambda: _read_affine(file, block.affine2),
     ]
     if block.down:
-        steps.append(lambda: _pool(file, "avg_pool_2", 2, 2))
-    return [*steps, lambda: _sum(file), lambda: _relu(file)]
+        steps.append(lambda: _read_pool(file, "avg_pool_2", 2, 2))
+    return [*steps, lambda: _read_sum(file), lambda: _read_relu(file)]
 
 
-def _conv(file: _Reader, conv: nn.Conv2d, padding: int) -> None:
+def _read_conv(file: _Reader, conv: nn.Conv2d, padding: int) -> None:
     version = file.expect_string(("con_4", "con_5", "con_6"))
-    values = file.tensor()
+    values = file.read_tensor()
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     file.expect_integers("a convolution", (conv.out_channels, kernel, kernel, stride, stride, padding, padding))
-    weights, biases = file.alias(), file.alias()
+    weights, biases = file.read_shape(), file.read_shape()
     for _ in range(4):
-        file.number()  # what the learning rates were multiplied by
+        file.read_number()  # what the learning rates were multiplied by
     if version != "con_4":
         file.expect_boolean("a convolution's use_bias", True)
     if version == "con_6":
@@ -202,10 +202,10 @@ def _conv(file: _Reader, conv: nn.Conv2d, padding: int) -> None:
     conv.bias.copy_(torch.from_numpy(values[count:]))
 
 
-def _affine(file: _Reader, affine: ScaleShift) -> None:
+def _read_affine(file: _Reader, affine: ScaleShift) -> None:
     version = file.expect_string(("affine_", "affine_2"))
-    values = file.tensor()
-    shapes = file.alias(), file.alias()
+    values = file.read_tensor()
+    shapes = file.read_shape(), file.read_shape()
     file.expect_integers("an affine layer's mode", (0,))  # a number for each channel, not each pixel
     if version == "affine_2":
         file.expect_boolean("an affine layer's disabled", False)
@@ -216,42 +216,42 @@ def _affine(file: _Reader, affine: ScaleShift) -> None:
     affine.bias.copy_(torch.from_numpy(values[channels:]))
 
 
-def _relu(file: _Reader) -> None:
+def _read_relu(file: _Reader) -> None:
     if file.expect_string(("relu_", "relu_2")) == "relu_2":
         file.expect_boolean("a ReLU's disabled", False)
 
 
-def _sum(file: _Reader) -> None:
+def _read_sum(file: _Reader) -> None:
     file.expect_string(("add_prev_",))
 
 
-def _pool(file: _Reader, name: str, size: int, stride: int) -> None:
+def _read_pool(file: _Reader, name: str, size: int, stride: int) -> None:
     file.expect_string((name,))
     file.expect_integers("a pooling", (size, size, stride, stride, 0, 0))
 
 
-def _linear(file: _Reader, linear: nn.Linear) -> None:
+def _read_linear(file: _Reader, linear: nn.Linear) -> None:
     version = file.expect_string(("fc_2", "fc_3"))
     file.expect_integers("the linear layer", (linear.out_features, linear.in_features))
-    values, weights, _ = file.tensor(), file.alias(), file.alias()
+    values, weights, _ = file.read_tensor(), file.read_shape(), file.read_shape()
     file.expect_integers("the linear layer's bias mode", (1,))  # without
     for _ in range(4):
-        file.number()
+        file.read_number()
     if version == "fc_3":
-        file.boolean()  # whether a bias is used, if there were one
+        file.read_boolean()  # whether a bias is used, if there were one
     if weights != (linear.in_features, linear.out_features, 1, 1) or values.size != linear.weight.numel():
         raise FileFormatError(f"expected {linear.weight.numel()} weights of the linear layer, got {list(weights)}")
     linear.weight.copy_(torch.from_numpy(values.reshape(linear.in_features, linear.out_features)).T)
 
 
-def _state(file: _Reader, version: int, *, innermost: bool) -> None:
+def _skip_state(file: _Reader, version: int, *, innermost: bool) -> None:
     """What a layer keeps from training."""
     for _ in range(3):
-        file.boolean()
+        file.read_boolean()
     for _ in range(2 + (innermost or version == 2)):
-        file.tensor()
+        file.read_tensor()
     if innermost and version == 3:
-        file.integer()
+        file.read_integer()
 
 
 class _Reader:
@@ -260,7 +260,7 @@ class _Reader:
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
 
-    def integer(self) -> int:
+    def read_integer(self) -> int:
         head = self._take(1)[0]
         size = head & 0x0F
         if head & 0x70 or not 1 <= size <= 8:
@@ -268,42 +268,42 @@ class _Reader:
         value = int.from_bytes(self._take(size), "little")
         return -value if head & 0x80 else value
 
-    def number(self) -> float:
-        mantissa, exponent = self.integer(), self.integer()
+    def read_number(self) -> float:
+        mantissa, exponent = self.read_integer(), self.read_integer()
         with suppress(OverflowError):
             if exponent < _NOT_FINITE:
                 return math.ldexp(mantissa, exponent)
         raise FileFormatError(f"expected a finite number before byte {self._at}")
 
-    def boolean(self) -> bool:
+    def read_boolean(self) -> bool:
         value = self._take(1)
         if value not in (b"0", b"1"):
             raise FileFormatError(f"expected 0 or 1 at byte {self._at - 1}, got {value!r}")
         return value == b"1"
 
     def expect_boolean(self, what: str, expected: bool) -> None:
-        if self.boolean() != expected:
+        if self.read_boolean() != expected:
             raise FileFormatError(f"expected {what} to be {expected}, got {not expected}")
 
-    def tensor(self) -> np.ndarray:
+    def read_tensor(self) -> np.ndarray:
         """float32, flat."""
         self.expect_version("a tensor", (2,))
-        count = math.prod(self._size() for _ in range(4))
+        count = math.prod(self._read_size() for _ in range(4))
         return np.frombuffer(self._take(4 * count), "<f4").copy()
 
-    def alias(self) -> tuple[int, ...]:
+    def read_shape(self) -> tuple[int, ...]:
         """The shape of a part of a tensor."""
         self.expect_version("a tensor's shape", (1,))
-        return tuple(self._size() for _ in range(4))
+        return tuple(self._read_size() for _ in range(4))
 
     def expect_version(self, what: str, allowed: tuple[int, ...]) -> int:
-        version = self.integer()
+        version = self.read_integer()
         if version not in allowed:
             raise FileFormatError(f"expected {what} of version {' or '.join(map(str, allowed))}, got {version}")
         return version
 
     def expect_string(self, allowed: tuple[str, ...]) -> str:
-        size = self._size()
+        size = self._read_size()
         found = self._take(min(size, 64)).decode("latin-1")
         if found not in allowed:
             raise FileFormatError(
@@ -312,7 +312,7 @@ class _Reader:
         return found
 
     def expect_integers(self, what: str, expected: tuple[int, ...]) -> None:
-        found = tuple(self.integer() for _ in expected)
+        found = tuple(self.read_integer() for _ in expected)
         if found != expected:
             raise FileFormatError(f"expected {what} of {expected}, got {found}")
 
@@ -320,8 +320,8 @@ class _Reader:
         if self._at != len(self._data):
             raise FileFormatError(f"{len(self._data) - self._at} bytes follow the network")
 
-    def _size(self) -> int:
-        size = self.integer()
+    def _read_size(self) -> int:
+        size = self.read_integer()
         if not 0 <= size <= len(self._data):
             raise FileFormatError(f"expected a size before byte {self._at}, got {size}")
         return size

@@ -50,15 +50,14 @@ def refuse_other_kinds(path: Path, expected: str) -> None:
         head = file.read(_HEAD)
     for pattern, what, remedy in _KINDS:
         if pattern.match(head):
-            raise FileFormatError(f"expected {_a(expected)} file, this one is {what}: {remedy}")
+            raise FileFormatError(f"expected {_add_article(expected)} file, this one is {what}: {remedy}")
     for kind, begins, suffix in _READ:
         if kind != expected and re.match(begins, head, re.DOTALL):
-            raise FileFormatError(
-                f"expected {_a(expected)} file, this one is {_a(kind)} file: give it a name in {suffix}"
-            )
+            got = f"{_add_article(kind)} file: give it a name in {suffix}"
+            raise FileFormatError(f"expected {_add_article(expected)} file, this one is {got}")
 
 
-def _a(kind: str) -> str:
+def _add_article(kind: str) -> str:
     return f"{'an' if kind == 'ONNX' else 'a'} {kind}"
 
 

@@ -15,7 +15,7 @@ from prefiqs_ext.models.preset import Preset
 
 def check_input(network: nn.Module, preset: Preset) -> None:
     """Raises UnsupportedNetworkError where it is known that a network does not take the images of this preset."""
-    declared = _declared(network)
+    declared = _get_declared_input(network)
     if declared is None:
         return
     if len(declared) != 4 or declared[1] not in (None, 3):
@@ -29,7 +29,7 @@ def check_input(network: nn.Module, preset: Preset) -> None:
         )
 
 
-def _declared(network: nn.Module) -> tuple[int | None, ...] | None:
+def _get_declared_input(network: nn.Module) -> tuple[int | None, ...] | None:
     if isinstance(network, IResNet | IR | MobileFaceNet | DlibResNet):
         return None, 3, network.input_size, network.input_size
     return network.declared_input if isinstance(network, ImportedNetwork) else None

@@ -17,7 +17,7 @@ from torch import fx
 
 from prefiqs_ext.exceptions import FileFormatError, MissingFileError, UnsupportedNetworkError
 from prefiqs_ext.models.file_kinds import refuse_other_kinds
-from prefiqs_ext.models.onnx_node import Node, State, evaluate, identifier
+from prefiqs_ext.models.onnx_node import Node, State, evaluate, make_identifier
 from prefiqs_ext.models.onnx_operators import OPERATORS, SHAPED_BY_INFERENCE
 from prefiqs_ext.models.onnx_shapes import infer_shapes
 from prefiqs_ext.models.state_dict import QUANTISED
@@ -82,7 +82,7 @@ def import_onnx(path: str | os.PathLike[str]) -> ImportedNetwork:
     if not path.exists():
         raise MissingFileError(f"no such file: {path}")
     try:
-        return _graph_module(_read(path))
+        return _build_network(_read_model(path))
     except _ERRORS as error:
         message = " ".join(str(error).split()) or type(error).__name__
         kind = UnsupportedNetworkError if isinstance(error, UnsupportedNetworkError) else FileFormatError
@@ -98,7 +98,7 @@ _ERRORS: tuple[type[Exception], ...] = (
 )
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def _read_model(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise FileFormatError("expected a regular file")
     refuse_other_kinds(path, "ONNX")
@@ -130,8 +130,8 @@ def _read(path: Path) -> onnx.ModelProto:
     # Before the checker, which would open the files that external weights name.
     _refuse_hidden_data(model.graph)
     onnx.checker.check_model(data)
-    if _opset(model) < _OLDEST_OPSET:
-        raise UnsupportedNetworkError(f"expected opset {_OLDEST_OPSET} or later, the file has {_opset(model)}")
+    if _get_opset(model) < _OLDEST_OPSET:
+        raise UnsupportedNetworkError(f"expected opset {_OLDEST_OPSET} or later, the file has {_get_opset(model)}")
     return model
 
 
@@ -151,28 +151,28 @@ def _refuse_hidden_data(graph: onnx.GraphProto) -> None:
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise FileFormatError(f"the data of {tensor.name!r} are in another file; save the model as one file")
         if tensor.data_type not in _DATA_TYPES:
-            kind = _type_name(tensor.data_type)
+            kind = _get_type_name(tensor.data_type)
             remedy = _IN_FLOAT32 if kind.endswith("FLOAT16") else f", {QUANTISED}" if "8" in kind else ""
             raise UnsupportedNetworkError(f"the data of {tensor.name!r} have the unsupported ONNX type {kind}{remedy}")
 
 
-def _type_name(data_type: int) -> str:
+def _get_type_name(data_type: int) -> str:
     known: dict[int, str] = {number: name for name, number in onnx.TensorProto.DataType.items()}
     return known.get(data_type, str(data_type))
 
 
-def _opset(model: onnx.ModelProto) -> int:
+def _get_opset(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in _ONNX_DOMAINS), default=0)
 
 
 _ONNX_DOMAINS = ("", "ai.onnx")
 
 
-def _graph_module(model: onnx.ModelProto) -> ImportedNetwork:
+def _build_network(model: onnx.ModelProto) -> ImportedNetwork:
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    source = _only_input([value for value in model.graph.input if value.name not in constants])
-    state = State(_opset(model), constants, infer_shapes(model, source.name, _opset(model)))
-    placeholder = state.graph.placeholder(identifier(source.name) or "input")
+    source = _find_input([value for value in model.graph.input if value.name not in constants])
+    state = State(_get_opset(model), constants, infer_shapes(model, source.name, _get_opset(model)))
+    placeholder = state.graph.placeholder(make_identifier(source.name) or "input")
     declared = tuple(size.dim_value or None for size in source.type.tensor_type.shape.dim)
     if len(declared) == 4 and declared[3] == 3 and declared[1] != 3:
         batch, height, width, channels = declared
@@ -182,7 +182,7 @@ def _graph_module(model: onnx.ModelProto) -> ImportedNetwork:
 
     results = [value.name for value in model.graph.output]
     for proto in _select_needed(model.graph.node, results):
-        _add(state, proto)
+        _add_node(state, proto)
     for name in results:
         if name not in state.activations:
             raise UnsupportedNetworkError(f"expected an output that depends on the input; {name!r} does not")
@@ -193,7 +193,7 @@ def _graph_module(model: onnx.ModelProto) -> ImportedNetwork:
     return module
 
 
-def _only_input(inputs: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
+def _find_input(inputs: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
     if len(inputs) != 1:
         raise UnsupportedNetworkError(
             f"expected one input, the file has {len(inputs)}: {[value.name for value in inputs]}"
@@ -201,7 +201,8 @@ def _only_input(inputs: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type != onnx.TensorProto.FLOAT or len(tensor.shape.dim) < 2:
         is_half = tensor.elem_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-        got = f"of type {_type_name(tensor.elem_type)} and rank {len(tensor.shape.dim)}{_IN_FLOAT32 if is_half else ''}"
+        kind, remedy = _get_type_name(tensor.elem_type), _IN_FLOAT32 if is_half else ""
+        got = f"of type {kind} and rank {len(tensor.shape.dim)}{remedy}"
         raise UnsupportedNetworkError(f"expected a float32 input [N, ...] of known rank; {inputs[0].name!r} is {got}")
     return inputs[0]
 
@@ -216,7 +217,7 @@ def _select_needed(nodes: Sequence[onnx.NodeProto], results: Sequence[str]) -> l
     return needed[::-1]
 
 
-def _add(state: State, proto: onnx.NodeProto) -> None:
+def _add_node(state: State, proto: onnx.NodeProto) -> None:
     node = Node(state, proto)
     standard = proto.domain in _ONNX_DOMAINS
     if standard and node.op in _CONSTANT_OPERATORS and all(name in state.constants for name in node.inputs):

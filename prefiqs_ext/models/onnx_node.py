@@ -37,23 +37,25 @@ class State:
         self._parents: set[str] = set()
         self._repeats: dict[str, int] = {}
 
-    def own(self, name: str, item: nn.Module | Tensor) -> str:
+    def keep(self, name: str, item: nn.Module | Tensor) -> str:
         """Keeps a module or buffer under `name`, or under one like it that is free; returns that name."""
-        if self._clashes(name):
+        if self._is_taken(name):
             base = name = name.replace(".", "_")
-            while self._clashes(name):
+            while self._is_taken(name):
                 self._repeats[base] = self._repeats.get(base, 0) + 1
                 name = f"{base}_{self._repeats[base]}"
         self.owned[name] = item
-        self._parents.update(_parents(name))
+        self._parents.update(_list_parents(name))
         return name
 
-    def _clashes(self, name: str) -> bool:
+    def _is_taken(self, name: str) -> bool:
         # A module is never placed inside another one of the file: replacing the outer would lose the inner.
-        return name in self.owned or name in self._parents or any(parent in self.owned for parent in _parents(name))
+        return (
+            name in self.owned or name in self._parents or any(parent in self.owned for parent in _list_parents(name))
+        )
 
 
-def _parents(name: str) -> list[str]:
+def _list_parents(name: str) -> list[str]:
     atoms = name.split(".")
     return [".".join(atoms[:end]) for end in range(1, len(atoms))]
 
@@ -96,99 +98,99 @@ class Node:
         """Whether the input is a constant."""
         return self.inputs[index] in self._state.constants
 
-    def activation(self, index: int = 0) -> fx.Node:
+    def get_activation(self, index: int = 0) -> fx.Node:
         """Returns the input in the torch graph; refuses a constant."""
         node = self._state.activations.get(self.inputs[index])
         if node is None:
             self.refuse(f"expected input {index} to depend on the network's input; {self.inputs[index]!r} does not")
         return node
 
-    def shape(self, index: int = 0) -> Shape:
+    def get_shape(self, index: int = 0) -> Shape:
         """Returns the shape of the input, None for a size that the file leaves open."""
-        return self._shape(self.inputs[index])
+        return self._look_up_shape(self.inputs[index])
 
-    def output_shape(self) -> Shape:
+    def get_output_shape(self) -> Shape:
         """Returns the shape of the first output, likewise."""
-        return self._shape(self.outputs[0])
+        return self._look_up_shape(self.outputs[0])
 
-    def rank(self, index: int = 0) -> int:
+    def get_rank(self, index: int = 0) -> int:
         """Returns the number of dimensions of the input."""
-        return len(self.shape(index))
+        return len(self.get_shape(index))
 
     def expect_size(self, axis: int, size: int) -> None:
         """That input 0 has this size along the axis, where the file fixes it."""
-        self.expect(self.shape()[axis] in (None, size), f"{size} along axis {axis}, got {self.shape()[axis]}")
+        self.expect(self.get_shape()[axis] in (None, size), f"{size} along axis {axis}, got {self.get_shape()[axis]}")
 
-    def _shape(self, name: str) -> Shape:
+    def _look_up_shape(self, name: str) -> Shape:
         if name not in self._state.shapes:
             self.refuse(f"the rank of {name!r} is unknown")
         return self._state.shapes[name]
 
-    def constant(self, index: int) -> Array:
+    def get_constant(self, index: int) -> Array:
         """Returns the values of a constant input; refuses an activation."""
         value = self._state.constants.get(self.inputs[index])
         if value is None:
             self.refuse(f"expected a constant as input {index}; {self.inputs[index]!r} is none")
         return value
 
-    def tensor(self, index: int) -> Tensor:
+    def get_tensor(self, index: int) -> Tensor:
         """A copy of a constant, which must be float32."""
-        value = self.constant(index)
+        value = self.get_constant(index)
         self.expect(value.dtype == np.float32, f"float32 as input {index}, not {value.dtype}")
         return torch.from_numpy(np.array(value, order="C"))
 
-    def vector(self, index: int, length: int) -> Tensor:
+    def get_vector(self, index: int, length: int) -> Tensor:
         """Returns a constant float32 input of shape ``[length]``."""
-        value = self.tensor(index)
+        value = self.get_tensor(index)
         self.expect(value.shape == (length,), f"{length} numbers as input {index}, not shape {list(value.shape)}")
         return value
 
-    def number(self, index: int) -> float:
+    def get_number(self, index: int) -> float:
         """Returns a constant float32 input of one number."""
-        value = self.tensor(index)
+        value = self.get_tensor(index)
         self.expect(value.numel() == 1, f"one number as input {index}, not shape {list(value.shape)}")
         return float(value)
 
-    def integers(self, name: str, index: int | None = None, default: Sequence[int] | None = None) -> list[int]:
+    def get_integers(self, name: str, index: int | None = None, default: Sequence[int] | None = None) -> list[int]:
         """Integers from an attribute or, in later opsets, from a constant input."""
         if name in self.attributes:
             return list(self.attributes[name])
         if index is not None and self.has(index):
-            return [int(value) for value in self.constant(index).reshape(-1)]
+            return [int(value) for value in self.get_constant(index).reshape(-1)]
         if default is None:
             self.refuse(f"expected {name}")
         return list(default)
 
-    def axis(self, value: int, rank: int) -> int:
+    def resolve_axis(self, value: int, rank: int) -> int:
         """An axis made non-negative; it must not be the batch."""
         axis = value + rank if value < 0 else value
         self.expect(0 < axis < rank, f"an axis other than the batch, got axis {value} of rank {rank}")
         return axis
 
-    def window(self, kernel: Sequence[int] | None = None) -> Window:
+    def get_window(self, kernel: Sequence[int] | None = None) -> Window:
         """The window that the attributes describe, checked; the input must be [N, C, H, W]."""
-        self.expect(self.rank() == 4, f"an input of rank 4, got rank {self.rank()}")
-        given = self._pair("kernel_shape", kernel)
+        self.expect(self.get_rank() == 4, f"an input of rank 4, got rank {self.get_rank()}")
+        given = self._get_pair("kernel_shape", kernel)
         self.expect(kernel is None or given == tuple(kernel), f"kernel_shape of the weights, got {list(given)}")
-        stride, dilation = self._pair("strides", (1, 1)), self._pair("dilations", (1, 1))
-        return Window(given, stride, dilation, *self._padding(given, stride, dilation))
+        stride, dilation = self._get_pair("strides", (1, 1)), self._get_pair("dilations", (1, 1))
+        return Window(given, stride, dilation, *self._compute_padding(given, stride, dilation))
 
-    def _pair(self, name: str, default: Sequence[int] | None) -> Pair:
-        values = self.integers(name, default=default)
+    def _get_pair(self, name: str, default: Sequence[int] | None) -> Pair:
+        values = self.get_integers(name, default=default)
         self.expect(len(values) == 2 and min(values) > 0, f"two positive numbers as {name}, got {values}")
         return values[0], values[1]
 
-    def _padding(self, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
+    def _compute_padding(self, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
         mode = self.attributes.get("auto_pad", b"NOTSET").decode()
         if mode == "NOTSET":
-            pads = self.integers("pads", default=(0, 0, 0, 0))
+            pads = self.get_integers("pads", default=(0, 0, 0, 0))
             self.expect(len(pads) == 4 and min(pads) >= 0, f"four pads of 0 or more, got {pads}")
             return (pads[0], pads[1]), (pads[2], pads[3])
         if mode == "VALID":
             return (0, 0), (0, 0)
         self.expect(mode in ("SAME_UPPER", "SAME_LOWER"), f"auto_pad of the ONNX standard, got {mode!r}")
         less, more = [], []
-        for size, k, s, d in zip(self.shape()[2:], kernel, stride, dilation, strict=True):
+        for size, k, s, d in zip(self.get_shape()[2:], kernel, stride, dilation, strict=True):
             if size is None:
                 self.refuse(f"auto_pad {mode} needs a fixed input height and width")
             total = max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
@@ -200,35 +202,37 @@ class Node:
     def pad(self, before: Pair, after: Pair, value: float) -> fx.Node:
         """Input 0 with its last two dimensions padded, by a module of its own."""
         sides = (before[1], after[1], before[0], after[0])
-        return self.module(nn.ConstantPad2d(sides, value) if value else nn.ZeroPad2d(sides), suffix="_pad")
+        return self.call_module(nn.ConstantPad2d(sides, value) if value else nn.ZeroPad2d(sides), suffix="_pad")
 
-    def module(
+    def call_module(
         self, module: nn.Module, x: fx.Node | None = None, *, weight: int | None = None, suffix: str = ""
     ) -> fx.Node:
         """Calls a module on x (default: input 0), named by its weight if that ends in .weight, else by the node."""
         name = ""
         if weight is not None and self.inputs[weight].endswith(".weight"):
-            name = ".".join(filter(None, map(identifier, self.inputs[weight].split(".")[:-1])))
-        name = (name or identifier(self.name) or self.op.lower()) + suffix
-        return self._state.graph.call_module(self._state.own(name, module), (self.activation() if x is None else x,))
+            name = ".".join(filter(None, map(make_identifier, self.inputs[weight].split(".")[:-1])))
+        name = (name or make_identifier(self.name) or self.op.lower()) + suffix
+        return self._state.graph.call_module(
+            self._state.keep(name, module), (self.get_activation() if x is None else x,)
+        )
 
-    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+    def call_function(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """Adds a call of a function to the torch graph."""
         return self._state.graph.call_function(function, args, kwargs)
 
-    def method(self, name: str, *args: Any) -> fx.Node:
+    def call_method(self, name: str, *args: Any) -> fx.Node:
         """Calls a method of input 0; torch.fx traces it there, and not as a function of torch.Tensor."""
-        return self._state.graph.call_method(name, (self.activation(), *args))
+        return self._state.graph.call_method(name, (self.get_activation(), *args))
 
-    def buffer(self, index: int, value: Tensor) -> fx.Node:
+    def add_buffer(self, index: int, value: Tensor) -> fx.Node:
         """Keeps a tensor as a buffer, named by the input, and returns its place in the torch graph."""
-        return self._state.graph.get_attr(self._state.own(identifier(self.inputs[index]) or "constant", value))
+        return self._state.graph.get_attr(self._state.keep(make_identifier(self.inputs[index]) or "constant", value))
 
 
 _BARE = fx.GraphModule(nn.Module(), fx.Graph())  # its attributes are the names that nothing in the file may take
 
 
-def identifier(name: str) -> str:
+def make_identifier(name: str) -> str:
     """The name as one valid Python identifier that a module can have as an attribute; "" if nothing is left of it."""
     name = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")
     return name + "_" if keyword.iskeyword(name) or hasattr(_BARE, name) else name

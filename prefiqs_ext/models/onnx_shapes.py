@@ -22,7 +22,7 @@ def infer_shapes(model: onnx.ModelProto, source: str, opset: int) -> dict[str, S
     ONNX's own inference, repeated: it follows computed shapes only in part and only in late opsets, so each round first
     replaces the nodes whose numbers are known by these numbers. They serve here alone, as they hold for one batch size.
     """
-    skeleton = _skeleton(model)
+    skeleton = _build_skeleton(model)
     batch = next(value for value in skeleton.graph.input if value.name == source).type.tensor_type.shape.dim[0]
     if batch.dim_value < 1:
         batch.dim_value = 1
@@ -37,7 +37,7 @@ def infer_shapes(model: onnx.ModelProto, source: str, opset: int) -> dict[str, S
             if value.type.tensor_type.HasField("shape")
         }
         known = len(numbers)
-        remaining = [node for node in skeleton.graph.node if not _computed(node, shapes, numbers, opset)]
+        remaining = [node for node in skeleton.graph.node if not _try_compute(node, shapes, numbers, opset)]
         if len(numbers) == known:
             return shapes
         del skeleton.graph.node[:]
@@ -46,7 +46,7 @@ def infer_shapes(model: onnx.ModelProto, source: str, opset: int) -> dict[str, S
         skeleton.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in new)
 
 
-def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+def _build_skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model without its weights, and without what it claims of shapes, which may hold for another batch."""
     graph = onnx.GraphProto(name="skeleton", node=model.graph.node, input=model.graph.input, output=model.graph.output)
     for output in graph.output:
@@ -60,7 +60,7 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=graph)
 
 
-def _computed(node: onnx.NodeProto, shapes: dict[str, Shape], numbers: dict[str, Array], opset: int) -> bool:
+def _try_compute(node: onnx.NodeProto, shapes: dict[str, Shape], numbers: dict[str, Array], opset: int) -> bool:
     """Adds the node's numbers to those known, if they follow from shapes and numbers already known."""
     if node.op_type not in _ARITHMETIC:
         return False

@@ -93,7 +93,7 @@ class Preset:
         return Normalize(self.mean, self.std, flip=self.colour == "bgr")
 
 
-def _preset(name: str, colour: Literal["rgb", "bgr"], mean: float, std: float, size: int = 112) -> Preset:
+def _make_preset(name: str, colour: Literal["rgb", "bgr"], mean: float, std: float, size: int = 112) -> Preset:
     return Preset(name, (size, size), colour, (mean,) * 3, (std,) * 3)
 
 
@@ -101,18 +101,18 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         # insightface arcface_torch; ElasticFace, GraFIQs and CR-FIQA train on the same input
-        _preset("arcface", "rgb", 127.5, 127.5),
-        _preset("elasticface", "rgb", 127.5, 127.5),
-        _preset("magface", "bgr", 0.0, 255.0),
-        _preset("curricularface", "rgb", 127.5, 127.5),
-        _preset("adaface", "bgr", 127.5, 127.5),
-        _preset("facexzoo", "bgr", 127.5, 128.0),
+        _make_preset("arcface", "rgb", 127.5, 127.5),
+        _make_preset("elasticface", "rgb", 127.5, 127.5),
+        _make_preset("magface", "bgr", 0.0, 255.0),
+        _make_preset("curricularface", "rgb", 127.5, 127.5),
+        _make_preset("adaface", "bgr", 127.5, 127.5),
+        _make_preset("facexzoo", "bgr", 127.5, 128.0),
         # insightface's ONNX files: w600k_r50, w600k_mbf, glintr100
-        _preset("insightface", "rgb", 127.5, 127.5),
+        _make_preset("insightface", "rgb", 127.5, 127.5),
         # OpenCV Zoo: the subtraction and the scale are inside the graph
-        _preset("sface", "rgb", 0.0, 1.0),
+        _make_preset("sface", "rgb", 0.0, 1.0),
         # dlib: the subtraction and the scale come with the weights
-        _preset("dlib", "rgb", 0.0, 1.0, 150),
+        _make_preset("dlib", "rgb", 0.0, 1.0, 150),
     )
 }
 """Every known preset by name. All are for 112 x 112 pixels but dlib's 150 x 150. Sources: the checkpoints' own

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.models.file_kinds import is_zip, refuse_other_archives, refuse_other_kinds
-from prefiqs_ext.models.torch_pickle import View, read_pickled
+from prefiqs_ext.models.torch_pickle import View, read_pickle
 
 MAX_BYTES = 4 << 30
 """The largest file read, and the largest sum of its tensors: with the optimiser's state, a training checkpoint of an
@@ -65,7 +65,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise FileFormatError(f"not a safetensors file, or a damaged one ({_line(error)[:_REASON]})") from error
+        raise FileFormatError(f"not a safetensors file, or a damaged one ({_format_error(error)[:_REASON]})") from error
     if not tensors:
         raise FileFormatError("expected tensors, the file has none")
     return tensors
@@ -79,10 +79,10 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # that the format is old
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        content, tensor = read_pickled(path)
+        content, tensor = read_pickle(path)
         return {name: tensor(view) for name, view in _unwrap(content, View).items()}
     except Exception as error:  # whatever damaged bytes lead torch.load to
-        raise FileFormatError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
+        raise FileFormatError(f"not a PyTorch file, or a damaged one ({_format_error(error)[:_REASON]})") from error
     return _unwrap(content, Tensor)
 
 
@@ -93,7 +93,7 @@ def _check_zip(path: Path) -> None:
             size = sum(entry.file_size for entry in archive.infolist())
             names = archive.namelist()
     except Exception as error:  # whatever damaged bytes lead zipfile to
-        raise FileFormatError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
+        raise FileFormatError(f"not a PyTorch file, or a damaged one ({_format_error(error)[:_REASON]})") from error
     refuse_other_archives(names)
     if size > path.stat().st_size:
         raise FileFormatError("expected an archive that is not compressed; save it again with torch.save")
@@ -116,5 +116,5 @@ def _unwrap(content: object, kind: type[_T]) -> dict[str, _T]:
     return values
 
 
-def _line(error: BaseException) -> str:
+def _format_error(error: BaseException) -> str:
     return " ".join((str(error) or type(error).__name__).split())

@@ -68,7 +68,7 @@ _SHELLS = {
 }
 
 
-class _Refused(FileFormatError):
+class _RefusalError(FileFormatError):
     pass
 
 
@@ -87,7 +87,7 @@ class _Uncallable:
     """Stands for a class or function that is not loaded."""
 
     def __new__(cls, *_: object, **__: object) -> _Uncallable:
-        raise _Refused(f"it calls {escape_unprintable(f'{cls.__module__}.{cls.__name__}')}, which is not loaded")
+        raise _RefusalError(f"it calls {escape_unprintable(f'{cls.__module__}.{cls.__name__}')}, which is not loaded")
 
     def __setstate__(self, state: object) -> None:
         """Never called: it keeps a file from setting attributes of the class."""
@@ -107,7 +107,7 @@ class View(NamedTuple):
     stride: tuple[int, ...]
 
 
-def read_pickled(path: Path) -> tuple[object, Callable[[View], Tensor]]:
+def read_pickle(path: Path) -> tuple[object, Callable[[View], Tensor]]:
     """Reads what torch.load(weights_only=True) does not.
 
     Returns:
@@ -118,12 +118,12 @@ def read_pickled(path: Path) -> tuple[object, Callable[[View], Tensor]]:
         FileFormatError: a file that is damaged, something else, or calls what is not listed; without the path. The
             function raises it too.
     """
-    content, storage = _guard(lambda: (_read_zip if is_zip(path) else _read_old)(path))
+    content, read_storage = _guard(lambda: (_read_zip if is_zip(path) else _read_old)(path))
     storages: dict[_Storage, Tensor] = {}
 
-    def tensor(view: View) -> Tensor:
+    def make_tensor(view: View) -> Tensor:
         if view.storage not in storages:
-            values = bytearray(storage(view.storage))
+            values = bytearray(read_storage(view.storage))
             dtype = view.storage.dtype
             storages[view.storage] = (
                 torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype, device="cpu")
@@ -133,14 +133,14 @@ def read_pickled(path: Path) -> tuple[object, Callable[[View], Tensor]]:
 
     if isinstance(content, _Shell):
         module = content
-        content = _guard(lambda: _state_of(module))
-    return content, lambda view: _guard(lambda: tensor(view))
+        content = _guard(lambda: _collect_state(module))
+    return content, lambda view: _guard(lambda: make_tensor(view))
 
 
 def _guard(function: Callable[[], _T]) -> _T:
     try:
         return function()
-    except _Refused as error:
+    except _RefusalError as error:
         raise FileFormatError(
             f"not a PyTorch file of plain tensors, which is all that is read, for safety (in its pickle: {error}); "
             "if you trust it, load it where it was made and save its state_dict()"
@@ -161,11 +161,11 @@ def _read_zip(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
             raise FileFormatError(f"a pickle of more than {_MOST_PICKLED} bytes")
         content = _Unpickler(io.BytesIO(archive.read(name))).load()
 
-    def storage(of: _Storage) -> bytes:
+    def read_storage(of: _Storage) -> bytes:
         with zipfile.ZipFile(path) as archive:
             return archive.read(f"{root}data/{of.key}")
 
-    return content, storage
+    return content, read_storage
 
 
 def _read_old(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
@@ -186,13 +186,13 @@ def _read_old(path: Path) -> tuple[object, Callable[[_Storage], bytes]]:
                 raise FileFormatError("truncated")
             file.seek(sum(places[key]))
 
-    def storage(of: _Storage) -> bytes:
+    def read_storage(of: _Storage) -> bytes:
         start, length = places[of.key]
         with path.open("rb") as file:
             file.seek(start)
             return file.read(length)
 
-    return content, storage
+    return content, read_storage
 
 
 # What an opcode makes keys or members of, on the stack.
@@ -209,10 +209,10 @@ def _check_keys(keys: Iterable[object]) -> None:
     """Tuples in tuples, which a small file can share without end, would be hashed for hours."""
     for key in keys:
         if not (key is None or isinstance(key, (str, bytes, int, float, type))):
-            raise _Refused(f"it has a {escape_unprintable(type(key).__name__)} as a key")
+            raise _RefusalError(f"it has a {escape_unprintable(type(key).__name__)} as a key")
 
 
-def _check_first(opcode: int) -> Callable[[Any], None]:
+def _make_checked_load(opcode: int) -> Callable[[Any], None]:
     load = pickle._Unpickler.dispatch[opcode]
 
     def check_and_load(unpickler: Any) -> None:
@@ -232,7 +232,7 @@ class _Ordered(OrderedDict[object, object]):
 class _Unpickler(pickle._Unpickler):
     """The one in Python: the one in C makes room for as many memo entries as a file claims, 64 GB by 5 bytes."""
 
-    dispatch = pickle._Unpickler.dispatch | {opcode: _check_first(opcode) for opcode in _HASHED}
+    dispatch = pickle._Unpickler.dispatch | {opcode: _make_checked_load(opcode) for opcode in _HASHED}
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
@@ -257,7 +257,7 @@ class _Unpickler(pickle._Unpickler):
             return pid[1]
         if isinstance(pid, tuple) and pid[0] == "storage" and pid[1].__module__ == "torch" and not any(pid[5:]):
             if pid[1].__name__ not in _STORAGES:
-                raise _Refused(f"it holds a {escape_unprintable(pid[1].__name__)}")
+                raise _RefusalError(f"it holds a {escape_unprintable(pid[1].__name__)}")
             key = str(pid[2]) if isinstance(pid[2], (str, int)) else ""
             if not 0 < len(key) <= _LONGEST_NAME:
                 raise FileFormatError("a storage without a plain key")
@@ -266,7 +266,7 @@ class _Unpickler(pickle._Unpickler):
         raise FileFormatError("it refers to something else than modules and storages")
 
 
-def _state_of(module: _Shell) -> dict[str, View]:
+def _collect_state(module: _Shell) -> dict[str, View]:
     found: dict[str, View] = {}
     left = [("", module)]
     for _ in range(_MOST_MODULES):

