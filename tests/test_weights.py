@@ -21,7 +21,7 @@ import pytest
 from weight_sources import CONTENT, Server, wheel
 
 from prefiqs_ext.exceptions import MissingWeightsError
-from prefiqs_ext.models import weights
+from prefiqs_ext.models import weight_sources, weights
 from prefiqs_ext.models.weights import Weights
 
 
@@ -105,7 +105,7 @@ def test_official(answer: str, tiny: Weights, server: Server, cache: Path, monke
 def test_official_gone_wrong(
     answer: str, message: str, tiny: Weights, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(weight_sources, "_TIMEOUT_S", 0.3)
     _set(monkeypatch, tiny, url=server.url(answer))
     started = time.monotonic()
     _assert_fails(message, "official", cache)
