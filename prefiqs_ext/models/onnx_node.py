@@ -1,7 +1,7 @@
-"""One node of an ONNX file as the functions of onnx_operators.py see it, and what the walk over the file has gathered.
+"""One node of an ONNX file, as the functions of onnx_operators.py see it, and the state of the import.
 
-A value is a constant (an initialiser, or made of some by reshaping) or an activation; the first dimension of every
-activation is the batch.
+Each value in the file is either a constant or an activation. A constant is an initialiser (a stored weight), or follows
+from initialisers alone. An activation depends on the network's input, and its first dimension is the batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,18 @@ Pair = tuple[int, int]
 
 
 class State:
-    """What the walk has gathered: the torch graph so far, and what every ONNX value name stands for."""
+    """The state of an import: the torch graph so far, and the meaning of the names in the ONNX file.
+
+    Args:
+        opset: The opset of the file.
+        constants: The initialisers by name. Constants that follow from them are added during the import.
+        shapes: The shape of every value, from :func:`~prefiqs_ext.models.onnx_shapes.infer_shapes`.
+
+    Attributes:
+        graph: The torch graph so far.
+        activations: The nodes of the torch graph by the name of the ONNX value that they compute.
+        owned: The modules and buffers of the torch graph by name.
+    """
 
     def __init__(self, opset: int, constants: dict[str, Array], shapes: dict[str, Shape]) -> None:
         self.opset = opset
@@ -38,7 +49,7 @@ class State:
         self._repeats: dict[str, int] = {}
 
     def keep(self, name: str, item: nn.Module | Tensor) -> str:
-        """Keeps a module or buffer under `name`, or under one like it that is free; returns that name."""
+        """Keep a module or buffer under a name, or under a similar name if it is taken. Return that name."""
         if self._is_taken(name):
             base = name = name.replace(".", "_")
             while self._is_taken(name):
@@ -49,19 +60,28 @@ class State:
         return name
 
     def _is_taken(self, name: str) -> bool:
-        # A module is never placed inside another one of the file: replacing the outer would lose the inner.
+        # "a" and "a.b" cannot both be modules of the file: who replaces the outer one would lose the inner one.
         return (
             name in self.owned or name in self._parents or any(parent in self.owned for parent in _list_parents(name))
         )
 
 
 def _list_parents(name: str) -> list[str]:
+    """Return the names of all outer modules: "a" and "a.b" for "a.b.c"."""
     atoms = name.split(".")
     return [".".join(atoms[:end]) for end in range(1, len(atoms))]
 
 
 class Window(NamedTuple):
-    """The sliding window of a convolution or pool and the padding before and after, (height, width) each."""
+    """The sliding window of a convolution or pooling. Each field is (height, width).
+
+    Attributes:
+        kernel: The size of the window.
+        stride: The step of the window.
+        dilation: The distance between two elements of the window.
+        before: The padding above and on the left.
+        after: The padding below and on the right.
+    """
 
     kernel: Pair
     stride: Pair
@@ -71,7 +91,22 @@ class Window(NamedTuple):
 
 
 class Node:
-    """One ONNX node: its attributes and inputs, and the ways to answer or to refuse it."""
+    """One node of an ONNX file.
+
+    The methods read its inputs and attributes, add calls to the torch graph, and refuse what cannot be imported.
+
+    Args:
+        state: The state of the import.
+        node: The node in the file.
+
+    Attributes:
+        op: The name of the operator, such as "Conv".
+        opset: The opset of the file.
+        attributes: The values of the attributes by name.
+        inputs: The names of the inputs; "" for an optional input that is left out.
+        outputs: The names of the outputs.
+        name: The name of the node or, if it has none, of its first output.
+    """
 
     def __init__(self, state: State, node: onnx.NodeProto) -> None:
         self._state = state
@@ -82,43 +117,43 @@ class Node:
         self.name = node.name or self.outputs[0]
 
     def refuse(self, why: str) -> NoReturn:
-        """Raises UnsupportedNetworkError, which names the node."""
+        """Raise an UnsupportedNetworkError that names the node and says why it cannot be imported."""
         raise UnsupportedNetworkError(f"{self.op} node {self.name!r}: {why}")
 
     def expect(self, condition: bool, what: str) -> None:
-        """Refuses the node unless the condition holds."""
+        """Refuse the node unless the condition holds; `what` completes "expected ..."."""
         if not condition:
             self.refuse(f"expected {what}")
 
     def has(self, index: int) -> bool:
-        """Whether the optional input is given."""
+        """Return whether the node has this optional input."""
         return index < len(self.inputs) and self.inputs[index] != ""
 
     def is_constant(self, index: int) -> bool:
-        """Whether the input is a constant."""
+        """Return whether the input is a constant."""
         return self.inputs[index] in self._state.constants
 
     def get_activation(self, index: int = 0) -> fx.Node:
-        """Returns the input in the torch graph; refuses a constant."""
+        """Return the node of the torch graph that computes the input. Refuse a constant."""
         node = self._state.activations.get(self.inputs[index])
         if node is None:
             self.refuse(f"expected input {index} to depend on the network's input; {self.inputs[index]!r} does not")
         return node
 
     def get_shape(self, index: int = 0) -> Shape:
-        """Returns the shape of the input, None for a size that the file leaves open."""
+        """Return the shape of the input, with None for a size that the file leaves open."""
         return self._look_up_shape(self.inputs[index])
 
     def get_output_shape(self) -> Shape:
-        """Returns the shape of the first output, likewise."""
+        """Return the shape of the first output, with None for a size that the file leaves open."""
         return self._look_up_shape(self.outputs[0])
 
     def get_rank(self, index: int = 0) -> int:
-        """Returns the number of dimensions of the input."""
+        """Return the number of dimensions of the input."""
         return len(self.get_shape(index))
 
     def expect_size(self, axis: int, size: int) -> None:
-        """That input 0 has this size along the axis, where the file fixes it."""
+        """Refuse the node if the file gives its first input another size along the axis."""
         self.expect(self.get_shape()[axis] in (None, size), f"{size} along axis {axis}, got {self.get_shape()[axis]}")
 
     def _look_up_shape(self, name: str) -> Shape:
@@ -127,32 +162,38 @@ class Node:
         return self._state.shapes[name]
 
     def get_constant(self, index: int) -> Array:
-        """Returns the values of a constant input; refuses an activation."""
+        """Return the values of a constant input. Refuse an activation."""
         value = self._state.constants.get(self.inputs[index])
         if value is None:
             self.refuse(f"expected a constant as input {index}; {self.inputs[index]!r} is none")
         return value
 
     def get_tensor(self, index: int) -> Tensor:
-        """A copy of a constant, which must be float32."""
+        """Return a copy of a constant input, which must be float32."""
         value = self.get_constant(index)
         self.expect(value.dtype == np.float32, f"float32 as input {index}, not {value.dtype}")
         return torch.from_numpy(np.array(value, order="C"))
 
     def get_vector(self, index: int, length: int) -> Tensor:
-        """Returns a constant float32 input of shape ``[length]``."""
+        """Return a copy of a constant input, which must be float32 of shape ``[length]``."""
         value = self.get_tensor(index)
         self.expect(value.shape == (length,), f"{length} numbers as input {index}, not shape {list(value.shape)}")
         return value
 
     def get_number(self, index: int) -> float:
-        """Returns a constant float32 input of one number."""
+        """Return the number that is a constant input, which must be float32 with one element."""
         value = self.get_tensor(index)
         self.expect(value.numel() == 1, f"one number as input {index}, not shape {list(value.shape)}")
         return float(value)
 
     def get_integers(self, name: str, index: int | None = None, default: Sequence[int] | None = None) -> list[int]:
-        """Integers from an attribute or, in later opsets, from a constant input."""
+        """Return integers from an attribute or, as in later opsets, from a constant input.
+
+        Args:
+            name: The name of the attribute.
+            index: The index of the input; None if there is no such input in any opset.
+            default: The integers if neither is given; None if one of them must be.
+        """
         if name in self.attributes:
             return list(self.attributes[name])
         if index is not None and self.has(index):
@@ -162,13 +203,17 @@ class Node:
         return list(default)
 
     def resolve_axis(self, value: int, rank: int) -> int:
-        """An axis made non-negative; it must not be the batch."""
+        """Return an axis as a positive number: -1 of rank 4 is 3. Refuse axis 0, which is the batch."""
         axis = value + rank if value < 0 else value
         self.expect(0 < axis < rank, f"an axis other than the batch, got axis {value} of rank {rank}")
         return axis
 
     def get_window(self, kernel: Sequence[int] | None = None) -> Window:
-        """The window that the attributes describe, checked; the input must be [N, C, H, W]."""
+        """Return the sliding window that the attributes describe. Refuse an input that is not ``[N, C, H, W]``.
+
+        Args:
+            kernel: The size of the window if the weights tell it; the attribute must then agree.
+        """
         self.expect(self.get_rank() == 4, f"an input of rank 4, got rank {self.get_rank()}")
         given = self._get_pair("kernel_shape", kernel)
         self.expect(kernel is None or given == tuple(kernel), f"kernel_shape of the weights, got {list(given)}")
@@ -181,6 +226,7 @@ class Node:
         return values[0], values[1]
 
     def _compute_padding(self, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
+        """Return the padding before and after, from the attribute `pads` or `auto_pad`."""
         mode = self.attributes.get("auto_pad", b"NOTSET").decode()
         if mode == "NOTSET":
             pads = self.get_integers("pads", default=(0, 0, 0, 0))
@@ -200,14 +246,22 @@ class Node:
         return (before[0], before[1]), (after[0], after[1])
 
     def pad(self, before: Pair, after: Pair, value: float) -> fx.Node:
-        """Input 0 with its last two dimensions padded, by a module of its own."""
+        """Add a module to the torch graph that pads the height and width of the first input with a value."""
         sides = (before[1], after[1], before[0], after[0])
         return self.call_module(nn.ConstantPad2d(sides, value) if value else nn.ZeroPad2d(sides), suffix="_pad")
 
     def call_module(
         self, module: nn.Module, x: fx.Node | None = None, *, weight: int | None = None, suffix: str = ""
     ) -> fx.Node:
-        """Calls a module on x (default: input 0), named by its weight if that ends in .weight, else by the node."""
+        """Add a module, and a call of it, to the torch graph.
+
+        Args:
+            module: The module.
+            x: What to call it on; None means the first input.
+            weight: The index of the input that is the weight of the module. If that has the name "fc.weight" in the
+                file, the module gets the name "fc". Otherwise it gets the name of the node.
+            suffix: Text to append to the name.
+        """
         name = ""
         if weight is not None and self.inputs[weight].endswith(".weight"):
             name = ".".join(filter(None, map(make_identifier, self.inputs[weight].split(".")[:-1])))
@@ -217,32 +271,41 @@ class Node:
         )
 
     def call_function(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        """Adds a call of a function to the torch graph."""
+        """Add a call of a function to the torch graph."""
         return self._state.graph.call_function(function, args, kwargs)
 
     def call_method(self, name: str, *args: Any) -> fx.Node:
-        """Calls a method of input 0; torch.fx traces it there, and not as a function of torch.Tensor."""
+        """Add a call of a method of the first input to the torch graph, as torch.fx itself traces a method."""
         return self._state.graph.call_method(name, (self.get_activation(), *args))
 
     def add_buffer(self, index: int, value: Tensor) -> fx.Node:
-        """Keeps a tensor as a buffer, named by the input, and returns its place in the torch graph."""
+        """Add a tensor to the torch graph as a buffer, under the name of this input."""
         return self._state.graph.get_attr(self._state.keep(make_identifier(self.inputs[index]) or "constant", value))
 
 
-_BARE = fx.GraphModule(nn.Module(), fx.Graph())  # its attributes are the names that nothing in the file may take
+_BARE = fx.GraphModule(nn.Module(), fx.Graph())  # nothing from a file may replace an attribute that this has
 
 
 def make_identifier(name: str) -> str:
-    """The name as one valid Python identifier that a module can have as an attribute; "" if nothing is left of it."""
+    """Return a name that a module's attribute can have: "/layer1/conv" becomes "layer1_conv".
+
+    The result is "" if the name has no letters or digits.
+    """
     name = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")
     return name + "_" if keyword.iskeyword(name) or hasattr(_BARE, name) else name
 
 
 def evaluate(node: onnx.NodeProto, inputs: dict[str, Array], opset: int) -> Array:
-    """The first output of a node whose inputs are all known, by ONNX's own reference."""
+    """Compute the first output of a node with ONNX's reference implementation.
+
+    Args:
+        node: The node.
+        inputs: The values of all its inputs by name.
+        opset: The opset of the file.
+    """
     values = [onnx.ValueInfoProto(name=name) for name in (*inputs, node.output[0])]
     graph = onnx.helper.make_graph([node], "node", values[:-1], values[-1:])
-    # The evaluator minds the opset of a model only, not of a node.
+    # The evaluator respects an opset only if it comes with a model.
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     results: Any = ReferenceEvaluator(model).run(None, inputs)
     return np.asarray(results[0])

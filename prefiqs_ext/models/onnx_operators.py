@@ -1,6 +1,8 @@
-"""What each ONNX operator becomes in PyTorch. One that would move or mix the batch, or has no exact equal, is refused.
+"""Translate each ONNX operator to PyTorch.
 
-Meaning of every operator: https://onnx.ai/onnx/operators
+For example, `_import_conv` adds an nn.Conv2d to the torch graph. A node is refused if PyTorch has nothing that computes
+exactly the same, or if it would move the batch dimension or mix the images of a batch. The meaning of each operator is
+at https://onnx.ai/onnx/operators.
 """
 
 from __future__ import annotations
@@ -15,23 +17,28 @@ from torch import Tensor, fx, nn
 from prefiqs_ext.models.onnx_node import Node, Pair, Shape, Window
 
 SHAPED_BY_INFERENCE = frozenset({"Reshape", "Expand"})
-"""Their second input is a shape, which the inferred shape of the output replaces."""
+"""Operators whose second input is a shape. It is not used: the inferred shape of the output says the same."""
 
 
 class Operator(NamedTuple):
-    """How one operator is imported."""
+    """How one operator is imported.
+
+    Attributes:
+        attributes: The names of the supported attributes. A node with another attribute is refused.
+        build: Adds the translation of a node to the torch graph, and returns its result there.
+    """
 
     attributes: frozenset[str]
-    """Those that are understood; any other is refused."""
     build: Callable[[Node], fx.Node]
-    """Adds what the node becomes to the torch graph."""
 
 
 OPERATORS: dict[str, Operator] = {}
-"""Every supported operator by its ONNX name."""
+"""All supported operators by their ONNX names."""
 
 
 def _register(names: str, attributes: str = "") -> Callable[[Callable[[Node], fx.Node]], Callable[[Node], fx.Node]]:
+    """Return a decorator that puts a function into OPERATORS under these names, with these supported attributes."""
+
     def add(build: Callable[[Node], fx.Node]) -> Callable[[Node], fx.Node]:
         OPERATORS.update(dict.fromkeys(names.split(), Operator(frozenset(attributes.split()), build)))
         return build
@@ -59,7 +66,7 @@ def _import_conv(node: Node) -> fx.Node:
         window.dilation,
         groups,
         bias=node.has(2),
-        device="meta",  # neither filled nor drawn at random
+        device="meta",  # the weights come from the file, so none are made here
     )
     conv.weight = nn.Parameter(weight)
     if node.has(2):
@@ -144,7 +151,7 @@ def _import_clip(node: Node) -> fx.Node:
 def _import_softmax(node: Node) -> fx.Node:
     rank = node.get_rank()
     axis = node.resolve_axis(node.attributes.get("axis", 1 if node.opset < 13 else -1), rank)
-    # Before opset 13 everything from the axis on was one axis.
+    # Before opset 13, the softmax ran over this axis and all later ones together.
     node.expect(node.opset >= 13 or axis == rank - 1, f"the last axis in opset {node.opset}, got axis {axis}")
     return node.call_module(nn.Softmax(axis))
 
@@ -154,13 +161,14 @@ def _import_arithmetic(node: Node) -> fx.Node:
     function = {"Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Div": operator.truediv}[node.op]
     ranks = [node.get_rank(i) for i in (0, 1) if not node.is_constant(i)]
     node.expect(bool(ranks), "an input that is not constant")
-    # Right-aligned broadcasting between ranks would pair the batch with another dimension.
+    # ONNX aligns shapes at the right: with different ranks, the batch would meet another dimension.
     node.expect(len(set(ranks)) == 1, f"inputs of equal rank, got ranks {ranks}")
     first, second = (_get_operand(node, i, ranks[0]) if node.is_constant(i) else node.get_activation(i) for i in (0, 1))
     return node.call_function(function, first, second)
 
 
 def _get_operand(node: Node, index: int, rank: int) -> fx.Node | float:
+    """Return a constant input for a calculation with an activation of this rank: as a number, or as a buffer."""
     value = node.get_tensor(index)
     node.expect(value.dim() <= rank, f"a constant of rank {rank} or less, got shape {list(value.shape)}")
     if value.numel() == 1:
@@ -171,6 +179,7 @@ def _get_operand(node: Node, index: int, rank: int) -> fx.Node | float:
 
 
 def _add_linear(node: Node, weight: Tensor, bias: Tensor | None) -> fx.Node:
+    """Add a linear layer with a weight ``[out, in]`` and a bias ``[out]``."""
     node.expect_size(-1, weight.shape[1])
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight.contiguous())
@@ -205,8 +214,17 @@ def _import_matmul(node: Node) -> fx.Node:
 
 
 def _prepare_pool_input(node: Node, window: Window, fill: float, *, exact: bool) -> tuple[fx.Node, Pair]:
-    """What to pool and with which padding: PyTorch's own where it is able, else padded first, which must be exact."""
-    # PyTorch pads both sides alike, by half the kernel at most.
+    """Return what to pool, and the padding for PyTorch's pooling module.
+
+    PyTorch pads both sides alike, and by half the kernel at most. Otherwise the input is padded here, by a module of
+    its own.
+
+    Args:
+        node: The pooling.
+        window: Its window.
+        fill: The value to pad with.
+        exact: Whether padding here gives exactly the same result. If not, the node is refused.
+    """
     if window.before == window.after and all(2 * p <= k for p, k in zip(window.before, window.kernel, strict=True)):
         return node.get_activation(), window.before
     node.expect(exact, "pads equal on both sides and at most half the kernel")
@@ -269,7 +287,7 @@ def _import_flatten(node: Node) -> fx.Node:
 @_register("Reshape", "allowzero")
 def _import_reshape(node: Node) -> fx.Node:
     sizes = _get_checked_shape(node)
-    # A row-major reshape that keeps the number of rows keeps the rows.
+    # If a reshape keeps the number of rows, each row keeps its values.
     if len(sizes) == 2:
         return node.call_module(nn.Flatten(1))
     return node.call_function(torch.reshape, node.get_activation(), (-1, *_require_fixed(node, sizes[1:])))
@@ -283,6 +301,7 @@ def _import_expand(node: Node) -> fx.Node:
 
 
 def _get_checked_shape(node: Node) -> Shape:
+    """Return the shape of the output. Refuse the node if its first size is not that of the input, the batch."""
     batch, sizes = node.get_shape()[0], node.get_output_shape()
     node.expect(
         len(sizes) > 1 and sizes[0] == batch, f"a shape that keeps the batch ({batch}), got {_format_shape(sizes)}"
@@ -291,12 +310,14 @@ def _get_checked_shape(node: Node) -> Shape:
 
 
 def _require_fixed(node: Node, sizes: Shape) -> list[int]:
+    """Return the sizes. Refuse the node if one of them is open."""
     known = [size for size in sizes if size]
     node.expect(len(known) == len(sizes), f"a shape fixed by the file, got {_format_shape(sizes)} after the batch")
     return known
 
 
 def _format_shape(shape: Shape) -> str:
+    """Return the text of a shape, such as "[1, ?, 7]" if the second size is open."""
     return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
 
 
