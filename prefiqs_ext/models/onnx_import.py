@@ -47,7 +47,7 @@ class ImportedNetwork(fx.GraphModule):
     @property
     def declared_input(self) -> tuple[int | None, ...]:
         """The shape of the input, ``[N, C, H, W]`` for images, with None for a size that the file leaves open."""
-        declared: tuple[int | None, ...] = self.meta[_DECLARED]  # copy.deepcopy keeps `meta`, but no other attribute
+        declared: tuple[int | None, ...] = self.meta[_DECLARED]  # a copy of a graph module keeps `meta`
         return declared
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -134,7 +134,7 @@ def _read_model(path: Path) -> onnx.ModelProto:
         if not value.HasField("type"):
             raise FileFormatError(f"expected a float32 input [N, ...]; the file does not say what {value.name!r} is")
     for value in model.graph.output:
-        if not value.HasField("type"):  # some tools leave it out, but the checker wants one
+        if not value.HasField("type"):  # some tools leave it out; the inference tells whether it is float32
             value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
             value.type.tensor_type.shape.SetInParent()
             data = model.SerializeToString()

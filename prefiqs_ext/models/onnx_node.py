@@ -60,7 +60,7 @@ class State:
         return name
 
     def _is_taken(self, name: str) -> bool:
-        # "a" and "a.b" cannot both be modules of the file: who replaces the outer one would lose the inner one.
+        # "a" and "a.b" must not both be modules of the file: replacing the outer one would lose the inner one.
         return (
             name in self.owned or name in self._parents or any(parent in self.owned for parent in _list_parents(name))
         )
