@@ -173,7 +173,7 @@ def test_settings_keep_it(file: str, command: Command) -> None:
     for option in (["--output-name", "683"], ["--size", "32"]):
         result = command(*settings_of, *option)
         assert result.code == 2
-        assert f"--settings says {option[0][2:].replace('-', '_')} already: leave {option[0]} out" in result.err
+        assert f"--settings says {option[0][2:]} already: leave {option[0]} out" in result.err
 
 
 def test_evaluation_and_its_cache(file: str, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,4 +198,4 @@ def test_evaluation_and_its_cache(file: str, command: Command, monkeypatch: pyte
         "evaluation",
     )
     assert result.code == 0, result.err
-    assert json.loads(Path("evaluation/edc.json").read_text())["options"]["output_name"] == "1"
+    assert json.loads(Path("evaluation/edc.json").read_text())["options"]["output"] == "1"
