@@ -22,7 +22,7 @@ from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.ops import embedding_distance
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning
-from prefiqs_ext.settings import Settings, dtype_name
+from prefiqs_ext.settings import Settings, get_dtype_name
 from prefiqs_ext.utils.torch_defaults import torch_defaults, without_autocast
 
 # Images run together: what stays in a CPU's cache; what fills a GPU.
@@ -114,7 +114,7 @@ class Scorer(nn.Module):
         if isinstance(pruning, Pruning):
             name = None if isinstance(model, nn.Module) else str(model)
             self._settings = Settings(
-                name, weights_hash, self.preset, pruning, self.device.type, dtype_name(self.dtype), output
+                name, weights_hash, self.preset, pruning, self.device.type, get_dtype_name(self.dtype), output
             )
         if self.preset is not None:
             # Masks come first: pruning knows layers by the names they have in the caller's model.

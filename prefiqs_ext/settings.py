@@ -1,4 +1,4 @@
-"""What a Scorer's numbers depend on, in a file: model, preset, pruning, calibration. JSON, so that it can be read."""
+"""The settings that a Scorer's numbers depend on (model, preset, pruning, calibration), and their JSON file."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a Scorer's numbers depend on. Saved beside them, it makes the same scorer again.
+    """Everything that a Scorer's numbers depend on. Save it beside the numbers to make the same scorer again.
 
     >>> settings = prefiqs_ext.Scorer("sface").settings
     >>> settings.save("settings.json")
     >>> prefiqs_ext.Settings.load("settings.json") == settings
     True
 
-    ``Scorer.from_settings("settings.json")`` then makes the scorer, or refuses a model with other weights. The file is
-    JSON, to be read by people too.
+    ``Scorer.from_settings("settings.json")`` then makes the scorer. It refuses a model with other weights. The file is
+    JSON, so that people can read it too.
 
     Attributes:
-        model: a built-in name, or the file that was loaded; None for a module.
-        model_sha256: the hash of the network's weights, whatever file they came from.
-        preset: the input of the network; None where tensors go in as they are.
-        pruning: what the pruned copy loses.
+        model: The name of a built-in network, or the path of the file that was loaded. None if it was a module.
+        model_sha256: The SHA-256 of the network's weights, 64 hexadecimal digits, whatever file they came from.
+        preset: The input that the network was trained on. None if tensors go into the network as they are.
+        pruning: What the pruned copy of the network loses.
         device: "cpu" or "cuda".
         dtype: "float32", "float16" or "bfloat16".
-        output: which of the network's outputs is the embedding.
-        calibration: a scale of 0 to 100 for the qualities, fitted on this device in this dtype; or None.
+        output: The index or key of the output that is the embedding. None means the first that can be one.
+        calibration: The scale of 0 to 100 for the qualities, fitted on this device in this dtype; or None.
     """
 
     model: str | None
@@ -56,16 +56,20 @@ class Settings:
     calibration: Calibration | None = None
 
     def with_calibration(self, calibration: Calibration) -> Settings:
-        """Returns the same with a scale, which was fitted on qualities that a scorer with these settings gave."""
+        """Return the same settings with another scale.
+
+        Args:
+            calibration: A scale that was fitted on the qualities of a scorer with these settings.
+        """
         return replace(self, calibration=calibration)
 
     def with_device(self, device: torch.device, dtype: torch.dtype) -> Settings:
-        """Returns the same for another device and dtype.
+        """Return the same settings for another device and dtype.
 
         Raises:
-            InputError: there is a scale, which is for the numbers of one device and dtype.
+            InputError: The settings have a scale, which is valid for its own device and dtype only.
         """
-        where, name = device.type, dtype_name(dtype)
+        where, name = device.type, get_dtype_name(dtype)
         if self.calibration is not None and (where, name) != (self.device, self.dtype):
             raise InputError(
                 f"expected to compute in {self.dtype} on {self.device}, where the scale of these settings was fitted, "
@@ -74,31 +78,37 @@ class Settings:
         return replace(self, device=where, dtype=name)
 
     def to_json(self) -> str:
-        """Returns the text of the file."""
+        """Return the settings as JSON, as :meth:`save` writes them."""
         calibration = None if self.calibration is None else self.calibration.to_dict()
         return json.dumps({"version": _VERSION, **asdict(self), "calibration": calibration}, indent=1) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file, whole or not at all.
+        """Write the settings to a JSON file. If this fails, no file appears, and an older one stays as it is.
 
         Raises:
-            FileAccessError: it cannot be written.
+            FileAccessError: The file cannot be written.
         """
         with atomic_write(os.fspath(path)) as file:
             file.write(self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Settings:
-        """Reads a file that :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
-            MissingFileError: there is no such file.
-            FileFormatError: it holds something else.
+            MissingFileError: There is no such file.
+            FileAccessError: The file cannot be read.
+            FileFormatError: The file does not have the settings of a scorer.
         """
-        return read_strict_json(path, "a Scorer's settings", cls._from)
+        return read_strict_json(path, "a Scorer's settings", cls._from_json)
 
     @classmethod
-    def _from(cls, values: Any) -> Settings:
+    def _from_json(cls, values: Any) -> Settings:
+        """Build settings from the JSON value of a file.
+
+        Raises:
+            InputError: A value is missing, unknown or wrong.
+        """
         named = check_names(values, ("version", *(field.name for field in fields(cls))), "settings")
         version = named.pop("version")
         if type(version) is not int or version != _VERSION:
@@ -123,6 +133,6 @@ class Settings:
         )
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """Returns the name of a type: "float32" for torch.float32."""
+def get_dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype: "float32" for torch.float32."""
     return str(dtype).removeprefix("torch.")

@@ -41,7 +41,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _find_weights(name: str) -> Path:
     """Finds a verified file in the user's cache folder; skips the test without it."""
     try:
-        return weights.path(name)
+        return weights.find_file(name)
     except MissingWeightsError as error:
         pytest.skip(str(error))
 

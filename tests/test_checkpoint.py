@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prefiqs_ext import Pruning, Scorer, models, reference
-from prefiqs_ext.exceptions import FileAccessError
+from prefiqs_ext.exceptions import FileAccessError, FileFormatError, UnsupportedNetworkError
 from prefiqs_ext.models import checkpoint, load
 from prefiqs_ext.models.mobilefacenet import MobileFaceNet
 from prefiqs_ext.models.preset import Preset
@@ -188,7 +188,7 @@ def test_a_head_outside_named_as_a_layer_inside(prefix: str) -> None:
         centres = f"{head.rpartition('.')[0]}.weight".removeprefix(".")
         beside = {centres: torch.zeros(100, 30), head: torch.zeros(100, 30) if head == centres else torch.zeros(100)}
         with pytest.warns(UserWarning, match=rf"^left out, a classification head: {', '.join(beside)}$"):
-            model, _ = checkpoint._network({**wrapped(prefix, state), **beside}, preset_of(layout))
+            model, _ = checkpoint._build_network({**wrapped(prefix, state), **beside}, preset_of(layout))
         assert torch.equal(model.state_dict()["fc.weight"], state["fc.weight"])
 
 
@@ -275,6 +275,8 @@ def test_refusals(what: str, tmp_path: Path) -> None:
     torch.save(change(LAYOUTS["iresnet, 64 pixels"].state()), path)
     with pytest.raises(ValueError, match=message) as error:
         load(path, "arcface")
+    unsupported = what in ("integers", "quantised", "another size")
+    assert type(error.value) is (UnsupportedNetworkError if unsupported else FileFormatError)
     assert str(error.value).startswith(f"cannot load {path}: ")
     assert "\n" not in str(error.value)
 
@@ -288,7 +290,7 @@ def test_deep_ir_is_refused_by_name(tmp_path: Path) -> None:
         if ".res_layer.5." in name
     }
     torch.save(state, tmp_path / "ir152.ckpt")
-    with pytest.raises(ValueError, match="IR of basic blocks, got bottleneck blocks"):
+    with pytest.raises(UnsupportedNetworkError, match="IR of basic blocks, got bottleneck blocks"):
         load(tmp_path / "ir152.ckpt", "adaface")
 
 
@@ -348,13 +350,26 @@ def test_facexzoo_on_faces(facexzoo_file: Path, faces: tuple[Tensor, list[str]])
     assert float((out.distance[:8] - expected.distance).abs().max()) < TOLERANCE
 
 
-def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "model.pth"
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors", "model.onnx", "model.dat"])
+def test_a_file_that_may_not_be_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / name
     path.write_bytes(bytes(100))
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(FileAccessError, match=r"^cannot read .*model.pth: Permission denied$"):
+    with pytest.raises(FileAccessError, match=rf"^cannot read .*{name} \(Permission denied\); check the path"):
         load(path, "arcface")
+
+
+def test_a_path_that_cannot_be_looked_up(tmp_path: Path) -> None:
+    with pytest.raises(FileAccessError, match=r"^cannot read .*xxx \(File name too long\); check the path"):
+        load(tmp_path / ("x" * 300), "arcface")
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.onnx", "model.dat"])
+def test_a_folder_instead_of_a_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(FileFormatError, match="expected a regular file"):
+        load(tmp_path / name, "arcface")

@@ -25,7 +25,7 @@ def faces(sface_file: Path) -> list[DemoFace]:
     from prefiqs_ext import demo
 
     try:
-        weights.path("yunet")
+        weights.find_file("yunet")
     except MissingWeightsError as error:
         pytest.skip(str(error))
     return demo.rank_faces(demo.find_astronaut())

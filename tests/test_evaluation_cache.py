@@ -16,7 +16,7 @@ ARRAY = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cache, "get_cache_folder", lambda: tmp_path)
     return tmp_path / "evaluation"
 
 

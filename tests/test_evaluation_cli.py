@@ -35,7 +35,7 @@ def data(tmp_path, monkeypatch, sface, folder):
         person = tmp_path / "data" / f"p{index // 6}"
         person.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture.permute(1, 2, 0).numpy().astype(np.uint8)).save(person / f"{index}.png")
-    monkeypatch.setattr(cache, "cache_folder", lambda: folder)
+    monkeypatch.setattr(cache, "get_cache_folder", lambda: folder)
     return tmp_path / "data"
 
 
@@ -118,7 +118,7 @@ def test_no_cache_passes_once_and_keeps_nothing(data, monkeypatch):
     score = Scorer.__call__
     monkeypatch.setattr(Scorer, "__call__", lambda self, images: calls.append(len(images)) or score(self, images))
     kept = data.parent / "kept"
-    monkeypatch.setattr(cache, "cache_folder", lambda: kept)
+    monkeypatch.setattr(cache, "get_cache_folder", lambda: kept)
     result = run(data, "--methods", "prefiqs,norm", "--no-cache", "--resamples", "0")
     assert result.exit_code == 0, result.output
     assert calls == [24]

@@ -34,7 +34,7 @@ def run(root, tmp_path_factory, sface_file):
     output = tmp_path_factory.mktemp("out")
     options = ["--methods", "prefiqs,brightness", "--resamples", "0", "--max-discard", "0.3"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "cache_folder", lambda: output / "cache")
+        patch.setattr(cache, "get_cache_folder", lambda: output / "cache")
         patch.setattr(runner, "PAPER_FMRS", (0.1, 0.05))  # lists of 20 non-mated pairs show none below
         patch.setattr(
             "prefiqs_ext.evaluation.plot.plot_edc", lambda *_: None
@@ -96,7 +96,7 @@ def test_templates(run):
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch, sface_file):
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(cache, "get_cache_folder", lambda: tmp_path / "cache")
 
 
 def test_a_set_that_fails_midway(tmp_path, own_cache):

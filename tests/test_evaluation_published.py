@@ -19,7 +19,7 @@ SCORES = np.random.default_rng(3).permutation(COUNT) / 7
 
 @pytest.fixture(autouse=True)
 def quick(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(cache, "get_cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr("prefiqs_ext.evaluation.plot.plot_edc", lambda *_: None)
     for name in ("FMRS", "PAPER_FMRS"):
         monkeypatch.setattr(runner, name, (0.1, 0.05))  # lists of 20 non-mated pairs show none below

@@ -38,7 +38,7 @@ IMAGES = noisy_people()
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     """IMAGES, in one folder per person."""
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(cache, "get_cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr("prefiqs_ext.evaluation.plot.plot_edc", lambda *_: None)  # pictures take most of the time
     monkeypatch.chdir(tmp_path)
     for index, picture in enumerate(IMAGES):

@@ -194,7 +194,7 @@ def data(tmp_path, monkeypatch):
         folder = tmp_path / "data" / f"p{index // 5:02}"
         folder.mkdir(parents=True, exist_ok=True)
         _save(picture, folder / f"{index}.png")
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(cache, "get_cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(face_network, "resolve_network", lambda *_: (calibrated("mobile"), PRESET))
     monkeypatch.setattr(tuning_runner, "SPARSITIES", (0.3, 0.4))
     return tmp_path / "data"

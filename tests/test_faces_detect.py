@@ -30,7 +30,7 @@ Levels = NDArray[np.uint8]
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     try:
-        weights.path("yunet")
+        weights.find_file("yunet")
     except MissingWeightsError as error:
         pytest.skip(str(error))
     return Detector()
@@ -67,7 +67,7 @@ def same(first: list[Detection], second: list[Detection]) -> bool:
 
 def test_opencv_finds_the_same_face(detector: Detector, astronaut: Levels) -> None:
     [found] = detector.detect(astronaut)
-    theirs = cv2.FaceDetectorYN.create(str(weights.path("yunet")), "", (512, 512), 0.6)
+    theirs = cv2.FaceDetectorYN.create(str(weights.find_file("yunet")), "", (512, 512), 0.6)
     [row] = theirs.detect(np.ascontiguousarray(astronaut[..., ::-1]))[1]
     assert np.abs(box(found) - row[:4]).max() < 10
     assert np.abs(found.landmarks - row[4:14].reshape(5, 2)).max() < 6  # theirs from 90 pixels, ours from 200
@@ -82,7 +82,7 @@ def test_opencv_finds_the_same_face(detector: Detector, astronaut: Levels) -> No
 
 def test_the_rows_are_opencvs(detector: Detector, astronaut: Levels) -> None:
     """One look at a photo as it is: nothing of YuNet's output is changed or lost."""
-    theirs = cv2.FaceDetectorYN.create(str(weights.path("yunet")), "", (512, 512), 0.6)
+    theirs = cv2.FaceDetectorYN.create(str(weights.find_file("yunet")), "", (512, 512), 0.6)
     np.testing.assert_array_equal(
         detector._run_network(astronaut, astronaut), theirs.detect(np.ascontiguousarray(astronaut[..., ::-1]))[1]
     )

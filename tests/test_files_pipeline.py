@@ -201,7 +201,7 @@ def test_paths_are_text_or_path_objects(images: list[str], scorer: Scorer) -> No
 def test_photos(scorer: Scorer, tmp_path: Path) -> None:
     """Several faces in a photo, none in another; boxes and crops are those of find_faces."""
     try:
-        weights.path("yunet")
+        weights.find_file("yunet")
     except MissingWeightsError as error:
         pytest.skip(str(error))
     astronaut = pytest.importorskip("skimage.data").astronaut()[:256, 100:356]

@@ -195,6 +195,6 @@ def test_verifiers_have_a_preset_too(file: str, command: Command) -> None:
     for model in (file, "backbone.pth"):
         result = command(*given, "--verifier", model)
         assert result.code == 2
-        assert f"cannot tell the input its network wants: PRESET:{model}" in result.err
+        assert f"a file cannot tell the input it wants; give PRESET:{model}" in result.err
     result = command(*given, "--verifier", f"arcface:{file}")
     assert "expected a preset of the network's size (48, 32)" in result.err

@@ -125,7 +125,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_mistakes_at_the_command_line(
     mistake: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for loads in ("prefiqs_ext.scorer.resolve_network", "prefiqs_ext.models.weights._complete"):
+    for loads in ("prefiqs_ext.scorer.resolve_network", "prefiqs_ext.models.weights.obtain_file"):
         monkeypatch.setattr(loads, lambda *_: pytest.fail("a network is loaded or fetched"))
     monkeypatch.setattr("prefiqs_ext.device.why_no_cuda", lambda *_: "there is none")
     typed, line = COMMANDS[mistake]

@@ -36,7 +36,7 @@ def two_faces(sface_file: Path, yunet_file: None) -> RGB:
 def yunet_file() -> None:
     from prefiqs_ext.models import weights
 
-    if weights.fault("yunet"):
+    if weights.find_problem("yunet"):
         pytest.skip("the detector's weights are not in the cache folder")
 
 

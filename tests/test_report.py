@@ -283,7 +283,7 @@ def test_command_with_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.
 def test_command_finds_faces_in_photos(sface_file: Path, tmp_path: Path) -> None:
     data = pytest.importorskip("skimage.data")
     try:
-        weights.path("yunet")
+        weights.find_file("yunet")
     except MissingWeightsError as error:
         pytest.skip(str(error))
     folder = tmp_path / "photos"

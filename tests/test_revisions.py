@@ -106,8 +106,8 @@ def check(kept: dict[str, list[Any]], now: dict[str, list[Any]]) -> None:
     for name, (revision, value) in now.items():
         changed = value != kept[name][1]
         assert not changed or revision != kept[name][0], (
-            f"the code of {name} changed: raise its revision in prefiqs_ext/evaluation/cache_revisions.py if any number "
-            "may come out differently; then, or if none can, run `python tests/test_revisions.py`"
+            f"the code of {name} changed: raise its revision in prefiqs_ext/evaluation/cache_revisions.py if any "
+            "number may come out differently; then, or if none can, run `python tests/test_revisions.py`"
         )
         assert [revision, value] == kept[name], f"{name} has a new revision: run `python tests/test_revisions.py`"
 
@@ -123,7 +123,7 @@ def test_every_method_that_computes_has_a_revision() -> None:
 
 
 def test_another_revision_computes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cache, "get_cache_folder", lambda: tmp_path)
     images = ImageSet([EncodedCrop(png(), "image 0")])
     scoring = Scoring(torch.nn.Linear(2, 2), Preset.resolve("sface"), Pruning())
     calls = []
@@ -148,7 +148,7 @@ def test_another_revision_computes_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_another_network_of_the_same_weights_computes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cache, "get_cache_folder", lambda: tmp_path)
     constants = {"w": floats(8, 3, 4, 4), "g": floats(8, 16, seed=1)}
     found = []
     for kind in ("Relu", "Tanh"):

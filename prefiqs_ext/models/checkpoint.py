@@ -1,4 +1,8 @@
-"""A recognition network from its file: family, depth and sizes are read off the names and shapes of its weights.
+"""Load a recognition network from a PyTorch checkpoint or a .safetensors file.
+
+The names and shapes of the weights tell the family of the network, its depth and its sizes. For example, a file with a
+tensor `layer1.0.conv1.weight` holds an IResNet, and the number of different N in `layer3.N.` is the depth of its third
+stage. :func:`prefiqs_ext.models.load` chooses the reader by the name of the file; these are all the families it reads:
 
 | family | names | files of |
 |---|---|---|
@@ -21,15 +25,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prefiqs_ext.exceptions import FileFormatError
+from prefiqs_ext.exceptions import FileFormatError, UnsupportedNetworkError
 from prefiqs_ext.models.ir import IR
 from prefiqs_ext.models.iresnet import IResNet
 from prefiqs_ext.models.mobilefacenet import Bottlenecks, MobileFaceNet
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.models.state_dict import QUANTISED, read_state_dict
+from prefiqs_ext.utils.os_errors import explain_read_errors
+from prefiqs_ext.utils.text import format_path
 
-_EPS = {"magface": 2e-5}  # of batch norms, by preset; 1e-5 elsewhere
-_SHOWN = 4
+_EPS = {"magface": 2e-5}  # the eps of the batch norms, by preset; it is 1e-5 for all other presets
+_SHOWN = 4  # names that a message lists before it says "and N more"
 _READ = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -38,14 +44,14 @@ Network = IResNet | IR | MobileFaceNet
 
 @dataclass(frozen=True)
 class Family:
-    """Checkpoints of one layout.
+    """One layout of checkpoints.
 
     Attributes:
-        name: what messages call it.
-        marker: the name of a tensor that all of them have and no other layout has.
-        build: makes the network from the shapes of the tensors and the preset's name.
-        guess: the name of the likely preset, from the prefix of the names in the file and the shapes.
-        extra: a pattern of names of other parts of a checkpoint, which recognition does not need.
+        name: The name that messages use.
+        marker: The name of a tensor that every file of this layout has, and no file of another layout.
+        build: Builds the network from the shapes of the tensors and the name of the preset.
+        guess: Returns the name of the likely preset, from the prefix of the names in the file and the shapes.
+        extra: A regular expression. Tensors whose names match it are ignored: recognition does not need them.
     """
 
     name: str
@@ -56,22 +62,30 @@ class Family:
 
 
 def load_checkpoint(path: Path, preset: Preset | None = None) -> tuple[nn.Module, Preset]:
-    """Loads the recognition network of a PyTorch checkpoint or a .safetensors file.
+    """Load the recognition network of a PyTorch checkpoint or a .safetensors file.
 
     Args:
-        path: the file.
-        preset: what input the network wants; None: a guess from the layout, said in a warning. The size is no guess.
+        path: The file.
+        preset: The input that the network was trained on. If it is None, the layout of the file suggests one, and a
+            warning says which. (The size of the images is known from the weights in either case.)
 
     Returns:
-        The network, in eval mode on the CPU in float32, and the preset that its layout suggests.
+        The network, in eval mode on the CPU in float32, and the preset that the layout suggests.
 
     Raises:
-        FileFormatError: a file that is damaged, hostile, of an unknown layout, or has weights too many, missing, of
-            other shapes, or not finite.
+        MissingFileError: There is no such file.
+        FileAccessError: The file cannot be read.
+        FileFormatError: The file is damaged, would do harm or has an unknown layout; or weights are missing, are too
+            many, have the wrong shape or are not finite.
+        UnsupportedNetworkError: The layout is known, but this network of it cannot be built: an IR network of
+            bottleneck blocks, or a quantised network.
     """
     try:
-        network, guess = _network(read_state_dict(path), preset)
-    except ValueError as error:
+        with explain_read_errors(format_path(str(path))):
+            network, guess = _build_network(read_state_dict(path), preset)
+    except UnsupportedNetworkError as error:
+        raise UnsupportedNetworkError(f"cannot load {path}: {error}") from error
+    except ValueError as error:  # FileFormatError, and what torch raises for a layer of size 0
         raise FileFormatError(f"cannot load {path}: {error}") from error
     if preset is None:
         warnings.warn(
@@ -82,29 +96,31 @@ def load_checkpoint(path: Path, preset: Preset | None = None) -> tuple[nn.Module
     return network, guess
 
 
-def _network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module, Preset]:
-    family, prefix = _family(state)
+def _build_network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.Module, Preset]:
+    family, prefix = _find_family(state)
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     shapes = {name: tuple(tensor.shape) for name, tensor in inside.items()}
     guess = Preset.resolve(family.guess(prefix, shapes))
     with torch.device("meta"):
         network = family.build(shapes, (preset or guess).name)
     guess = guess.with_size(network.input_size)
-    # By full names: a head outside the prefix may be called as a layer of the network is inside.
+    # Names are compared with their prefix: a head outside may have the name that a layer has inside the network.
     own = {prefix + name for name in network.state_dict()}
     own |= {prefix + name for name in inside if re.fullmatch(family.extra, name)}
-    heads = _heads({name: tensor for name, tensor in state.items() if name not in own}, network)
+    heads = _find_heads({name: tensor for name, tensor in state.items() if name not in own}, network)
     unknown = [name for name in state if name not in own and name not in heads]
     if unknown:
-        raise FileFormatError(f"expected the weights of {family.name} alone, the file also has {_names(unknown)}")
+        raise FileFormatError(
+            f"expected the weights of {family.name} alone, the file also has {_format_names(unknown)}"
+        )
     _fill(network, inside, family)
     if heads:
-        warnings.warn(f"left out, a classification head: {_names(heads)}", stacklevel=6)
+        warnings.warn(f"left out, a classification head: {_format_names(heads)}", stacklevel=6)
     return network.eval(), guess
 
 
-def _family(state: Mapping[str, Tensor]) -> tuple[Family, str]:
-    """The family, and what its names begin with in this file: "module.", "backbone." and the like."""
+def _find_family(state: Mapping[str, Tensor]) -> tuple[Family, str]:
+    """Return the family and the prefix of its names in this file, such as "module." or "backbone."."""
     found = []
     for family in FAMILIES:
         for name in state:
@@ -113,18 +129,18 @@ def _family(state: Mapping[str, Tensor]) -> tuple[Family, str]:
                 found.append((family, prefix))
     if not found:
         known = ", ".join(f"{family.name} ({family.marker})" for family in FAMILIES)
-        raise FileFormatError(f"expected the weights of {known}; the file has {_names(list(state))}")
+        raise FileFormatError(f"expected the weights of {known}; the file has {_format_names(list(state))}")
     if len(found) > 1:
         prefixes = ", ".join(repr(prefix) for _, prefix in found)
         raise FileFormatError(f"expected one network, the file has several: below {prefixes}")
     return found[0]
 
 
-def _heads(others: Mapping[str, Tensor], network: nn.Module) -> list[str]:
-    """Returns those of these names that belong to a classification head beside the network.
+def _find_heads(others: Mapping[str, Tensor], network: nn.Module) -> list[str]:
+    """Return the names that belong to a classification head, which training keeps beside the network.
 
-    They are class centres ``[classes, d]`` or ``[d, classes]``, and numbers beside them: a bias, running statistics of
-    the margin.
+    A head has class centres ``[classes, d]`` or ``[d, classes]``. It may also have vectors and single numbers under the
+    same parent name: a bias, or running statistics of the margin.
     """
     size = next(module for module in reversed(list(network.modules())) if isinstance(module, nn.Linear)).out_features
     centres = [name for name, tensor in others.items() if tensor.dim() == 2 and size in tensor.shape]
@@ -134,11 +150,11 @@ def _heads(others: Mapping[str, Tensor], network: nn.Module) -> list[str]:
 
 
 def _fill(network: nn.Module, state: Mapping[str, Tensor], family: Family) -> None:
-    """Gives the network its weights, checked; others in `state` are left."""
+    """Check the weights in `state` and put them into the network. Tensors that it does not have are ignored."""
     expected = network.state_dict()
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
-        raise FileFormatError(f"expected {family.name}, whose {_names(missing)} the file lacks")
+        raise FileFormatError(f"expected {family.name}, whose {_format_names(missing)} the file lacks")
     filled = {}
     for name, like in expected.items():
         tensor = state[name] if name in state else torch.zeros(like.shape)
@@ -150,25 +166,28 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], family: Family) -> No
 
 
 def _check_values(name: str, tensor: Tensor, like: Tensor) -> None:
+    """Refuse weights that no network can have. `like` is the network's own tensor of this name."""
     if like.is_floating_point() and tensor.dtype not in _READ:
         quantised = f", {QUANTISED}" if tensor.element_size() == 1 else ""
-        raise FileFormatError(f"expected floating numbers in {name}, got {tensor.dtype}{quantised}")
+        kind = UnsupportedNetworkError if quantised else FileFormatError
+        raise kind(f"expected floating numbers in {name}, got {tensor.dtype}{quantised}")
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         raise FileFormatError(f"{name} has NaN or infinite values")
     if name.endswith("running_var") and bool((tensor < 0).any()):
         raise FileFormatError(f"{name} has negative values, which no variance has")
 
 
-def _names(names: list[str]) -> str:
+def _format_names(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
-    """The number of indices that a pattern's one group takes."""
+def _count_indices(shapes: Shapes, pattern: str) -> int:
+    """Return how many different values the one group of the pattern takes over all names."""
     return len({match[1] for name in shapes if (match := re.match(pattern, name))})
 
 
-def _shape(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:
+def _get_shape(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:
+    """Return the shape of a tensor, which must be in the file and have this number of dimensions."""
     if name not in shapes:
         raise FileFormatError(f"expected {name}, the file lacks it")
     if len(shapes[name]) != dims:
@@ -176,63 +195,69 @@ def _shape(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:
     return shapes[name]
 
 
-def _last_size(shapes: Shapes, linear: str, norm: str) -> int:
-    """Height and width of the map that the last linear layer reads: 7 for images of 112."""
-    (channels,) = _shape(shapes, norm, 1)
-    return max(1, isqrt(_shape(shapes, linear, 2)[1] // max(1, channels)))
+def _compute_last_size(shapes: Shapes, linear: str, norm: str) -> int:
+    """Return the side of the map that the last linear layer reads: 7 for images of 112 x 112 pixels.
+
+    Args:
+        shapes: The shapes of all tensors.
+        linear: The name of that layer's weight, ``[features, channels * side * side]``.
+        norm: The name of a vector with one number for each channel of the map.
+    """
+    (channels,) = _get_shape(shapes, norm, 1)
+    return max(1, isqrt(_get_shape(shapes, linear, 2)[1] // max(1, channels)))
 
 
-def _iresnet(shapes: Shapes, preset: str) -> IResNet:
-    blocks = [_count(shapes, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
+def _build_iresnet(shapes: Shapes, preset: str) -> IResNet:
+    blocks = [_count_indices(shapes, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
     if not all(blocks):
         raise FileFormatError(f"expected an IResNet of four stages, got {blocks} blocks")
-    features = _shape(shapes, "fc.weight", 2)[0]
-    last_size = _last_size(shapes, "fc.weight", "bn2.weight")
+    features = _get_shape(shapes, "fc.weight", 2)[0]
+    last_size = _compute_last_size(shapes, "fc.weight", "bn2.weight")
     return IResNet(blocks, features, last_size=last_size, eps=_EPS.get(preset, 1e-5))
 
 
-def _ir(shapes: Shapes, preset: str) -> IR:
-    count = _count(shapes, r"body\.(\d+)\.")
+def _build_ir(shapes: Shapes, preset: str) -> IR:
+    count = _count_indices(shapes, r"body\.(\d+)\.")
     norm_between = "body.0.res_layer.5.running_mean" in shapes
     last = 4 + norm_between
     if any(re.match(r"body\.\d+\.res_layer\.([6-9]|\d\d)\.(weight|running_mean)", name) for name in shapes):
-        raise FileFormatError("expected IR of basic blocks, got bottleneck blocks, as depths above 100 have")
-    channels = [_shape(shapes, f"body.{index}.res_layer.1.weight", 4)[0] for index in range(count)]
+        raise UnsupportedNetworkError("expected IR of basic blocks, got bottleneck blocks, as depths above 100 have")
+    channels = [_get_shape(shapes, f"body.{index}.res_layer.1.weight", 4)[0] for index in range(count)]
     excite = None
     for name in (str(last + 1), "se_block"):
         fc1 = f"body.0.res_layer.{name}.fc1.weight"
         if fc1 in shapes:
-            excite = name, max(1, channels[0] // max(1, _shape(shapes, fc1, 4)[0]))
+            excite = name, max(1, channels[0] // max(1, _get_shape(shapes, fc1, 4)[0]))
     return IR(
         channels,
-        _shape(shapes, "output_layer.3.weight", 2)[0],
-        last_size=_last_size(shapes, "output_layer.3.weight", "output_layer.0.weight"),
+        _get_shape(shapes, "output_layer.3.weight", 2)[0],
+        last_size=_compute_last_size(shapes, "output_layer.3.weight", "output_layer.0.weight"),
         norm_between=norm_between,
         excite=excite,
         affine="output_layer.4.weight" in shapes,
     )
 
 
-def _mobilefacenet(shapes: Shapes, preset: str) -> MobileFaceNet:
-    def expanded(block: str) -> int:
-        return _shape(shapes, f"{block}.conv.conv.weight", 4)[0]
+def _build_mobilefacenet(shapes: Shapes, preset: str) -> MobileFaceNet:
+    def get_expanded(block: str) -> int:
+        return _get_shape(shapes, f"{block}.conv.conv.weight", 4)[0]
 
     stages = []
     for first, others in (("conv_23", "conv_3"), ("conv_34", "conv_4"), ("conv_45", "conv_5")):
-        count = _count(shapes, rf"{others}\.model\.(\d+)\.")
+        count = _count_indices(shapes, rf"{others}\.model\.(\d+)\.")
         stages.append(
             Bottlenecks(
-                _shape(shapes, f"{first}.project.conv.weight", 4)[0],
-                expanded(first),
-                [expanded(f"{others}.model.{index}") for index in range(count)],
+                _get_shape(shapes, f"{first}.project.conv.weight", 4)[0],
+                get_expanded(first),
+                [get_expanded(f"{others}.model.{index}") for index in range(count)],
             )
         )
     return MobileFaceNet(
-        _shape(shapes, "conv1.conv.weight", 4)[0],
+        _get_shape(shapes, "conv1.conv.weight", 4)[0],
         stages,
-        _shape(shapes, "conv_6_sep.conv.weight", 4)[0],
-        _shape(shapes, "linear.weight", 2)[0],
-        _shape(shapes, "conv_6_dw.conv.weight", 4)[2],
+        _get_shape(shapes, "conv_6_sep.conv.weight", 4)[0],
+        _get_shape(shapes, "linear.weight", 2)[0],
+        _get_shape(shapes, "conv_6_dw.conv.weight", 4)[2],
     )
 
 
@@ -240,16 +265,16 @@ FAMILIES = (
     Family(
         "IResNet",
         "layer1.0.conv1.weight",
-        _iresnet,
+        _build_iresnet,
         lambda prefix, shapes: "magface" if "features." in prefix else "arcface",
-        extra=r"qs\.(weight|bias)",  # CR-FIQA's regression of quality
+        extra=r"qs\.(weight|bias)",  # the layer of CR-FIQA that regresses the quality
     ),
     Family(
         "IR",
         "body.0.res_layer.1.weight",
-        _ir,
+        _build_ir,
         lambda prefix, shapes: "adaface" if "body.0.res_layer.5.running_mean" in shapes else "curricularface",
     ),
-    Family("MobileFaceNet", "conv_23.conv.conv.weight", _mobilefacenet, lambda prefix, shapes: "facexzoo"),
+    Family("MobileFaceNet", "conv_23.conv.conv.weight", _build_mobilefacenet, lambda prefix, shapes: "facexzoo"),
 )
-"""Every layout of PyTorch checkpoints that load_checkpoint knows."""
+"""All layouts that :func:`load_checkpoint` knows."""

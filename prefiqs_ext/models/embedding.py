@@ -1,6 +1,7 @@
-"""Which of a network's outputs is the embedding: one rule for all that run networks.
+"""Find the embedding among the outputs of a network. Everything that runs a network uses this one rule.
 
-An embedding has two columns or more: a score of quality, or a norm, beside it has one.
+For example, CR-FIQA's networks give a feature ``[N, 512]`` and a quality ``[N, 1]``. The feature is the embedding: it
+is the first floating-point output of two dimensions with two columns or more.
 """
 
 from __future__ import annotations
@@ -14,17 +15,22 @@ from prefiqs_ext.exceptions import InputError, UnsupportedNetworkError
 
 
 class NoOutputError(InputError):
-    """The network has no such output as was asked for."""
+    """An output was asked for that the network does not have."""
 
 
 def select_embedding(outputs: object, output: int | str | None = None) -> Tensor:
-    """Returns the embeddings ``[N, d]`` among what a network gave.
+    """Return the embeddings among the outputs of a network.
 
-    They are the first floating tensor of two dimensions and two columns or more, among all outputs or in the one named.
+    Args:
+        outputs: What the network gave: a tensor, or tuples, lists and dictionaries of tensors.
+        output: The index or key of the output to look into. None means all of them.
+
+    Returns:
+        The first floating-point tensor ``[N, d]`` with d of 2 or more.
 
     Raises:
-        NoOutputError: there is no output of that name.
-        UnsupportedNetworkError: there are no embeddings.
+        NoOutputError: There is no output with this index or key.
+        UnsupportedNetworkError: None of the tensors is an embedding.
     """
     tensors = [leaf for leaf in iterate_leaves(select_output(outputs, output)) if isinstance(leaf, Tensor)]
     for tensor in tensors:
@@ -34,14 +40,14 @@ def select_embedding(outputs: object, output: int | str | None = None) -> Tensor
 
 
 def select_output(outputs: object, output: int | str | None) -> object:
-    """Returns the output of this index or key; all of them for None. A number as text is an index where it is no key.
+    """Return the output of a network with this index or key.
 
     Args:
-        outputs: what a network gives: tensors, or what stands for them in a graph.
-        output: the index or key.
+        outputs: What the network gives: tensors, or the nodes that stand for them in a graph.
+        output: The index or key. The text "1" means the index 1 unless it is a key. None means all outputs.
 
     Raises:
-        NoOutputError: there is no such output.
+        NoOutputError: There is no output with this index or key.
     """
     if output is None:
         return outputs
@@ -63,19 +69,19 @@ def select_output(outputs: object, output: int | str | None) -> object:
 
 
 def is_embedding(shape: tuple[int, ...], dtype: torch.dtype | None) -> bool:
-    """Whether a tensor of this shape and type can be a batch of embeddings ``[N, d]``."""
+    """Return whether a tensor of this shape and dtype can be a batch of embeddings ``[N, d]``."""
     return len(shape) == 2 and shape[1] > 1 and dtype is not None and dtype.is_floating_point
 
 
 def describe_no_embedding(shapes: Iterator[str], output: int | str | None) -> str:
-    """Returns what to say of outputs none of which is an embedding."""
+    """Return the error message for outputs of these shapes, none of which is an embedding."""
     what = "an embedding, a floating tensor [N, d] of 2 columns or more"
     expected = f"{what}, among the network's outputs" if output is None else f"{what}, as the output {output!r}"
     return f"expected {expected}; got {', '.join(shapes) or 'no tensor'}"
 
 
 def iterate_leaves(outputs: object) -> Iterator[object]:
-    """Yields the elements of nested tuples, lists and dictionaries, in order."""
+    """Yield the elements of nested tuples, lists and dictionaries, in order."""
     if isinstance(outputs, dict):
         outputs = list(outputs.values())
     if isinstance(outputs, (tuple, list)):

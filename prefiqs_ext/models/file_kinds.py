@@ -1,4 +1,7 @@
-"""What a file is, where it is not what it was taken for: told by its first bytes, with what to do about it."""
+"""Recognise files that are not what the user takes them for, and say what to do.
+
+For example, a failed download often leaves an HTML page under the name of the network. The first bytes of a file tell.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from pathlib import Path
 
 from prefiqs_ext.exceptions import FileFormatError
 
-_HEAD = 512
+_HEAD = 512  # bytes to look at
 _ARCHIVE = "an archive", "unpack it and name the file inside"
 _ELSEWHERE = "export the network to ONNX where it runs"
 
-# Of a file's first bytes, at their beginning; what it is; what to do.
+# For each kind: a pattern that the file begins with, what the file is, and what the user can do.
 _KINDS = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), what, remedy)
     for pattern, what, remedy in (
@@ -31,7 +34,7 @@ _KINDS = tuple(
         (rb"\x93NUMPY", "an array of NumPy, not a network", "name the network's file"),
     )
 )
-# Those that are read where their names say so.
+# Files that can be loaded, but only under a name with the right suffix.
 _PYTORCH, _SAFETENSORS, _ONNX = (
     rb"PK\x03\x04|\x80.\x8a\x0al\xfc\x9cF\xf9",
     rb".{6}\0\0\{",
@@ -41,35 +44,45 @@ _READ = (("PyTorch", _PYTORCH, ".pth"), ("safetensors", _SAFETENSORS, ".safetens
 
 
 def refuse_other_kinds(path: Path, expected: str) -> None:
-    """Refuses a file that is known to be something else than a "PyTorch", "safetensors", "ONNX" or "dlib" file.
+    """Refuse a file if its first bytes show that it is of another kind than expected.
+
+    Args:
+        path: The file.
+        expected: "PyTorch", "safetensors", "ONNX" or "dlib".
 
     Raises:
-        FileFormatError: what it is and what to do, without the path.
+        FileFormatError: The file is of another known kind. The text says which and what to do; it lacks the path.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD)
     for pattern, what, remedy in _KINDS:
         if pattern.match(head):
-            raise FileFormatError(f"expected {_a(expected)} file, this one is {what}: {remedy}")
+            raise FileFormatError(f"expected {_add_article(expected)} file, this one is {what}: {remedy}")
     for kind, begins, suffix in _READ:
         if kind != expected and re.match(begins, head, re.DOTALL):
-            raise FileFormatError(
-                f"expected {_a(expected)} file, this one is {_a(kind)} file: give it a name in {suffix}"
-            )
+            got = f"{_add_article(kind)} file: give it a name in {suffix}"
+            raise FileFormatError(f"expected {_add_article(expected)} file, this one is {got}")
 
 
-def _a(kind: str) -> str:
+def _add_article(kind: str) -> str:
     return f"{'an' if kind == 'ONNX' else 'a'} {kind}"
 
 
 def is_zip(path: Path) -> bool:
-    """Whether it begins as a zip archive, which is how torch.load tells its two formats apart."""
+    """Return whether a file begins like a zip archive, which is what torch.load looks at too."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
 
 def refuse_other_archives(names: Sequence[str]) -> None:
-    """Raises FileFormatError for a zip archive of these files, if torch.save did not write it."""
+    """Refuse a zip archive that torch.save did not write.
+
+    Args:
+        names: The names of the files in the archive.
+
+    Raises:
+        FileFormatError: The archive is of TorchScript, of torch.export or of another program.
+    """
     ends = {name.rpartition("/")[2] for name in names}
     remedy = "load it where you trust it, and torch.save its state_dict()"
     if "constants.pkl" in ends:

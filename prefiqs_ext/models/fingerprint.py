@@ -1,4 +1,4 @@
-"""The fingerprint of a network: a hash of its weights."""
+"""Fingerprints of a network: a hash of its weights, and one of its structure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 def hash_weights(network: nn.Module) -> str:
-    """Returns the SHA-256 of a network's weights, 64 hexadecimal digits: the same whatever file they came from.
+    """Return the SHA-256 of a network's weights as 64 hexadecimal digits.
 
-    It goes over the names, types, shapes and bytes of parameters and buffers, in the order of their names.
+    The hash covers the names, dtypes, shapes and bytes of all parameters and buffers, in the order of their names. So
+    it does not depend on the format of the file that the weights came from.
     """
     import torch
 
@@ -28,18 +29,23 @@ def hash_weights(network: nn.Module) -> str:
 
 
 def check_sha256(value: object) -> None:
-    """Raises InputError for what is not like the result of :func:`hash_weights`."""
+    """Check that a value looks like a result of :func:`hash_weights`.
+
+    Raises:
+        InputError: It is not a text of 64 lower-case hexadecimal digits.
+    """
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
         raise InputError(f"model_sha256 is {value!r}")
 
 
 def fingerprint_network(network: nn.Module) -> dict[str, str]:
-    """What a network computes, as two hashes; numbers kept under both are those of this network.
+    """Return two hashes that together say what a network computes.
+
+    For example, two networks with the same weights, one with ReLU and one with tanh, differ in "structure" only.
 
     Returns:
-        "weights": see `hash_weights`. "structure": SHA-256 of the modules with their settings, and of the operations
-        between them as far as a torch.fx graph has them. Two networks of the same weights, one with ReLU and one with
-        tanh, differ in it.
+        A dictionary. "weights" is the result of :func:`hash_weights`. "structure" is the SHA-256 of the modules with
+        their settings and of the operations in those modules that are torch.fx graphs.
     """
     from torch import fx
 

@@ -1,4 +1,7 @@
-"""The images that a network takes, where it or its file says so: a preset of another size gives plausible nonsense."""
+"""Check that a preset gives images of the size that a network takes.
+
+The check matters: with a preset of another size, many networks give embeddings that look plausible but are wrong.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,12 @@ from prefiqs_ext.models.preset import Preset
 
 
 def check_input(network: nn.Module, preset: Preset) -> None:
-    """Raises UnsupportedNetworkError where it is known that a network does not take the images of this preset."""
-    declared = _declared(network)
+    """Check that a network takes the images of a preset, as far as the network or its file tells.
+
+    Raises:
+        UnsupportedNetworkError: The network takes images of another size, or no colour images.
+    """
+    declared = _get_declared_input(network)
     if declared is None:
         return
     if len(declared) != 4 or declared[1] not in (None, 3):
@@ -29,7 +36,8 @@ def check_input(network: nn.Module, preset: Preset) -> None:
         )
 
 
-def _declared(network: nn.Module) -> tuple[int | None, ...] | None:
+def _get_declared_input(network: nn.Module) -> tuple[int | None, ...] | None:
+    """Return the input shape ``[N, C, H, W]`` that a network declares, with None for an open size; or None."""
     if isinstance(network, IResNet | IR | MobileFaceNet | DlibResNet):
         return None, 3, network.input_size, network.input_size
     return network.declared_input if isinstance(network, ImportedNetwork) else None

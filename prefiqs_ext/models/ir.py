@@ -1,9 +1,10 @@
 """IR and IR-SE: the residual networks of face.evoLVe, CurricularFace, AdaFace and CVLface, with their state-dict names.
 
-Source: face.evoLVe's model_irse and AdaFace's net, for the basic block (depths up to 100). A block is batch norm,
-convolution, [batch norm,] PReLU, convolution with the stride, batch norm, and in IR-SE squeeze and excitation; the
-shortcut is a max-pool of size 1 where channels stay, else a convolution and batch norm. The output is batch norm, a
-linear layer and batch norm; the embedding is not normalised. Dropout, which does nothing in eval mode, keeps its place.
+Source: face.evoLVe's model_irse and AdaFace's net, with the basic block (depths up to 100). A block is a batch norm, a
+convolution, (in AdaFace a batch norm,) PReLU, a convolution with the stride, a batch norm, and in IR-SE squeeze and
+excitation. The shortcut is a max-pool of size 1 if the number of channels stays, else a convolution and a batch norm.
+The output layers are a batch norm, a linear layer and a batch norm. Dropout does nothing in eval mode; it is here so
+that the layers after it keep their numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ STEM_CHANNELS = 64
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze and excitation: scales channels by a function of their means (arXiv 1709.01507)."""
+    """Squeeze and excitation: scales each channel by a factor that depends on the means of all channels.
+
+    Source: arXiv 1709.01507.
+
+    Args:
+        channels: The number of channels.
+        reduced: The number of channels between the two convolutions.
+    """
 
     def __init__(self, channels: int, reduced: int) -> None:
         super().__init__()
@@ -28,7 +36,7 @@ class SqueezeExcite(nn.Module):
         self.sigmoid = nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``x`` ``[N, C, H, W]`` with its channels scaled."""
+        """Return ``x`` ``[N, C, H, W]`` with its channels scaled."""
         scale: Tensor = self.sigmoid(self.fc2(self.relu(self.fc1(self.avg_pool(x)))))
         return x * scale
 
@@ -37,11 +45,11 @@ class Block(nn.Module):
     """One residual block of IR or IR-SE.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the result.
-        stride: of the second convolution and the shortcut.
-        norm_between: whether there is a batch norm after the first convolution, as in AdaFace.
-        excite: the name and the reduced channels of the squeeze and excitation at the end; None for IR.
+        in_channels: The number of channels of the input.
+        out_channels: The number of channels of the result.
+        stride: The stride of the second convolution and of the shortcut.
+        norm_between: Whether there is a batch norm after the first convolution, as in AdaFace.
+        excite: The name and the reduced channels of the squeeze and excitation at the end; None for IR.
     """
 
     def __init__(
@@ -66,25 +74,26 @@ class Block(nn.Module):
             self.res_layer.add_module(name, SqueezeExcite(out_channels, reduced))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``[N, out, ceil(H / stride), ceil(W / stride)]``."""
+        """Return the result ``[N, out_channels, ceil(H / stride), ceil(W / stride)]`` for ``x`` ``[N, C, H, W]``."""
         result: Tensor = self.res_layer(x) + self.shortcut_layer(x)
         return result
 
 
 class IR(nn.Module):
-    """IR or IR-SE of basic blocks: images prepared as the checkpoint's preset says in, embeddings out.
+    """IR or IR-SE of basic blocks.
 
     Args:
-        channels: channels of every block's result. The first block has stride 2, and so has every block whose channels
-            differ from those before it.
-        num_features: numbers of an embedding.
-        last_size: side of the last map: S / 16 with four strides, 7 for images of 112.
-        norm_between: as :class:`Block` takes it.
-        excite: the name of each block's squeeze and excitation, and by what it divides the channels.
-        affine: whether the last batch norm scales and shifts.
+        channels: The number of output channels of each block. The first block has stride 2, and so has every block with
+            another number of channels than the block before it.
+        num_features: The length of an embedding.
+        last_size: The side of the last map in pixels: 7 for images of 112 x 112 pixels and four strides of 2.
+        norm_between: Whether the blocks have a batch norm after their first convolution, as in AdaFace.
+        excite: The name of the squeeze and excitation in each block, and the number by which it divides the channels;
+            None for IR.
+        affine: Whether the last batch norm has weights.
 
     Attributes:
-        input_size: S, the side of the images.
+        input_size: S, the side of the images in pixels.
     """
 
     def __init__(
@@ -126,6 +135,6 @@ class IR(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns embeddings ``[N, num_features]``, not normalised, of prepared images ``[N, 3, S, S]``."""
+        """Return embeddings ``[N, num_features]``, not normalised, of images ``[N, 3, S, S]`` prepared by a preset."""
         embedding: Tensor = self.output_layer(self.body(self.input_layer(x)))
         return embedding

@@ -1,8 +1,9 @@
 """IResNet: the residual networks of face recognition, with the state-dict names of their usual checkpoints.
 
-Source: Duta et al., "Improved Residual Networks for Image and Video Recognition" (arXiv 2004.04989), in the form which
-ArcFace made common (arXiv 1801.07698): a block is batch norm, convolution, batch norm, PReLU, convolution, batch norm,
-with no activation after its sum. ElasticFace, GraFIQs and CR-FIQA use the same names. Dropout, 0 there, is left out.
+Source: Duta et al., "Improved Residual Networks for Image and Video Recognition" (arXiv 2004.04989), in the form that
+ArcFace made common (arXiv 1801.07698). A block is a batch norm, a convolution, a batch norm, PReLU, a convolution and a
+batch norm; there is no activation after its sum. ElasticFace, GraFIQs and CR-FIQA use the same names. Their dropout has
+a probability of 0 and is left out here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _STAGE_CHANNELS = (64, 128, 256, 512)
 
 
 class Block(nn.Module):
-    """One residual block; its second convolution carries the stride."""
+    """One residual block. Its second convolution has the stride."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -34,30 +35,30 @@ class Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``[N, out, ceil(H / stride), ceil(W / stride)]``."""
+        """Return the result ``[N, out_channels, ceil(H / stride), ceil(W / stride)]`` for ``x`` ``[N, C, H, W]``."""
         shortcut = x if self.downsample is None else self.downsample(x)
         residual: Tensor = self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
         return residual + shortcut
 
 
 class IResNet(nn.Module):
-    """IResNet: images prepared as the checkpoint's preset says in, embeddings out.
+    """IResNet, a residual network of four stages.
 
     Args:
-        blocks: the number of residual blocks in each of the four stages.
-        num_features: numbers of an embedding.
-        last_size: side of the last map, 7 for images of 112.
-        eps: of every batch norm; 2e-5 in MagFace's networks.
+        blocks: The number of residual blocks in each of the four stages.
+        num_features: The length of an embedding.
+        last_size: The side of the last map in pixels: 7 for images of 112 x 112 pixels.
+        eps: The eps of every batch norm. It is 2e-5 in MagFace's networks.
 
     Attributes:
-        input_size: the side of the images, 16 * last_size.
+        input_size: S, the side of the images in pixels: 16 * last_size.
     """
 
     def __init__(
         self, blocks: Sequence[int], num_features: int = 512, *, last_size: int = 7, eps: float = 1e-5
     ) -> None:
         super().__init__()
-        self.input_size = 16 * last_size  # each stage halves it
+        self.input_size = 16 * last_size  # each of the four stages halves the map
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64, eps=eps)
         self.prelu = nn.PReLU(64)
@@ -75,7 +76,7 @@ class IResNet(nn.Module):
         self.features.weight.requires_grad = False  # training keeps this scale at 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns embeddings ``[N, num_features]``, not normalised, of prepared images ``[N, 3, S, S]``."""
+        """Return embeddings ``[N, num_features]``, not normalised, of images ``[N, 3, S, S]`` prepared by a preset."""
         x = self.prelu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         embedding: Tensor = self.features(self.fc(torch.flatten(self.bn2(x), 1)))
@@ -83,25 +84,25 @@ class IResNet(nn.Module):
 
 
 def iresnet18(num_features: int = 512) -> IResNet:
-    """Builds an IResNet-18 with random weights."""
+    """Build an IResNet-18 with random weights, for images of 112 x 112 pixels and embeddings ``[N, num_features]``."""
     return IResNet((2, 2, 2, 2), num_features)
 
 
 def iresnet34(num_features: int = 512) -> IResNet:
-    """Builds an IResNet-34 with random weights."""
+    """Build an IResNet-34 with random weights, for images of 112 x 112 pixels and embeddings ``[N, num_features]``."""
     return IResNet((3, 4, 6, 3), num_features)
 
 
 def iresnet50(num_features: int = 512) -> IResNet:
-    """Builds an IResNet-50 with random weights."""
+    """Build an IResNet-50 with random weights, for images of 112 x 112 pixels and embeddings ``[N, num_features]``."""
     return IResNet((3, 4, 14, 3), num_features)
 
 
 def iresnet100(num_features: int = 512) -> IResNet:
-    """Builds an IResNet-100 with random weights."""
+    """Build an IResNet-100 with random weights, for images of 112 x 112 pixels and embeddings ``[N, num_features]``."""
     return IResNet((3, 13, 30, 3), num_features)
 
 
 def iresnet200(num_features: int = 512) -> IResNet:
-    """Builds an IResNet-200 with random weights."""
+    """Build an IResNet-200 with random weights, for images of 112 x 112 pixels and embeddings ``[N, num_features]``."""
     return IResNet((6, 26, 60, 6), num_features)

@@ -1,82 +1,82 @@
-"""The one loader: a built-in network by its name, or any supported file, on the CPU and ready for inference."""
+"""Load a network by its built-in name or from any supported file. It comes on the CPU, ready for inference."""
 
 from __future__ import annotations
 
 import copy
 import os
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from prefiqs_ext.exceptions import (
-    FileAccessError,
-    InputError,
-    InputTypeError,
-    MissingFileError,
-    PrefiqsError,
-    UnsupportedNetworkError,
-)
+from prefiqs_ext.exceptions import InputError, InputTypeError, MissingFileError, UnsupportedNetworkError
 from prefiqs_ext.models import weights
 from prefiqs_ext.models.checkpoint import load_checkpoint
 from prefiqs_ext.models.dlib import load_dlib
 from prefiqs_ext.models.input_size import check_input
 from prefiqs_ext.models.onnx_import import import_onnx
 from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.text import format_path
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 
 @torch_defaults()
 def load(model: str | os.PathLike[str], preset: Preset | str | None = None) -> tuple[nn.Module, Preset | None]:
-    """Loads a recognition network and says what input it wants.
+    """Load a recognition network, and the preset that says what input it takes.
 
     >>> network, preset = prefiqs_ext.models.load("sface")
     >>> network(preset.normalize()(crops[:2])).shape  # float32, not normalised
     torch.Size([2, 128])
 
-    Files are only read as numbers: nothing in them is ever executed.
+    Loading never executes anything that a file contains.
 
     Args:
-        model: the name of a built-in network (``prefiqs_ext.models.BUILT_IN``), whose weights are fetched at first use;
-            or a file: ``.onnx``, dlib's ``.dat``, ``.safetensors``, or a PyTorch checkpoint under any other name (a
-            state dict, alone or inside a training checkpoint).
-        preset: the input that the network was trained on, as a :class:`Preset` or its name. A file does not tell. None
-            stands for a built-in network's own; for a checkpoint it stands for a guess by its layout, with a warning.
+        model: The name of a built-in network (``prefiqs_ext.models.BUILT_IN``), whose weights are fetched at first use;
+            or a file: ``.onnx``, dlib's ``.dat``, ``.safetensors``, or a PyTorch checkpoint under any other name. A
+            checkpoint is a state dict, alone or inside a training checkpoint.
+        preset: The input that the network was trained on, as a :class:`Preset` or its name. If it is None, a built-in
+            network has its own preset, and for a checkpoint the layout suggests one, with a warning.
 
     Returns:
-        The network, in eval mode on the CPU in float32, which maps ``preset.normalize()(images)`` to embeddings
-        ``[N, d]`` that are not normalised; and its preset. The preset is None for an ONNX file without `preset`.
-        The weights of a classification head beside the network are left out, with a warning.
+        The network and its preset. The network is in eval mode on the CPU in float32. It maps
+        ``preset.normalize()(images)`` to embeddings ``[N, d]``, which are not normalised. The preset is None for an
+        ONNX file that is loaded without `preset`. If a checkpoint also has a classification head, the head is left out,
+        with a warning.
 
     Raises:
-        InputError: a name that is no built-in network and no file, or an unknown preset.
-        MissingFileError: a path where there is no file.
-        FileAccessError: a file that cannot be read.
-        FileFormatError: a file that is damaged, hostile, of an unknown layout, or has weights too many or missing, of
-            other shapes or not finite.
-        UnsupportedNetworkError: an ONNX file with operators that cannot be run; or a network that does not take images
-            of the preset's size.
-        MissingWeightsError: a built-in network whose weights can neither be found nor fetched.
+        InputError: The name is neither a built-in network nor a file, or the preset is unknown.
+        MissingFileError: There is no file at this path.
+        FileAccessError: The file cannot be read.
+        FileFormatError: The file is damaged, would do harm or has an unknown layout; or weights are missing, are too
+            many, have the wrong shape or are not finite.
+        UnsupportedNetworkError: The network has operators or blocks that cannot be run, is quantised, or does not take
+            images of the preset's size.
+        MissingWeightsError: The weights of a built-in network can neither be found nor fetched.
     """
     said = None if preset is None else Preset.resolve(preset)
     if not isinstance(model, str | os.PathLike):
         raise InputTypeError(f"expected the name of a model or its file, got {type(model).__name__}")
     if model in weights.BUILT_IN:
         own = Preset.resolve(weights.KNOWN[str(model)].preset or "")
+        if said is not None and replace(said, name=own.name, size=own.size) != own:
+            warnings.warn(
+                f"{model!s} was trained on the input of preset {own.name!r}, and its scores mean little on that of "
+                f"{said.name!r}: leave the preset out",
+                stacklevel=2,
+            )
         network, _ = _read(weights.fetch(str(model)), own)
         check_input(network, said or own)
         return network, said or own
     path = Path(model)
-    if not path.exists():
+    with explain_read_errors(format_path(str(path))):  # a folder on the way may be closed to this user
+        exists = path.exists()
+    if not exists:
         name_alone = isinstance(model, str) and path.name == model == path.stem
         raise (InputError if name_alone else MissingFileError)(weights.describe_unknown(os.fspath(model)))
-    try:
-        network, guess = _read(path, said)
-    except OSError as error:
-        if isinstance(error, PrefiqsError):
-            raise
-        raise FileAccessError(f"cannot read {format_path(str(path))}: {error.strerror or error}") from error
+    network, guess = _read(path, said)
     if said is not None:
         try:
             check_input(network, said)
@@ -88,9 +88,18 @@ def load(model: str | os.PathLike[str], preset: Preset | str | None = None) -> t
 def resolve_network(
     model: str | os.PathLike[str] | nn.Module, preset: Preset | str | None = None
 ) -> tuple[nn.Module, Preset | None]:
-    """Returns what :func:`load` does, and takes a module too, which brings no preset of its own.
+    """Load a network as :func:`load` does, or take a module as it is.
 
-    A module on another device is copied to the CPU; the caller's stays as it is.
+    Args:
+        model: What :func:`load` takes, or a module. A module on another device is copied to the CPU; the caller's own
+            module stays as it is.
+        preset: The input that the network was trained on. None means no preset for a module.
+
+    Returns:
+        The network and its preset, or None for its preset.
+
+    Raises:
+        PrefiqsError: As :func:`load` raises it.
     """
     if not isinstance(model, nn.Module):
         return load(model, preset)
@@ -102,7 +111,7 @@ def resolve_network(
 
 
 def _read(path: Path, preset: Preset | None) -> tuple[nn.Module, Preset | None]:
-    """The network of a file, and what its layout says of its preset."""
+    """Read the network of a file. Return it with the preset that the file suggests, or None."""
     kind = path.suffix.lower()
     if kind == ".onnx":
         return import_onnx(path), None
@@ -112,7 +121,7 @@ def _read(path: Path, preset: Preset | None) -> tuple[nn.Module, Preset | None]:
 
 
 def _copy_to_cpu(model: nn.Module) -> nn.Module:
-    """The model itself or, of one that is elsewhere, a copy made without a second one on its device."""
+    """Return the model itself if it is on the CPU, else a copy on the CPU. No second copy is made on its device."""
     tensors = [*model.parameters(), *model.buffers()]
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return model

@@ -1,7 +1,7 @@
 """MobileFaceNet (arXiv 1804.07573) with the state-dict names of FaceX-Zoo, which follow InsightFace_Pytorch's.
 
-A bottleneck is a 1x1 convolution, a depthwise 3x3 with the stride and a linear 1x1; the last map goes through a
-depthwise convolution of its own size. The embedding is not normalised.
+A bottleneck is a 1x1 convolution, a depthwise 3x3 convolution with the stride, and a 1x1 convolution without
+activation. The kernel of the last depthwise convolution has the size of its map.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 
 class Bottlenecks(NamedTuple):
-    """One stage: a bottleneck of stride 2, then others of stride 1 with a shortcut.
+    """One stage: a bottleneck of stride 2, then bottlenecks of stride 1 with a shortcut.
 
     Attributes:
-        channels: of the result of each.
-        first: the expanded channels inside the first one.
-        others: the expanded channels inside each of the others.
+        channels: The number of output channels of each bottleneck.
+        first: The number of channels inside the first bottleneck.
+        others: The number of channels inside each of the others.
     """
 
     channels: int
@@ -27,7 +27,7 @@ class Bottlenecks(NamedTuple):
 
 
 class Linear(nn.Module):
-    """Convolution and batch norm."""
+    """A convolution and a batch norm."""
 
     def __init__(self, inside: int, out: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1) -> None:
         super().__init__()
@@ -35,28 +35,28 @@ class Linear(nn.Module):
         self.bn = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns batch norm of the convolution of ``x``."""
+        """Return the map ``[N, out, H', W']`` for ``x`` ``[N, inside, H, W]``."""
         result: Tensor = self.bn(self.conv(x))
         return result
 
 
 class Activated(Linear):
-    """Convolution, batch norm, PReLU."""
+    """A convolution, a batch norm and PReLU."""
 
     def __init__(self, inside: int, out: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1) -> None:
         super().__init__(inside, out, kernel, stride, padding, groups)
         self.prelu = nn.PReLU(out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns PReLU of batch norm of the convolution of ``x``."""
+        """Return the map ``[N, out, H', W']`` for ``x`` ``[N, inside, H, W]``."""
         result: Tensor = self.prelu(super().forward(x))
         return result
 
 
 class Bottleneck(nn.Module):
-    """A 1x1 convolution, a depthwise 3x3 one with the stride, and a linear 1x1 one.
+    """A 1x1 convolution, a depthwise 3x3 one with the stride, and a 1x1 one without activation.
 
-    Where the stride is 1 there is a shortcut.
+    If the stride is 1, the input is added to the result.
     """
 
     def __init__(self, inside: int, out: int, expanded: int, stride: int) -> None:
@@ -67,7 +67,7 @@ class Bottleneck(nn.Module):
         self.shortcut = stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``[N, out, ceil(H / stride), ceil(W / stride)]``."""
+        """Return the result ``[N, out, ceil(H / stride), ceil(W / stride)]`` for ``x`` ``[N, inside, H, W]``."""
         result: Tensor = self.project(self.conv_dw(self.conv(x)))
         return x + result if self.shortcut else result
 
@@ -80,23 +80,23 @@ class Residual(nn.Module):
         self.model = nn.Sequential(*(Bottleneck(channels, channels, wide, 1) for wide in expanded))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a map of the shape of ``x``."""
+        """Return a map of the same shape as ``x``."""
         result: Tensor = self.model(x)
         return result
 
 
 class MobileFaceNet(nn.Module):
-    """MobileFaceNet: images prepared as the checkpoint's preset says in, embeddings out.
+    """MobileFaceNet.
 
     Args:
-        stem: channels of the first convolution.
-        stages: the three stages.
-        wide: channels before the last depthwise convolution.
-        num_features: numbers of an embedding.
-        last_size: the kernel of that convolution and the side of its map; 7 for images of 112.
+        stem: The number of output channels of the first convolution.
+        stages: The three stages.
+        wide: The number of channels before the last depthwise convolution.
+        num_features: The length of an embedding.
+        last_size: The side of that convolution's kernel and of its map in pixels: 7 for images of 112 x 112 pixels.
 
     Attributes:
-        input_size: the side of the images, 16 * last_size.
+        input_size: S, the side of the images in pixels: 16 * last_size.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class MobileFaceNet(nn.Module):
         self.bn = nn.BatchNorm1d(num_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns embeddings ``[N, num_features]``, not normalised, of prepared images ``[N, 3, S, S]``."""
+        """Return embeddings ``[N, num_features]``, not normalised, of images ``[N, 3, S, S]`` prepared by a preset."""
         x = self.conv_23(self.conv2_dw(self.conv1(x)))
         x = self.conv_45(self.conv_4(self.conv_34(self.conv_3(x))))
         x = self.conv_6_dw(self.conv_6_sep(self.conv_5(x)))

@@ -1,4 +1,4 @@
-"""The normalisation that a preset describes, as a module: alone, and in front of a network."""
+"""The normalisation that a preset describes, as modules: alone, and in front of a network."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from prefiqs_ext.models.preset import Preset
 
 
 class Normalize(nn.Module):
-    """Turns an image of levels 0-255 into a network's input: ``(x - mean) / std``, in the network's channel order.
+    """Turns RGB images of levels 0-255 into a network's input: ``(x - mean) / std``, in the network's channel order.
 
     Attributes:
-        flip: whether RGB becomes BGR first.
-        scale: float32 ``[3]``, ``1 / std``, in the network's channel order.
-        shift: float32 ``[3]``, ``-mean / std``; the output is ``x * scale + shift``.
+        flip: Whether the channels are reordered to BGR first.
+        scale: ``1 / std``, float32 ``[3]``, in the network's channel order.
+        shift: ``-mean / std``, float32 ``[3]``, likewise. The output is ``x * scale + shift``.
     """
 
     scale: Tensor
@@ -28,13 +28,13 @@ class Normalize(nn.Module):
         self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises images.
+        """Normalise images.
 
         Args:
-            x: uint8 or floating ``[N, 3, H, W]``, RGB levels 0-255.
+            x: RGB images ``[N, 3, H, W]`` with levels of 0-255, uint8 or floating-point.
 
         Returns:
-            ``[N, 3, H, W]`` in the dtype of the buffers, float32 unless you change it.
+            A tensor ``[N, 3, H, W]`` in the dtype of the buffers, which is float32 unless you change it.
         """
         if self.flip:
             x = x.flip(1)
@@ -42,19 +42,19 @@ class Normalize(nn.Module):
 
 
 class NormalizedNetwork(nn.Module):
-    """A network behind the normalisation of its preset: it takes levels of 0-255.
+    """A network with the normalisation of its preset in front, so that it takes levels of 0-255.
 
     Attributes:
-        normalize: the :class:`Normalize` of the preset.
-        network: the network itself, so its layers have the names that they had, behind ``network.``
+        normalize: The :class:`Normalize` of the preset.
+        network: The network itself. A layer ``fc`` of it has the name ``network.fc`` here.
     """
 
     def __init__(self, preset: Preset, network: nn.Module) -> None:
         super().__init__()
         self.normalize = preset.normalize().eval()
         self.network = network
-        self.training = network.training  # dualize refuses a network in train mode; wrapping must not hide it
+        self.training = network.training  # dualize refuses a network in train mode, so this must not hide it
 
     def forward(self, images: Tensor) -> object:
-        """Returns what the network gives for images ``[N, 3, H, W]`` of levels 0-255."""
+        """Return what the network gives for RGB images ``[N, 3, H, W]`` of levels 0-255."""
         return self.network(self.normalize(images))

@@ -1,7 +1,7 @@
-"""One node of an ONNX file as the functions of onnx_operators.py see it, and what the walk over the file has gathered.
+"""One node of an ONNX file, as the functions of onnx_operators.py see it, and the state of the import.
 
-A value is a constant (an initialiser, or made of some by reshaping) or an activation; the first dimension of every
-activation is the batch.
+Each value in the file is either a constant or an activation. A constant is an initialiser (a stored weight), or follows
+from initialisers alone. An activation depends on the network's input, and its first dimension is the batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,18 @@ Pair = tuple[int, int]
 
 
 class State:
-    """What the walk has gathered: the torch graph so far, and what every ONNX value name stands for."""
+    """The state of an import: the torch graph so far, and the meaning of the names in the ONNX file.
+
+    Args:
+        opset: The opset of the file.
+        constants: The initialisers by name. Constants that follow from them are added during the import.
+        shapes: The shape of every value, from :func:`~prefiqs_ext.models.onnx_shapes.infer_shapes`.
+
+    Attributes:
+        graph: The torch graph so far.
+        activations: The nodes of the torch graph by the name of the ONNX value that they compute.
+        owned: The modules and buffers of the torch graph by name.
+    """
 
     def __init__(self, opset: int, constants: dict[str, Array], shapes: dict[str, Shape]) -> None:
         self.opset = opset
@@ -37,29 +48,40 @@ class State:
         self._parents: set[str] = set()
         self._repeats: dict[str, int] = {}
 
-    def own(self, name: str, item: nn.Module | Tensor) -> str:
-        """Keeps a module or buffer under `name`, or under one like it that is free; returns that name."""
-        if self._clashes(name):
+    def keep(self, name: str, item: nn.Module | Tensor) -> str:
+        """Keep a module or buffer under a name, or under a similar name if it is taken. Return that name."""
+        if self._is_taken(name):
             base = name = name.replace(".", "_")
-            while self._clashes(name):
+            while self._is_taken(name):
                 self._repeats[base] = self._repeats.get(base, 0) + 1
                 name = f"{base}_{self._repeats[base]}"
         self.owned[name] = item
-        self._parents.update(_parents(name))
+        self._parents.update(_list_parents(name))
         return name
 
-    def _clashes(self, name: str) -> bool:
-        # A module is never placed inside another one of the file: replacing the outer would lose the inner.
-        return name in self.owned or name in self._parents or any(parent in self.owned for parent in _parents(name))
+    def _is_taken(self, name: str) -> bool:
+        # "a" and "a.b" must not both be modules of the file: replacing the outer one would lose the inner one.
+        return (
+            name in self.owned or name in self._parents or any(parent in self.owned for parent in _list_parents(name))
+        )
 
 
-def _parents(name: str) -> list[str]:
+def _list_parents(name: str) -> list[str]:
+    """Return the names of all outer modules: "a" and "a.b" for "a.b.c"."""
     atoms = name.split(".")
     return [".".join(atoms[:end]) for end in range(1, len(atoms))]
 
 
 class Window(NamedTuple):
-    """The sliding window of a convolution or pool and the padding before and after, (height, width) each."""
+    """The sliding window of a convolution or pooling. Each field is (height, width).
+
+    Attributes:
+        kernel: The size of the window.
+        stride: The step of the window.
+        dilation: The distance between two elements of the window.
+        before: The padding above and on the left.
+        after: The padding below and on the right.
+    """
 
     kernel: Pair
     stride: Pair
@@ -69,7 +91,22 @@ class Window(NamedTuple):
 
 
 class Node:
-    """One ONNX node: its attributes and inputs, and the ways to answer or to refuse it."""
+    """One node of an ONNX file.
+
+    The methods read its inputs and attributes, add calls to the torch graph, and refuse what cannot be imported.
+
+    Args:
+        state: The state of the import.
+        node: The node in the file.
+
+    Attributes:
+        op: The name of the operator, such as "Conv".
+        opset: The opset of the file.
+        attributes: The values of the attributes by name.
+        inputs: The names of the inputs; "" for an optional input that is left out.
+        outputs: The names of the outputs.
+        name: The name of the node or, if it has none, of its first output.
+    """
 
     def __init__(self, state: State, node: onnx.NodeProto) -> None:
         self._state = state
@@ -80,115 +117,126 @@ class Node:
         self.name = node.name or self.outputs[0]
 
     def refuse(self, why: str) -> NoReturn:
-        """Raises UnsupportedNetworkError, which names the node."""
+        """Raise an UnsupportedNetworkError that names the node and says why it cannot be imported."""
         raise UnsupportedNetworkError(f"{self.op} node {self.name!r}: {why}")
 
     def expect(self, condition: bool, what: str) -> None:
-        """Refuses the node unless the condition holds."""
+        """Refuse the node unless the condition holds; `what` completes "expected ..."."""
         if not condition:
             self.refuse(f"expected {what}")
 
     def has(self, index: int) -> bool:
-        """Whether the optional input is given."""
+        """Return whether the node has this optional input."""
         return index < len(self.inputs) and self.inputs[index] != ""
 
     def is_constant(self, index: int) -> bool:
-        """Whether the input is a constant."""
+        """Return whether the input is a constant."""
         return self.inputs[index] in self._state.constants
 
-    def activation(self, index: int = 0) -> fx.Node:
-        """Returns the input in the torch graph; refuses a constant."""
+    def get_activation(self, index: int = 0) -> fx.Node:
+        """Return the node of the torch graph that computes the input. Refuse a constant."""
         node = self._state.activations.get(self.inputs[index])
         if node is None:
             self.refuse(f"expected input {index} to depend on the network's input; {self.inputs[index]!r} does not")
         return node
 
-    def shape(self, index: int = 0) -> Shape:
-        """Returns the shape of the input, None for a size that the file leaves open."""
-        return self._shape(self.inputs[index])
+    def get_shape(self, index: int = 0) -> Shape:
+        """Return the shape of the input, with None for a size that the file leaves open."""
+        return self._look_up_shape(self.inputs[index])
 
-    def output_shape(self) -> Shape:
-        """Returns the shape of the first output, likewise."""
-        return self._shape(self.outputs[0])
+    def get_output_shape(self) -> Shape:
+        """Return the shape of the first output, with None for a size that the file leaves open."""
+        return self._look_up_shape(self.outputs[0])
 
-    def rank(self, index: int = 0) -> int:
-        """Returns the number of dimensions of the input."""
-        return len(self.shape(index))
+    def get_rank(self, index: int = 0) -> int:
+        """Return the number of dimensions of the input."""
+        return len(self.get_shape(index))
 
     def expect_size(self, axis: int, size: int) -> None:
-        """That input 0 has this size along the axis, where the file fixes it."""
-        self.expect(self.shape()[axis] in (None, size), f"{size} along axis {axis}, got {self.shape()[axis]}")
+        """Refuse the node if the file gives its first input another size along the axis."""
+        self.expect(self.get_shape()[axis] in (None, size), f"{size} along axis {axis}, got {self.get_shape()[axis]}")
 
-    def _shape(self, name: str) -> Shape:
+    def _look_up_shape(self, name: str) -> Shape:
         if name not in self._state.shapes:
             self.refuse(f"the rank of {name!r} is unknown")
         return self._state.shapes[name]
 
-    def constant(self, index: int) -> Array:
-        """Returns the values of a constant input; refuses an activation."""
+    def get_constant(self, index: int) -> Array:
+        """Return the values of a constant input. Refuse an activation."""
         value = self._state.constants.get(self.inputs[index])
         if value is None:
             self.refuse(f"expected a constant as input {index}; {self.inputs[index]!r} is none")
         return value
 
-    def tensor(self, index: int) -> Tensor:
-        """A copy of a constant, which must be float32."""
-        value = self.constant(index)
+    def get_tensor(self, index: int) -> Tensor:
+        """Return a copy of a constant input, which must be float32."""
+        value = self.get_constant(index)
         self.expect(value.dtype == np.float32, f"float32 as input {index}, not {value.dtype}")
         return torch.from_numpy(np.array(value, order="C"))
 
-    def vector(self, index: int, length: int) -> Tensor:
-        """Returns a constant float32 input of shape ``[length]``."""
-        value = self.tensor(index)
+    def get_vector(self, index: int, length: int) -> Tensor:
+        """Return a copy of a constant input, which must be float32 of shape ``[length]``."""
+        value = self.get_tensor(index)
         self.expect(value.shape == (length,), f"{length} numbers as input {index}, not shape {list(value.shape)}")
         return value
 
-    def number(self, index: int) -> float:
-        """Returns a constant float32 input of one number."""
-        value = self.tensor(index)
+    def get_number(self, index: int) -> float:
+        """Return the number that is a constant input, which must be float32 with one element."""
+        value = self.get_tensor(index)
         self.expect(value.numel() == 1, f"one number as input {index}, not shape {list(value.shape)}")
         return float(value)
 
-    def integers(self, name: str, index: int | None = None, default: Sequence[int] | None = None) -> list[int]:
-        """Integers from an attribute or, in later opsets, from a constant input."""
+    def get_integers(self, name: str, index: int | None = None, default: Sequence[int] | None = None) -> list[int]:
+        """Return integers from an attribute or, as in later opsets, from a constant input.
+
+        Args:
+            name: The name of the attribute.
+            index: The index of the input; None if there is no such input in any opset.
+            default: The integers if neither is given; None if one of them must be.
+        """
         if name in self.attributes:
             return list(self.attributes[name])
         if index is not None and self.has(index):
-            return [int(value) for value in self.constant(index).reshape(-1)]
+            return [int(value) for value in self.get_constant(index).reshape(-1)]
         if default is None:
             self.refuse(f"expected {name}")
         return list(default)
 
-    def axis(self, value: int, rank: int) -> int:
-        """An axis made non-negative; it must not be the batch."""
+    def resolve_axis(self, value: int, rank: int) -> int:
+        """Return an axis as a positive number: -1 of rank 4 is 3. Refuse axis 0, which is the batch."""
         axis = value + rank if value < 0 else value
         self.expect(0 < axis < rank, f"an axis other than the batch, got axis {value} of rank {rank}")
         return axis
 
-    def window(self, kernel: Sequence[int] | None = None) -> Window:
-        """The window that the attributes describe, checked; the input must be [N, C, H, W]."""
-        self.expect(self.rank() == 4, f"an input of rank 4, got rank {self.rank()}")
-        given = self._pair("kernel_shape", kernel)
-        self.expect(kernel is None or given == tuple(kernel), f"kernel_shape of the weights, got {list(given)}")
-        stride, dilation = self._pair("strides", (1, 1)), self._pair("dilations", (1, 1))
-        return Window(given, stride, dilation, *self._padding(given, stride, dilation))
+    def get_window(self, kernel: Sequence[int] | None = None) -> Window:
+        """Return the sliding window that the attributes describe. Refuse an input that is not ``[N, C, H, W]``.
 
-    def _pair(self, name: str, default: Sequence[int] | None) -> Pair:
-        values = self.integers(name, default=default)
+        Args:
+            kernel: The size of the window if the weights tell it; the attribute must then agree.
+        """
+        self.expect(self.get_rank() == 4, f"an input of rank 4, got rank {self.get_rank()}")
+        given = self._get_pair("kernel_shape", kernel)
+        self.expect(kernel is None or given == tuple(kernel), f"kernel_shape of the weights, got {list(given)}")
+        stride, dilation = self._get_pair("strides", (1, 1)), self._get_pair("dilations", (1, 1))
+        return Window(given, stride, dilation, *self._compute_padding(given, stride, dilation))
+
+    def _get_pair(self, name: str, default: Sequence[int] | None) -> Pair:
+        values = self.get_integers(name, default=default)
         self.expect(len(values) == 2 and min(values) > 0, f"two positive numbers as {name}, got {values}")
         return values[0], values[1]
 
-    def _padding(self, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
+    def _compute_padding(self, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
+        """Return the padding before and after, from the attribute `pads` or `auto_pad`."""
         mode = self.attributes.get("auto_pad", b"NOTSET").decode()
         if mode == "NOTSET":
-            pads = self.integers("pads", default=(0, 0, 0, 0))
+            pads = self.get_integers("pads", default=(0, 0, 0, 0))
             self.expect(len(pads) == 4 and min(pads) >= 0, f"four pads of 0 or more, got {pads}")
             return (pads[0], pads[1]), (pads[2], pads[3])
         if mode == "VALID":
             return (0, 0), (0, 0)
         self.expect(mode in ("SAME_UPPER", "SAME_LOWER"), f"auto_pad of the ONNX standard, got {mode!r}")
         less, more = [], []
-        for size, k, s, d in zip(self.shape()[2:], kernel, stride, dilation, strict=True):
+        for size, k, s, d in zip(self.get_shape()[2:], kernel, stride, dilation, strict=True):
             if size is None:
                 self.refuse(f"auto_pad {mode} needs a fixed input height and width")
             total = max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
@@ -198,47 +246,66 @@ class Node:
         return (before[0], before[1]), (after[0], after[1])
 
     def pad(self, before: Pair, after: Pair, value: float) -> fx.Node:
-        """Input 0 with its last two dimensions padded, by a module of its own."""
+        """Add a module to the torch graph that pads the height and width of the first input with a value."""
         sides = (before[1], after[1], before[0], after[0])
-        return self.module(nn.ConstantPad2d(sides, value) if value else nn.ZeroPad2d(sides), suffix="_pad")
+        return self.call_module(nn.ConstantPad2d(sides, value) if value else nn.ZeroPad2d(sides), suffix="_pad")
 
-    def module(
+    def call_module(
         self, module: nn.Module, x: fx.Node | None = None, *, weight: int | None = None, suffix: str = ""
     ) -> fx.Node:
-        """Calls a module on x (default: input 0), named by its weight if that ends in .weight, else by the node."""
+        """Add a module, and a call of it, to the torch graph.
+
+        Args:
+            module: The module.
+            x: What to call it on; None means the first input.
+            weight: The index of the input that is the weight of the module. If that has the name "fc.weight" in the
+                file, the module gets the name "fc". Otherwise it gets the name of the node.
+            suffix: Text to append to the name.
+        """
         name = ""
         if weight is not None and self.inputs[weight].endswith(".weight"):
-            name = ".".join(filter(None, map(identifier, self.inputs[weight].split(".")[:-1])))
-        name = (name or identifier(self.name) or self.op.lower()) + suffix
-        return self._state.graph.call_module(self._state.own(name, module), (self.activation() if x is None else x,))
+            name = ".".join(filter(None, map(make_identifier, self.inputs[weight].split(".")[:-1])))
+        name = (name or make_identifier(self.name) or self.op.lower()) + suffix
+        return self._state.graph.call_module(
+            self._state.keep(name, module), (self.get_activation() if x is None else x,)
+        )
 
-    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        """Adds a call of a function to the torch graph."""
+    def call_function(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Add a call of a function to the torch graph."""
         return self._state.graph.call_function(function, args, kwargs)
 
-    def method(self, name: str, *args: Any) -> fx.Node:
-        """Calls a method of input 0; torch.fx traces it there, and not as a function of torch.Tensor."""
-        return self._state.graph.call_method(name, (self.activation(), *args))
+    def call_method(self, name: str, *args: Any) -> fx.Node:
+        """Add a call of a method of the first input to the torch graph, as torch.fx itself traces a method."""
+        return self._state.graph.call_method(name, (self.get_activation(), *args))
 
-    def buffer(self, index: int, value: Tensor) -> fx.Node:
-        """Keeps a tensor as a buffer, named by the input, and returns its place in the torch graph."""
-        return self._state.graph.get_attr(self._state.own(identifier(self.inputs[index]) or "constant", value))
-
-
-_BARE = fx.GraphModule(nn.Module(), fx.Graph())  # its attributes are the names that nothing in the file may take
+    def add_buffer(self, index: int, value: Tensor) -> fx.Node:
+        """Add a tensor to the torch graph as a buffer, under the name of this input."""
+        return self._state.graph.get_attr(self._state.keep(make_identifier(self.inputs[index]) or "constant", value))
 
 
-def identifier(name: str) -> str:
-    """The name as one valid Python identifier that a module can have as an attribute; "" if nothing is left of it."""
+_BARE = fx.GraphModule(nn.Module(), fx.Graph())  # nothing from a file may replace an attribute that this has
+
+
+def make_identifier(name: str) -> str:
+    """Return a name that a module's attribute can have: "/layer1/conv" becomes "layer1_conv".
+
+    The result is "" if the name has no letters or digits.
+    """
     name = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")
     return name + "_" if keyword.iskeyword(name) or hasattr(_BARE, name) else name
 
 
 def evaluate(node: onnx.NodeProto, inputs: dict[str, Array], opset: int) -> Array:
-    """The first output of a node whose inputs are all known, by ONNX's own reference."""
+    """Compute the first output of a node with ONNX's reference implementation.
+
+    Args:
+        node: The node.
+        inputs: The values of all its inputs by name.
+        opset: The opset of the file.
+    """
     values = [onnx.ValueInfoProto(name=name) for name in (*inputs, node.output[0])]
     graph = onnx.helper.make_graph([node], "node", values[:-1], values[-1:])
-    # The evaluator minds the opset of a model only, not of a node.
+    # The evaluator respects an opset only if it comes with a model.
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     results: Any = ReferenceEvaluator(model).run(None, inputs)
     return np.asarray(results[0])

