@@ -36,7 +36,7 @@ def test_a_step_that_fails_does_not_stop_the_rest(tmp_path: Path) -> None:
         python("wrong", "print('one', flush=True); raise SystemExit('it broke')"),
         Step("absent", ["/no/such/tool"], 60),
         python("killed", "import os; os.kill(os.getpid(), 9)"),
-        python("right", "from benchmarks.steps import record; record('copy', speed=3, text='copies: 3 TB/s')"),
+        python("right", "from benchmarks.gpu_steps import record; record('copy', speed=3, text='copies: 3 TB/s')"),
     ]
     assert states(steps, tmp_path) == {"wrong": "failed", "absent": "failed", "killed": "failed", "right": "passed"}
     assert json.loads((tmp_path / RESULTS).read_text()) == {"kind": "copy", "speed": 3, "text": "copies: 3 TB/s"}
