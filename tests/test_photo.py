@@ -54,10 +54,10 @@ def test_it_is_what_prefiqs_score_gives(two_faces: RGB, tmp_path: Path) -> None:
     Image.fromarray(two_faces).save(path, quality=95)
     faces = prefiqs_ext.score_photo(path)
     (expected,) = score_files([path], default_scorer())
-    assert len(faces) == len(expected.rows) == 2
-    for face, row, embedding in zip(faces, expected.rows, expected.embeddings, strict=True):
-        assert (face.quality, face.distance, face.embedding_norm) == (row.quality, row.distance, row.embedding_norm)
-        assert (*face.box, face.detector_score) == (row.x, row.y, row.w, row.h, row.detector_score)
+    assert len(faces) == len(expected.records) == 2
+    for face, record, embedding in zip(faces, expected.records, expected.embeddings, strict=True):
+        assert (face.quality, face.distance, face.embedding_norm) == (record.quality, record.distance, record.embedding_norm)
+        assert (*face.box, face.detector_score) == (record.x, record.y, record.w, record.h, record.detector_score)
         assert torch.equal(face.embedding, embedding)
         assert face.crop.shape == (112, 112, 3)
         assert face.landmarks.shape == (5, 2)
