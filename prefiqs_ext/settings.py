@@ -14,6 +14,7 @@ from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.strict_json import build_dataclass, check_names, read_strict_json
+from prefiqs_ext.utils.text import name_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,7 @@ class Settings:
         Raises:
             InputError: there is a scale, which is for the numbers of one device and dtype.
         """
-        where, name = device.type, dtype_name(dtype)
+        where, name = device.type, name_dtype(dtype)
         if self.calibration is not None and (where, name) != (self.device, self.dtype):
             raise InputError(
                 f"expected to compute in {self.dtype} on {self.device}, where the scale of these settings was fitted, "
@@ -121,8 +122,3 @@ class Settings:
                 "calibration": None if calibration is None else Calibration.from_dict(calibration),
             }
         )
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Returns the name of a type: "float32" for torch.float32."""
-    return str(dtype).removeprefix("torch.")

@@ -106,8 +106,8 @@ def check(kept: dict[str, list[Any]], now: dict[str, list[Any]]) -> None:
     for name, (revision, value) in now.items():
         changed = value != kept[name][1]
         assert not changed or revision != kept[name][0], (
-            f"the code of {name} changed: raise its revision in prefiqs_ext/evaluation/cache_revisions.py if any number "
-            "may come out differently; then, or if none can, run `python tests/test_revisions.py`"
+            f"the code of {name} changed: raise its revision in prefiqs_ext/evaluation/cache_revisions.py if any "
+            "number may come out differently; then, or if none can, run `python tests/test_revisions.py`"
         )
         assert [revision, value] == kept[name], f"{name} has a new revision: run `python tests/test_revisions.py`"
 

@@ -23,6 +23,7 @@ from prefiqs_ext.models.dlib import load_dlib
 from prefiqs_ext.models.input_size import check_input
 from prefiqs_ext.models.onnx_import import import_onnx
 from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.text import format_path
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
@@ -68,7 +69,9 @@ def load(model: str | os.PathLike[str], preset: Preset | str | None = None) -> t
         check_input(network, said or own)
         return network, said or own
     path = Path(model)
-    if not path.exists():
+    with explain_read_errors(format_path(str(path))):
+        found = path.exists()
+    if not found:
         name_alone = isinstance(model, str) and path.name == model == path.stem
         raise (InputError if name_alone else MissingFileError)(weights.describe_unknown(os.fspath(model)))
     try:
