@@ -1,6 +1,6 @@
 # What `import prefiqs_ext` offers. __init__.py reads this file and imports each name when it is first used, so that the
 # command line starts without torch. Only relative imports of one dot may stand here.
-from . import evaluation, exceptions, methods, models, reference
+from . import analysis, evaluation, exceptions, faces, files, methods, models, reference
 from .analysis.sensitivity import sensitivity
 from .calibration import Calibration
 from .dual import dualize
@@ -23,9 +23,12 @@ __all__ = [
     "ScoreOutput",
     "Scorer",
     "Settings",
+    "analysis",
     "dualize",
     "evaluation",
     "exceptions",
+    "faces",
+    "files",
     "methods",
     "models",
     "reference",

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.exceptions import InputError, InputTypeError
 from prefiqs_ext.utils.strict_json import build_dataclass
 
 if TYPE_CHECKING:
@@ -40,18 +40,19 @@ class Calibration(ABC):
     kind: ClassVar[str]
 
     @staticmethod
-    def fit(quality: Tensor, kind: Literal["percentile", "logistic"] = "percentile") -> Calibration:
+    def fit(quality: ArrayLike | Tensor, kind: Literal["percentile", "logistic"] = "percentile") -> Calibration:
         """Fit the scale on these qualities. Their median becomes 50.
 
         Args:
-            quality: [N] of ScoreOutput, at least 20, not all equal; NaN rows are left out.
+            quality: [N] of ScoreOutput, a tensor, an array or a list; at least 20, not all equal. NaN is left out.
             kind: "percentile": their quartiles become 25 and 75. "logistic": their quartiles lie as far apart as 25 and
                 75.
 
         Raises:
+            InputTypeError: Something else than numbers.
             InputError: Too few qualities, or qualities that do not differ; another kind.
         """
-        values = quality.detach().double().cpu().numpy().ravel()
+        values = _convert_quality(quality).detach().double().cpu().numpy().ravel()
         values = values[np.isfinite(values)]
         if len(values) < _LEAST:
             raise InputError(f"expected {_LEAST} or more qualities to fit a calibration on, got {len(values)}")
@@ -59,8 +60,9 @@ class Calibration(ABC):
             raise InputError("expected qualities that differ, got all equal")
         return _get_class(kind)._fit(values)
 
-    def __call__(self, quality: Tensor) -> Tensor:
+    def __call__(self, quality: ArrayLike | Tensor) -> Tensor:
         """Map qualities [N] to int64 [N] on the same device: 0..100, HIGHER is better; -1 where the quality is NaN."""
+        quality = _convert_quality(quality)
         values = quality.detach().double().cpu().numpy()
         scores = self._scale(values)
         rounded = np.where(np.isnan(values), NOT_ASSESSABLE, np.floor(np.nan_to_num(scores) + 0.5))
@@ -160,6 +162,18 @@ class LogisticCalibration(Calibration):
         with np.errstate(over="ignore"):  # a narrow scale is a step
             scores: NDArray[np.float64] = 100 / (1 + np.exp(np.minimum((self.midpoint - values) / self.width, 700)))
         return scores
+
+
+def _convert_quality(quality: ArrayLike | Tensor) -> Tensor:
+    if isinstance(quality, Tensor):
+        return quality
+    try:
+        return torch.from_numpy(np.array(quality, dtype=np.float64))
+    except (TypeError, ValueError, RuntimeError) as error:
+        remedy = ": give its quality" if hasattr(quality, "quality") else ""
+        raise InputTypeError(
+            f"expected qualities [N] in a tensor, an array or a list, got {type(quality).__name__}{remedy}"
+        ) from error
 
 
 def _get_class(kind: object) -> type[Calibration]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 
 class PrefiqsError(Exception):
-    """All that the package raises on purpose; its text is one line that says what was expected, what came, what helps.
+    """The base of every error that the package raises on purpose.
 
-    Anything else that comes out of it is a fault of the package.
+    Its message is one line: what was expected, what was given, and what to do. Any other exception is a fault of the
+    package.
     """
 
 
@@ -35,7 +36,7 @@ class UnsupportedNetworkError(PrefiqsError, ValueError):
 
 
 class MissingWeightsError(PrefiqsError, OSError):
-    """Weights that are neither in the cache folder nor to be had."""
+    """Weights are not in the cache folder and cannot be fetched."""
 
 
 class MissingPackageError(PrefiqsError, ImportError):

@@ -13,18 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefiqs_ext.utils.text import name_dtype
+
 
 def _expect(condition: bool, op: str, message: str) -> None:
     if not condition:
         raise RuntimeError(f"prefiqs_ext::{op}: {message}")
 
 
-def _name_dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _expect_dtype(op: str, name: str, t: Tensor, dtype: torch.dtype) -> None:
-    _expect(t.dtype == dtype, op, f"expected {name} of dtype {_name_dtype(dtype)}, got {_name_dtype(t.dtype)}")
+    _expect(t.dtype == dtype, op, f"expected {name} of dtype {name_dtype(dtype)}, got {name_dtype(t.dtype)}")
 
 
 def _get_float_dtypes(src: Tensor) -> tuple[torch.dtype, ...]:
@@ -33,18 +31,18 @@ def _get_float_dtypes(src: Tensor) -> tuple[torch.dtype, ...]:
 
 
 def _name_float_dtypes(src: Tensor) -> str:
-    return " or ".join(map(_name_dtype, _get_float_dtypes(src)))
+    return " or ".join(map(name_dtype, _get_float_dtypes(src)))
 
 
 def _expect_float(op: str, name: str, t: Tensor, src: Tensor) -> None:
     known = t.dtype in _get_float_dtypes(src)
-    _expect(known, op, f"expected {name} of dtype {_name_float_dtypes(src)}, got {_name_dtype(t.dtype)}")
+    _expect(known, op, f"expected {name} of dtype {_name_float_dtypes(src)}, got {name_dtype(t.dtype)}")
 
 
 def _expect_one_format(op: str, src: Tensor, weight: Tensor) -> None:
     fits = src.dtype in (torch.uint8, torch.float32, weight.dtype)
-    wanted = f"float32 or of weight's, {_name_dtype(weight.dtype)}"
-    _expect(fits, op, f"expected src of dtype {wanted}, got {_name_dtype(src.dtype)}")
+    wanted = f"float32 or of weight's, {name_dtype(weight.dtype)}"
+    _expect(fits, op, f"expected src of dtype {wanted}, got {name_dtype(src.dtype)}")
 
 
 def _get_result_dtype(src: Tensor, weight: Tensor) -> torch.dtype:
@@ -121,7 +119,7 @@ def _fake_dual_conv2d(
     op = "dual_conv2d"
     _expect(src.dim() == 4, op, f"expected src of shape [N, C, H, W], got {_format_sizes(src.shape)}")
     known = src.dtype in (*_get_float_dtypes(src), torch.uint8)
-    _expect(known, op, f"expected src of dtype {_name_float_dtypes(src)} or uint8, got {_name_dtype(src.dtype)}")
+    _expect(known, op, f"expected src of dtype {_name_float_dtypes(src)} or uint8, got {name_dtype(src.dtype)}")
     wanted = f"expected a paired src of dtype {_name_float_dtypes(src)}, got uint8"
     _expect(src.dtype != torch.uint8 or not paired, op, wanted)
     even = not paired or src.shape[0] % 2 == 0

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefiqs_ext.exceptions import FileFormatError, InputError, InputTypeError, MissingFileError
+from prefiqs_ext.exceptions import FileFormatError, InputError, InputTypeError
 from prefiqs_ext.models.preset import Preset
-from prefiqs_ext.utils.suffixes import ARCHIVES, VIDEOS
-from prefiqs_ext.utils.text import escape_unprintable, format_path
+from prefiqs_ext.utils.levels import OVERSHOOT
+from prefiqs_ext.utils.suffixes import refuse_archive_or_video, refuse_url
+from prefiqs_ext.utils.text import describe_wrong_size, escape_unprintable, format_path, name_dtype
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,8 +30,6 @@ SingleImage: TypeAlias = "Tensor | NDArray[np.uint8] | Image | str | os.PathLike
 Images: TypeAlias = "SingleImage | Sequence[SingleImage]"
 Colour: TypeAlias = Literal["rgb", "bgr"]
 
-# Floating images come from divisions by 255 and resampling, which overshoot a little.
-_OVERSHOOT = 1e-3
 _KINDS = "a tensor, a NumPy array, a PIL image, a path, or a list of these"
 
 
@@ -43,7 +42,7 @@ def make_batch(
         images: a tensor NCHW or CHW on `device`; an array uint8 NHWC or HWC; a PIL image in mode RGB; the path of a
             crop; a list or tuple of single images of these kinds.
         preset: whose images they are. Without one only a tensor is taken, as it is.
-        device: where the batch is needed. What is no tensor is moved there.
+        device: where the batch is needed. Anything but a tensor is copied there.
         rank: dimensions of the tensor without a preset.
         colour: the order of channels in tensors and arrays. PIL images and files say theirs.
 
@@ -93,7 +92,7 @@ def _stack(images: Sequence[SingleImage], preset: Preset, device: torch.device, 
         except InputError as error:
             raise type(error)(f"image {index} of the list: {error}") from error
         batches.append(batch)
-    kinds = dict.fromkeys(str(batch.dtype).removeprefix("torch.") for batch in batches)
+    kinds = dict.fromkeys(name_dtype(batch.dtype) for batch in batches)
     if len(kinds) > 1:
         raise InputTypeError(f"expected images of one type, got {' and '.join(kinds)}: make them all uint8 of 0-255")
     return torch.cat(batches)
@@ -106,12 +105,9 @@ def _convert(image: object, preset: Preset, colour: Colour) -> Tensor:
     if isinstance(image, str | os.PathLike) or is_pil(image):
         levels = read_image(image, colour)
         if levels.shape[:2] != preset.size:
-            (height, width), (got_height, got_width) = preset.size, levels.shape[:2]
+            size = describe_wrong_size(levels.shape, preset.size, why=f"preset {preset.name!r}")
             name = repr(os.fspath(image)) if isinstance(image, str | os.PathLike) else "photo"
-            raise InputError(
-                f"expected a crop of {width} x {height} pixels (preset {preset.name!r}), "
-                f"got {got_width} x {got_height}; a photo? prefiqs_ext.score_photo({name})"
-            )
+            raise InputError(f"{size}; a photo? prefiqs_ext.score_photo({name})")
         return torch.from_numpy(levels).permute(2, 0, 1)[None]
     raise InputTypeError(f"expected {_KINDS}, got {describe_other(image)}")
 
@@ -167,23 +163,15 @@ def _from_pil(image: Image) -> NDArray[np.uint8]:
 def _read_file(path: str) -> NDArray[np.uint8]:
     from prefiqs_ext.faces.image import UnreadableImage, read_rgb
 
-    name = format_path(path)
-    if "://" in path:
-        raise InputError(f"expected a file, got the URL {name}: download it first")
+    refuse_url(path)
     if os.path.isdir(path):
-        raise InputError(f"expected a file, got the folder {name}: give a list of its files, or run `prefiqs score`")
-    if not os.path.lexists(path):
-        raise MissingFileError(f"no such file: {name}")
+        raise InputError(
+            f"expected a file, got the folder {format_path(path)}: give a list of its files, or run `prefiqs score`"
+        )
     try:
         return read_rgb(path)
-    except UnreadableImage as error:
-        suffix = os.path.splitext(path)[1].lower()
-        if suffix in ARCHIVES:
-            raise FileFormatError(f"expected an image, got the archive {name}: unpack it first") from error
-        if suffix in VIDEOS:
-            raise FileFormatError(
-                f"expected an image, got the video {name}: write its frames as images first"
-            ) from error
+    except UnreadableImage:
+        refuse_archive_or_video(path)
         raise
 
 
@@ -292,8 +280,8 @@ def check_values(batch: Tensor, preset: Preset | None, least: float, most: float
     if not (isfinite(least) and isfinite(most)):
         rows = name_rows(~batch.isfinite().flatten(1).all(dim=1))
         raise InputError(f"expected finite values, got NaN or infinity in {rows}")
-    if preset is not None and (least < -_OVERSHOOT or most > 1 + _OVERSHOOT):
-        if least < -_OVERSHOOT:
+    if preset is not None and (least < -OVERSHOOT or most > 1 + OVERSHOOT):
+        if least < -OVERSHOOT:
             remedy = "they look normalised already, which the preset does itself: pass levels of 0-255 as uint8"
         else:
             remedy = "divide levels of 0-255 by 255, or pass them as uint8"
@@ -307,15 +295,15 @@ def check_images(batch: Tensor, preset: Preset | None) -> None:
         check_values(batch, preset, *(float(extreme) for extreme in batch.aminmax()))
 
 
-def levels(batch: Tensor, preset: Preset | None) -> Tensor:
-    """Returns what the normalisation of a preset reads: levels of 0-255. Without a preset, the batch itself."""
+def scale_to_levels(batch: Tensor, preset: Preset | None) -> Tensor:
+    """Scales a batch to what the normalisation of a preset reads: levels of 0-255. Without a preset it stays."""
     if preset is None or batch.dtype == torch.uint8:
         return batch
     return batch.float().clamp(0, 1) * 255
 
 
-def example_images(preset: Preset) -> Tensor:
-    """Returns one seeded random image of the preset's size, uint8 ``[1, 3, H, W]``."""
+def make_example_images(preset: Preset) -> Tensor:
+    """Makes one seeded random image of the preset's size, uint8 ``[1, 3, H, W]``."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (1, 3, *preset.size), dtype=torch.uint8, generator=generator)
 

@@ -31,5 +31,21 @@ class ScoreOutput(NamedTuple):
     """``[N]``: the norm of the network's embedding before normalisation; on some networks it tells quality too."""
 
 
+class ImageScore(NamedTuple):
+    """The row of one image, with Python's numbers."""
+
+    quality: float
+    distance: float
+    embedding_norm: float
+    embedding: Tensor
+    """``[d]``"""
+
+
+def split_output(output: ScoreOutput) -> list[ImageScore]:
+    """Splits an output into its rows; waits for the device."""
+    columns = output.quality.tolist(), output.distance.tolist(), output.embedding_norm.tolist(), output.embedding
+    return list(map(ImageScore, *columns))
+
+
 # So that an exported Scorer can be saved: torch knows no public way for named tuples.
 _pytree._register_namedtuple(ScoreOutput, serialized_type_name="prefiqs_ext.ScoreOutput")

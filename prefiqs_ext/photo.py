@@ -18,7 +18,9 @@ from prefiqs_ext.exceptions import InputError, InputTypeError
 from prefiqs_ext.faces import RGB, Detector, find_faces
 from prefiqs_ext.faces.detect import MIN_FACE
 from prefiqs_ext.inputs import Colour, describe_other, is_pil, read_image
-from prefiqs_ext.scorer import Scorer, default_scorer
+from prefiqs_ext.output import split_output
+from prefiqs_ext.scorer import Scorer, get_crop_size, get_default_scorer
+from prefiqs_ext.utils.check_arguments import check_positive
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,32 +75,33 @@ def score_photo(
         One :class:`FaceScore` per face, the largest face first. The list is empty where there is no face.
 
     Raises:
-        InputTypeError, InputError: what is no such photo, or a scorer without a preset; the message says what to do.
+        InputTypeError, InputError: the photo has another type or shape, or the scorer has no preset; the message says
+            what to do.
         FileAccessError, FileFormatError: a path that gives no image.
-        MissingWeightsError: the weights of the network or the detector are neither in the cache folder nor to be had.
+        MissingWeightsError: the weights of the network or the detector are not in the cache folder and cannot be
+            fetched.
     """
-    scorer = default_scorer() if scorer is None else scorer
-    if scorer.preset is None:
-        raise InputError("expected a scorer with a preset, which says how large a crop is; got none")
-    faces = find_faces(_read(photo, colour), _detector(min_face), scorer.preset.size)
+    scorer = get_default_scorer() if scorer is None else scorer
+    size = get_crop_size(scorer)
+    check_positive(min_face, "min_face")
+    faces = find_faces(_read(photo, colour), _get_detector(min_face), size)
     if not faces:
         return []
-    out = scorer(np.stack([face.crop for face in faces]))
-    numbers = zip(out.quality.tolist(), out.distance.tolist(), out.embedding_norm.tolist(), out.embedding, strict=True)
+    scores = split_output(scorer(np.stack([face.crop for face in faces])))
     return [
         FaceScore(
-            *scores,
+            *score,
             crop=crop,
             box=(float(found.x), float(found.y), float(found.w), float(found.h)),
             landmarks=found.landmarks,
             detector_score=float(found.score),
         )
-        for scores, (crop, found) in zip(numbers, faces, strict=True)
+        for score, (crop, found) in zip(scores, faces, strict=True)
     ]
 
 
 @lru_cache(maxsize=4)
-def _detector(min_face: float) -> Detector:
+def _get_detector(min_face: float) -> Detector:
     return Detector(min_face=min_face)
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.exceptions import InputError, InputTypeError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -137,3 +137,26 @@ class Pruning:
             return None
         n, m = int(match[1]), int(match[2])
         return (n, m) if n < m <= _LARGEST_M else None
+
+
+def check_pruning(pruning: object) -> None:
+    """Checks the type of what is given as a pruning: a :class:`Pruning`, or masks by the names of layers.
+
+    Raises:
+        InputTypeError: It is something else, such as the sparsity alone.
+    """
+    if isinstance(pruning, Pruning):
+        return
+    if isinstance(pruning, Mapping):
+        from torch import Tensor
+
+        for name, mask in pruning.items():
+            if not isinstance(mask, Tensor):
+                raise InputTypeError(f"expected a bool tensor as mask of {name!r}, got {type(mask).__name__}")
+        return
+    remedy = ""
+    if isinstance(pruning, float | int):
+        remedy = f": Pruning(sparsity={pruning!r})"
+    elif isinstance(pruning, str):
+        remedy = f": Pruning({pruning!r})"
+    raise InputTypeError(f"expected a Pruning, or a dictionary of masks, got {type(pruning).__name__}{remedy}")

@@ -13,16 +13,18 @@ from torch import Tensor, fx, nn
 
 from prefiqs_ext.device import resolve_device
 from prefiqs_ext.dual import BufferedGraph, CudaGraphs, convert_to_half, dualize, is_out_of_memory
-from prefiqs_ext.exceptions import InputError, OutOfMemoryError
-from prefiqs_ext.inputs import Colour, Images, check_values, example_images, levels, make_batch, name_rows
+from prefiqs_ext.exceptions import InputError, InputTypeError, OutOfMemoryError
+from prefiqs_ext.inputs import Colour, Images, check_values, make_batch, make_example_images, name_rows, scale_to_levels
 from prefiqs_ext.models.fingerprint import hash_weights
 from prefiqs_ext.models.loading import resolve_network
 from prefiqs_ext.models.normalize import NormalizedNetwork
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.ops import embedding_distance
 from prefiqs_ext.output import ScoreOutput
-from prefiqs_ext.pruning import Pruning
-from prefiqs_ext.settings import Settings, get_dtype_name
+from prefiqs_ext.pruning import Pruning, check_pruning
+from prefiqs_ext.settings import Settings
+from prefiqs_ext.utils.check_arguments import check_count
+from prefiqs_ext.utils.text import name_dtype
 from prefiqs_ext.utils.torch_defaults import torch_defaults, without_autocast
 
 # Images run together: what stays in a CPU's cache; what fills a GPU.
@@ -54,8 +56,8 @@ class Scorer(nn.Module):
         pruning: what the pruned copy loses; or masks of your own: a dictionary from a layer's name to a bool tensor of
             its weight's shape, True = keep.
         preset: the input that the network was trained on: a :class:`Preset` or its name ("arcface", "magface", ...).
-            None stands for a built-in network's own; for a checkpoint it stands for a guess by its layout, with a
-            warning. A module or an ONNX file without a preset gets your tensor exactly as it is.
+            If None, a built-in network uses its own preset. The preset of a checkpoint is guessed from its layout, with
+            a warning. A module or an ONNX file without a preset gets your tensor exactly as it is.
         device: "cpu", "cuda", or a device of these. None: the GPU that the model is on, else the CPU. Tensors must
             come from this device, and results are there.
         dtype: what to compute in. On the CPU it is float32. On CUDA it is float16, or bfloat16 for a network whose
@@ -99,8 +101,11 @@ class Scorer(nn.Module):
         on_bad: Literal["raise", "nan"] = "raise",
     ) -> None:
         super().__init__()
-        if chunk is not None and chunk < 1:
-            raise InputError(f"expected chunk of 1 or more, got {chunk}")
+        check_pruning(pruning)
+        if chunk is not None:
+            check_count(chunk, "chunk")
+        if example is not None and not isinstance(example, Tensor):
+            raise InputTypeError(f"expected a tensor as example, got {type(example).__name__}")
         if on_bad not in ("raise", "nan"):
             raise InputError(f"expected on_bad 'raise' or 'nan', got {on_bad!r}")
         self.device, self.dtype = resolve_device(device, dtype, model)
@@ -114,13 +119,13 @@ class Scorer(nn.Module):
         if isinstance(pruning, Pruning):
             name = None if isinstance(model, nn.Module) else str(model)
             self._settings = Settings(
-                name, weights_hash, self.preset, pruning, self.device.type, get_dtype_name(self.dtype), output
+                name, weights_hash, self.preset, pruning, self.device.type, name_dtype(self.dtype), output
             )
         if self.preset is not None:
             # Masks come first: pruning knows layers by the names they have in the caller's model.
             network = NormalizedNetwork(self.preset, network)
             masks = {f"network.{name}": mask for name, mask in masks.items()}
-            example = example_images(self.preset)
+            example = make_example_images(self.preset)
         if example is None:
             raise InputError("expected a preset, or an example batch that shows the network's input; got neither")
         example = example.cpu()
@@ -237,8 +242,8 @@ class Scorer(nn.Module):
             :class:`ScoreOutput`, one row per image, on the scorer's device.
 
         Raises:
-            InputTypeError, InputError: what is no such images; the message says what to do. Also an embedding without a
-                direction, unless the scorer was made with ``on_bad="nan"``.
+            InputTypeError, InputError: the images have another type, shape, size or device; the message says what to
+                do. Also an embedding without a direction, unless the scorer was made with ``on_bad="nan"``.
             FileAccessError, FileFormatError: a path that gives no image.
             OutOfMemoryError: it names a chunk to try, where there is a smaller one.
         """
@@ -246,14 +251,14 @@ class Scorer(nn.Module):
             assert isinstance(images, Tensor)
             rows = images.flip(1) if colour == "bgr" else images
             with without_autocast(self.device.type):
-                return _score_output(self._dual, levels(rows, self.preset))
+                return _score_output(self._dual, scale_to_levels(rows, self.preset))
         batch = make_batch(images, self.preset, device=self.device, rank=self._input_rank, colour=colour)
         if not batch.shape[0]:
-            return self._empty()
+            return self._make_empty_output()
         on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with on_device, without_autocast(self.device.type), torch.inference_mode():
             extremes = batch.aminmax() if batch.is_floating_point() else ()
-            outputs = [self._score_rows(levels(rows, self.preset)) for rows in torch.split(batch, self.chunk)]
+            outputs = [self._score_rows(scale_to_levels(rows, self.preset)) for rows in torch.split(batch, self.chunk)]
         # Joined outside inference mode, so that the results are ordinary tensors.
         output = ScoreOutput(*(torch.cat(fields) for fields in zip(*outputs, strict=True)))
         bad = ~output.distance.isfinite() | ~output.embedding_norm.isfinite() | (output.embedding_norm == 0)
@@ -279,7 +284,7 @@ class Scorer(nn.Module):
         half = len(rows) // 2
         raise OutOfMemoryError(f"{self.device} has too little memory for {len(rows)} images together: try chunk={half}")
 
-    def _empty(self) -> ScoreOutput:
+    def _make_empty_output(self) -> ScoreOutput:
         none = torch.empty(0, dtype=torch.float32, device=self.device)
         no_embedding = none.new_empty(0, self._embedding_size)
         return ScoreOutput(none, none.clone(), no_embedding, no_embedding.clone(), none.clone())
@@ -314,8 +319,23 @@ def _score_output(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> ScoreO
     return ScoreOutput(distance, 1 - distance / 2, embedding, pruned_embedding, norm)
 
 
+def get_crop_size(scorer: Scorer) -> tuple[int, int]:
+    """Gets the height and width of the crops that a scorer takes.
+
+    Raises:
+        InputTypeError: it is no Scorer.
+        InputError: it has no preset.
+    """
+    if not isinstance(scorer, Scorer):
+        remedy = f": Scorer({scorer!r})" if isinstance(scorer, str) else ""
+        raise InputTypeError(f"expected a Scorer, got {type(scorer).__name__}{remedy}")
+    if scorer.preset is None:
+        raise InputError("expected a scorer with a preset, which says how large a crop is; got none")
+    return scorer.preset.size
+
+
 @lru_cache(maxsize=4)
-def default_scorer(device: torch.device = torch.device("cpu")) -> Scorer:  # noqa: B008, immutable
+def get_default_scorer(device: torch.device = torch.device("cpu")) -> Scorer:  # noqa: B008, immutable
     """Returns the Scorer of the built-in network on a device, made at the first call."""
     return Scorer(device=device)
 
@@ -344,10 +364,10 @@ def score(images: Images, *, colour: Colour = "rgb") -> ScoreOutput:
         embedding norm.
 
     Raises:
-        InputTypeError, InputError: what is no such crops; the message says what to do.
+        InputTypeError, InputError: the crops have another type, shape, size or device; the message says what to do.
         FileAccessError, FileFormatError: a path that gives no image.
-        MissingWeightsError: the weights are neither in the cache folder nor to be had.
+        MissingWeightsError: the weights are not in the cache folder and cannot be fetched.
     """
     first = images[0] if isinstance(images, list | tuple) and images else images
     device = first.device if isinstance(first, Tensor) and first.is_cuda else torch.device("cpu")
-    return default_scorer(device)(images, colour=colour)
+    return get_default_scorer(device)(images, colour=colour)

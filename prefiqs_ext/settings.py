@@ -14,6 +14,7 @@ from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.strict_json import build_dataclass, check_names, read_strict_json
+from prefiqs_ext.utils.text import name_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,7 @@ class Settings:
         Raises:
             InputError: The settings have a scale, which is valid for its own device and dtype only.
         """
-        where, name = device.type, get_dtype_name(dtype)
+        where, name = device.type, name_dtype(dtype)
         if self.calibration is not None and (where, name) != (self.device, self.dtype):
             raise InputError(
                 f"expected to compute in {self.dtype} on {self.device}, where the scale of these settings was fitted, "
@@ -131,8 +132,3 @@ class Settings:
                 "calibration": None if calibration is None else Calibration.from_dict(calibration),
             }
         )
-
-
-def get_dtype_name(dtype: torch.dtype) -> str:
-    """Return the name of a dtype: "float32" for torch.float32."""
-    return str(dtype).removeprefix("torch.")

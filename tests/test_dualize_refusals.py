@@ -51,7 +51,7 @@ ROW_MIXING: dict[str, Callable[[Net, Tensor], Tensor]] = {
 }
 
 
-def escape_line_ends(error: pytest.ExceptionInfo[BaseException]) -> str:
+def check_message(error: pytest.ExceptionInfo[BaseException]) -> str:
     message = str(error.value)
     assert message.startswith("dualize: ")
     assert "\n" not in message
@@ -63,7 +63,7 @@ def test_operations_that_mix_rows_are_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=r"row|batch") as error:
         dualize(Net(ROW_MIXING[name]), example=randn(2, 3, 6, 6))
     what = name.removesuffix("_1")
-    assert f"'{what}'" in escape_line_ends(error) or f"'Tensor.{what}'" in str(error.value)
+    assert f"'{what}'" in check_message(error) or f"'Tensor.{what}'" in str(error.value)
 
 
 def test_rows_that_do_not_come_back_to_dim_0_are_refused() -> None:
@@ -71,10 +71,10 @@ def test_rows_that_do_not_come_back_to_dim_0_are_refused() -> None:
         ValueError, match=r"expected an embedding, .* got \[4, 4\] with the batch in dim 1 for N = 1"
     ) as error:
         dualize(Net(lambda m, x: x.transpose(0, 1)), example=randn(2, 3, 6, 6))
-    escape_line_ends(error)
+    check_message(error)
     with pytest.raises(ValueError, match="the convolution 'late' reads a value whose batch is in dim 2") as error:
         dualize(Net(lambda m, x: m.late(x.permute(2, 1, 0, 3)).permute(2, 1, 0, 3)), ALL, example=randn(2, 3, 6, 6))
-    escape_line_ends(error)
+    check_message(error)
 
 
 def test_one_constant_row_for_all() -> None:
@@ -82,7 +82,7 @@ def test_one_constant_row_for_all() -> None:
     model = Net(lambda m, x: torch.cat([x.flatten(2).mT, m.token.expand(1, 1, -1)], 1).mT.unsqueeze(-1))
     with pytest.raises(ValueError, match=r"'cat' .*works for a batch of 1 but not of 3") as error:
         dualize(model, example=randn(1, 3, 6, 6))
-    escape_line_ends(error)
+    check_message(error)
 
 
 class Attention(nn.Module):
@@ -115,7 +115,7 @@ def test_hidden_weights_are_refused(name: str, exported: bool) -> None:
     with pytest.raises(ValueError, match="cannot see into the weights of 'module") as error:
         dualize(Attention(module, branching(call) if exported else call), example=randn(2, 3, 6, 6))
     hidden = module.self_attn if exported and name == "encoder" else module
-    assert type(hidden).__name__ in escape_line_ends(error)
+    assert type(hidden).__name__ in check_message(error)
 
 
 class Standardised(nn.Conv2d):
@@ -131,7 +131,7 @@ def test_a_computed_weight_is_refused_only_where_it_is_pruned() -> None:
     check(model, x, Pruning(layers="0"))
     with pytest.raises(ValueError, match=r"the pruned weight of '1' is used by 'Tensor\.mean' in '1'") as error:
         dualize(model, example=x)
-    escape_line_ends(error)
+    check_message(error)
 
 
 def changed(change: Callable[[Net], object]) -> nn.Module:
@@ -226,7 +226,7 @@ def test_models_that_are_refused(name: str) -> None:
     kind = InputError if name in WRONG_STATES else UnsupportedNetworkError
     with pytest.raises(kind, match=message) as error:
         dualize(build(), ALL, example=randn(2, 3, 6, 6))
-    escape_line_ends(error)
+    check_message(error)
 
 
 def test_a_model_without_layers_is_refused() -> None:
@@ -247,7 +247,7 @@ def test_a_model_without_layers_is_refused() -> None:
 def test_bad_examples(example: Tensor, message: str) -> None:
     with pytest.raises(InputTypeError if example is None else InputError, match=message) as error:
         dualize(Net(lambda m, x: x), example=example)
-    escape_line_ends(error)
+    check_message(error)
 
 
 def test_bad_masks() -> None:
@@ -260,7 +260,7 @@ def test_bad_masks() -> None:
     ):
         with pytest.raises(InputError, match=message) as error:
             dualize(model, masks, example=x)
-        escape_line_ends(error)
+        check_message(error)
     with pytest.raises(InputTypeError, match=r"expected a torch\.nn\.Module, got str"):
         dualize("sface", example=x)  # type: ignore[arg-type]
 
@@ -294,4 +294,4 @@ def test_the_self_check_fails(wrong: Callable[..., Tensor], message: str, monkey
     with pytest.raises(RuntimeError, match=f"self-check failed: {message}.* differ by .*: please report this") as error:
         dualize(Net(lambda m, x: x), example=randn(1, 3, 6, 6))
     assert not isinstance(error.value, PrefiqsError)  # a fault of the package, not of the caller
-    escape_line_ends(error)
+    check_message(error)

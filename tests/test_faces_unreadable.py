@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from prefiqs_ext.faces import UnreadableImage, decode_rgb, read_rgb
+from prefiqs_ext.exceptions import FileAccessError, MissingFileError
+from prefiqs_ext.faces import UnreadableImage, decode_rgb, hash_file, read_rgb
 from prefiqs_ext.faces import image as image_module
 from tests.photos import Levels, reason, saved
 
@@ -51,6 +52,20 @@ def test_folders_pipes_and_devices(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     assert "got a pipe or a device" in reason(tmp_path / "pipe.jpg")  # nobody writes to it: must not wait
     assert "got a pipe or a device" in reason("/dev/zero")
+
+
+def test_what_cannot_be_opened_is_no_question_of_content(tmp_path: Path) -> None:
+    missing, null = str(tmp_path / "none.jpg"), "a\0b.jpg"
+    for read in (read_rgb, hash_file):
+        with pytest.raises(MissingFileError) as caught:
+            read(missing)
+        expected = f"cannot read {missing} (No such file or directory); check the path and its permissions"
+        assert str(caught.value) == expected
+        with pytest.raises(FileAccessError) as denied:
+            read(str(tmp_path))
+        assert str(denied.value) == f"cannot read {tmp_path} (expected a file, got a folder); name an image file"
+        with pytest.raises(FileAccessError, match="a NUL byte in the name"):
+            read(null)
 
 
 def test_not_permitted(tmp_path: Path, photo: Levels) -> None:
@@ -106,10 +121,11 @@ def test_damaged_bytes_never_do_worse_than_unreadable(
 
 
 def test_the_error_survives_a_process_boundary(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
     with pytest.raises(UnreadableImage) as caught:
-        read_rgb(tmp_path)
+        read_rgb(tmp_path / "empty.jpg")
     copy = pickle.loads(pickle.dumps(caught.value))
-    assert (str(copy), copy.path, copy.reason) == (str(caught.value), tmp_path, caught.value.reason)
+    assert (str(copy), copy.path, copy.reason) == (str(caught.value), tmp_path / "empty.jpg", caught.value.reason)
     assert isinstance(copy, ValueError)
 
 

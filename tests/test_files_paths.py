@@ -83,7 +83,7 @@ def test_files_of_a_list_need_not_exist() -> None:
         ("none.jpg", FileNotFoundError, r"cannot read none\.jpg \(No such file or directory\); check the path"),
         ("photo/none.jpg", FileNotFoundError, r"cannot read photo/none\.jpg \(Not a directory\)"),
         ("loop", OSError, r"cannot read loop \(Too many levels of symbolic links\)"),
-        ("https://example.org/a.jpg", ValueError, r"got the address https://example\.org/a\.jpg: download it first"),
+        ("https://example.org/a.jpg", ValueError, r"got the URL https://example\.org/a\.jpg: download it first"),
         ("s3://bucket/photos", ValueError, "download it first"),
         ("photos.zip", ValueError, r"got the archive photos\.zip: unpack it"),
         ("photos.TAR.GZ", ValueError, "unpack it"),

@@ -181,7 +181,7 @@ def test_paths_are_taken_as_they_are_needed(images: list[str], scorer: Scorer) -
 
 
 def test_wrong_arguments(scorer: Scorer) -> None:
-    with pytest.raises(ValueError, match="batch_size >= 1 and workers >= 0, got 0 and 0"):
+    with pytest.raises(ValueError, match="expected batch_size of 1 or more, got 0"):
         score_files([], scorer, aligned=True, batch_size=0)
     bare = Scorer(Small().eval(), example=torch.zeros(1, 3, 112, 112))
     with pytest.raises(ValueError, match="a scorer with a preset"):

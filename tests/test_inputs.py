@@ -206,7 +206,11 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Levels, list[Path]], Any], type[Excep
         ValueError,
         r"expected a crop of 20 x 16 pixels \(preset 'tiny'\), got 40 x 30; a photo\? prefiqs_ext.score_photo\(photo\)",
     ),
-    "a missing file": (lambda t, a, f: "absent.png", FileNotFoundError, "no such file: absent.png"),
+    "a missing file": (
+        lambda t, a, f: "absent.png",
+        FileNotFoundError,
+        r"cannot read absent.png \(No such file or directory\); check the path and its permissions",
+    ),
     "a URL": (
         lambda t, a, f: "https://example.com/face.jpg",
         ValueError,
@@ -225,7 +229,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Levels, list[Path]], Any], type[Excep
     "a video": (
         lambda t, a, f: write(f[0].parent / "clip.mp4"),
         ValueError,
-        "expected an image, got the video .*clip.mp4: write its frames as images first",
+        "expected an image, got the video .*clip.mp4: write its frames as images first, .*",
     ),
     "text": (
         lambda t, a, f: write(f[0].parent / "notes.txt"),

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from prefiqs_ext import Pruning, Scorer
+from prefiqs_ext import Calibration, Pruning, Scorer, Settings, dualize, models, score_photo
 from prefiqs_ext.exceptions import PrefiqsError
+from prefiqs_ext.files import find_paths, score_files
 from tests.test_cli import Command
 
 KNOWN = "known: sface, facexzoo, dlib, w600k_mbf"
@@ -24,20 +25,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "an address": (
         "score https://example.org/a.jpg",
-        "expected a file or folder, got the address https://example.org/a.jpg: download it first",
+        "expected a file or folder, got the URL https://example.org/a.jpg: download it first",
     ),
     "an archive": (
         "score photos.zip",
-        "expected an image or a folder, got the archive photos.zip: unpack it and name its folder",
+        "expected an image or a folder, got the archive photos.zip: unpack it first",
     ),
     "a video": (
         "score clip.mp4",
-        "expected an image or a folder, got the video clip.mp4: take pictures from it with "
-        "`mkdir frames && ffmpeg -i clip.mp4 -vf fps=2 frames/%06d.png`, and name the folder frames",
+        "expected an image or a folder, got the video clip.mp4: write its frames as images first, "
+        "`mkdir frames && ffmpeg -i clip.mp4 -vf fps=2 frames/%06d.png`",
     ),
     "an archive instead of a folder": (
         "report photos.zip",
-        "expected an image or a folder, got the archive photos.zip: unpack it and name its folder",
+        "expected an image or a folder, got the archive photos.zip: unpack it first",
     ),
     "a missing folder": (
         "degrade none --output out",
@@ -190,7 +191,10 @@ CALLS: dict[str, tuple[Callable[[Scorer], object], str]] = {
         lambda scorer: scorer("faces/one.png", colour="bgr"),
         "an image file says its colours itself, got colour='bgr': leave colour out; it is for arrays",
     ),
-    "a missing file": (lambda scorer: scorer("none.jpg"), "no such file: none.jpg"),
+    "a missing file": (
+        lambda scorer: scorer("none.jpg"),
+        "cannot read none.jpg (No such file or directory); check the path and its permissions",
+    ),
     "a folder": (
         lambda scorer: scorer("faces"),
         "expected a file, got the folder faces: give a list of its files, or run `prefiqs score`",
@@ -200,7 +204,7 @@ CALLS: dict[str, tuple[Callable[[Scorer], object], str]] = {
         "expected a file, got the URL https://example.org/a.jpg: download it first",
     ),
     "an archive": (lambda scorer: scorer("photos.zip"), "got the archive photos.zip: unpack it first"),
-    "a video": (lambda scorer: scorer("clip.mp4"), "got the video clip.mp4: write its frames as images first"),
+    "a video": (lambda scorer: scorer("clip.mp4"), "`mkdir frames && ffmpeg -i clip.mp4 -vf fps=2 frames/%06d.png`"),
     "a family of networks for a model": (
         lambda _: Scorer("arcface"),
         f"no such model or file: arcface; {KNOWN}; "
@@ -219,6 +223,87 @@ CALLS: dict[str, tuple[Callable[[Scorer], object], str]] = {
         lambda _: Pruning(sparsity=40),
         "sparsity must be a number in [0, 1), got 40",
     ),
+    "a sparsity for a pruning": (
+        lambda _: Scorer(pruning=0.4),  # type: ignore[arg-type]
+        "expected a Pruning, or a dictionary of masks, got float: Pruning(sparsity=0.4)",
+    ),
+    "a method for a pruning": (
+        lambda _: Scorer(pruning="2:4"),  # type: ignore[arg-type]
+        "expected a Pruning, or a dictionary of masks, got str: Pruning('2:4')",
+    ),
+    "a sparsity for dualize": (
+        lambda _: dualize(nn.Linear(3, 4).eval(), 0.4, example=torch.ones(1, 3)),  # type: ignore[arg-type]
+        "expected a Pruning, or a dictionary of masks, got float: Pruning(sparsity=0.4)",
+    ),
+    "masks as arrays": (
+        lambda _: Scorer(pruning={"conv": np.ones(3, bool)}),  # type: ignore[dict-item]
+        "expected a bool tensor as mask of 'conv', got ndarray",
+    ),
+    "a chunk that is no number": (
+        lambda _: Scorer(chunk="a"),  # type: ignore[arg-type]
+        "expected chunk of 1 or more, got 'a'",
+    ),
+    "an array for an example": (
+        lambda _: Scorer(nn.Linear(3, 4).eval(), example=np.ones((1, 3))),  # type: ignore[arg-type]
+        "expected a tensor as example, got ndarray",
+    ),
+    "a batch size that is no number": (
+        lambda scorer: score_files([], scorer, batch_size="a"),  # type: ignore[arg-type]
+        "expected batch_size of 1 or more, got 'a'",
+    ),
+    "workers that are no number": (
+        lambda scorer: score_files([], scorer, workers=0.5),  # type: ignore[arg-type]
+        "expected workers of 0 or more, got 0.5",
+    ),
+    "a name for a scorer": (
+        lambda _: score_photo(RGB, scorer="sface"),  # type: ignore[arg-type]
+        "expected a Scorer, got str: Scorer('sface')",
+    ),
+    "a width that is no number": (
+        lambda scorer: score_photo(RGB, scorer=scorer, min_face="a"),  # type: ignore[arg-type]
+        "expected a finite min_face above 0, got 'a'",
+    ),
+    "a width that cannot be compared": (
+        lambda scorer: score_photo(RGB, scorer=scorer, min_face=[30]),  # type: ignore[arg-type]
+        "expected a finite min_face above 0, got [30]",
+    ),
+    "the output for its quality": (
+        lambda scorer: Calibration.fit(scorer(RGB)),
+        "expected qualities [N] in a tensor, an array or a list, got ScoreOutput: give its quality",
+    ),
+    "few qualities in a list": (
+        lambda _: Calibration.fit([0.1, 0.2]),
+        "expected 20 or more qualities to fit a calibration on, got 2",
+    ),
+    "qualities that are no numbers": (
+        lambda _: Calibration.fit(["a"]),
+        "expected qualities [N] in a tensor, an array or a list, got list",
+    ),
+    "a name that is too long": (
+        lambda _: Scorer("x" * 300),
+        "(File name too long); check the path and its permissions",
+    ),
+    "a name that is too long for load": (
+        lambda _: models.load("x" * 300),
+        "(File name too long); check the path and its permissions",
+    ),
+    "a NUL byte in a path of settings": (
+        lambda _: Settings.load("a\0b"),
+        "cannot read a\\x00b (a NUL byte in the name); name a file with a Scorer's settings",
+    ),
+    "a NUL byte in a path to write": (
+        lambda scorer: scorer.settings.save("a\0b"),
+        "cannot write a\\x00b (a NUL byte in the name); name another place",
+    ),
+    "a NUL byte in a path to score": (
+        lambda _: find_paths(["a\0b"]),
+        "cannot read a\\x00b (a NUL byte in the name); check the path and its permissions",
+    ),
+    "a NUL byte in the path of a crop": (
+        lambda scorer: scorer("a\0b"),
+        "cannot read a\\x00b (a NUL byte in the name); check the path and its permissions",
+    ),
+    "a NUL byte in the path of a model": (lambda _: Scorer("a\0b"), f"no such model or file: a\\x00b; {KNOWN}"),
 }
 
 

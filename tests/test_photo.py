@@ -16,7 +16,7 @@ import prefiqs_ext
 from prefiqs_ext import FaceScore, Scorer
 from prefiqs_ext.faces import RGB
 from prefiqs_ext.files.pipeline import score_files
-from prefiqs_ext.scorer import default_scorer
+from prefiqs_ext.scorer import get_default_scorer
 
 data = pytest.importorskip("skimage.data")
 
@@ -53,11 +53,15 @@ def test_it_is_what_prefiqs_score_gives(two_faces: RGB, tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     Image.fromarray(two_faces).save(path, quality=95)
     faces = prefiqs_ext.score_photo(path)
-    (expected,) = score_files([path], default_scorer())
-    assert len(faces) == len(expected.rows) == 2
-    for face, row, embedding in zip(faces, expected.rows, expected.embeddings, strict=True):
-        assert (face.quality, face.distance, face.embedding_norm) == (row.quality, row.distance, row.embedding_norm)
-        assert (*face.box, face.detector_score) == (row.x, row.y, row.w, row.h, row.detector_score)
+    (expected,) = score_files([path], get_default_scorer())
+    assert len(faces) == len(expected.records) == 2
+    for face, record, embedding in zip(faces, expected.records, expected.embeddings, strict=True):
+        assert (face.quality, face.distance, face.embedding_norm) == (
+            record.quality,
+            record.distance,
+            record.embedding_norm,
+        )
+        assert (*face.box, face.detector_score) == (record.x, record.y, record.w, record.h, record.detector_score)
         assert torch.equal(face.embedding, embedding)
         assert face.crop.shape == (112, 112, 3)
         assert face.landmarks.shape == (5, 2)
@@ -72,7 +76,7 @@ def test_it_is_what_prefiqs_score_gives(two_faces: RGB, tmp_path: Path) -> None:
 def test_every_kind_of_photo(two_faces: RGB) -> None:
     expected = prefiqs_ext.score_photo(two_faces)
     assert_same_faces(prefiqs_ext.score_photo(two_faces[..., ::-1], colour="bgr"), expected)
-    assert_same_faces(prefiqs_ext.score_photo(Image.fromarray(two_faces), scorer=default_scorer()), expected)
+    assert_same_faces(prefiqs_ext.score_photo(Image.fromarray(two_faces), scorer=get_default_scorer()), expected)
 
 
 def test_no_face_is_an_empty_list(sface_file: Path, yunet_file: None) -> None:
@@ -89,7 +93,11 @@ REFUSED: dict[str, tuple[Callable[[RGB], Any], type[Exception], str]] = {
     "RGBA": (lambda a: np.zeros((40, 50, 4), np.uint8), ValueError, r"leave the fourth channel out, array\[..., :3\]$"),
     "CHW": (lambda a: a.transpose(2, 0, 1), ValueError, r"expected an image \[H, W, 3\], got \[3, 40, 50\]"),
     "PIL grey": (lambda a: Image.fromarray(a[..., 0]), ValueError, r"mode 'RGB', got 'L': image.convert\('RGB'\)$"),
-    "missing": (lambda a: "absent.jpg", FileNotFoundError, "no such file: absent.jpg$"),
+    "missing": (
+        lambda a: "absent.jpg",
+        FileNotFoundError,
+        r"cannot read absent.jpg \(No such file or directory\); check the path",
+    ),
     "URL": (
         lambda a: "http://example.com/a.jpg",
         ValueError,

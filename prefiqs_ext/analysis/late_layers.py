@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.inputs import example_images, levels
+from prefiqs_ext.inputs import make_example_images, scale_to_levels
 from prefiqs_ext.models.normalize import NormalizedNetwork
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
@@ -128,7 +128,7 @@ def _list_by_execution(network: nn.Module, preset: Preset, names: Sequence[str])
                 order[name] = order.get(name, 0) + result.numel() * weight[0].numel()
 
             stack.enter_context(network.get_submodule(name).register_forward_hook(count))
-        NormalizedNetwork(preset, network)(levels(example_images(preset), preset))
+        NormalizedNetwork(preset, network)(scale_to_levels(make_example_images(preset), preset))
     return list(order.items())
 
 

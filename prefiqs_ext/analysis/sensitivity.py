@@ -16,7 +16,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.inputs import check_images, levels
+from prefiqs_ext.inputs import check_images, scale_to_levels
 from prefiqs_ext.models.embedding import select_embedding
 from prefiqs_ext.models.loading import resolve_network
 from prefiqs_ext.models.normalize import NormalizedNetwork
@@ -74,7 +74,7 @@ def sensitivity(
     for rows in torch.split(batch, chunk) if len(batch) else ():
 
         def embed(own: dict[str, Tensor], rows: Tensor = rows) -> Tensor:
-            raw = select_embedding(functional_call(network, own, (levels(rows, named),)), output)
+            raw = select_embedding(functional_call(network, own, (scale_to_levels(rows, named),)), output)
             return F.normalize(raw, eps=0)
 
         # Of torch's ways to compute attention, the one that has a forward derivative.

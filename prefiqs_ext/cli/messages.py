@@ -10,8 +10,6 @@ from tqdm import tqdm
 
 from prefiqs_ext.utils.text import escape_unprintable, format_path
 
-_ORDER = ("ok", "no_face", "unreadable", "not_assessable")
-
 
 def tell(line: str) -> None:
     """Print one line to standard error, above a bar of progress."""
@@ -20,8 +18,11 @@ def tell(line: str) -> None:
 
 def describe_counts(counts: Iterable[tuple[str, int]]) -> str:
     """Return `6 ok, 1 no face, 1 unreadable` from statuses and how many rows have each; "nothing" if there are none."""
-    known = sorted(((status, count) for status, count in counts if count), key=lambda each: _ORDER.index(each[0]))
-    return ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in known) or "nothing"
+    from prefiqs_ext.files.records import STATUSES
+
+    known = dict(counts)
+    found = [f"{known[status]:,} {status.replace('_', ' ')}" for status in STATUSES if known.get(status)]
+    return ", ".join(found) or "nothing"
 
 
 def describe_files(files: int) -> str:

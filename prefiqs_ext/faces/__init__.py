@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from prefiqs_ext.faces.align import align
 from prefiqs_ext.faces.detect import Detection, Detector
-from prefiqs_ext.faces.image import RGB, UnreadableImage, decode_rgb, hash_file, read_rgb
+from prefiqs_ext.faces.image import RGB, UnreadableImage, decode_rgb, get_reason, hash_file, read_rgb
 
 
 class Face(NamedTuple):
@@ -45,6 +45,7 @@ __all__ = [
     "align",
     "decode_rgb",
     "find_faces",
+    "get_reason",
     "hash_file",
     "read_rgb",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import io
@@ -18,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from prefiqs_ext.exceptions import FileFormatError, InputTypeError
-from prefiqs_ext.utils.text import escape_unprintable
+from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputTypeError
+from prefiqs_ext.utils.levels import OVERSHOOT
+from prefiqs_ext.utils.os_errors import explain_read_errors
+from prefiqs_ext.utils.text import escape_unprintable, format_path
 
 RGB = NDArray[np.uint8]
 """Levels 0-255, [H, W, 3], red first."""
@@ -32,7 +35,6 @@ _MAX_BYTES = 1 << 30  # some decoders read the whole file first; 50 megapixels o
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", "AVIF", "PPM")
 _FORMATS_SHOWN = "JPEG, PNG, WebP, GIF, TIFF, BMP, JPEG 2000, AVIF or PPM"
 
-_OVERSHOOT = 1e-3  # of floating levels, as in the Scorer
 _MAX_REASON_LENGTH = 200
 
 # Pillow logs some damage at ERROR; without a handler of the application's, Python would print that to stderr.
@@ -40,7 +42,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class UnreadableImage(FileFormatError):
-    """A file that gives no image: it is missing, not permitted, no image, damaged, too large, ...
+    """A file whose content is no image: it is empty, damaged, too large, in an unknown format, ...
 
     Attributes:
         path: The file.
@@ -75,8 +77,9 @@ def read_rgb(path: str | os.PathLike[str]) -> RGB:
 
     Raises:
         InputTypeError: `path` is no path.
-        UnreadableImage: There is no image, for whatever reason: the file is missing, not permitted, not regular, empty,
-            too large, in an unknown format, damaged or cut off.
+        MissingFileError: There is no such file.
+        FileAccessError: It cannot be opened: it is not permitted, a folder, a pipe or a device.
+        UnreadableImage: Its content is no image: it is empty, too large, in an unknown format, damaged or cut off.
     """
     name = check_path(path, "; an image's bytes go to decode_rgb")
     with _explain_failures(path), _open_regular(name) as stream:
@@ -111,7 +114,8 @@ def hash_file(path: str | os.PathLike[str]) -> bytes:
 
     Raises:
         InputTypeError: `path` is no path.
-        UnreadableImage: The file cannot be opened, as for :func:`read_rgb`.
+        MissingFileError, FileAccessError: It cannot be opened, as for :func:`read_rgb`.
+        UnreadableImage: It is empty or too large.
     """
     found = hashlib.sha256()
     name = check_path(path)
@@ -119,6 +123,13 @@ def hash_file(path: str | os.PathLike[str]) -> bytes:
         while block := stream.read(1 << 20):
             found.update(block)
     return found.digest()
+
+
+def get_reason(error: UnreadableImage | FileAccessError) -> str:
+    """Gets what is wrong with a file that :func:`read_rgb` does not read, in one line without its path."""
+    if isinstance(error, UnreadableImage):
+        return error.reason
+    return _shorten_reason(error.__cause__ if isinstance(error.__cause__, OSError) else error)
 
 
 def check_path(path: str | os.PathLike[str], remedy: str = "") -> str:
@@ -143,13 +154,15 @@ class _Refusal(Exception):
 
 def _open_regular(path: str) -> IO[bytes]:
     """Opens a file and refuses folders, pipes, devices and what is too large, without waiting for a pipe's writer."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with explain_read_errors(format_path(path)):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise _Refusal("expected a file, got a folder")
-        if not stat.S_ISREG(status.st_mode):
-            raise _Refusal("expected a regular file, got a pipe or a device")
+        with explain_read_errors(format_path(path), remedy="name an image file"):
+            status = os.fstat(descriptor)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, "expected a file, got a folder")
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "expected a regular file, got a pipe or a device")
         if not status.st_size:
             raise _Refusal("the file is empty")
         if status.st_size > _MAX_BYTES:
@@ -162,10 +175,12 @@ def _open_regular(path: str) -> IO[bytes]:
 
 @contextmanager
 def _explain_failures(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns whatever goes wrong inside into an UnreadableImage, and holds the decoders' warnings back."""
+    """Turns all but a FileAccessError into an UnreadableImage, and holds the decoders' warnings back."""
     try:
         with _without_warnings:
             yield
+    except FileAccessError:
+        raise
     except _Refusal as error:
         raise UnreadableImage(path, str(error)) from None
     except UnidentifiedImageError:
@@ -275,7 +290,7 @@ def _convert_to_rgb(image: Image.Image) -> RGB:
     if mode == "F":
         return _repeat_grey(_convert_floats(np.array(image)))
     if mode == "I":
-        raise _Refusal("expected 8 or 16 bits a channel, got 32-bit or signed integers; save it with 8 or 16")
+        raise _Refusal("expected 8 or 16 bits per channel, got 32-bit or signed integers; save it with 8 or 16")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         background = Image.new("RGB", image.size)
@@ -286,7 +301,7 @@ def _convert_to_rgb(image: Image.Image) -> RGB:
 
 def _convert_floats(levels: NDArray[np.float32]) -> NDArray[np.uint8]:
     least, most = float(levels.min()), float(levels.max())
-    if not (least >= -_OVERSHOOT and most <= 1 + _OVERSHOOT):  # NaN fails too
+    if not (least >= -OVERSHOOT and most <= 1 + OVERSHOOT):  # NaN fails too
         raise _Refusal(f"expected floating levels in [0, 1], got {least:g} to {most:g}; save it with 8 or 16 bits")
     return (levels.clip(0, 1) * 255).round().astype(np.uint8)
 

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prefiqs_ext.faces import RGB, Detector, Face, UnreadableImage, find_faces, read_rgb
+from prefiqs_ext.exceptions import FileAccessError
+from prefiqs_ext.faces import RGB, Detector, Face, UnreadableImage, find_faces, get_reason, read_rgb
 from prefiqs_ext.files.records import Status
 from prefiqs_ext.files.workers import read_ahead
+from prefiqs_ext.utils.text import describe_wrong_size
 
 
 class FaceBox(NamedTuple):
@@ -57,8 +59,8 @@ class CropReader:
         """Reads a file. Whatever is wrong with it becomes the status and the reason; nothing is raised."""
         try:
             image = read_rgb(path)
-        except UnreadableImage as error:
-            return FileCrops(path, status="unreadable", reason=error.reason)
+        except (UnreadableImage, FileAccessError) as error:
+            return FileCrops(path, status="unreadable", reason=get_reason(error))
         if self._detector is None:
             return self._check_crop(path, image)
         try:
@@ -72,11 +74,7 @@ class CropReader:
 
     def _check_crop(self, path: str, image: RGB) -> FileCrops:
         if image.shape[:2] != self._size:
-            (wanted_height, wanted_width), (height, width) = self._size, image.shape[:2]
-            reason = (
-                f"expected a crop of {wanted_width} x {wanted_height} pixels, got {width} x {height}; "
-                "a photo needs no --aligned"
-            )
+            reason = f"{describe_wrong_size(image.shape, self._size)}; a photo needs no --aligned"
             return FileCrops(path, status="not_assessable", reason=reason)
         return FileCrops(path, crops=[image], boxes=[FaceBox()])
 

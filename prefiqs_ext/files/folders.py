@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from prefiqs_ext.utils.os_errors import explain_read_errors
+from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.text import escape_unprintable, format_path
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".mpo", ".png", ".apng", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
@@ -47,11 +48,6 @@ def list_folder(folder: str) -> list[tuple[str, bool]]:
     """
     with explain_read_errors(format_path(folder)):
         return _scan(folder)
-
-
-def get_suffix(name: str) -> str:
-    """Gives a file name's suffix in lower case, with its dot; empty if there is none."""
-    return os.path.splitext(name)[1].lower()
 
 
 def strip_image_suffix(name: str) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
-from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputError, MissingFileError
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.files.folders import FolderReader, describe_ignored
-from prefiqs_ext.utils.suffixes import ARCHIVES, VIDEOS
+from prefiqs_ext.utils.os_errors import explain_read_errors
+from prefiqs_ext.utils.suffixes import refuse_archive_or_video, refuse_url
 from prefiqs_ext.utils.text import format_path, read_lines
-
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 def find_paths(arguments: Iterable[str], report: Callable[[str], None] = lambda line: None) -> list[str]:
@@ -27,7 +25,7 @@ def find_paths(arguments: Iterable[str], report: Callable[[str], None] = lambda 
             cannot be read, and one that counts the files ignored for their suffix.
 
     Raises:
-        InputError: No image is found, or an argument is an address.
+        InputError: No image is found, or an argument is a URL.
         MissingFileError: A file, folder or list does not exist.
         FileAccessError: A file, folder or list cannot be read.
         FileFormatError: An argument is an archive or a video; a list is no text.
@@ -81,28 +79,15 @@ def refuse_unreadable(argument: str) -> None:
         argument: Where to look for images, as :func:`find_paths` takes it.
 
     Raises:
-        InputError: An address such as ``https://example.org/a.jpg``.
+        InputError: A URL such as ``https://example.org/a.jpg``.
         MissingFileError: There is no such file or folder.
         FileAccessError: It cannot be looked at.
         FileFormatError: An archive or a video.
     """
     if argument.startswith("@"):
         return  # reading the list says what is wrong with it
-    name = format_path(argument)
-    if _URL.match(argument):
-        raise InputError(f"expected a file or folder, got the address {name}: download it first")
-    try:
+    refuse_url(argument, "a file or folder")
+    with explain_read_errors(format_path(argument)):
         os.stat(argument)
-    except OSError as error:
-        kind = MissingFileError if isinstance(error, (FileNotFoundError, NotADirectoryError)) else FileAccessError
-        raise kind(f"cannot read {name} ({error.strerror}); check the path and its permissions") from error
-    if os.path.isdir(argument):
-        return
-    suffix = os.path.splitext(argument)[1].lower()
-    if suffix in ARCHIVES:
-        raise FileFormatError(f"expected an image or a folder, got the archive {name}: unpack it and name its folder")
-    if suffix in VIDEOS:
-        raise FileFormatError(
-            f"expected an image or a folder, got the video {name}: take pictures from it with "
-            f"`mkdir frames && ffmpeg -i {name} -vf fps=2 frames/%06d.png`, and name the folder frames"
-        )
+    if not os.path.isdir(argument):
+        refuse_archive_or_video(argument, "an image or a folder")

@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from prefiqs_ext.device import choose_batch_size
-from prefiqs_ext.exceptions import InputError, InputTypeError
+from prefiqs_ext.exceptions import InputTypeError
 from prefiqs_ext.faces import Detector
 from prefiqs_ext.faces.detect import MIN_FACE
 from prefiqs_ext.faces.image import check_path
 from prefiqs_ext.files.batches import Batch, collect_batches, upload_ahead
 from prefiqs_ext.files.crops import CropReader, FaceBox, FileCrops, read_crops_of_files
 from prefiqs_ext.files.records import Record
-from prefiqs_ext.scorer import Scorer
+from prefiqs_ext.output import ImageScore, split_output
+from prefiqs_ext.scorer import Scorer, get_crop_size
+from prefiqs_ext.utils.check_arguments import check_count
 
 _NO_DIRECTION = "its embedding has no direction: a blank image, or broken weights"
 
@@ -38,16 +40,6 @@ class ScoredFile(NamedTuple):
     records: list[Record]
     embeddings: Tensor
     """[len(records), d] L2-normalised, float32; NaN where a record has no embedding."""
-
-
-class _Numbers(NamedTuple):
-    """The numbers of one crop."""
-
-    quality: float
-    distance: float
-    norm: float
-    embedding: Tensor
-    """[d]"""
 
 
 def score_files(
@@ -69,8 +61,8 @@ def score_files(
             found and aligned to that size.
         batch_size: How many crops are scored together; None means 32 on the CPU and 256 on a GPU.
         workers: Processes that read files ahead; 0 means that this process reads. A file that ends its worker, and
-            ends another one that reads this file alone, is "unreadable". Workers are started afresh, so a script that
-            uses them needs its ``if __name__ == "__main__":``.
+            ends another one that reads this file alone, is "unreadable". Each worker is a new Python process, so a
+            script that uses workers must guard its main code with ``if __name__ == "__main__":``.
         min_face: Width in pixels from which faces in photos are found; see :class:`prefiqs_ext.faces.Detector`.
 
     Yields:
@@ -84,13 +76,11 @@ def score_files(
     """
     if isinstance(paths, (str, bytes, PathLike)):
         raise InputTypeError(f"expected several paths, as a list has them, got one {type(paths).__name__}")
-    if scorer.preset is None:
-        raise InputError("expected a scorer with a preset, which says how large a crop is; got none")
+    size = get_crop_size(scorer)
     if batch_size is None:
         batch_size = choose_batch_size(scorer.device)
-    if batch_size < 1 or workers < 0:
-        raise InputError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
-    size = scorer.preset.size
+    check_count(batch_size, "batch_size")
+    check_count(workers, "workers", least=0)
     detector = None if aligned else Detector(min_face=min_face)  # it fetches its weights before workers start
     reader = CropReader(size, detector)
     files = read_crops_of_files(map(check_path, paths), reader, workers=workers, ahead=2 * batch_size)
@@ -112,9 +102,9 @@ def _score(
 
 
 def _score_batch(batch: Batch, scorer: Scorer, no_embedding: Tensor) -> Iterator[ScoredFile]:
-    numbers = _score_images(batch.images, scorer)
+    scores = _score_images(batch.images, scorer)
     for file in batch.files:
-        faces = list(zip(file.boxes, islice(numbers, len(file.boxes)), strict=True))
+        faces = list(zip(file.boxes, islice(scores, len(file.boxes)), strict=True))
         if faces:
             records = [_make_record(file.path, face, box, each) for face, (box, each) in enumerate(faces)]
             embeddings = [
@@ -127,36 +117,28 @@ def _score_batch(batch: Batch, scorer: Scorer, no_embedding: Tensor) -> Iterator
         yield ScoredFile(file.path, records, torch.stack(embeddings))
 
 
-def _score_images(images: list[Tensor], scorer: Scorer) -> Iterator[_Numbers]:
-    """Scores all images and then gives their numbers one by one."""
+def _score_images(images: list[Tensor], scorer: Scorer) -> Iterator[ImageScore]:
+    """Scores all images and then gives their scores one by one, on the CPU."""
     outputs = [scorer(batch) for batch in images]  # all begun before the first result is waited for
-    numbers: list[_Numbers] = []
-    for output in outputs:
-        numbers += map(
-            _Numbers,
-            output.quality.tolist(),
-            output.distance.tolist(),
-            output.embedding_norm.tolist(),
-            output.embedding.cpu(),
-        )
-    return iter(numbers)
+    on_cpu = [output._replace(embedding=output.embedding.cpu()) for output in outputs]
+    return iter([score for output in on_cpu for score in split_output(output)])
 
 
-def _make_record(path: str, face: int, box: FaceBox, numbers: _Numbers) -> Record:
+def _make_record(path: str, face: int, box: FaceBox, score: ImageScore) -> Record:
     record = Record(
         path=path,
         face=face,
         status="ok",
-        quality=numbers.quality,
-        distance=numbers.distance,
-        embedding_norm=numbers.norm,
+        quality=score.quality,
+        distance=score.distance,
+        embedding_norm=score.embedding_norm,
         x=box.x,
         y=box.y,
         w=box.w,
         h=box.h,
         detector_score=box.detector_score,
     )
-    if math.isnan(numbers.distance):
+    if math.isnan(score.distance):
         return record._replace(
             status="not_assessable", quality=None, distance=None, embedding_norm=None, reason=_NO_DIRECTION
         )

@@ -7,16 +7,18 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 
 from prefiqs_ext.calibration import Calibration
 from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.text import format_path
 
 Status = Literal["ok", "no_face", "unreadable", "not_assessable"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 """What came of a face or a file.
 
 "ok": it has all numbers. "no_face": the detector found none. "unreadable": the file gave no image. "not_assessable": a
@@ -77,7 +79,7 @@ def choose_format(table: Path | None) -> Format:
     if table is None:
         return "csv"
     for table_format in FORMATS:
-        if table.suffix.lower() == f".{table_format}":
+        if get_suffix(table) == f".{table_format}":
             return table_format
     raise InputError(f"expected an output that ends in .csv, .jsonl or .txt, got {format_path(str(table))}")
 

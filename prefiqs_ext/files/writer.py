@@ -39,6 +39,7 @@ from prefiqs_ext.utils.partial_file import (
     format_npy_header,
 )
 from prefiqs_ext.utils.strict_json import JSON
+from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.text import format_path
 
 _SAVE_S = 0.5  # what kill -9, or a power cut, may cost, if saving is quick
@@ -80,7 +81,7 @@ class Writer:
         calibration: Calibration | None = None,
     ) -> None:
         self._format = choose_format(table)
-        if embeddings is not None and embeddings.suffix.lower() != ".npy":
+        if embeddings is not None and get_suffix(embeddings) != ".npy":
             raise InputError(f"expected a .npy file for embeddings, got {format_path(str(embeddings))}")
         self._settings: dict[str, JSON] = {**settings, "format": self._format, "embeddings": embeddings is not None}
         self._pick = pick

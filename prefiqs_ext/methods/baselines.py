@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefiqs_ext.inputs import check_images, levels
+from prefiqs_ext.inputs import check_images, scale_to_levels
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
@@ -40,7 +40,7 @@ class _PixelMethod(ABC):
     def score(self, images: Tensor) -> Tensor:
         """Score uint8 RGB images [N, 3, H, W]: float32 [N]."""
         check_images(images, self._preset)
-        pixels = levels(images, self._preset).double().cpu()
+        pixels = scale_to_levels(images, self._preset).double().cpu()
         return torch.tensor([self._score_one(image[None]) for image in pixels], dtype=torch.float32)
 
     @abstractmethod

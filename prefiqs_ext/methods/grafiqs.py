@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.inputs import example_images
+from prefiqs_ext.inputs import make_example_images
 from prefiqs_ext.methods.network_method import check_network, score_chunks
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.torch_defaults import torch_defaults
@@ -184,7 +184,7 @@ class GraFIQs:
                     note_size(output, name)
 
                 stack.enter_context(modules[name].register_forward_hook(hook))
-            self.network(self._normalize(example_images(self.preset)))
+            self.network(self._normalize(make_example_images(self.preset)))
         sizes = sorted(before_last_norm, key=lambda size: size[0] * size[1])[: len(_BLOCKS)]
         if len(sizes) < len(_BLOCKS):
             raise InputError(

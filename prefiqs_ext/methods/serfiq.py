@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.inputs import example_images
+from prefiqs_ext.inputs import make_example_images
 from prefiqs_ext.methods.network_method import check_network, score_chunks
 from prefiqs_ext.models.embedding import select_embedding
 from prefiqs_ext.models.preset import Preset
@@ -103,7 +103,7 @@ class SERFIQ:
                         called.append((name, module, output.shape[1:]))
 
                     stack.enter_context(module.register_forward_hook(hook))
-            self.network(self._normalize(example_images(self.preset)))
+            self.network(self._normalize(make_example_images(self.preset)))
         if not called:
             raise InputError(
                 "serfiq: expected a network with an nn.Dropout of 0 < p < 1 before its embedding, got none: without "
@@ -113,7 +113,7 @@ class SERFIQ:
 
     def _check_rows_stay_apart(self) -> None:
         """Check that m rows behind the dropout give what m passes give."""
-        image = example_images(self.preset)
+        image = make_example_images(self.preset)
         try:
             together = self._embed(image, self._masks)
         except RuntimeError as error:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from prefiqs_ext.files.records import Record
 from prefiqs_ext.report.histogram import HEIGHT, WIDTH, build_histogram
-from prefiqs_ext.report.selection import STATUSES, Selection
+from prefiqs_ext.report.selection import STATUS_NAMES, Selection
 from prefiqs_ext.report.thumbnails import SIDE, make_thumbnails
 from prefiqs_ext.utils.text import format_path
 
@@ -56,7 +56,7 @@ def render(selection: Selection, folder: str, facts: Mapping[str, str]) -> str:
     return environment.from_string(template).render(
         folder=format_path(folder),
         facts=facts,
-        statuses=STATUSES,
+        statuses=STATUS_NAMES,
         counts=selection.counts,
         histogram=build_histogram(selection.quality_counts) if selection.counts["ok"] else None,
         quantiles=[(label, f"{selection.quantile(share):.3f}") for label, share in _QUANTILES],
@@ -84,7 +84,7 @@ def _make_card(row: Record, folder: str, picture: str) -> _Card:
     return _Card(
         row.status,
         format_path(os.path.relpath(row.path, folder)),
-        STATUSES[row.status] if row.quality is None else f"{row.quality:.3f}",
+        STATUS_NAMES[row.status] if row.quality is None else f"{row.quality:.3f}",
         numbers,
         row.reason,
         picture,

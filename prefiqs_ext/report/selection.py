@@ -7,15 +7,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from prefiqs_ext.files.records import Record, Status
+from prefiqs_ext.files.records import STATUSES, Record, Status
 
-STATUSES: dict[Status, str] = {
-    "ok": "scored",
-    "no_face": "no face found",
-    "unreadable": "not readable",
-    "not_assessable": "not assessable",
-}
-"""Every status that a row can have, and what the page calls it."""
+_STATUS_NAMES = ("scored", "no face found", "not readable", "not assessable")
+STATUS_NAMES: dict[Status, str] = dict(zip(STATUSES, _STATUS_NAMES, strict=True))
+"""What the page calls each status."""
 
 # Quality is counted in bins of a thousandth. The coarser bars and the median are taken from these.
 FINE_BINS = 1000
@@ -53,7 +49,7 @@ class Selection:
         # Heaps of (key, -order, row). The order is unique, so rows are never compared; of equals the earlier one stays.
         self._best: list[tuple[float, int, Record]] = []
         self._worst: list[tuple[float, int, Record]] = []
-        self._others: dict[Status, list[Record]] = {status: [] for status in STATUSES}
+        self._others: dict[Status, list[Record]] = {status: [] for status in STATUS_NAMES}
 
     def add(self, rows: Iterable[Record]) -> Selection:
         """Take more rows, and return the selection itself."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
+from prefiqs_ext.exceptions import FileAccessError
 from prefiqs_ext.faces.image import UnreadableImage, read_rgb
 from prefiqs_ext.files.records import Record
 
@@ -33,7 +34,7 @@ def make_thumbnails(rows: Sequence[Record]) -> Iterator[tuple[Record, str]]:
         if any(row.status != "unreadable" for row in faces):
             try:
                 image = Image.fromarray(read_rgb(path))
-            except UnreadableImage:  # it was readable a moment ago, so its numbers still hold
+            except (UnreadableImage, FileAccessError):  # it was readable a moment ago, so its numbers still hold
                 image = None
         for row in faces:
             yield row, "" if image is None else _encode(image.crop(_choose_box(row, image.size)))

@@ -31,10 +31,11 @@ def explain_read_errors(name: str, *, remedy: str = "check the path and its perm
         yield
     except PrefiqsError:
         raise
-    except OSError as error:
-        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+    except (OSError, ValueError) as error:
+        reason = _convert_null_byte(error)
+        missing = isinstance(reason, (FileNotFoundError, NotADirectoryError))
         kind = MissingFileError if missing else FileAccessError
-        raise kind(f"cannot read {name} ({error.strerror or error}); {remedy}") from error
+        raise kind(f"cannot read {name} ({reason.strerror or reason}); {remedy}") from reason
 
 
 @contextmanager
@@ -48,8 +49,8 @@ def explain_write_errors(name: str, *, remedy: str = "name another place") -> It
         yield
     except PrefiqsError:
         raise
-    except OSError as error:
-        raise build_write_error(name, error, remedy=remedy) from error
+    except (OSError, ValueError) as error:
+        raise build_write_error(name, _convert_null_byte(error), remedy=remedy) from error
 
 
 def build_write_error(name: str, error: OSError, *, remedy: str = "name another place") -> FileAccessError:
@@ -63,3 +64,12 @@ def build_write_error(name: str, error: OSError, *, remedy: str = "name another 
     if error.errno in FULL_DISK:
         remedy = f"make room there, or {remedy}"
     return FileAccessError(f"cannot write {name} ({error.strerror or error}); {remedy}")
+
+
+def _convert_null_byte(error: OSError | ValueError) -> OSError:
+    """Returns an OSError, also for a path with a NUL byte, of which Python says so by a ValueError."""
+    if isinstance(error, OSError):
+        return error
+    if "embedded null" in str(error):
+        return OSError(errno.EINVAL, "a NUL byte in the name")
+    raise error

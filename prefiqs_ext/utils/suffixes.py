@@ -1,8 +1,52 @@
-"""Suffixes of files that are often given in place of an image. In lower case, with the dot."""
+"""What a path says of a file before it is read: its suffix, and things that are often given in place of an image."""
 
 from __future__ import annotations
 
-ARCHIVES = frozenset({".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
-VIDEOS = frozenset(
-    {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts", ".m2ts"}
-)
+import os
+import re
+
+from prefiqs_ext.exceptions import FileFormatError, InputError
+from prefiqs_ext.utils.text import format_path
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
+_VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts", ".m2ts"}
+
+
+def get_suffix(path: str | os.PathLike[str]) -> str:
+    """Gives a file's suffix in lower case, with its dot; empty if there is none."""
+    return os.path.splitext(os.fspath(path))[1].lower()
+
+
+def refuse_url(path: str, expected: str = "a file") -> None:
+    """Refuses an address such as ``https://example.org/a.jpg``.
+
+    Args:
+        path: What was given.
+        expected: What was expected instead.
+
+    Raises:
+        InputError: It is one.
+    """
+    if _URL.match(path):
+        raise InputError(f"expected {expected}, got the URL {format_path(path)}: download it first")
+
+
+def refuse_archive_or_video(path: str, expected: str = "an image") -> None:
+    """Refuses a file with the suffix of an archive or a video; the error says how to get images out of it.
+
+    Args:
+        path: What was given.
+        expected: What was expected instead.
+
+    Raises:
+        FileFormatError: It is one.
+    """
+    name = format_path(path)
+    if get_suffix(path) in _ARCHIVES:
+        raise FileFormatError(f"expected {expected}, got the archive {name}: unpack it first")
+    if get_suffix(path) in _VIDEOS:
+        raise FileFormatError(
+            f"expected {expected}, got the video {name}: write its frames as images first, "
+            f"`mkdir frames && ffmpeg -i {name} -vf fps=2 frames/%06d.png`"
+        )

@@ -6,9 +6,13 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.utils.os_errors import explain_read_errors
+
+if TYPE_CHECKING:
+    import torch
 
 _MARK = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -61,6 +65,23 @@ def format_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> byte
 def format_path(path: str) -> str:
     """Formats a path for a person to read: one printable line, whatever bytes the name has."""
     return escape_unprintable(os.fsencode(path).decode("utf-8", "backslashreplace"))
+
+
+def name_dtype(dtype: torch.dtype) -> str:
+    """Returns the name of a type: "float32" for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def describe_wrong_size(got: Sequence[int], expected: tuple[int, int], *, why: str = "") -> str:
+    """Says that an image is no crop of the expected size, width first.
+
+    Args:
+        got: The shape of the image, [H, W, ...].
+        expected: Height and width.
+        why: Who expects that, to stand in brackets.
+    """
+    height, width = expected
+    return f"expected a crop of {width} x {height} pixels{why and f' ({why})'}, got {got[1]} x {got[0]}"
 
 
 def escape_unprintable(text: str) -> str:

@@ -24,7 +24,7 @@ from prefiqs_ext.dual.convert.trace import PREFIX, TracedModel, trace
 from prefiqs_ext.dual.convert.verify import verify
 from prefiqs_ext.exceptions import InputError, InputTypeError, UnsupportedNetworkError
 from prefiqs_ext.models.embedding import describe_no_embedding, is_embedding, iterate_leaves
-from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.pruning import Pruning, check_pruning
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 
@@ -82,6 +82,7 @@ def _convert(
     output: int | str | None,
     fuse: bool,
 ) -> fx.GraphModule:
+    check_pruning(pruning)
     masks = pruning.make_masks(model) if isinstance(pruning, Pruning) else _check_masks(pruning, model)
     traced = trace(model, make_images(example, 2), output)
     refuse_hidden_weights(traced)

@@ -25,10 +25,10 @@ from prefiqs_ext.files.folders import (
     SUFFIXES,
     FolderReader,
     describe_ignored,
-    get_suffix,
     list_folder,
     strip_image_suffix,
 )
+from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.text import format_path, read_lines
 
 _SAME = 1e-5  # relative difference of scores of one image: in two batches on a GPU (H200) they differ by less

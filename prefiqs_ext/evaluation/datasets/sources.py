@@ -13,6 +13,7 @@ from torch import Tensor
 from prefiqs_ext.evaluation.array_types import Floats
 from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.faces import RGB, align, decode_rgb, hash_file, read_rgb
+from prefiqs_ext.utils.text import describe_wrong_size
 
 
 class EncodedCrop(NamedTuple):
@@ -59,7 +60,8 @@ def hash_source(image: Source) -> bytes:
 
     Raises:
         MissingFileError: There is no such file.
-        FileFormatError: The file is empty, too large or no regular file.
+        FileAccessError: The file cannot be opened, or is no regular file.
+        FileFormatError: The file is empty or too large.
     """
     if isinstance(image, EncodedCrop):
         return hashlib.sha256(image.data).digest()
@@ -80,9 +82,9 @@ def read_every_crop(images: Iterable[Source], size: tuple[int, int]) -> Iterator
         size: Height and width. A LandmarkedPhoto is aligned to it.
 
     Raises:
-        MissingFileError: An image is not there.
-        FileFormatError: An image cannot be read, a crop has another size, or landmarks are not five different points.
-            Both errors name the image.
+        MissingFileError, FileAccessError: A file is not there, or cannot be opened. The error names it.
+        FileFormatError: A file's content is no image, a crop has another size, or landmarks are not five different
+            points. The error names the image.
     """
     for image in images:
         yield torch.from_numpy(_read_crop(image, size)).permute(2, 0, 1).contiguous()
@@ -97,8 +99,5 @@ def _read_crop(image: Source, size: tuple[int, int]) -> RGB:
             raise FileFormatError(f"{image.path}: {error}") from None
     crop = decode_rgb(*image) if isinstance(image, EncodedCrop) else read_rgb(get_name(image))
     if crop.shape[:2] != size:
-        height, width = crop.shape[:2]
-        raise FileFormatError(
-            f"{get_name(image)}: expected a crop of {size[1]} x {size[0]} pixels, got {width} x {height}"
-        )
+        raise FileFormatError(f"{get_name(image)}: {describe_wrong_size(crop.shape, size)}")
     return np.ascontiguousarray(crop[..., ::-1]) if isinstance(image, SwappedCrop) else crop
