@@ -333,6 +333,18 @@ def test_faults_before_the_work(data, monkeypatch, dlib_file):
     (few / "a.png").write_bytes((data / "p0" / "0.png").read_bytes())
     np.save(data.parent / "few.npy", np.ones((3, 5)))
     for folder, arguments, message in [
+        (data / "none", [], "No such file or directory"),
+        (data, ["--pairs", "none.txt"], "cannot read none.txt (No such file or directory)"),
+        (data, ["--pairs", "https://example.org/pairs.txt"], "got the address https://example.org/pairs.txt"),
+        (data, ["--fit-on", "none"], "cannot read none (No such file or directory)"),
+        (data, ["--embeddings", "none"], "cannot read none (No such file or directory)"),
+        (data, ["--scores", "a=none"], "--scores: cannot read none (No such file or directory)"),
+        (data, ["--verifier", "none" * 100], "--verifier: no such model or file: none"),
+    ]:
+        result = run(folder, *arguments)
+        assert result.exit_code == 2
+        assert message in result.output
+    for folder, arguments, message in [
         (few.parent, [], "few: expected mated and non-mated pairs, got no mated one"),
         (data, ["--verifier", "dlib"], "0.png: expected a crop of 150 x 150 pixels, got 112 x 112"),
         (data, ["--embeddings", str(data.parent / "few.npy")], "expected embeddings of 24 images, got 3"),

@@ -246,7 +246,7 @@ def test_command_refuses(data):
     (data.parent / "some.onnx").touch()
     unnamed = run(data, "--model", str(data.parent / "some.onnx"))
     assert unnamed.exit_code == 2
-    assert "needs --preset" in unnamed.output
+    assert "cannot tell the input its network wants; give --preset" in unnamed.output
     _save(pictures(1, 33)[0], data / "p00" / "large.png")
     large = run(data)
     assert large.exit_code == 1

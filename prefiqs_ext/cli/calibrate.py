@@ -11,13 +11,14 @@ import click
 
 from prefiqs_ext.cli.messages import describe_counts, describe_files, tell
 from prefiqs_ext.cli.options import ScoringOptions, scoring_options
+from prefiqs_ext.cli.paths import ImagesPath
 from prefiqs_ext.cli.throughput import Throughput, throughput_options
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.text import format_path
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=ImagesPath(), metavar="PATH...")
 @click.option("--aligned", is_flag=True, help="The images are ready crops of exactly the preset's size.")
 @click.option(
     "--output",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from prefiqs_ext.cli.messages import tell
+from prefiqs_ext.cli.messages import print_result, tell
 from prefiqs_ext.exceptions import MissingPackageError
 from prefiqs_ext.utils.atomic_write import atomic_write, make_output_folder
 from prefiqs_ext.utils.text import format_path
@@ -51,5 +51,5 @@ def demo(output: Path) -> None:
     with atomic_write(str(path)) as file:
         faces = rank_faces(find_astronaut())
         draw_sheet(faces, _TITLE).save(file, "png", optimize=True)
-    click.echo(format_table(faces))
+    print_result(format_table(faces))
     tell(f"{len(faces)} faces; the picture is in {format_path(str(path))}")

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from prefiqs_ext.cli.dataset_options import allow_duplicates_option, no_cache_option
-from prefiqs_ext.cli.messages import tell
+from prefiqs_ext.cli.messages import print_result, tell
 from prefiqs_ext.cli.options import ModelOptions, model_options
 from prefiqs_ext.cli.paths import INPUT_FOLDER
+from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.utils.text import format_path
 
 
@@ -79,19 +80,20 @@ def tune(
     from prefiqs_ext.evaluation.face_network import FaceNetwork
     from prefiqs_ext.evaluation.tuning_runner import TuningOptions, run_tuning
 
-    options = TuningOptions(
-        data,
-        FaceNetwork(model.name, model.find_preset()),
-        model.output,
-        folds,
-        resamples,
-        seed,
-        allow_duplicates,
-        use_cache=not no_cache,
-    )
+    with refuse_usage():
+        options = TuningOptions(
+            data,
+            FaceNetwork(model.name, model.find_preset()),
+            model.output,
+            folds,
+            resamples,
+            seed,
+            allow_duplicates,
+            use_cache=not no_cache,
+        )
     tuning = run_tuning(options, output, tell)
     for line in tuning.format():
-        click.echo(line)
+        print_result(line)
     tell(
         f"tried {len(tuning.prunings)} settings; table and recommended settings.json are in {format_path(str(output))}"
     )
