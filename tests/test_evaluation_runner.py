@@ -86,7 +86,7 @@ def test_a_network_in_memory(data, network):
     assert {name: area(evaluation, name) for name in areas} == pytest.approx(areas, rel=1e-9)
     (result,) = evaluation.results
     assert (result.data, result.images, result.verifier) == ("data", 24, network.name)
-    assert evaluation.networks["presets"][network.name]["size"] == PRESET.size
+    assert evaluation.networks[network.name]["preset"]["size"] == PRESET.size
     assert evaluation.format()[0].startswith("data: 24 images, 60 mated and 216 non-mated pairs")
 
 
@@ -111,7 +111,7 @@ def test_other_scores_and_other_networks(data, network):
     ]
     assert kept["options"]["mode"] == "rethresholded"
     assert [each["preset"]["name"] for each in kept["options"]["verifiers"]] == ["small", "small"]
-    assert set(kept["networks"]["weights"]) == {network.name, other.name}  # the scoring network was not needed
+    assert set(kept["networks"]) == {network.name, other.name}  # the scoring network was not needed
 
 
 def test_saved_embeddings_need_no_network(data, network):
@@ -124,7 +124,7 @@ def test_saved_embeddings_need_no_network(data, network):
     )
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     assert area(evaluation, "a") == pytest.approx(area_by_hand(unit, np.arange(24.0)))
-    assert evaluation.networks == {"weights": {}, "presets": {}}
+    assert evaluation.networks == {}
 
 
 def test_a_benchmark_that_fails_is_named(data, tmp_path, monkeypatch):
@@ -184,15 +184,15 @@ def test_refused_networks(tmp_path):
 
 
 def test_tuning(tmp_path, monkeypatch, network):
-    monkeypatch.setattr(tuning_runner, "SPARSITIES", (0.4,))
+    monkeypatch.setattr(tuning_runner, "TRIED_SPARSITIES", (0.4,))
     for index, picture in enumerate(pictures(100, 32, seed=4)):
         save(picture, tmp_path / "data" / f"p{index // 5:02}" / f"{index:02}.png")
     options = TuningOptions(tmp_path / "data", network, folds=2, resamples=10, use_cache=False)
     tuning = run_tuning(options)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert list(tuning.prunings) == [f"0.4 {a} {b}" for a in ("layer", "global") for b in ("conv", "conv+linear")]
-    assert [row[:3] for row in tuning.rows()] == [[0.4, *name.split()[1:]] for name in tuning.prunings]
-    assert sum(row[-1] for row in tuning.rows()) == 2  # one choice per fold
+    assert [row[:3] for row in tuning.make_rows()] == [[0.4, *name.split()[1:]] for name in tuning.prunings]
+    assert sum(row[-1] for row in tuning.make_rows()) == 2  # one choice per fold
     assert tuning.recommended == tuning.prunings[tuning.tuned.recommended]
     assert tuning.settings.model is None  # a module has no name to load it by
     tuning.write(tmp_path / "out")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
-from prefiqs_ext.cli.dataset_options import allow_duplicates_option
 from prefiqs_ext.cli.messages import describe_files, tell
 from prefiqs_ext.cli.paths import INPUT_FOLDER
+from prefiqs_ext.cli.shared_options import allow_duplicates_option
 from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.utils.atomic_write import atomic_write, make_output_folder, write_folder

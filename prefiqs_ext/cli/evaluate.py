@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from prefiqs_ext import methods as all_methods
-from prefiqs_ext.cli.dataset_options import allow_duplicates_option, no_cache_option
 from prefiqs_ext.cli.messages import print_result, tell
 from prefiqs_ext.cli.options import ScoringOptions, parse_preset, scoring_options
 from prefiqs_ext.cli.paths import INPUT_FILE, INPUT_FOLDER, InputPath
+from prefiqs_ext.cli.shared_options import allow_duplicates_option, no_cache_option, output_folder_option
 from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.files.paths import refuse_unreadable
@@ -112,15 +112,7 @@ MODES = ("crfiqa", "rethresholded", "fixed-threshold", "normalised")
     metavar="N",
     help="Seed of all that is drawn at random.",
 )
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="evaluation",
-    show_default=True,
-    metavar="FOLDER",
-    help="The folder to write to; it is made if it is not there.",
-)
+@output_folder_option("evaluation")
 @allow_duplicates_option
 @no_cache_option
 @scoring_options

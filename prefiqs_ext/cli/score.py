@@ -10,6 +10,7 @@ import click
 from prefiqs_ext.cli.messages import describe_counts, tell, tell_summary
 from prefiqs_ext.cli.options import ScoringOptions, scoring_options
 from prefiqs_ext.cli.paths import INPUT_FILE, ImagesPath
+from prefiqs_ext.cli.shared_options import aligned_option
 from prefiqs_ext.cli.throughput import Throughput, throughput_options
 from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.exceptions import InputError
@@ -20,7 +21,7 @@ _FILE = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=ImagesPath(), metavar="PATH...")
-@click.option("--aligned", is_flag=True, help="The images are ready crops of exactly the preset's size.")
+@aligned_option
 @click.option(
     "--min-face",
     type=click.FloatRange(min=1),
@@ -108,12 +109,13 @@ def score(
         done = results.progress.paths
         if done < len(files):
             scorer = scoring.make_scorer()
-            with closing(throughput.score(files, scorer, aligned=aligned, min_face=min_face, done=done)) as rows:
-                for scored in rows:
+            scored_files = throughput.score(files, scorer, aligned=aligned, min_face=min_face, done=done)
+            with closing(scored_files):
+                for scored in scored_files:
                     results.add(scored)
-                    for row in scored.records:
-                        if row.status != "ok":
-                            tell(f"{format_path(row.path)}: {row.status}: {row.reason}")
+                    for record in scored.records:
+                        if record.status != "ok":
+                            tell(f"{format_path(record.path)}: {record.status}: {record.reason}")
         results.finish()
     counts = results.progress.counts
     if not counts.get("ok"):

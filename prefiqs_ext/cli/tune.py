@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from prefiqs_ext.cli.dataset_options import allow_duplicates_option, no_cache_option
 from prefiqs_ext.cli.messages import print_result, tell
 from prefiqs_ext.cli.options import ModelOptions, model_options
 from prefiqs_ext.cli.paths import INPUT_FOLDER
+from prefiqs_ext.cli.shared_options import allow_duplicates_option, no_cache_option, output_folder_option
 from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.utils.text import format_path
 
@@ -41,15 +41,7 @@ from prefiqs_ext.utils.text import format_path
     metavar="N",
     help="Seed of the folds and of the draws.",
 )
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="tune",
-    show_default=True,
-    metavar="FOLDER",
-    help="The folder to write to; it is made if it is not there.",
-)
+@output_folder_option("tune")
 @allow_duplicates_option
 @no_cache_option
 def tune(
