@@ -336,7 +336,7 @@ def test_faults_before_the_work(data, monkeypatch, dlib_file):
     for folder, arguments, message in [
         (data / "none", [], "No such file or directory"),
         (data, ["--pairs", "none.txt"], "cannot read none.txt (No such file or directory)"),
-        (data, ["--pairs", "https://example.org/pairs.txt"], "got the address https://example.org/pairs.txt"),
+        (data, ["--pairs", "https://example.org/pairs.txt"], "https://example.org/pairs.txt: download it first"),
         (data, ["--fit-on", "none"], "cannot read none (No such file or directory)"),
         (data, ["--embeddings", "none"], "cannot read none (No such file or directory)"),
         (data, ["--scores", "a=none"], "--scores: cannot read none (No such file or directory)"),
