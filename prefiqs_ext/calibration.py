@@ -44,7 +44,7 @@ class Calibration(ABC):
         """Fit the scale on these qualities. Their median becomes 50.
 
         Args:
-            quality: [N] of ScoreOutput, a tensor, an array or a list; at least 20, not all equal. NaN is left out.
+            quality: [N] of ScoreOutput, a tensor, an array or a list; at least 20, not all equal. NaN is ignored.
             kind: "percentile": their quartiles become 25 and 75. "logistic": their quartiles lie as far apart as 25 and
                 75.
 
@@ -78,11 +78,12 @@ class Calibration(ABC):
 
         Raises:
             InputError: The values are those of no calibration.
+            FileFormatError: A field is missing, or there is one more.
         """
         if not isinstance(values, dict) or "kind" not in values:
             raise InputError(f"calibration is {str(values)[:80]!r}, expected an object with its kind")
         fields = {name: value for name, value in values.items() if name != "kind"}
-        calibration: Calibration = build_dataclass(_get_class(values["kind"]), fields)
+        calibration: Calibration = build_dataclass(_get_class(values["kind"]), fields, "a calibration")
         return calibration
 
     @classmethod

@@ -48,17 +48,17 @@ def test_variations(network: nn.Module, images: Tensor) -> None:
     }
     base = Scorer(network, preset=PRESET)(images).distance
     for index, pruning in by_hand.items():
-        drift = Scorer(network, pruning, preset=PRESET)(images).distance.numpy()
+        distance = Scorer(network, pruning, preset=PRESET)(images).distance.numpy()
         row = rows[index]
-        assert (row.low, row.median, row.high) == pytest.approx(np.quantile(drift, [0.05, 0.5, 0.95]).tolist())
-        assert row.agreement == pytest.approx(spearmanr(drift, base).statistic)
+        assert (row.low, row.median, row.high) == pytest.approx(np.quantile(distance, [0.05, 0.5, 0.95]).tolist())
+        assert row.agreement == pytest.approx(spearmanr(distance, base).statistic)
         assert row.ratio is None
     assert rows[1].agreement == pytest.approx(1)
     estimate = sensitivity(images, network, preset=PRESET)
-    drift = Scorer(network, Pruning(sparsity=0.1), preset=PRESET)(images).distance
-    assert rows[10].with_d == pytest.approx(spearmanr(estimate, drift).statistic)
+    distance = Scorer(network, Pruning(sparsity=0.1), preset=PRESET)(images).distance
+    assert rows[10].with_d == pytest.approx(spearmanr(estimate, distance).statistic)
     assert rows[10].ratio == pytest.approx(
-        float((estimate / drift).median()), rel=0.05
+        float((estimate / distance).median()), rel=0.05
     )  # numpy's median, of an even number
 
 
@@ -105,9 +105,9 @@ def test_late_layers(network: nn.Module, images: Tensor) -> None:
     assert (full.agreement, full.of_full) == (pytest.approx(1), (1, 1, 1))
     assert (none.layers, none.of_recognition) == ((), (1, 1, 1))
     assert math.isnan(none.agreement)
-    drift = Scorer(network, Pruning(layers=late.layers), preset=PRESET)(images).distance
+    distance = Scorer(network, Pruning(layers=late.layers), preset=PRESET)(images).distance
     whole = Scorer(network, preset=PRESET)(images).distance
-    assert late.agreement == pytest.approx(spearmanr(drift, whole).statistic)
+    assert late.agreement == pytest.approx(spearmanr(distance, whole).statistic)
     for shares in ((1.0, 0.0), (0.5,), (1.0, 2.0)):  # 0 would be taken for recognition alone
         with pytest.raises(ValueError, match="shares above 0 and up to 1"):
             measure_late_layers(network, PRESET, images, shares=shares)

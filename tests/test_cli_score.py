@@ -140,9 +140,10 @@ def test_devices(command: Command, network: str, monkeypatch: pytest.MonkeyPatch
     why = "there is none"
     monkeypatch.setattr("prefiqs_ext.device.why_no_cuda", lambda *_: why)
     assert command(*_arguments(network, "--device", "auto")).out == command(*_arguments(network)).out
-    _error(command(*_arguments(network, "--device", "cuda")), "cannot compute on 'cuda': there is none", 1)
+    _error(command(*_arguments(network, "--device", "cuda")), "cannot compute on 'cuda': there is none", 2)
     made: list[dict[str, object]] = []
     monkeypatch.setattr("prefiqs_ext.device.why_no_cuda", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(
         prefiqs_ext.scorer,
         "Scorer",
@@ -159,12 +160,12 @@ def test_devices(command: Command, network: str, monkeypatch: pytest.MonkeyPatch
         (["--top", "1", "--below", "0.5"], "two different choices", 2),
         (["--top", "0"], "--top", 2),
         (["--min-face", "40"], "--min-face is for photos: leave it out, or --aligned", 2),
-        (["--output", "t.xls"], "expected an output that ends in .csv, .jsonl or .txt, got t.xls", 1),
+        (["--output", "t.xls"], "expected an output that ends in .csv, .jsonl or .txt, got t.xls", 2),
         (["--output", "none/t.csv"], "cannot write none/t.csv.part (No such file or directory); name another place", 1),
-        (["--embeddings", "e.bin"], "expected a .npy file for embeddings, got e.bin", 1),
+        (["--embeddings", "e.bin"], "expected a .npy file for embeddings, got e.bin", 2),
         (["--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'", 2),
-        (["--dtype", "float16"], "expected dtype torch.float32", 1),
-        (["--sparsity", "1"], "sparsity must be a number in [0, 1)", 1),
+        (["--dtype", "float16"], "expected dtype torch.float32", 2),
+        (["--sparsity", "1"], "sparsity must be a number in [0, 1)", 2),
         (["--layers", "none*"], "none*", 1),
     ],
 )
@@ -200,7 +201,7 @@ def test_nothing_to_score(command: Command, network: str) -> None:
     assert result.out == f"{_COLUMNS}\nnone.png,,unreadable,,,,,,,,\n"
     arguments[1] = "@none.txt"
     _error(command(*arguments), "cannot read none.txt")
-    _error(command("score", "crops", "--model", network), "needs --preset", code=2)
+    _error(command("score", "crops", "--model", network), "expected a preset: the file", code=2)
 
 
 def test_duplicates_and_names_that_are_not_utf8(command: Command, network: str) -> None:

@@ -122,4 +122,4 @@ def test_command_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             monkeypatch.delitem(sys.modules, name)
     result = CliRunner().invoke(main, ["demo", "--output", str(tmp_path)])
     assert result.exit_code == 1
-    assert result.stderr == "Error: the demo's photo comes with scikit-image: pip install scikit-image\n"
+    assert result.stderr == "Error: skimage is missing: pip install 'prefiqs_ext[demo]'\n"

@@ -41,6 +41,13 @@ def test_computed_once():
         cache.load_or_compute(FACTS, ["table"], 4, never)
 
 
+def test_a_fault_of_the_computation_has_no_other_behind_it():
+    """That nothing was kept is no fault, and would be in the way of whoever reads the traceback."""
+    with pytest.raises(AssertionError) as caught:
+        cache.load_or_compute(FACTS, ["table"], 3, never)
+    assert caught.value.__context__ is None
+
+
 def test_arrays_are_kept_by_name(folder):
     """If one of them is missing or not finite, all are computed again."""
     arrays = {"table": ARRAY, "column": ARRAY[:, 0]}

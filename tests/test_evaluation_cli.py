@@ -149,7 +149,8 @@ def test_the_same_file_of_two_people(data):
     common = ["--methods", "", "--scores", f"a={file}", "--resamples", "0"]
     result = run(data, *common)
     assert result.exit_code == 1
-    said = f"{data}/p0/0.png and {twin} are the same file, of two people: take one away, or give --allow-duplicates"
+    remedy = "take one away, or allow them (allow_duplicates, --allow-duplicates)"
+    said = f"{data}/p0/0.png and {twin} are the same file, of two people: {remedy}"
     assert said in result.output
     assert not (data.parent / "out" / "edc.csv").exists()
     allowed = run(data, *common, "--allow-duplicates")
@@ -188,7 +189,7 @@ def test_verifier_and_saved_embeddings(data, embeddings):
         assert result.exit_code == 0, result.output
         assert rows_of(data) == pytest.approx(all_of(embeddings, scores))
     kept = json.loads((data.parent / "out" / "edc.json").read_text())
-    assert kept["networks"] == {"weights": {}, "presets": {}}  # none was needed
+    assert kept["networks"] == {}  # none was needed
 
 
 def rows_of(data):
@@ -213,7 +214,7 @@ def test_list_of_pairs(data):
     listed = run(data / "list.txt", *common, "--pairs", str(data / "pairs.txt"), "-o", str(data.parent / "out"))
     assert listed.exit_code == 0, listed.output
     assert rows_of(data) == pytest.approx(of_all)
-    assert "expected --pairs FILE" in run(data / "list.txt", *common).output
+    assert "expected a list of pairs (--pairs FILE)" in run(data / "list.txt", *common).output
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -332,6 +333,18 @@ def test_faults_before_the_work(data, monkeypatch, dlib_file):
     few.mkdir(parents=True)
     (few / "a.png").write_bytes((data / "p0" / "0.png").read_bytes())
     np.save(data.parent / "few.npy", np.ones((3, 5)))
+    for folder, arguments, message in [
+        (data / "none", [], "No such file or directory"),
+        (data, ["--pairs", "none.txt"], "cannot read none.txt (No such file or directory)"),
+        (data, ["--pairs", "https://example.org/pairs.txt"], "https://example.org/pairs.txt: download it first"),
+        (data, ["--fit-on", "none"], "cannot read none (No such file or directory)"),
+        (data, ["--embeddings", "none"], "cannot read none (No such file or directory)"),
+        (data, ["--scores", "a=none"], "--scores: cannot read none (No such file or directory)"),
+        (data, ["--verifier", "none" * 100], "--verifier: no such model or file: none"),
+    ]:
+        result = run(folder, *arguments)
+        assert result.exit_code == 2
+        assert message in result.output
     for folder, arguments, message in [
         (few.parent, [], "few: expected mated and non-mated pairs, got no mated one"),
         (data, ["--verifier", "dlib"], "0.png: expected a crop of 150 x 150 pixels, got 112 x 112"),

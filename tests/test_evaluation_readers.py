@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 
+from prefiqs_ext.evaluation.datasets import read_data
 from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
+from prefiqs_ext.evaluation.datasets.ijbc import read_ijbc
 from prefiqs_ext.evaluation.datasets.image_names import Names
+from prefiqs_ext.evaluation.datasets.insightface_bin import read_bin
 from prefiqs_ext.evaluation.datasets.readers import read_folders, read_lfw_pairs, read_pair_list, read_scores
 from prefiqs_ext.evaluation.datasets.sources import EncodedCrop
+from prefiqs_ext.exceptions import FileAccessError, MissingFileError
 
 
 @pytest.fixture
@@ -23,6 +27,24 @@ def write(people, name, text):
     file = people.parent / name
     file.write_text(text)
     return file
+
+
+def test_paths_as_text(people):
+    assert read_data(str(people)).images == read_data(people).images
+    pairs = write(people, "pairs.txt", "Ann_A 1 2\nAnn_A 1 Bo_B 1\n")
+    assert read_data(str(people), str(pairs)).mated.tolist() == [True, False]
+
+
+def test_what_cannot_be_read_is_told_by_its_kind(people):
+    """A missing file is a MissingFileError, also below a file that is no folder; a folder is there, but no file."""
+    file = write(people, "note", "")
+    for kind, path in [(MissingFileError, "none.bin"), (MissingFileError, "note/none.bin"), (FileAccessError, "a.bin")]:
+        (people.parent / "a.bin").mkdir(exist_ok=True)
+        with pytest.raises(kind, match=r"^cannot read ") as caught:
+            read_bin(people.parent / path)
+        assert type(caught.value) is kind
+    with pytest.raises(MissingFileError, match="note/sub"):
+        read_ijbc(people.parent, file / "sub")
 
 
 def test_folders(people):

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import paper_benchmark_sets as sets
@@ -17,7 +19,13 @@ from prefiqs_ext.evaluation.face_network import FaceNetwork
 from prefiqs_ext.evaluation.runner import EvaluationOptions, run_evaluation
 from prefiqs_ext.evaluation.score_files import ScoreFile
 from prefiqs_ext.evaluation.tuning_runner import TuningOptions, run_tuning
-from prefiqs_ext.exceptions import InputError, PrefiqsError
+from prefiqs_ext.exceptions import (
+    InputError,
+    MissingPackageError,
+    MissingWeightsError,
+    OutOfMemoryError,
+    PrefiqsError,
+)
 
 PRESET = Preset("small", (32, 32), "rgb", (127.5,) * 3, (127.5,) * 3)
 WHO = np.repeat(np.arange(4), 6)
@@ -86,8 +94,39 @@ def test_a_network_in_memory(data, network):
     assert {name: area(evaluation, name) for name in areas} == pytest.approx(areas, rel=1e-9)
     (result,) = evaluation.results
     assert (result.data, result.images, result.verifier) == ("data", 24, network.name)
-    assert evaluation.networks["presets"][network.name]["size"] == PRESET.size
+    assert evaluation.networks[network.name]["preset"]["size"] == PRESET.size
     assert evaluation.format()[0].startswith("data: 24 images, 60 mated and 216 non-mated pairs")
+
+
+def test_without_matplotlib(data, network, monkeypatch):
+    """Only the pictures need it; that it is missing is said before the work."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run_evaluation(options_of(data, network, methods=["brightness"])).results
+    monkeypatch.setattr(runner, "read_data", lambda *_: pytest.fail("the work has begun"))
+    with pytest.raises(MissingPackageError, match="matplotlib is missing"):
+        run_evaluation(options_of(data, network, methods=["brightness"]), data.parent / "out")
+
+
+def test_no_module_needs_matplotlib_to_be_imported():
+    modules = "evaluation.runner, prefiqs_ext.evaluation.tuning_runner, prefiqs_ext.analysis.runner"
+    code = f"import sys; sys.modules['matplotlib'] = None; import prefiqs_ext.{modules}, prefiqs_ext.cli.tune"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", [OutOfMemoryError, MissingPackageError, MissingWeightsError])
+def test_a_machine_that_lacks_something_ends_the_run(kind, tmp_path, monkeypatch):
+    """It is no fault of one benchmark."""
+
+    def fail(*_):
+        raise kind("too little")
+
+    sets.write_bin(tmp_path / "lfw.bin", 0)
+    network = FaceNetwork(calibrated("residual"), Preset("large", (112, 112), "rgb", (127.5,) * 3, (127.5,) * 3))
+    options = options_of(tmp_path, network, methods=["brightness"], paper=True)
+    for name in ("score", "check"):
+        monkeypatch.setattr(runner._Networks, name, fail)
+        with pytest.raises(kind, match=r"^too little$"):
+            run_evaluation(options)
 
 
 def test_other_scores_and_other_networks(data, network):
@@ -111,7 +150,7 @@ def test_other_scores_and_other_networks(data, network):
     ]
     assert kept["options"]["mode"] == "rethresholded"
     assert [each["preset"]["name"] for each in kept["options"]["verifiers"]] == ["small", "small"]
-    assert set(kept["networks"]["weights"]) == {network.name, other.name}  # the scoring network was not needed
+    assert set(kept["networks"]) == {network.name, other.name}  # the scoring network was not needed
 
 
 def test_saved_embeddings_need_no_network(data, network):
@@ -124,7 +163,7 @@ def test_saved_embeddings_need_no_network(data, network):
     )
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     assert area(evaluation, "a") == pytest.approx(area_by_hand(unit, np.arange(24.0)))
-    assert evaluation.networks == {"weights": {}, "presets": {}}
+    assert evaluation.networks == {}
 
 
 def test_a_benchmark_that_fails_is_named(data, tmp_path, monkeypatch):
@@ -184,15 +223,16 @@ def test_refused_networks(tmp_path):
 
 
 def test_tuning(tmp_path, monkeypatch, network):
-    monkeypatch.setattr(tuning_runner, "SPARSITIES", (0.4,))
+    monkeypatch.setattr(tuning_runner, "TRIED_SPARSITIES", (0.4,))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # it is for pictures, and here are none
     for index, picture in enumerate(pictures(100, 32, seed=4)):
         save(picture, tmp_path / "data" / f"p{index // 5:02}" / f"{index:02}.png")
     options = TuningOptions(tmp_path / "data", network, folds=2, resamples=10, use_cache=False)
     tuning = run_tuning(options)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert list(tuning.prunings) == [f"0.4 {a} {b}" for a in ("layer", "global") for b in ("conv", "conv+linear")]
-    assert [row[:3] for row in tuning.rows()] == [[0.4, *name.split()[1:]] for name in tuning.prunings]
-    assert sum(row[-1] for row in tuning.rows()) == 2  # one choice per fold
+    assert [row[:3] for row in tuning.make_rows()] == [[0.4, *name.split()[1:]] for name in tuning.prunings]
+    assert sum(row[-1] for row in tuning.make_rows()) == 2  # one choice per fold
     assert tuning.recommended == tuning.prunings[tuning.tuned.recommended]
     assert tuning.settings.model is None  # a module has no name to load it by
     tuning.write(tmp_path / "out")

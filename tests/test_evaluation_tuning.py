@@ -196,7 +196,7 @@ def data(tmp_path, monkeypatch):
         _save(picture, folder / f"{index}.png")
     monkeypatch.setattr(cache, "get_cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(face_network, "resolve_network", lambda *_: (calibrated("mobile"), PRESET))
-    monkeypatch.setattr(tuning_runner, "SPARSITIES", (0.3, 0.4))
+    monkeypatch.setattr(tuning_runner, "TRIED_SPARSITIES", (0.3, 0.4))
     return tmp_path / "data"
 
 
@@ -246,7 +246,7 @@ def test_command_refuses(data):
     (data.parent / "some.onnx").touch()
     unnamed = run(data, "--model", str(data.parent / "some.onnx"))
     assert unnamed.exit_code == 2
-    assert "needs --preset" in unnamed.output
+    assert "cannot tell the input its network wants; give --preset" in unnamed.output
     _save(pictures(1, 33)[0], data / "p00" / "large.png")
     large = run(data)
     assert large.exit_code == 1
@@ -258,5 +258,5 @@ def test_command_refuses(data):
     twins = run(data, "-o", str(data.parent / "none"))
     assert twins.exit_code == 1
     assert "p00/0.png and " in twins.output
-    assert "p01/twin.png are the same file, of two people: take one away, or give --allow-duplicates" in twins.output
+    assert "p01/twin.png are the same file, of two people: take one away, or allow them" in twins.output
     assert not (data.parent / "none").exists()

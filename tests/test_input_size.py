@@ -158,14 +158,14 @@ def test_the_option_size(file: str, command: Command) -> None:
         assert result.err.endswith("on the command line --size 48x32\n")
     for bad in ("48x", "x48", "a", "48x32x3", "-1", "0"):
         result = command(*common, "--size", bad)
-        assert result.code in (1, 2)
+        assert result.code == 2
         assert "HEIGHTxWIDTH" in result.err or "expected size (height, width)" in result.err
 
 
 def test_size_and_output_are_in_the_record_of_a_run() -> None:
     """By which --resume tells whether it is the same run."""
     models_ = [ModelOptions("sface", *more) for more in ((), (None, (48, 32)), (None, (48, 48)), (None, None, "1"))]
-    records = [ScoringOptions(model).to_json() for model in models_]
+    records = [ScoringOptions(model).to_dict() for model in models_]
     assert all(records.count(each) == 1 for each in records)
     assert json.loads(json.dumps(records)) == records
 
@@ -176,9 +176,10 @@ def test_no_command_guesses_a_preset(name: str, file: str, command: Command) -> 
     for model in (file, "backbone.pth"):
         result = command(name, "crops", "--model", model)
         assert result.code == 2
-        assert result.err.endswith("--model FILE needs --preset: the file cannot tell the input its network wants\n")
+        why = f"the file {model} cannot tell the input its network wants"
+        assert result.err.endswith(f"--model: expected a preset: {why}; give --preset\n")
         assert "Warning" not in result.err
-    assert command(name, "crops", "--model", file, "--preset", "arcface", "--size", "0").code != 0
+    assert command(name, "crops", "--model", file, "--preset", "arcface", "--size", "0").code == 2
     unknown = command(name, "crops", "--model", "sfase", "--preset", "arcface")
     assert unknown.code == 2
     assert "--model: no such model or file: sfase; known: sface, " in unknown.err
@@ -195,6 +196,6 @@ def test_verifiers_have_a_preset_too(file: str, command: Command) -> None:
     for model in (file, "backbone.pth"):
         result = command(*given, "--verifier", model)
         assert result.code == 2
-        assert f"a file cannot tell the input it wants; give PRESET:{model}" in result.err
+        assert f"cannot tell the input its network wants; give PRESET:{model}" in result.err
     result = command(*given, "--verifier", f"arcface:{file}")
     assert "expected a preset of the network's size (48, 32)" in result.err

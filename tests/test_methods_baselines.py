@@ -40,7 +40,7 @@ def test_batch_does_not_matter(name: str, network: torch.nn.Module) -> None:
         method.score(IMAGES[:, :, 1:])
 
 
-def test_drift_and_norm_are_the_scorers(network: torch.nn.Module) -> None:
+def test_distance_and_norm_are_the_scorers(network: torch.nn.Module) -> None:
     pruning = Pruning(sparsity=0.3)
     expected = Scorer(network, pruning, preset=PRESET)(IMAGES)
     for name, field, higher in (("prefiqs", expected.distance, False), ("norm", expected.embedding_norm, True)):

@@ -267,7 +267,7 @@ def _selected(**change: Any) -> Callable[[dict[str, Any]], object]:
 BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "list": (lambda s: [s], "an object with version"),
     "a field more": (lambda s: {**s, "extra": 1}, "got .*extra"),
-    "version": (lambda s: {**s, "version": True}, "version 1 is what this program reads, got True"),
+    "version": (lambda s: {**s, "version": True}, "expected version 1, got True"),
     "hash": (lambda s: {**s, "model_sha256": "0" * 63}, "model_sha256 is"),
     "no preset": (lambda s: {**s, "preset": None}, "preset or selection is missing"),
     "preset": (lambda s: {**s, "preset": {**s["preset"], "std": [0, 1, 1]}}, "expected std above 0"),

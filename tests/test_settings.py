@@ -174,7 +174,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "fields of another kind": (
         lambda s: {**s, "calibration": {"kind": "logistic", "percentiles": [1] * 101}},
-        "with midpoint, width, got percentiles",
+        "a calibration with midpoint, width, got percentiles",
     ),
     "no number": (
         lambda s: {**s, "calibration": {"kind": "logistic", "midpoint": None, "width": 1}},

@@ -97,7 +97,7 @@ def measure_late_layers(
     for share in sorted(shares):
         layers[share] = _choose_latest(order, share * total)
         scorers[share] = Scorer(network, replace(pruning, layers=layers[share]), preset=preset, output=output)
-    drifts = {share: scorer(images).distance.numpy() for share, scorer in scorers.items()}
+    distances = {share: scorer(images).distance.numpy() for share, scorer in scorers.items()}
     contenders = {share: partial(scorer, images[:batch]) for share, scorer in scorers.items()}
     seconds = {
         share: np.array(values) for share, values in time_interleaved(contenders, rounds=rounds, warmup=0).items()
@@ -111,7 +111,7 @@ def measure_late_layers(
             1000 * float(np.median(seconds[share])) / len(images[:batch]),
             _summarise(seconds[share] / seconds[0.0]),
             _summarise(seconds[share] / seconds[full]),
-            float(spearmanr(drifts[share], drifts[full]).statistic) if share else float("nan"),
+            float(spearmanr(distances[share], distances[full]).statistic) if share else float("nan"),
         )
         for share in sorted(scorers, reverse=True)
     ]

@@ -28,20 +28,20 @@ def plot_analysis(variations: Sequence[Variation], costs: Sequence[Cost], title:
     figure = Figure(figsize=(11, 8), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
-    (drift, agreement), (estimate, cost) = figure.subplots(2, 2)
+    (distance, agreement), (estimate, cost) = figure.subplots(2, 2)
     kinds = list(dict.fromkeys(variation.kind for variation in variations if variation.ratio is None))
     for index, kind in enumerate(kinds):
         rows = [variation for variation in variations if variation.kind == kind]
         sparsity = [row.sparsity for row in rows]
         style = ":" if index == 2 else "-"  # it often lies on the first
         line = {"marker": "o", "markersize": 3, "color": f"C{index}", "linestyle": style}
-        drift.plot(sparsity, [row.median for row in rows], label=kind, **line)
+        distance.plot(sparsity, [row.median for row in rows], label=kind, **line)
         if index == 0:
             low, high = [row.low for row in rows], [row.high for row in rows]
-            drift.fill_between(sparsity, low, high, color="C0", alpha=0.15, linewidth=0)
+            distance.fill_between(sparsity, low, high, color="C0", alpha=0.15, linewidth=0)
         agreement.plot(sparsity, [row.agreement for row in rows], **line)
-    _label_axes(drift, "D (median; band: 5 to 95 % of the images)", "sparsity", "D")
-    drift.legend(fontsize=8, frameon=False)
+    _label_axes(distance, "D (median; band: 5 to 95 % of the images)", "sparsity", "D")
+    distance.legend(fontsize=8, frameon=False)
     _label_axes(agreement, "Agreement with magnitude at sparsity .4", "sparsity", "Spearman")
     _draw_estimate(estimate, [variation for variation in variations if variation.ratio is not None])
     _draw_costs(cost, costs)

@@ -70,7 +70,7 @@ def measure_variations(
     """Measure D by every kind of pruning at every sparsity, then estimate it at every sparsity.
 
     Args:
-        network: In eval mode, on the CPU. Kinds of pruning that it has no layers for are left out.
+        network: In eval mode, on the CPU. Kinds of pruning that it has no layers for are ignored.
         preset: The input that it wants.
         images: uint8 [N, 3, H, W], RGB, of the preset's size, all of them faces.
         sparsities: Fractions of weights to prune.
@@ -80,22 +80,22 @@ def measure_variations(
         Variations, `count_variations` of them.
     """
 
-    def measure_drift(pruning: Pruning) -> NDArray[np.float32]:
+    def measure_distance(pruning: Pruning) -> NDArray[np.float32]:
         distance: NDArray[np.float32] = Scorer(network, pruning, preset=preset, output=output)(images).distance.numpy()
         return distance
 
-    base = measure_drift(BASE)
+    base = measure_distance(BASE)
     plain: dict[float, NDArray[np.float32]] = {}
     for kind, settings in list_kinds(network):
         for sparsity in sparsities:
-            drift = measure_drift(Pruning(sparsity=sparsity, **settings))  # type: ignore[arg-type]
+            distance = measure_distance(Pruning(sparsity=sparsity, **settings))  # type: ignore[arg-type]
             if kind == "magnitude":
-                plain[sparsity] = drift
-            yield _summarise(kind, sparsity, drift, base)
+                plain[sparsity] = distance
+            yield _summarise(kind, sparsity, distance, base)
     for sparsity in sparsities:
         estimate = sensitivity(images, network, Pruning(sparsity=sparsity), preset=preset, output=output).numpy()
-        drift = plain[sparsity]
-        with_d, ratio = spearmanr(estimate, drift).statistic, np.median(estimate / drift)
+        distance = plain[sparsity]
+        with_d, ratio = spearmanr(estimate, distance).statistic, np.median(estimate / distance)
         yield _summarise(_ESTIMATE, sparsity, estimate, base, float(with_d), float(ratio))
 
 

@@ -1,8 +1,8 @@
 """The `prefiqs` command, one file per subcommand.
 
-Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 130
-interrupted. A subcommand's file is imported when it is used, and imports torch only when it runs: `prefiqs --version`,
-`--help` and completion take no longer than Python itself.
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage (refused
+before the work begins), 130 interrupted. A subcommand's file is imported when it is used, and imports torch only when
+it runs: `prefiqs --version`, `--help` and completion take no longer than Python itself.
 """
 
 from __future__ import annotations
@@ -69,11 +69,22 @@ class _LazyGroup(click.Group):
             line = escape_unprintable(" ".join(str(error).split()))
             if isinstance(error, PrefiqsError):
                 raise click.ClickException(line) from error
+            if _is_out_of_memory(error):
+                what = f"out of memory: {line}" if line else "out of memory"
+                raise click.ClickException(f"{what}; use fewer images, or allow more memory") from error
             traceback.print_exc()
             what = f"{type(error).__name__}: {line}" if line else type(error).__name__
             raise click.ClickException(
                 f"{what} (this is a fault of prefiqs: please report it with the lines above and `prefiqs info`)"
             ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if not isinstance(error, RuntimeError):  # that is how torch says it
+        return isinstance(error, MemoryError)
+    from prefiqs_ext.dual.runtime.cuda_graphs import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -100,5 +111,5 @@ def main(debug: bool) -> None:
     Completion by TAB: put this line into ~/.bashrc (or use zsh_source, fish_source):
       eval "$(_PREFIQS_COMPLETE=bash_source prefiqs)"
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, found before the work begins, 130 interrupted.
     """

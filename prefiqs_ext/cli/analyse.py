@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prefiqs_ext.cli.messages import tell
+from prefiqs_ext.cli.messages import print_result, tell
 from prefiqs_ext.cli.options import ModelOptions, model_options
+from prefiqs_ext.cli.paths import ImagesPath
+from prefiqs_ext.cli.shared_options import aligned_option, output_folder_option
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.utils.optional_packages import require_packages
 from prefiqs_ext.utils.text import format_path
@@ -23,17 +25,9 @@ _LEAST = 10  # images, for a rank correlation to mean anything
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--aligned", is_flag=True, help="The images are aligned crops already, of exactly the preset's size.")
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="analysis",
-    show_default=True,
-    metavar="FOLDER",
-    help="The folder to write to; it is made if it is not there.",
-)
+@click.argument("paths", nargs=-1, required=True, type=ImagesPath(), metavar="PATH...")
+@aligned_option
+@output_folder_option("analysis")
 @click.option(
     "--images",
     type=click.IntRange(min=_LEAST),
@@ -77,7 +71,7 @@ def analyse(
     facts = {"model": model.name, "preset": asdict(preset), "output": model.output, "seed": seed}
     analysis.write(output, f"{model.name}, {len(faces)} faces", facts)
     for line in analysis.format():
-        click.echo(line)
+        print_result(line)
     tell(f"analysed {len(faces)} faces; tables and analysis.png are in {format_path(str(output))}")
 
 

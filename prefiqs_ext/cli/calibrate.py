@@ -11,14 +11,16 @@ import click
 
 from prefiqs_ext.cli.messages import describe_counts, describe_files, tell
 from prefiqs_ext.cli.options import ScoringOptions, scoring_options
+from prefiqs_ext.cli.paths import ImagesPath
+from prefiqs_ext.cli.shared_options import aligned_option
 from prefiqs_ext.cli.throughput import Throughput, throughput_options
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.text import format_path
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--aligned", is_flag=True, help="The images are ready crops of exactly the preset's size.")
+@click.argument("paths", nargs=-1, required=True, type=ImagesPath(), metavar="PATH...")
+@aligned_option
 @click.option(
     "--output",
     "-o",
@@ -67,10 +69,10 @@ def calibrate(
     counts: Counter[str] = Counter()
     with atomic_write(str(output)) as file:
         scorer = scoring.make_scorer()
-        with closing(throughput.score(files, scorer, aligned=aligned)) as rows:
-            for scored in rows:
-                counts.update(row.status for row in scored.records)
-                qualities += [row.quality for row in scored.records if row.quality is not None]
+        with closing(throughput.score(files, scorer, aligned=aligned)) as scored_files:
+            for scored in scored_files:
+                counts.update(record.status for record in scored.records)
+                qualities += [record.quality for record in scored.records if record.quality is not None]
         calibration = Calibration.fit(torch.tensor(qualities), kind)
         file.write(scorer.settings.with_calibration(calibration).to_json().encode())
     found = f"{describe_files(len(files))}: {describe_counts(counts.items())}"

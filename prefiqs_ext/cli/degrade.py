@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from tqdm import tqdm
 
-from prefiqs_ext.cli.dataset_options import allow_duplicates_option
 from prefiqs_ext.cli.messages import describe_files, tell
 from prefiqs_ext.cli.paths import INPUT_FOLDER
-from prefiqs_ext.exceptions import FileAccessError, InputError
+from prefiqs_ext.cli.shared_options import allow_duplicates_option
+from prefiqs_ext.cli.wrong_usage import refuse_usage
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.utils.atomic_write import atomic_write, make_output_folder, write_folder
+from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.text import format_csv, format_path
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ _TABLE = "degradations.csv"
     metavar="N",
     default=0,
     show_default=True,
-    help="Decides, with an image's path below DATA, what the image gets.",
+    help="Seed of the degradations. Together with an image's path below DATA it decides what is done to the image.",
 )
 @allow_duplicates_option
 def degrade(data: Path, output: Path, seed: int, allow_duplicates: bool) -> None:
@@ -66,7 +69,8 @@ def degrade(data: Path, output: Path, seed: int, allow_duplicates: bool) -> None
     from prefiqs_ext.faces.degrade import degrade as degrade_image
     from prefiqs_ext.faces.degrade import draw_steps
 
-    _refuse_used(output)
+    with refuse_usage():
+        _refuse_used(output)
     faces = read_folders(data, tell)
     targets = _name_targets(data, list(map(get_name, faces.images)))
     if not allow_duplicates:  # each would be degraded in its own way, so that nothing could find them later
@@ -75,7 +79,7 @@ def degrade(data: Path, output: Path, seed: int, allow_duplicates: bool) -> None
     for target, path in tqdm(targets.items(), unit="file", disable=None, leave=False):
         image = read_rgb(path)
         steps = draw_steps(target, seed, image.shape[0])
-        if not (output / target).parent.is_dir():
+        if not os.path.isdir((output / target).parent):
             make_output_folder((output / target).parent)
         with atomic_write(str(output / target)) as file:
             Image.fromarray(degrade_image(image, steps)).save(file, "png")
@@ -86,10 +90,8 @@ def degrade(data: Path, output: Path, seed: int, allow_duplicates: bool) -> None
 
 def _refuse_used(folder: Path) -> None:
     name = format_path(str(folder))
-    try:
-        used = folder.is_dir() and any(folder.iterdir())
-    except OSError as error:
-        raise FileAccessError(f"cannot read {name} ({error.strerror}); name another folder with --output") from error
+    with explain_read_errors(name, remedy="name another folder with --output"):
+        used = os.path.isdir(folder) and any(folder.iterdir())
     if used:
         raise InputError(f"{name} is not empty: name another folder with --output, or empty it")
 

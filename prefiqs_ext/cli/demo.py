@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from prefiqs_ext.cli.messages import tell
-from prefiqs_ext.exceptions import MissingPackageError
+from prefiqs_ext.cli.messages import print_result, tell
+from prefiqs_ext.cli.shared_options import output_folder_option
 from prefiqs_ext.utils.atomic_write import atomic_write, make_output_folder
+from prefiqs_ext.utils.optional_packages import require_packages
 from prefiqs_ext.utils.text import format_path
 
 _SHEET = "demo.png"
@@ -16,15 +17,7 @@ _TITLE = "One face, thirteen ways, sorted by quality (0 to 1, higher is better)"
 
 
 @click.command()
-@click.option(
-    "--output",
-    "-o",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=".",
-    show_default="the working directory",
-    help=f"The folder that gets {_SHEET}; it is made if it does not exist.",
-)
+@output_folder_option(".", shown="the working directory", gets=f"The folder that gets {_SHEET}")
 def demo(output: Path) -> None:
     """Score one face and twelve worse versions of it.
 
@@ -38,12 +31,8 @@ def demo(output: Path) -> None:
     Example:
       prefiqs demo --output /tmp/demo
     """
-    try:
-        from prefiqs_ext.demo import find_astronaut, format_table, rank_faces
-    except ModuleNotFoundError as error:
-        if error.name != "skimage":
-            raise
-        raise MissingPackageError("the demo's photo comes with scikit-image: pip install scikit-image") from error
+    require_packages("demo", "skimage")  # its photo
+    from prefiqs_ext.demo import find_astronaut, format_table, rank_faces
     from prefiqs_ext.demo.sheet import draw_sheet
 
     make_output_folder(output)
@@ -51,5 +40,5 @@ def demo(output: Path) -> None:
     with atomic_write(str(path)) as file:
         faces = rank_faces(find_astronaut())
         draw_sheet(faces, _TITLE).save(file, "png", optimize=True)
-    click.echo(format_table(faces))
+    print_result(format_table(faces))
     tell(f"{len(faces)} faces; the picture is in {format_path(str(path))}")

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from prefiqs_ext import methods as all_methods
-from prefiqs_ext.cli.dataset_options import allow_duplicates_option, no_cache_option
-from prefiqs_ext.cli.messages import tell
+from prefiqs_ext.cli.messages import print_result, tell
 from prefiqs_ext.cli.options import ScoringOptions, parse_preset, scoring_options
-from prefiqs_ext.cli.paths import INPUT_FOLDER, InputPath
+from prefiqs_ext.cli.paths import INPUT_FILE, INPUT_FOLDER, InputPath
+from prefiqs_ext.cli.shared_options import allow_duplicates_option, no_cache_option, output_folder_option
+from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.models import BUILT_IN
+from prefiqs_ext.files.paths import refuse_unreadable
+from prefiqs_ext.models.model_file import check_model_file
 from prefiqs_ext.utils.text import format_path
 
 if TYPE_CHECKING:
@@ -24,14 +26,13 @@ if TYPE_CHECKING:
 
 MODES = ("crfiqa", "rethresholded", "fixed-threshold", "normalised")
 """Those of edc.py, whose import would slow down `--help`."""
-_PATH = click.Path(path_type=Path, exists=True)
 
 
 @click.command()
-@click.argument("data", type=InputPath(exists=True))
+@click.argument("data", type=InputPath())
 @click.option(
     "--pairs",
-    type=_PATH,
+    type=INPUT_FILE,
     metavar="FILE",
     help="The pairs to compare, in LFW's form or as lines `path path 0|1`. [default: every image with every other]",
 )
@@ -70,7 +71,7 @@ _PATH = click.Path(path_type=Path, exists=True)
 )
 @click.option(
     "--embeddings",
-    type=_PATH,
+    type=InputPath(),
     metavar="FILE|FOLDER",
     help="Saved embeddings that compare the faces instead of a network: a .npy file [images, d], or a folder with one "
     ".npy file per image.",
@@ -79,8 +80,8 @@ _PATH = click.Path(path_type=Path, exists=True)
     "--fit-on",
     type=INPUT_FOLDER,
     metavar="FOLDER",
-    help="Crops, one folder per person, to fit those methods on that need it. At most 200 are used, sampled at random. "
-    "[default: DATA]",
+    help="A folder of crops, one folder per person, on which the methods that need fitting are fitted. At most 200 are "
+    "used, sampled at random. [default: DATA]",
 )
 @click.option(
     "--mode",
@@ -111,15 +112,7 @@ _PATH = click.Path(path_type=Path, exists=True)
     metavar="N",
     help="Seed of all that is drawn at random.",
 )
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="evaluation",
-    show_default=True,
-    metavar="FOLDER",
-    help="The folder to write to; it is made if it is not there.",
-)
+@output_folder_option("evaluation")
 @allow_duplicates_option
 @no_cache_option
 @scoring_options
@@ -152,12 +145,12 @@ def evaluate(
     pairs of --pairs (LFW's pairs.txt). DATA may also be a list of crops with one path per line, together with --pairs;
     a folder quality_data/NAME of CR-FIQA; a .bin file of InsightFace, or its folder IJBC. With --protocol paper, DATA
     is a folder that holds any of LFW, AgeDB-30, CFP-FP, CALFW, CPLFW, Adience, XQLFW and IJB-C as they are published.
-    Those that are not found are named. One that fails midway is named and left out, and the exit code is 1.
+    Those that are not found are named. One that fails midway is named and ignored, and the exit code is 1.
 
     Prints a table. Writes edc.csv (the table), differences.csv (between methods), edc.png and edc.svg (the curves)
     and edc.json (all settings and curves). pAUC is the area under the first part of the curve; lower is better.
-    `low` and `high` are the ends of a 95 % interval of pAUC minus the pAUC of a useless quality, over draws of
-    persons (of pairs if they are listed). If both are below 0, the quality helps. n non-mated pairs cannot measure
+    `low` and `high` bound a 95 % interval of the difference to a useless quality, over draws of persons (of pairs
+    if they are listed). If both are below 0, the quality helps. n non-mated pairs cannot measure
     a false match rate below 1/n; such rows say so.
 
     Needs matplotlib: `pip install prefiqs_ext[analysis]`.
@@ -173,14 +166,14 @@ def evaluate(
     from prefiqs_ext.evaluation.face_network import FaceNetwork
     from prefiqs_ext.evaluation.runner import EvaluationOptions, run_evaluation
 
-    try:
+    with refuse_usage():
         options = EvaluationOptions(
             data,
             FaceNetwork(scoring.model.name, scoring.model.find_preset()),
             scoring.make_pruning(),
             scoring.model.output,
             scoring.device or "cpu",
-            scoring.torch_dtype(),
+            scoring.find_dtype(),
             methods=list(dict.fromkeys(filter(None, methods.split(",")))),
             scores=_parse_scores(scores, lower_better),
             pairs=pairs,
@@ -195,11 +188,9 @@ def evaluate(
             allow_duplicates=allow_duplicates,
             use_cache=not no_cache,
         )
-    except InputError as error:
-        raise click.UsageError(str(error)) from error
     evaluation = run_evaluation(options, output, tell)
     for line in evaluation.format():
-        click.echo(line)
+        print_result(line)
     if evaluation.results:
         tell(_summarise(evaluation, output))
     if evaluation.failed:
@@ -214,6 +205,8 @@ def _parse_scores(given: tuple[str, ...], lower_better: tuple[str, ...]) -> list
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise click.UsageError(f"expected --scores NAME=FILE, got {text!r}")
+        with refuse_usage("--scores"):
+            refuse_unreadable(path)
         files.append(ScoreFile(name, Path(path), name not in lower_better))
     unknown = sorted(set(lower_better) - {file.name for file in files})
     if unknown:
@@ -227,12 +220,11 @@ def _parse_verifier(text: str) -> FaceNetwork:
 
     name, colon, model = text.partition(":")
     preset = parse_preset(name) if colon else None
-    if preset is None and text not in BUILT_IN and Path(text).exists():
-        raise click.UsageError(f"--verifier {text}: a file cannot tell the input it wants; give PRESET:{text}")
-    try:
-        return FaceNetwork(text if preset is None else model, preset)
-    except InputError as error:
-        raise click.UsageError(f"--verifier: {error}") from error
+    with refuse_usage("--verifier"):
+        if preset is None:
+            check_model_file(text, has_preset=False, remedy=f"give PRESET:{text}")
+            return FaceNetwork(text)
+        return FaceNetwork(model, preset)
 
 
 def _summarise(evaluation: Evaluation, output: Path) -> str:

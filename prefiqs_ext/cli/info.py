@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import click
 
+from prefiqs_ext.cli.messages import print_result
 from prefiqs_ext.cli.throughput import count_cores
 from prefiqs_ext.cli.weights import describe_weights
 from prefiqs_ext.models.weights import get_cache_folder
@@ -24,10 +25,10 @@ def info() -> None:
       prefiqs info
     """
     for name, fact in _list_facts():
-        click.echo(f"{name:<17}{fact}")
-    click.echo("weights")
+        print_result(f"{name:<17}{fact}")
+    print_result("weights")
     for line in describe_weights():
-        click.echo(f"  {line}")
+        print_result(f"  {line}")
 
 
 def _list_facts() -> Iterator[tuple[str, str]]:

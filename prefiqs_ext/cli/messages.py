@@ -1,4 +1,4 @@
-"""What a command says beside its results: on standard error, so that standard output can go into a file or a pipe."""
+"""What a command prints: results on standard output, and all else on standard error, so that results can be piped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from prefiqs_ext.utils.partial_file import StandardOutput
 from prefiqs_ext.utils.text import escape_unprintable, format_path
+
+
+def print_result(text: str) -> None:
+    """Print one line of results, or several, to standard output.
+
+    Raises:
+        FileAccessError: standard output cannot be written, for example because the disk is full.
+    """
+    output = StandardOutput()
+    output.write(f"{text}\n".encode("utf-8", "surrogateescape"))
+    output.flush()
 
 
 def tell(line: str) -> None:

@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 import click
 
+from prefiqs_ext.cli.wrong_usage import refuse_usage
+from prefiqs_ext.models.model_file import check_model_file
 from prefiqs_ext.models.preset import PRESETS, Preset
-from prefiqs_ext.models.weights import BUILT_IN, KNOWN, describe_unknown
+from prefiqs_ext.models.weights import BUILT_IN, KNOWN
 from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.utils.dtype_names import DTYPE_NAMES
 from prefiqs_ext.utils.strict_json import JSON
 from prefiqs_ext.utils.text import format_path
 
@@ -36,7 +39,6 @@ Scope = Literal["layer", "global"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_DTYPES = ("float32", "float16", "bfloat16")
 _FIXED_BY_SETTINGS = ("preset", "size", "output_name", "pruning", "sparsity", "scope", "layers")
 _SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
 
@@ -75,7 +77,7 @@ class ModelOptions:
         assert preset is not None  # a file without one was refused when the options were made
         return network, preset
 
-    def to_json(self) -> dict[str, JSON]:
+    def to_dict(self) -> dict[str, JSON]:
         """Return what numbers depend on, so that a later run can tell whether it would give the same ones."""
         values: dict[str, JSON] = {
             "model": self.name,
@@ -120,17 +122,20 @@ class ScoringOptions:
             return Pruning(self.pruning, scope=self.scope, layers=layers)
         return Pruning(self.pruning, self.sparsity, self.scope, layers)
 
-    def torch_dtype(self) -> torch.dtype | None:
+    def find_dtype(self) -> torch.dtype | None:
         """Return the type to compute in; None leaves it to the settings or the device."""
         import torch
 
-        return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}.get(self.dtype or "")
+        if self.dtype is None:
+            return None
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     def make_scorer(self) -> Scorer:
         """Return a scorer that gives NaN for a face that it cannot assess."""
         from prefiqs_ext.scorer import Scorer
 
-        dtype = self.torch_dtype()
+        dtype = self.find_dtype()
         if self.settings is not None:
             return Scorer.from_settings(self.settings, self.model.name, device=self.device, dtype=dtype, on_bad="nan")
         return Scorer(
@@ -143,10 +148,10 @@ class ScoringOptions:
             on_bad="nan",
         )
 
-    def to_json(self) -> dict[str, JSON]:
+    def to_dict(self) -> dict[str, JSON]:
         """Return what numbers depend on, so that a later run can tell whether it would give the same ones."""
         return {
-            **self.model.to_json(),
+            **self.model.to_dict(),
             "pruning": self.pruning,
             "sparsity": self.sparsity,
             "scope": self.scope,
@@ -241,7 +246,7 @@ _SCORING_OPTIONS = (
     ),
     click.option(
         "--dtype",
-        type=click.Choice(_DTYPES),
+        type=click.Choice(DTYPE_NAMES),
         help="The type to compute in. [default: float32 on the CPU, float16 on a GPU]",
     ),
 )
@@ -254,7 +259,9 @@ def model_options(command: Callable[_P, None]) -> Callable[_P, None]:
     def checked(*_: _P.args, **given: _P.kwargs) -> None:
         context = click.get_current_context()
         own = pick(context.params, _MODEL_NAMES)
-        context.invoke(command, **omit(given, own), model=_make_model(**own))
+        with refuse_usage():
+            model = _make_model(**own)
+        context.invoke(command, **omit(given, own), model=model)
 
     for option in reversed(_MODEL_OPTIONS):
         checked = option(checked)
@@ -272,7 +279,9 @@ def scoring_options(command: Callable[_P, None]) -> Callable[_P, None]:
     def checked(*_: _P.args, **given: _P.kwargs) -> None:
         context = click.get_current_context()
         own = pick(context.params, (*_MODEL_NAMES, *_SCORING_NAMES))
-        context.invoke(command, **omit(given, own), scoring=_make_scoring(**own))
+        with refuse_usage():
+            scoring = _make_scoring(**own)
+        context.invoke(command, **omit(given, own), scoring=scoring)
 
     for option in reversed((*_MODEL_OPTIONS, *_SCORING_OPTIONS)):
         checked = option(checked)
@@ -327,8 +336,17 @@ def _make_scoring(
         device = choose_device()
     place = device if read is None or _was_given("device") else None
     scoring = ScoringOptions(options, pruning, sparsity, scope, layers, place, dtype, read)
-    scoring.make_pruning()  # refuses what cannot be, before any work
+    _refuse_impossible(scoring)
     return scoring
+
+
+def _refuse_impossible(scoring: ScoringOptions) -> None:
+    """Refuse a pruning, a device or a dtype that cannot be, before any work."""
+    from prefiqs_ext.device import resolve_device
+
+    scoring.make_pruning()
+    if scoring.device is not None:
+        resolve_device(scoring.device, scoring.find_dtype(), None)
 
 
 def _check(model: ModelOptions, option: str, *, needs_preset: bool = True) -> None:
@@ -336,13 +354,9 @@ def _check(model: ModelOptions, option: str, *, needs_preset: bool = True) -> No
 
     `option` is the one that named the model.
     """
-    if model.name not in BUILT_IN:
-        if not os.path.exists(model.name):
-            raise click.UsageError(f"{option}: {describe_unknown(model.name)}")
-        if os.path.isdir(model.name):
-            raise click.UsageError(f"{option}: expected a file, got the folder {format_path(model.name)}")
-        if needs_preset and model.preset is None:
-            raise click.UsageError("--model FILE needs --preset: the file cannot tell the input its network wants")
+    has_preset = model.preset is not None or not needs_preset
+    with refuse_usage(option):
+        check_model_file(model.name, has_preset=has_preset, remedy="give --preset")
     model.find_preset()
 
 

@@ -11,6 +11,7 @@ import click
 from prefiqs_ext.cli.messages import tell, tell_summary
 from prefiqs_ext.cli.options import ScoringOptions, scoring_options
 from prefiqs_ext.cli.paths import INPUT_FOLDER
+from prefiqs_ext.cli.shared_options import aligned_option
 from prefiqs_ext.cli.throughput import Throughput, throughput_options
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.utils.atomic_write import atomic_write
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("folder", metavar="FOLDER", type=INPUT_FOLDER)
-@click.option("--aligned", is_flag=True, help="The images are ready crops of exactly the preset's size.")
+@aligned_option
 @click.option(
     "--output",
     "-o",
@@ -55,8 +56,8 @@ def report(folder: Path, aligned: bool, output: Path, scoring: ScoringOptions, t
     selection = Selection()
     with atomic_write(str(output)) as file:
         scorer = scoring.make_scorer()
-        with closing(throughput.score(paths, scorer, aligned=aligned)) as rows:
-            for scored in rows:
+        with closing(throughput.score(paths, scorer, aligned=aligned)) as scored_files:
+            for scored in scored_files:
                 selection.add(scored.records)
         file.write(render(selection, str(folder), _describe_run(scorer, aligned=aligned)).encode())
     if not selection.counts["ok"]:

@@ -9,7 +9,10 @@ import click
 
 from prefiqs_ext.cli.messages import describe_counts, tell, tell_summary
 from prefiqs_ext.cli.options import ScoringOptions, scoring_options
+from prefiqs_ext.cli.paths import INPUT_FILE, ImagesPath
+from prefiqs_ext.cli.shared_options import aligned_option
 from prefiqs_ext.cli.throughput import Throughput, throughput_options
+from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.utils.text import format_path
 
@@ -17,8 +20,8 @@ _FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--aligned", is_flag=True, help="The images are ready crops of exactly the preset's size.")
+@click.argument("paths", nargs=-1, required=True, type=ImagesPath(), metavar="PATH...")
+@aligned_option
 @click.option(
     "--min-face",
     type=click.FloatRange(min=1),
@@ -45,7 +48,7 @@ _FILE = click.Path(path_type=Path)
 @scoring_options
 @click.option(
     "--settings",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=INPUT_FILE,
     metavar="FILE",
     help="A file of `prefiqs calibrate` or `prefiqs tune`: model, preset, pruning and, if calibrated, the scale of a "
     "column `score`.",
@@ -92,25 +95,27 @@ def score(
     if aligned and min_face is not None:
         raise click.UsageError("--min-face is for photos: leave it out, or --aligned")
     files = find_paths(paths, tell)
-    results = Writer(
-        output,
-        embeddings,
-        settings={"aligned": aligned, "min_face": min_face, **scoring.to_json()},
-        paths=files,
-        resume=resume,
-        pick=Pick(top, below) if top is not None or below is not None else None,
-        calibration=None if scoring.settings is None else scoring.settings.calibration,
-    )
+    with refuse_usage(kind=InputError):
+        results = Writer(
+            output,
+            embeddings,
+            settings={"aligned": aligned, "min_face": min_face, **scoring.to_dict()},
+            paths=files,
+            resume=resume,
+            pick=Pick(top, below) if top is not None or below is not None else None,
+            calibration=None if scoring.settings is None else scoring.settings.calibration,
+        )
     with results:
         done = results.progress.paths
         if done < len(files):
             scorer = scoring.make_scorer()
-            with closing(throughput.score(files, scorer, aligned=aligned, min_face=min_face, done=done)) as rows:
-                for scored in rows:
+            scored_files = throughput.score(files, scorer, aligned=aligned, min_face=min_face, done=done)
+            with closing(scored_files):
+                for scored in scored_files:
                     results.add(scored)
-                    for row in scored.records:
-                        if row.status != "ok":
-                            tell(f"{format_path(row.path)}: {row.status}: {row.reason}")
+                    for record in scored.records:
+                        if record.status != "ok":
+                            tell(f"{format_path(record.path)}: {record.status}: {record.reason}")
         results.finish()
     counts = results.progress.counts
     if not counts.get("ok"):

@@ -61,7 +61,7 @@ class Throughput:
             scorer: what scores them.
             aligned: the files are ready crops of the preset's size.
             min_face: width in pixels from which faces in photos are found. None: 60.
-            done: how many of the files an earlier run has scored; they are left out.
+            done: how many of the files an earlier run has scored; they are ignored.
 
         Yields:
             What each file gave, in order. Close the generator, and the processes that read files end.
@@ -73,7 +73,7 @@ class Throughput:
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        rows = score_files(
+        scored_files = score_files(
             (paths[index] for index in range(done, len(paths))),
             scorer,
             aligned=aligned,
@@ -82,8 +82,8 @@ class Throughput:
             min_face=min_face or MIN_FACE,
         )
         # Closing ends the workers when this is interrupted. disable=None: there is a bar on a terminal only.
-        with closing(rows), tqdm(total=len(paths), initial=done, unit="file", disable=None, leave=False) as bar:
-            for scored in rows:
+        with closing(scored_files), tqdm(total=len(paths), initial=done, unit="file", disable=None, leave=False) as bar:
+            for scored in scored_files:
                 yield scored
                 bar.update()
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from prefiqs_ext.cli.dataset_options import allow_duplicates_option, no_cache_option
-from prefiqs_ext.cli.messages import tell
+from prefiqs_ext.cli.messages import print_result, tell
 from prefiqs_ext.cli.options import ModelOptions, model_options
 from prefiqs_ext.cli.paths import INPUT_FOLDER
+from prefiqs_ext.cli.shared_options import allow_duplicates_option, no_cache_option, output_folder_option
+from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.utils.text import format_path
 
 
@@ -40,15 +41,7 @@ from prefiqs_ext.utils.text import format_path
     metavar="N",
     help="Seed of the folds and of the draws.",
 )
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="tune",
-    show_default=True,
-    metavar="FOLDER",
-    help="The folder to write to; it is made if it is not there.",
-)
+@output_folder_option("tune")
 @allow_duplicates_option
 @no_cache_option
 def tune(
@@ -79,19 +72,20 @@ def tune(
     from prefiqs_ext.evaluation.face_network import FaceNetwork
     from prefiqs_ext.evaluation.tuning_runner import TuningOptions, run_tuning
 
-    options = TuningOptions(
-        data,
-        FaceNetwork(model.name, model.find_preset()),
-        model.output,
-        folds,
-        resamples,
-        seed,
-        allow_duplicates,
-        use_cache=not no_cache,
-    )
+    with refuse_usage():
+        options = TuningOptions(
+            data,
+            FaceNetwork(model.name, model.find_preset()),
+            model.output,
+            folds,
+            resamples,
+            seed,
+            allow_duplicates,
+            use_cache=not no_cache,
+        )
     tuning = run_tuning(options, output, tell)
     for line in tuning.format():
-        click.echo(line)
+        print_result(line)
     tell(
         f"tried {len(tuning.prunings)} settings; table and recommended settings.json are in {format_path(str(output))}"
     )

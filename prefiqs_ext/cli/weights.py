@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import click
 
+from prefiqs_ext.cli.messages import print_result
+from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.models import weights as _weights
 
 
@@ -39,7 +41,7 @@ def list_() -> None:
       prefiqs weights list
     """
     for line in describe_weights():
-        click.echo(line)
+        print_result(line)
 
 
 @weights.command()
@@ -54,8 +56,8 @@ def list_() -> None:
 def fetch(names: tuple[str, ...], source: str | None, accept_licence: bool) -> None:
     """Fetch weights into the cache folder and print their paths.
 
-    Without a NAME, those of the default network and of the face detector are fetched. A file that is there and whole
-    is not fetched again. Every file is checked against its SHA-256 before it gets its name.
+    Without a NAME, those of the default network and of the face detector are fetched. A file that is already there and
+    undamaged is not fetched again. Every file is checked against its SHA-256 before it gets its name.
 
     \b
     Examples:
@@ -65,8 +67,9 @@ def fetch(names: tuple[str, ...], source: str | None, accept_licence: bool) -> N
       prefiqs weights fetch w600k_mbf
     """
     chosen = names or tuple(name for name, entry in _weights.KNOWN.items() if not entry.optional)
-    for name in chosen:
-        _weights.get_entry(name)
+    with refuse_usage():
+        for name in chosen:
+            _weights.get_entry(name)
     if source not in (None, "official", "pip") and len(chosen) != 1:
         raise click.UsageError("--source FILE is the file of one network: give one NAME")
     for name in chosen:
@@ -75,7 +78,7 @@ def fetch(names: tuple[str, ...], source: str | None, accept_licence: bool) -> N
         if entry.terms and not accepted and _weights.find_problem(name) is not None:
             question = f"The licence of {name} is {entry.licence} ({entry.terms}). Accept it and fetch the file?"
             accepted = click.confirm(question, abort=True, err=True)
-        click.echo(str(_weights.fetch(name, source, accept_licence=accepted)))
+        print_result(str(_weights.fetch(name, source, accept_licence=accepted)))
 
 
 @weights.command()
@@ -89,4 +92,6 @@ def path(name: str) -> None:
     Example:
       cp "$(prefiqs weights path sface)" .
     """
-    click.echo(str(_weights.find_file(name)))
+    with refuse_usage():
+        _weights.get_entry(name)
+    print_result(str(_weights.find_file(name)))

@@ -93,7 +93,7 @@ def compute_all_pairs_curves(
     images = np.argsort(rank_images(quality))
     unit, identities = np.asarray(embeddings, np.float32), np.asarray(identities)
     if unit.ndim != 2 or not len(unit) == len(identities) == len(images):
-        raise InputError(f"expected one embedding, identity and quality an image; got {unit.shape}, "
+        raise InputError(f"expected one embedding, identity and quality per image; got {unit.shape}, "
                          f"{identities.shape}, {np.shape(quality)}")  # fmt: skip
     check_normalised(unit)
     unit, identities, quality = unit[images], identities[images], np.asarray(quality)[images]

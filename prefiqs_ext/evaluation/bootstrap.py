@@ -67,7 +67,7 @@ class _Pairs(NamedTuple):
     scores: NDArray[np.float32]
 
 
-class _DiscardCut(NamedTuple):
+class _KeyCut(NamedTuple):
     """What is kept at a ratio.
 
     Attributes:
@@ -132,7 +132,9 @@ def resample_persons(
     share = 4 * fmr
     while True:
         mated, tail, sampled = _collect_pairs(unit, person_of, share, rng)
-        curves = {name: _WeightedCurve(person_of, rank, mated, tail, sampled, fmr) for name, rank in ranks.items()}
+        curves = {
+            name: _PersonWeightedCurve(person_of, rank, mated, tail, sampled, fmr) for name, rank in ranks.items()
+        }
         fnmr = {name: np.empty((resamples, len(ratios))) for name in ranks}
         try:
             for b, weights_of_persons in enumerate(draws):
@@ -179,7 +181,7 @@ def _sort_pairs(keys: NDArray[np.int64], scores: NDArray[np.float32], n: int, si
     return _Pairs(*np.divmod(keys[order], n), scores[order])
 
 
-class _WeightedCurve:
+class _PersonWeightedCurve:
     """The curve of one quality, for any weights. The constructor computes what does not depend on the draw.
 
     Args:
@@ -231,7 +233,7 @@ class _WeightedCurve:
             fnmr.append(float(weights[self._mated.first[:failing][kept]].sum() / cut.mated))
         return fnmr
 
-    def _find_cuts(self, weights: NDArray[np.int64], ratios: NDArray[np.float64]) -> list[_DiscardCut]:
+    def _find_cuts(self, weights: NDArray[np.int64], ratios: NDArray[np.float64]) -> list[_KeyCut]:
         """Find the cut at each ratio: first its row by the sums over rows, then its pair inside the row.
 
         Args:
@@ -254,7 +256,7 @@ class _WeightedCurve:
             kept_mated = int(
                 mated_row_ends[-1] - mated_row_ends[row] + pair_weights[discarded:][is_mate[discarded:]].sum()
             )
-            cuts.append(_DiscardCut(row * n + row + 1 + discarded, kept_mated, kept - kept_mated))
+            cuts.append(_KeyCut(row * n + row + 1 + discarded, kept_mated, kept - kept_mated))
         return cuts
 
 

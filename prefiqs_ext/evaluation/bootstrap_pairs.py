@@ -80,7 +80,7 @@ def resample_pairs(
     mated_pairs = _SortedPairs.take(scores, rising[mated[rising]])
     non_mated_pairs = _SortedPairs.take(scores, rising[~mated[rising]][::-1])
     curves = {
-        name: _WeightedCurve(order_pairs(pairs, quality), mated, mated_pairs, non_mated_pairs, fmr)
+        name: _PairWeightedCurve(order_pairs(pairs, quality), mated, mated_pairs, non_mated_pairs, fmr)
         for name, quality in qualities.items()
     }
     fnmr = {name: np.empty((resamples, len(ratios))) for name in qualities}
@@ -109,7 +109,7 @@ class _SortedPairs(NamedTuple):
         return _SortedPairs(pairs, scores[pairs])
 
 
-class _DiscardCut(NamedTuple):
+class _PositionCut(NamedTuple):
     """Where discarding stops.
 
     Attributes:
@@ -126,7 +126,7 @@ class _DiscardCut(NamedTuple):
         return kept
 
 
-class _WeightedCurve:
+class _PairWeightedCurve:
     """The curve of one quality, for any weights. The constructor computes what does not depend on the draw.
 
     Args:
@@ -166,7 +166,7 @@ class _WeightedCurve:
         ends, mated_ends = np.cumsum(in_order), np.cumsum(in_order * self._is_mated[:some])  # weights up to each pair
         for r, discarded in zip(ratios, count_discarded(ratios, total), strict=True):
             position = int(np.searchsorted(ends, discarded, side="right"))
-            cut = _DiscardCut(position, int(ends[position]) - discarded)
+            cut = _PositionCut(position, int(ends[position]) - discarded)
             kept_mated = mated_weight - int(mated_ends[position]) + cut.left * int(self._is_mated[position])
             kept_non_mated = total - discarded - kept_mated
             check_kept(kept_mated, kept_non_mated, float(r), drawn=True)
@@ -175,7 +175,7 @@ class _WeightedCurve:
             fnmr.append(float(kept.sum() / kept_mated))
         return fnmr
 
-    def _count_failing(self, weights: NDArray[np.int64], cut: _DiscardCut, k: int) -> int:
+    def _count_failing(self, weights: NDArray[np.int64], cut: _PositionCut, k: int) -> int:
         """How many mated pairs of the list score below t, the threshold that at most k non-mated ones reach."""
         while True:
             tail = slice(self._tail)

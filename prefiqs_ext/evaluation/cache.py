@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -57,10 +58,9 @@ def load_or_compute(
     """
     folder, key = get_cache_folder() / "evaluation", _make_key(facts)
     files = {name: folder / f"{key}-{name}.npy" for name in names}
-    try:
+    with suppress(FileAccessError, FileFormatError):
         return {name: _load(file, images) for name, file in files.items()}
-    except (FileAccessError, FileFormatError):
-        arrays = compute()
+    arrays = compute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, file in files.items():

@@ -42,7 +42,10 @@ class Protocol:
 
     @property
     def limit(self) -> float:
-        """The discard ratio at which the partial area ends; .2 in arXiv 2303.13294, from which fixed-threshold is."""
+        """The discard ratio at which the partial area ends.
+
+        It is 0.2 for fixed-threshold, as in arXiv 2303.13294, otherwise LIMIT.
+        """
         return 0.2 if self.mode == "fixed-threshold" else LIMIT
 
     @property

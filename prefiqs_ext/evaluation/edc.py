@@ -199,7 +199,7 @@ def check_quality(quality: Floats) -> Floats:
     """
     quality = np.asarray(quality)
     if quality.ndim != 1 or not np.isfinite(quality).all():
-        raise InputError("expected one finite quality an image; drop images that cannot be assessed first")
+        raise InputError("expected one finite quality per image; drop images that cannot be assessed first")
     return quality
 
 
@@ -338,4 +338,4 @@ def check_kept(mated: int, non_mated: int, ratio: float, *, drawn: bool = False)
     if not mated or not non_mated:
         kind = "non-mated" if mated else "mated"
         where, else_ = (" in a draw for intervals", " or no intervals") if drawn else ("", " or smaller ratios")
-        raise InputError(f"no {kind} pair at discard ratio {ratio:g}{where}: use more images an identity,{else_}")
+        raise InputError(f"no {kind} pair at discard ratio {ratio:g}{where}: use more images per person,{else_}")

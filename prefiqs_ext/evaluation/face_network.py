@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.models import BUILT_IN
 from prefiqs_ext.models.loading import resolve_network
+from prefiqs_ext.models.model_file import check_model_file
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.text import format_path
 
@@ -33,12 +33,8 @@ class FaceNetwork:
         if isinstance(self.model, nn.Module):
             if self.preset is None:
                 raise InputError(f"expected a preset: the module {self.name} cannot tell the input it wants")
-        elif self.model not in BUILT_IN:
-            path = format_path(str(self.model))
-            if not Path(self.model).exists():
-                raise InputError(f"no such model or file: {path}; known: {', '.join(BUILT_IN)}")
-            if self.preset is None:
-                raise InputError(f"expected a preset: the file {path} cannot tell the input its network wants")
+        else:
+            check_model_file(self.model, has_preset=self.preset is not None)
 
     @property
     def name(self) -> str:

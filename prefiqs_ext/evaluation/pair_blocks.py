@@ -76,7 +76,7 @@ def iterate_blocks(embeddings: NDArray[np.float32], mated: NDArray[np.int64], fl
     Args:
         embeddings: [N, d]; a score is the dot product of two rows.
         mated: The keys of all mated pairs, rising.
-        floor: Non-mated pairs that do not score above it are left out.
+        floor: Non-mated pairs that do not score above it are ignored.
     """
     n, row = len(embeddings), 0
     memory = np.empty(max(_BLOCK, n), np.float32)  # fresh pages for every block cost more than the product

@@ -11,8 +11,9 @@ This is what `prefiqs evaluate` does, for a notebook or a script::
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from os import PathLike
@@ -36,23 +37,19 @@ from prefiqs_ext.evaluation.edc import FMRS, Mode
 from prefiqs_ext.evaluation.face_network import FaceNetwork
 from prefiqs_ext.evaluation.inference import VERSIONS, ImageSet, Scoring, embed_images
 from prefiqs_ext.evaluation.score_files import ScoreFile
-from prefiqs_ext.exceptions import InputError, PrefiqsError
+from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputError
 from prefiqs_ext.models.fingerprint import hash_weights
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.utils.atomic_write import make_output_folder
 from prefiqs_ext.utils.optional_packages import require_packages
+from prefiqs_ext.utils.tell import Tell, tell_nobody
 from prefiqs_ext.utils.text import format_path
 
 PAPER_FMRS = (1e-3, 1e-4)
+_FAULTS_OF_DATA = (InputError, FileFormatError, FileAccessError)
+"""What other data may not have. Too little memory, or weights or packages that are missing, would stop any data."""
 FIT_IMAGES = 200
 """The number of images that a method is fitted on, sampled from those given."""
-
-Report = Callable[[str], None]
-"""Takes one line that tells a person what happens beside the results."""
-
-
-def ignore(line: str) -> None:
-    """Take a line of a report and do nothing."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ class Evaluation:
         options: What was evaluated.
         results: One per set of images and network that compared them.
         failed: Why a benchmark could not be evaluated, by its name; empty without `paper`.
-        networks: SHA-256 of the weights, and the preset, of each network that was used, by name.
+        networks: Of each network that was used, by name: "weights", the SHA-256 of its weights, and "preset".
     """
 
     options: EvaluationOptions
@@ -169,28 +166,33 @@ class Evaluation:
 
 
 def run_evaluation(
-    options: EvaluationOptions, folder: str | PathLike[str] | None = None, report: Report = ignore
+    options: EvaluationOptions, folder: str | PathLike[str] | None = None, tell: Tell = tell_nobody
 ) -> Evaluation:
     """Run an evaluation. What is wrong with the options, lists or images is found before networks run, if it can be.
 
     Args:
         options: What to evaluate, and how.
         folder: Where to write the tables, curves and pictures; made before the work begins. None: nothing is written.
-        report: Gets lines about what is left out: files that are no images, benchmarks that are absent or fail.
+        tell: Gets lines about what is ignored: files that are no images, benchmarks that are absent or fail.
 
     Raises:
-        PrefiqsError: the images cannot be evaluated. With `paper`, a benchmark that fails while it is computed is
-            named in `failed` and left out instead.
+        InputError: the options, or a set of images, cannot be evaluated.
+        FileFormatError: a file is not what was expected.
+        FileAccessError: a file cannot be read, or the folder cannot be written.
+        PrefiqsError: the machine lacks something: memory, weights or packages.
+
+    With `paper`, a benchmark whose images are at fault while they are computed is named in `failed` instead, and the
+    others are evaluated.
     """
     if folder is not None:
         require_packages("analysis", "matplotlib")
-    sets = _find_benchmarks(options, report) if options.paper else [_read_set(options, report)]
-    networks = _Networks(options, report)
+    sets = _find_benchmarks(options, tell) if options.paper else [_read_set(options, tell)]
+    networks = _Networks(options, tell)
     for each in sets:
         try:
             check_data(each.data)
             networks.check(each.data.images)
-        except PrefiqsError as error:
+        except _FAULTS_OF_DATA as error:
             raise InputError(f"{each.name}: {error}") from error
     if folder is not None:
         make_output_folder(Path(folder))
@@ -199,11 +201,11 @@ def run_evaluation(
     for each in sets:
         try:
             found += _evaluate(each, networks, options)
-        except PrefiqsError as error:
+        except _FAULTS_OF_DATA as error:
             if not options.paper:
                 raise
             failed[each.name] = " ".join(str(error).split())
-            report(f"{each.name}: {failed[each.name]}")
+            tell(f"{each.name}: {failed[each.name]}")
     evaluation = Evaluation(options, found, failed, networks.describe())
     if found and folder is not None:
         evaluation.write(folder)
@@ -220,21 +222,21 @@ class _Set(NamedTuple):
     """pAUC of the paper."""
 
 
-def _read_set(options: EvaluationOptions, report: Report) -> _Set:
-    path = Path(options.data)
-    data = read_data(path, None if options.pairs is None else Path(options.pairs), report)
-    return _Set(format_path(path.resolve().name), data, {each.name: each.read(data.images) for each in options.scores})
+def _read_set(options: EvaluationOptions, tell: Tell) -> _Set:
+    data = read_data(options.data, options.pairs, tell)
+    scores = {each.name: each.read(data.images) for each in options.scores}
+    return _Set(format_path(Path(options.data).resolve().name), data, scores)
 
 
-def _find_benchmarks(options: EvaluationOptions, report: Report) -> list[_Set]:
-    """Find those of the paper's benchmarks that are there, and report the others."""
+def _find_benchmarks(options: EvaluationOptions, tell: Tell) -> list[_Set]:
+    """Find those of the paper's benchmarks that are there, and name the others."""
     root = format_path(str(options.data))
     found, absent = benchmarks.find_benchmarks(options.data)
     for missing, looked in absent:
-        report(f"{missing.name} is not there: looked for {', '.join(looked)}")
+        tell(f"{missing.name} is not there: looked for {', '.join(looked)}")
     if not found:
         raise InputError(f"{root}: expected one of the paper's benchmarks or more, found none")
-    file = next((each.path for each in options.scores if Path(each.path).is_file()), None)
+    file = next((each.path for each in options.scores if os.path.isfile(each.path)), None)
     if file is not None and len(found) > 1:  # the images of two .bin have the same names
         raise InputError(
             f"scores: expected a folder with one file per benchmark, got the file {format_path(str(file))}"
@@ -247,7 +249,7 @@ def _find_benchmarks(options: EvaluationOptions, report: Report) -> list[_Set]:
             own = tool.find(benchmark.dataset)
             if own is None:
                 places = ", ".join(format_path(str(place)) for place in tool.list_places(benchmark.dataset))
-                report(f"{benchmark.name}: no scores of {tool.name}: looked for {places}")
+                tell(f"{benchmark.name}: no scores of {tool.name}: looked for {places}")
             else:
                 scores[tool.name] = replace(tool, path=own).read(data.images)
         if scores or options.methods:
@@ -280,11 +282,11 @@ def _evaluate(each: _Set, networks: _Networks, options: EvaluationOptions) -> li
 class _Networks:
     """The networks of an evaluation: what gives qualities, and what compares faces."""
 
-    def __init__(self, options: EvaluationOptions, report: Report) -> None:
+    def __init__(self, options: EvaluationOptions, tell: Tell) -> None:
         self._options = options
         self._cache = load_or_compute if options.use_cache else make_memory_cache()
         self._verifiers = {each.name: each.load() for each in options.verifiers}
-        self._fit_sources = None if options.fit_on is None else read_folders(options.fit_on, report).images
+        self._fit_sources = None if options.fit_on is None else read_folders(options.fit_on, tell).images
 
     @cached_property
     def _scoring(self) -> Scoring:
@@ -342,8 +344,8 @@ class _Networks:
         if "_scoring" in vars(self):
             loaded[self._options.network.name] = self._scoring.network, self._scoring.preset
         return {
-            "weights": {name: hash_weights(network) for name, (network, _) in loaded.items()},
-            "presets": {name: asdict(preset) for name, (_, preset) in loaded.items()},
+            name: {"weights": hash_weights(network), "preset": asdict(preset)}
+            for name, (network, preset) in loaded.items()
         }
 
 

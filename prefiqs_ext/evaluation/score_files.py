@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -43,7 +44,7 @@ class ScoreFile:
             FileFormatError: as :func:`read_scores`.
         """
         path = Path(self.path)
-        if path.is_dir():
+        if os.path.isdir(path):
             raise InputError(
                 f"scores of {self.name}: expected a file, got the folder {format_path(str(path))}; "
                 "a folder is for the paper's benchmarks"
@@ -57,7 +58,7 @@ class ScoreFile:
         Raises:
             InputError: there are two.
         """
-        found = [place for place in self.list_places(dataset) if place.is_file()]
+        found = [place for place in self.list_places(dataset) if os.path.isfile(place)]
         if len(found) > 1:
             one, other = (format_path(str(place)) for place in found)
             raise InputError(f"two files of {self.name} for {dataset}: {one} and {other}; take one away")
@@ -66,7 +67,7 @@ class ScoreFile:
     def list_places(self, dataset: str) -> list[Path]:
         """List the files that may hold the scores of this benchmark."""
         path = Path(self.path)
-        if path.is_file():
+        if os.path.isfile(path):
             return [path]
         return [
             path / dataset / f"{self.name}.txt",

@@ -26,7 +26,6 @@ from prefiqs_ext.evaluation.datasets.readers import read_folders
 from prefiqs_ext.evaluation.edc import FMRS, LIMIT, TOO_FEW
 from prefiqs_ext.evaluation.face_network import FaceNetwork
 from prefiqs_ext.evaluation.inference import VERSIONS, ImageSet, Scoring
-from prefiqs_ext.evaluation.runner import Report, ignore
 from prefiqs_ext.evaluation.tuning import (
     FMR,
     HeldOutAreas,
@@ -42,9 +41,10 @@ from prefiqs_ext.models.fingerprint import hash_weights
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.settings import Settings
 from prefiqs_ext.utils.atomic_write import make_output_folder, write_folder
+from prefiqs_ext.utils.tell import Tell, tell_nobody
 from prefiqs_ext.utils.text import format_csv
 
-SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+TRIED_SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 COLUMNS = ("sparsity", "scope", "layers", *(f"pauc_{fmr:g}" for fmr in FMRS), "held_out", "chosen")
 _D, _NORM = "D", "norm"
 
@@ -103,14 +103,14 @@ class Tuning:
         """The pruning to use: the default, unless another is shown to be better."""
         return self.settings.pruning
 
-    def rows(self) -> list[list[object]]:
+    def make_rows(self) -> list[list[object]]:
         """Return one row per pruning, by COLUMNS."""
         return [
             [
                 pruning.sparsity,
                 pruning.scope,
                 pruning.layers,
-                *_areas(name, self.tuned).values(),
+                *_compute_areas(name, self.tuned).values(),
                 float(self.tuned.testing[name].mean()),
                 self.tuned.chosen.count(name),
             ]
@@ -121,7 +121,7 @@ class Tuning:
         """Return the table, the choices and the intervals as lines of text."""
         tuned, mixed = self.tuned, self.mixed
         lines = ["  ".join(f"{column:>13}" for column in COLUMNS)]
-        for row in self.rows():
+        for row in self.make_rows():
             cells = (f"{value:.3f}" if isinstance(value, float) else str(value) for value in row)
             lines.append("  ".join(f"{cell:>13}" for cell in cells))
         default = next(iter(self.prunings))
@@ -143,13 +143,13 @@ class Tuning:
         """
         make_output_folder(Path(folder))
         contents = {
-            "tune.csv": format_csv(COLUMNS, self.rows()),
-            "tune.json": json.dumps(self._to_json(), indent=1, default=str).encode(),
+            "tune.csv": format_csv(COLUMNS, self.make_rows()),
+            "tune.json": json.dumps(self._to_dict(), indent=1, default=str).encode(),
         }
         write_folder(Path(folder), contents)
         self.settings.save(Path(folder) / "settings.json")
 
-    def _to_json(self) -> dict[str, object]:
+    def _to_dict(self) -> dict[str, object]:
         tuned, mixed, options, preset = self.tuned, self.mixed, self.options, self.settings.preset
         return {
             "versions": VERSIONS,
@@ -167,7 +167,7 @@ class Tuning:
             "fmr": FMR,
             "settings": {
                 name: {
-                    "overall": _areas(name, tuned),
+                    "overall": _compute_areas(name, tuned),
                     "training": tuned.training[name].tolist(),
                     "held_out": tuned.testing[name].tolist(),
                 }
@@ -183,18 +183,18 @@ class Tuning:
         }
 
 
-def run_tuning(options: TuningOptions, folder: str | PathLike[str] | None = None, report: Report = ignore) -> Tuning:
+def run_tuning(options: TuningOptions, folder: str | PathLike[str] | None = None, tell: Tell = tell_nobody) -> Tuning:
     """Score the images by every pruning, and choose by the rule.
 
     Args:
         options: What to tune, and on which faces.
         folder: Where to write the tables and settings; made before the work begins. None: nothing is written.
-        report: Gets a line that counts the files that are no images.
+        tell: Gets a line that counts the files that are no images.
 
     Raises:
         PrefiqsError: the images are too few or cannot be used, or the network does not take them.
     """
-    data = read_folders(options.data, report)
+    data = read_folders(options.data, tell)
     fold = assign_folds(data.identities, options.folds, options.seed)
     network, preset = options.network.load()
     images = ImageSet(data.images, load_or_compute if options.use_cache else make_memory_cache())
@@ -204,13 +204,13 @@ def run_tuning(options: TuningOptions, folder: str | PathLike[str] | None = None
         make_output_folder(Path(folder))
     prunings = list_prunings(network)
     bar = tqdm(prunings.items(), unit="setting", disable=None, leave=False)
-    passes = {
+    scored = {
         name: Scoring(network, preset, pruning, output=options.output).score_images(images) for name, pruning in bar
     }
-    default = passes[next(iter(prunings))]
+    default = scored[next(iter(prunings))]
     faces = default.embeddings, data.identities, fold
     resamples, seed = options.resamples, options.seed
-    qualities = {name: -each.distance.numpy() for name, each in passes.items()}
+    qualities = {name: -each.distance.numpy() for name, each in scored.items()}
     tuned = tune_settings(*faces, qualities, resamples=resamples, seed=seed)
     rules = _make_rules(default.distance.numpy(), default.norm.numpy())
     mixed = measure_held_out(*faces, rules, resamples=resamples, seed=seed)
@@ -235,7 +235,7 @@ def list_prunings(network: nn.Module) -> dict[str, Pruning]:
     layers = ("conv", "conv+linear") if has_linear else ("conv",)
     prunings = [
         Pruning(sparsity=sparsity, scope=scope, layers=kind)  # type: ignore[arg-type]
-        for sparsity, scope, kind in product(SPARSITIES, ("layer", "global"), layers)
+        for sparsity, scope, kind in product(TRIED_SPARSITIES, ("layer", "global"), layers)
     ]
     prunings.sort(key=lambda pruning: pruning != Pruning())
     return {f"{pruning.sparsity:g} {pruning.scope} {pruning.layers}": pruning for pruning in prunings}
@@ -253,13 +253,13 @@ def _make_rules(distance: NDArray[np.float32], norm: NDArray[np.float32]) -> dic
     except ValueError:
         return rules
 
-    def mix(drift: NDArray[np.float32 | np.float64]) -> Rule:
-        return lambda seen: ZScores.fit(drift[seen], norm[seen]).quality(drift, norm)
+    def mix(distances: NDArray[np.float32 | np.float64]) -> Rule:
+        return lambda seen: ZScores.fit(distances[seen], norm[seen]).quality(distances, norm)
 
     return rules | {_NORM: lambda _: norm, "log D + norm": mix(log_distance(distance)), "D + norm": mix(distance)}
 
 
-def _areas(name: str, tuned: TuningResult) -> dict[str, float | str]:
+def _compute_areas(name: str, tuned: TuningResult) -> dict[str, float | str]:
     """Return the pAUC over all people by FMR, or that there are too few pairs for it."""
     return {
         f"{fmr:g}": curve.area(LIMIT) if curve.measurable else TOO_FEW for fmr, curve in tuned.overall[name].items()

@@ -27,7 +27,7 @@ from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer
 from prefiqs_ext.utils.atomic_write import atomic_write
-from prefiqs_ext.utils.strict_json import JSON, build_dataclass, check_names, read_strict_json
+from prefiqs_ext.utils.strict_json import JSON, build_dataclass, check_names, check_version, read_strict_json
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ def select_columns(norms: Numbers, labels: Numbers) -> tuple[list[int], float]:
 
     The candidates are the 10 columns with the highest correlation. Starting from the first, the column is added that
     makes the correlation of the mean highest. The best of these growing sets is taken; of equal ones, the smallest.
-    Columns that are constant, or have NaN or infinity, are left out.
+    Columns that are constant, or have NaN or infinity, are ignored.
 
     Returns:
         The columns, in the order in which they were added, and Spearman's correlation of their mean with the labels.
@@ -314,19 +314,19 @@ def select_columns(norms: Numbers, labels: Numbers) -> tuple[list[int], float]:
     usable = [index for index, column in enumerate(norms.T) if np.isfinite(column).all() and not _is_constant(column)]
     if not usable:
         raise InputError("froq: expected modules whose norms differ between images, got none")
-    alone = {index: _spearman(norms, [index], labels) for index in usable}
+    alone = {index: _compute_spearman(norms, [index], labels) for index in usable}
     left = sorted(usable, key=lambda index: -alone[index])[:_CANDIDATES]
     order: list[int] = []
     reached: list[float] = []
     while left:
-        tried = [_spearman(norms, [*order, index], labels) for index in left]
+        tried = [_compute_spearman(norms, [*order, index], labels) for index in left]
         reached.append(max(tried))
         order.append(left.pop(tried.index(reached[-1])))
     best = max(reached)
     return order[: reached.index(best) + 1], best
 
 
-def _spearman(norms: Numbers, columns: Sequence[int], labels: Numbers) -> float:
+def _compute_spearman(norms: Numbers, columns: Sequence[int], labels: Numbers) -> float:
     """Spearman's correlation of the columns' mean with the labels; -1 if the mean is constant."""
     mean = norms[:, columns].mean(axis=1)
     return -1.0 if _is_constant(mean) else float(np.corrcoef(_rank(mean), _rank(labels))[0, 1])
@@ -360,8 +360,7 @@ def _compute_row_norms(output: object, rows: int) -> Tensor | None:
 
 def _parse(values: JSON) -> tuple[str, Preset, LayerSelection]:
     named = check_names(values, ("version", "model_sha256", "preset", "selection"), "an object")
-    if type(named["version"]) is not int or named["version"] != _VERSION:
-        raise FileFormatError(f"version {_VERSION} is what this program reads, got {named['version']!r}")
+    check_version(named["version"], _VERSION)
     check_sha256(named["model_sha256"])
     preset, selection = build_dataclass(Preset, named["preset"]), build_dataclass(LayerSelection, named["selection"])
     if preset is None or selection is None:

@@ -11,7 +11,8 @@ import warnings
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from prefiqs_ext.exceptions import InputError, MissingPackageError
+from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.utils.optional_packages import require_packages
 
 
 def optimise_labels(
@@ -110,12 +111,11 @@ def _cluster(
     distinct, labels = np.unique(unit[members], axis=0, return_inverse=True)
     labels = labels.ravel()
     if len(distinct) > clusters:
-        try:
-            from scipy.cluster.vq import kmeans2
-        except ImportError:
-            raise MissingPackageError("k-means needs SciPy: pip install prefiqs_ext[analysis]") from None
+        require_packages("analysis", "scipy")
+        from scipy.cluster.vq import kmeans2
+
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about a cluster that lost all its images: it is left out
+            warnings.simplefilter("ignore")  # about a cluster that lost all its images: it is ignored
             labels = kmeans2(unit[members], clusters, minit="++", missing="warn", rng=generator)[1]
     return [members[labels == label] for label in np.unique(labels)]
 

@@ -48,12 +48,13 @@ def read_strict_json(path: str | os.PathLike[str], what: str, make: Callable[[An
         raise FileFormatError(f"expected {what} in {name}: {reason}") from error
 
 
-def build_dataclass(kind: type[Any], values: Any) -> Any:
+def build_dataclass(kind: type[Any], values: Any, what: str = "") -> Any:
     """Builds a dataclass from a JSON object that has exactly its fields.
 
     Args:
         kind: The dataclass.
         values: The JSON object. Lists become tuples.
+        what: What errors call it: "a calibration". Empty: the name of the class.
 
     Returns:
         An instance, or None if `values` is None (JSON's null).
@@ -63,7 +64,7 @@ def build_dataclass(kind: type[Any], values: Any) -> Any:
     """
     if values is None:
         return None
-    named = check_names(values, tuple(field.name for field in fields(kind)), kind.__name__.lower())
+    named = check_names(values, tuple(field.name for field in fields(kind)), what or kind.__name__.lower())
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in named.items()})
 
 
@@ -77,6 +78,16 @@ def check_names(values: Any, names: tuple[str, ...], what: str) -> dict[str, Any
         got = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
         raise FileFormatError(f"{what} with {', '.join(names)}, got {got}")
     return dict(values)
+
+
+def check_version(version: JSON, expected: int) -> None:
+    """Checks the version number of a file.
+
+    Raises:
+        FileFormatError: It is another one.
+    """
+    if type(version) is not int or version != expected:
+        raise FileFormatError(f"expected version {expected}, got {version!r}")
 
 
 def _refuse_duplicates(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:

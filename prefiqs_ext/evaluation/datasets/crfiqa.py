@@ -54,7 +54,7 @@ def read_quality_data(folder: str | os.PathLike[str], pairs: Path | None = None)
         sizes = [len(os.fsencode(name)) for name in names]
         # A line is `a b 0`, and each name is in len(names) - 1 of the lines.
         everything = (len(names) - 1) * (sum(sizes) + 2 * len(names))
-        if all(people) and (not pairs.exists() or pairs.stat().st_size == everything):
+        if all(people) and (not os.path.exists(pairs) or pairs.stat().st_size == everything):
             identities = np.unique([person[1] for person in people if person], return_inverse=True)[1]
             return Images(_make_sources(images), identities)
     data = read_pair_list(file, pairs)

@@ -39,5 +39,6 @@ def refuse_shared(data: Data, contents: Integers) -> None:
         others = len(pairs) - 1
         more = f", and so {f'are {others} more pairs' if others > 1 else 'is 1 more pair'}" if others else ""
         raise FileFormatError(
-            f"{one} and {other} are the same file, {where}{more}: take one away, or give --allow-duplicates"
+            f"{one} and {other} are the same file, {where}{more}: take one away, or allow them (allow_duplicates, "
+            "--allow-duplicates)"
         )

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from prefiqs_ext.evaluation.array_types import Floats
 from prefiqs_ext.evaluation.datasets.sources import LandmarkedPhoto
-from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputError, MissingFileError
+from prefiqs_ext.exceptions import FileFormatError, InputError
+from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.text import format_path, read_lines
 
 _BLOCK = 20_000  # images summed at a time: 40 MB of embeddings of 2 kB
@@ -131,12 +132,8 @@ def _sort_by_template(templates: Templates) -> tuple[NDArray[np.intp], NDArray[n
 
 
 def _read_faces(file: Path, crops: Path) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
-    try:
+    with explain_read_errors(format_path(os.fspath(crops)), remedy="it is the folder of the images"):
         present = {entry.name for entry in os.scandir(crops)}
-    except OSError as error:
-        kind = MissingFileError if isinstance(error, FileNotFoundError) else FileAccessError
-        path = format_path(os.fspath(crops))
-        raise kind(f"expected the folder of images {path}, cannot read it ({error.strerror})") from error
     names, numbers = [], array("q")
     for number, line in read_lines(file):
         words = line.split()

@@ -19,7 +19,8 @@ import numpy as np
 
 from prefiqs_ext.evaluation.datasets.readers import PairList, make_pair_list
 from prefiqs_ext.evaluation.datasets.sources import EncodedCrop
-from prefiqs_ext.exceptions import FileAccessError, FileFormatError, MissingFileError
+from prefiqs_ext.exceptions import FileFormatError
+from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.text import format_path
 
 _Words: TypeAlias = "str | bytes"
@@ -60,15 +61,11 @@ def read_bin(file: str | os.PathLike[str]) -> PairList:
         FileFormatError: The file is anything else.
         FileAccessError: It is missing or cannot be read.
     """
-    try:
+    with explain_read_errors(format_path(os.fspath(file)), remedy="name a .bin file of InsightFace"):
         size = os.path.getsize(file)
         if size > _BIN_BYTES:
             raise FileFormatError(f"{file}: expected at most {_BIN_BYTES} bytes, got {size}")
         data = Path(file).read_bytes()
-    except OSError as error:
-        kind = MissingFileError if isinstance(error, FileNotFoundError) else FileAccessError
-        path = format_path(os.fspath(file))
-        raise kind(f"expected InsightFace's .bin in {path}, cannot read it ({error.strerror})") from error
     try:
         for opcode, argument, _ in pickletools.genops(data):
             # A place in the memo allocates memory. A real one is below the number of objects, hence of bytes.

@@ -134,13 +134,13 @@ def find_benchmarks(root: str | os.PathLike[str]) -> tuple[list[FoundBenchmark],
     Raises:
         InputError: root is no folder.
     """
-    if not Path(root).is_dir():
+    if not os.path.isdir(root):
         raise InputError(f"{root}: expected a folder with benchmarks in it")
     found, absent = [], []
     for benchmark in BENCHMARKS:
         for layout in benchmark.layouts:
             paths = tuple(Path(root) / path for path in layout.paths)
-            if all(path.exists() for path in paths):
+            if all(map(os.path.exists, paths)):
                 found.append(FoundBenchmark(benchmark, partial(layout.read, paths)))
                 break
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from prefiqs_ext.evaluation.array_types import Floats
 from prefiqs_ext.evaluation.datasets.image_names import Names
 from prefiqs_ext.evaluation.datasets.sources import Source, get_name
-from prefiqs_ext.exceptions import FileAccessError, FileFormatError, MissingFileError
+from prefiqs_ext.exceptions import FileAccessError, FileFormatError
 from prefiqs_ext.files.folders import (
     SUFFIXES,
     FolderReader,
@@ -28,7 +28,9 @@ from prefiqs_ext.files.folders import (
     list_folder,
     strip_image_suffix,
 )
+from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.suffixes import get_suffix
+from prefiqs_ext.utils.tell import Tell, tell_nobody
 from prefiqs_ext.utils.text import format_path, read_lines
 
 _SAME = 1e-5  # relative difference of scores of one image: in two batches on a GPU (H200) they differ by less
@@ -60,14 +62,15 @@ class PairList(NamedTuple):
     mated: NDArray[np.bool_]
 
 
-def read_folders(root: str | os.PathLike[str], report: Callable[[str], None] = lambda line: None) -> Images:
+def read_folders(root: str | os.PathLike[str], tell: Tell = tell_nobody) -> Images:
     """Read a folder with one folder per person, in order of their names.
 
     Images lie in a person's folder at any depth. Which files are images is said in files/folders.py.
 
     Args:
         root: The folder.
-        report: Called with one line that counts the files in these folders that are not images by their suffix.
+        tell: Gets one line that counts the files in these folders that are ignored, as they are no images by their
+            suffix.
 
     Raises:
         FileFormatError: An image lies in no person's folder, a folder cannot be read, or there is no image at all.
@@ -80,26 +83,26 @@ def read_folders(root: str | os.PathLike[str], report: Callable[[str], None] = l
             f"{path} lies in no person's folder, so whom it shows is not known: move it there, or away"
         )
     people = [name for name, is_folder in top if is_folder]
-    passed_over: Counter[str] = Counter()
-    files = [_find_images(os.path.join(root, person), passed_over) for person in people]
+    ignored: Counter[str] = Counter()
+    files = [_find_images(os.path.join(root, person), ignored) for person in people]
     paths = [file for person in files for file in person]
-    said = describe_ignored(passed_over)
+    said = describe_ignored(ignored)
     if not paths:
-        others = describe_ignored(passed_over + Counter(get_suffix(name) for name, is_folder in top if not is_folder))
+        others = describe_ignored(ignored + Counter(get_suffix(name) for name, is_folder in top if not is_folder))
         none = f"{format_path(os.fspath(root))}: expected one folder per person with images in it, found none"
         raise FileFormatError(f"{none}; {others}" if others else none)
     if said:
-        report(said)
+        tell(said)
     return Images(paths, np.repeat(np.arange(len(people)), [len(person) for person in files]))
 
 
-def _find_images(person: str, passed_over: Counter[str]) -> list[str]:
+def _find_images(person: str, ignored: Counter[str]) -> list[str]:
     def refuse(folder: str, what: str) -> None:
         raise FileFormatError(f"{format_path(folder)}: {what}; take it out of the set")
 
     folders = FolderReader(refuse)
     found = list(folders.find_images(person))
-    passed_over.update(folders.ignored)
+    ignored.update(folders.ignored)
     return found
 
 
@@ -135,7 +138,7 @@ def read_lfw_pairs(file: str | os.PathLike[str], root: str | os.PathLike[str]) -
             raise FileFormatError(f"{file}:{number}: expected `name i j` or `name i other j`, got {line[:80]!r}")
         pair = []
         for name, which in ((words[0], words[1]), (words[-2] if len(words) == 4 else words[0], words[-1])):
-            if not (Path(root) / name).is_dir():
+            if not os.path.isdir(Path(root) / name):
                 raise FileFormatError(f"{file}:{number}: no folder of {name!r} in {root}")
             image = f"{name}_{int(which):04d}"
             found = find_images_of(name).get(image, [])
@@ -191,7 +194,7 @@ def read_image_list(file: str | os.PathLike[str]) -> list[str]:
         path = line.strip()
         # Without absolute() there would be no folder above ".". An absolute path replaces what stands before it.
         places = (folder / path, folder.absolute().parent.parent / path, folder / "images" / Path(path).name)
-        found = next((place for place in places if place.is_file()), None)
+        found = next((place for place in places if os.path.isfile(place)), None)
         if found is None:
             raise FileFormatError(f"{file}:{number}: no image {places[0]}")
         _get_index(index, str(found))
@@ -258,7 +261,7 @@ def read_embeddings(
             that are not floating-point; pickled data.
         FileAccessError: A file is missing or cannot be read.
     """
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         found = _read_folder_of_embeddings(Path(path), images)
     else:
         found = read_array(path)
@@ -285,7 +288,7 @@ def _read_folder_of_embeddings(folder: Path, images: Sequence[Source]) -> Floats
     rows: list[Floats] = []
     for i, (image, parts) in enumerate(zip(images, Names(images).keys, strict=True)):
         places = [folder.joinpath(*parts[k:]) for k in range(len(parts))]
-        file = next((f for f in (place.with_name(f"{place.name}.npy") for place in places) if f.is_file()), None)
+        file = next((f for f in (place.with_name(f"{place.name}.npy") for place in places) if os.path.isfile(f)), None)
         if file is None:
             raise FileFormatError(f"{get_name(image)}: no embedding {places[0]}.npy")
         if files.setdefault(file, i) != i:
@@ -332,12 +335,10 @@ def read_array(file: str | os.PathLike[str]) -> Floats:
         FileFormatError: The file is anything else.
     """
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"expected a .npy in {format_path(os.fspath(file))}, found no file") from error
-    except OSError as error:
-        path = format_path(os.fspath(file))
-        raise FileAccessError(f"expected a .npy in {path}, cannot read it ({error.strerror})") from error
+        with explain_read_errors(format_path(os.fspath(file)), remedy="name a .npy file"):
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileAccessError:
+        raise
     except Exception as error:  # NumPy parses the header as Python, which can raise anything
         raise FileFormatError(f"{file}: expected a .npy of numbers; {' '.join(str(error).split())[:120]}") from None
     if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):

@@ -1,0 +1,45 @@
+"""Single options that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import click
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+aligned_option = click.option(
+    "--aligned", is_flag=True, help="The images are ready crops of exactly the preset's size."
+)
+allow_duplicates_option = click.option(
+    "--allow-duplicates",
+    is_flag=True,
+    help="Accept files with the same content in two people's folders; without this they are refused.",
+)
+no_cache_option = click.option(
+    "--no-cache", is_flag=True, help="Compute everything anew, and keep nothing for the next run."
+)
+
+
+def output_folder_option(
+    default: str, *, shown: str | bool = True, gets: str = "The folder to write to"
+) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Add --output FOLDER, also -o.
+
+    Args:
+        default: The folder where none is given.
+        shown: What the help calls it; True for its own name.
+        gets: How the help begins.
+    """
+    return click.option(
+        "--output",
+        "-o",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=default,
+        show_default=shown,
+        metavar="FOLDER",
+        help=f"{gets}; it is made if it does not exist.",
+    )
