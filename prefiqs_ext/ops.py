@@ -90,8 +90,8 @@ def dual_conv2d(
             copied first.
         weight: ``[Co, C/groups, kh, kw]`` float32, on CUDA also float16 or bfloat16; unmasked; channels_last is read
             in place.
-        mask: int32 ``[Co, ceil(K/32)]`` with ``K = kh*kw*C/groups``, as :func:`prefiqs_ext.pruning_masks.pack_mask` gives:
-            bit ``k = (r*kw + s)*(C/groups) + c`` of a row, least significant first, is 1 where the pruned branch keeps
+        mask: int32 ``[Co, ceil(K/32)]`` with ``K = kh*kw*C/groups``, from :func:`prefiqs_ext.pruning_masks.pack_mask`.
+            Bit ``k = (r*kw + s)*(C/groups) + c`` of a row, least significant first, is 1 where the pruned branch keeps
             the weight. None: no branch is pruned.
         bias: float32 ``[Co]``.
         tap_shift: float32 ``[2, Co, kh, kw]`` (dense, pruned), ``[1, Co, kh, kw]`` without a mask.
