@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SingleImage: TypeAlias = "Tensor | NDArray[np.uint8] | Image | str | os.PathLike[str]"
-Images: TypeAlias = "SingleImage | Sequence[SingleImage]"
+ImageInput: TypeAlias = "SingleImage | Sequence[SingleImage]"
 Colour: TypeAlias = Literal["rgb", "bgr"]
 
 _KINDS = "a tensor, a NumPy array, a PIL image, a path, or a list of these"
 
 
 def make_batch(
-    images: Images, preset: Preset | None, *, device: torch.device, rank: int | None = None, colour: Colour = "rgb"
+    images: ImageInput, preset: Preset | None, *, device: torch.device, rank: int | None = None, colour: Colour = "rgb"
 ) -> Tensor:
     """Returns a batch for a scorer; an NCHW tensor in RGB is checked and returned itself.
 

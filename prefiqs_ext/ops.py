@@ -88,11 +88,11 @@ def dual_conv2d(
         src: ``[N, C, H, W]`` shared by both branches or, with ``paired``, a pair ``[2N, C, H, W]``. float32, on CUDA
             also the dtype of ``weight``; or uint8 when not paired. channels_last is read in place, any other layout is
             copied first.
-        weight: ``[Co, C/groups, kh, kw]`` float32, on CUDA also float16 or bfloat16; unmasked; channels_last is read in
-            place.
-        mask: int32 ``[Co, ceil(K/32)]`` with ``K = kh*kw*C/groups``, as
-            :func:`prefiqs_ext.pruning_masks.pack_mask` gives: bit ``k = (r*kw + s)*(C/groups) + c`` of a
-            row, least significant first, is 1 where the pruned branch keeps the weight. None: no branch is pruned.
+        weight: ``[Co, C/groups, kh, kw]`` float32, on CUDA also float16 or bfloat16; unmasked; channels_last is read
+            in place.
+        mask: int32 ``[Co, ceil(K/32)]`` with ``K = kh*kw*C/groups``, from :func:`prefiqs_ext.pruning_masks.pack_mask`.
+            Bit ``k = (r*kw + s)*(C/groups) + c`` of a row, least significant first, is 1 where the pruned branch keeps
+            the weight. None: no branch is pruned.
         bias: float32 ``[Co]``.
         tap_shift: float32 ``[2, Co, kh, kw]`` (dense, pruned), ``[1, Co, kh, kw]`` without a mask.
         slope: float32 ``[1]`` or ``[Co]``: the slopes of a PReLU, 0 for ReLU. None: no activation.

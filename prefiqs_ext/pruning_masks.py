@@ -143,30 +143,3 @@ def pack_mask(mask: Tensor) -> Tensor:
     packed = np.packbits(rows, axis=1, bitorder="little")
     words = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4))).view("<i4").astype(np.int32)
     return torch.from_numpy(words).to(mask.device)
-
-
-def unpack_mask(packed: Tensor, weight_shape: Sequence[int]) -> Tensor:
-    """Unpacks what :func:`pack_mask` has packed.
-
-    Args:
-        packed: int32 [Co, ceil(K / 32)].
-        weight_shape: The shape of the weight.
-
-    Returns:
-        A bool mask of `weight_shape`, on the device of `packed`.
-
-    Raises:
-        InputError: `packed` is not int32, or not of the shape that `pack_mask` gives for such a weight.
-    """
-    out_channels, in_channels, *taps = weight_shape
-    size = in_channels * int(np.prod(taps, dtype=np.int64))
-    expected = [out_channels, (size + 31) // 32]
-    if packed.dtype != torch.int32 or list(packed.shape) != expected:
-        raise InputError(
-            f"packed mask of a weight {list(weight_shape)} must be int32 {expected}, "
-            f"got {packed.dtype} {list(packed.shape)}"
-        )
-    octets = packed.cpu().contiguous().numpy().astype("<i4").view(np.uint8)
-    bits = np.unpackbits(octets, axis=1, count=size, bitorder="little").astype(bool)
-    mask = torch.from_numpy(bits).reshape(out_channels, *taps, in_channels).movedim(-1, 1)
-    return mask.contiguous().to(packed.device)

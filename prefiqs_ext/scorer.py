@@ -14,7 +14,15 @@ from torch import Tensor, fx, nn
 from prefiqs_ext.device import resolve_device
 from prefiqs_ext.dual import BufferedGraph, CudaGraphs, convert_to_half, dualize, is_out_of_memory
 from prefiqs_ext.exceptions import InputError, InputTypeError, OutOfMemoryError
-from prefiqs_ext.inputs import Colour, Images, check_values, make_batch, make_example_images, name_rows, scale_to_levels
+from prefiqs_ext.inputs import (
+    Colour,
+    ImageInput,
+    check_values,
+    make_batch,
+    make_example_images,
+    name_rows,
+    scale_to_levels,
+)
 from prefiqs_ext.models.fingerprint import hash_weights
 from prefiqs_ext.models.loading import resolve_network
 from prefiqs_ext.models.normalize import NormalizedNetwork
@@ -67,7 +75,7 @@ class Scorer(nn.Module):
             shape ``[N, d]`` with two columns or more.
         chunk: how many images run together. It bounds memory and never changes a result. None: 16 on the CPU, 256 on
             CUDA.
-        fuse: whether batch norm, input normalisation, activations and residuals are folded into the convolutions.
+        fold: whether batch norm, input normalisation, activations and residuals are folded into the convolutions.
         on_bad: what to do with an image whose embedding has no direction (its norm is 0 or not finite): "raise", or
             "nan" for NaN as its distance and quality.
 
@@ -97,7 +105,7 @@ class Scorer(nn.Module):
         example: Tensor | None = None,
         output: int | str | None = None,
         chunk: int | None = None,
-        fuse: bool = True,
+        fold: bool = True,
         on_bad: Literal["raise", "nan"] = "raise",
     ) -> None:
         super().__init__()
@@ -132,7 +140,7 @@ class Scorer(nn.Module):
         self.chunk = chunk or _CHUNK[self.device.type]
         self.on_bad = on_bad
         self._input_rank = example.dim()
-        self._dual = dualize(network, masks, example=example, output=output, fuse=fuse)
+        self._dual = dualize(network, masks, example=example, output=output, fold=fold)
         with torch.inference_mode():
             expected = self._dual(example[:1])
         self._embedding_size = expected.shape[1]
@@ -173,7 +181,7 @@ class Scorer(nn.Module):
         Args:
             settings: :class:`Settings`, or a file of them. The scorer's own `settings` keep their calibration.
             model: the model. None: the one that the settings name.
-            **options: `device` and `dtype`, where None stands for those of the settings; `example`, `chunk`, `fuse` and
+            **options: `device` and `dtype`, where None stands for those of the settings; `example`, `chunk`, `fold` and
                 `on_bad`, as the constructor takes them.
 
         Raises:
@@ -225,7 +233,7 @@ class Scorer(nn.Module):
         """Bytes of all tensors that the scorer keeps: weights, masks, biases."""
         return sum(t.numel() * t.element_size() for t in (*self.parameters(), *self.buffers()))
 
-    def forward(self, images: Images, *, colour: Colour = "rgb") -> ScoreOutput:
+    def forward(self, images: ImageInput, *, colour: Colour = "rgb") -> ScoreOutput:
         """Scores images; call the scorer itself, ``scorer(images)``.
 
         Inside `torch.compile` and `torch.export` it is one pass over all rows of a tensor, and nothing is checked.
@@ -340,7 +348,7 @@ def get_default_scorer(device: torch.device = torch.device("cpu")) -> Scorer:  #
     return Scorer(device=device)
 
 
-def score(images: Images, *, colour: Colour = "rgb") -> ScoreOutput:
+def score(images: ImageInput, *, colour: Colour = "rgb") -> ScoreOutput:
     """Scores aligned face crops with the built-in network (SFace), pruned as in the paper.
 
     >>> out = prefiqs_ext.score(crops)  # RGB, uint8 [40, 3, 112, 112]; or arrays, PIL images, paths

@@ -36,10 +36,10 @@ def seeded(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def check(
-    model: nn.Module, x: Tensor, pruning: Pruning = ALL, *, fuse: bool = True, dtype: torch.dtype = torch.float64
+    model: nn.Module, x: Tensor, pruning: Pruning = ALL, *, fold: bool = True, dtype: torch.dtype = torch.float64
 ) -> fx.GraphModule:
     """The converted model, after comparing it with two plain ones of `dtype` on all rows of x and on one."""
-    graph = dualize(model, pruning, example=x, fuse=fuse)
+    graph = dualize(model, pruning, example=x, fold=fold)
     masks = pruning.make_masks(model)
     for rows in (x, x[-1:]):
         result, expected = graph(rows), expected_pair(model, masks, rows, dtype)
@@ -48,11 +48,11 @@ def check(
     return graph
 
 
-def check_fusing(
+def check_folding(
     model: nn.Module, x: Tensor, pruning: Pruning = ALL, *, dtype: torch.dtype = torch.float64
 ) -> fx.GraphModule:
-    """The fused graph, after checking it and the unfused one."""
-    check(model, x, pruning, fuse=False, dtype=dtype)
+    """The folded graph, after checking it and the unfolded one."""
+    check(model, x, pruning, fold=False, dtype=dtype)
     return check(model, x, pruning, dtype=dtype)
 
 

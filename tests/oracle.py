@@ -21,7 +21,7 @@ def unpack_mask(packed: Tensor, weight_shape: Sequence[int]) -> Tensor:
     and is bit k % 32, least significant first, of word k // 32. A linear weight [Co, K] has bit k at input k.
     """
     filters, channels, *kernel = weight_shape
-    kh, kw = kernel or (1, 1)
+    kh, kw = (1, 1, *kernel)[-2:]
     keep = torch.zeros(filters, channels, kh, kw, dtype=torch.bool)
     words = packed.cpu()
     for r in range(kh):

@@ -109,9 +109,9 @@ class Branching(nn.Module):
 
 
 @pytest.mark.parametrize("layers", ["conv", "late", "fc", "*"])
-@pytest.mark.parametrize("fuse", [True, False])
-def test_forms_of_exported_graphs(layers: str, fuse: bool) -> None:
-    check(Branching(), randn(3, 3, 6, 6), Pruning(layers=[layers]), fuse=fuse)
+@pytest.mark.parametrize("fold", [True, False])
+def test_forms_of_exported_graphs(layers: str, fold: bool) -> None:
+    check(Branching(), randn(3, 3, 6, 6), Pruning(layers=[layers]), fold=fold)
 
 
 class Output(NamedTuple):

@@ -61,7 +61,7 @@ def dual(name: str) -> tuple[nn.Module, Tensor]:
 def test_the_bits_are_those_of_the_plain_graph(name: str) -> None:
     graph, batch = dual(name)
     buffered = BufferedGraph(graph, batch, chunk=5)
-    assert len(buffered._stages[0].places) > 0
+    assert len(buffered._parts[0].places) > 0
     with torch.inference_mode():
         for count in (2, 5, 1, 5):
             kept = buffered(batch[:count])
@@ -82,7 +82,7 @@ def test_large_maps_go_a_few_images_at_a_time(images: int, monkeypatch: pytest.M
     buffered = BufferedGraph(graph, batch, chunk=5)
     assert buffered._early_images == images
     assert [place.shape for place in buffered._joined] == [values[cut.node]]
-    early, late = buffered._stages
+    early, late = buffered._parts
     assert early.places
     assert late.places
     with torch.inference_mode():
@@ -121,8 +121,8 @@ def test_an_iresnet_needs_few_buffers() -> None:
     images = pictures(3, (112, 112), seed=0).float()
     graph = dualize(calibrated("iresnet18"), Pruning(), example=images)
     buffered = BufferedGraph(graph, images, chunk=1)
-    assert len(buffered._stages[0].places) > 15
-    assert len({place.buffer for place in buffered._stages[0].places}) <= 4
+    assert len(buffered._parts[0].places) > 15
+    assert len({place.buffer for place in buffered._parts[0].places}) <= 4
     with torch.inference_mode():
         assert torch.equal(buffered(images), graph(images))
 

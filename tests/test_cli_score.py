@@ -144,11 +144,13 @@ def test_devices(command: Command, network: str, monkeypatch: pytest.MonkeyPatch
     made: list[dict[str, object]] = []
     monkeypatch.setattr("prefiqs_ext.device.why_no_cuda", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(
-        prefiqs_ext.scorer,
-        "Scorer",
-        lambda *_, **given: made.append(given) or Scorer(network, preset="sface", on_bad="nan"),
-    )
+
+    class RecordingScorer(Scorer):
+        def __init__(self, *_: object, **given: object) -> None:
+            made.append(given)
+            super().__init__(network, preset="sface", on_bad="nan")
+
+    monkeypatch.setattr(prefiqs_ext.scorer, "Scorer", RecordingScorer)
     assert command(*_arguments(network, "--device", "auto", "--dtype", "bfloat16")).code == 0
     assert (made[0]["device"], made[0]["dtype"]) == ("cuda", torch.bfloat16)
 

@@ -124,11 +124,11 @@ def test_a_calibrated_iresnet50() -> None:
 
 
 @pytest.mark.parametrize("name", networks.ZOO)
-@pytest.mark.parametrize("fuse", [True, False])
-def test_networks_of_every_kind(name: str, fuse: bool) -> None:
+@pytest.mark.parametrize("fold", [True, False])
+def test_networks_of_every_kind(name: str, fold: bool) -> None:
     network, batch = networks.calibrated(name), inputs(5)
     expected = reference.score(network, batch.cpu())
-    scorer = Scorer(network, example=batch[:1], device="cuda", fuse=fuse)
+    scorer = Scorer(network, example=batch[:1], device="cuda", fold=fold)
     check_accuracy(scorer(batch).distance, expected.distance, 2 * D_TOLERANCE)  # embeddings of 32, no average over 512
 
 

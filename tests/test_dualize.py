@@ -69,13 +69,13 @@ def test_the_pair_starts_at_the_first_layer_that_loses_a_weight() -> None:
     assert masked == ["blocks.2.conv2"]
 
 
-@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("fold", [True, False])
 @pytest.mark.parametrize("layers", ["blocks.1.conv1", "blocks.1.conv2", "blocks.2.downsample.0", "conv2", "stem.0"])
-def test_the_pair_starts_inside_a_residual_block(layers: str, fuse: bool) -> None:
-    """Fused, the shared shortcut goes into the convolution as it is; unfused, it is duplicated before the sum."""
-    graph = check(calibrated("residual"), network_input(pictures(2, 32)), Pruning(layers=layers), fuse=fuse)
+def test_the_pair_starts_inside_a_residual_block(layers: str, fold: bool) -> None:
+    """Fused, the shared shortcut goes into the convolution as it is; unfolded, it is duplicated before the sum."""
+    graph = check(calibrated("residual"), network_input(pictures(2, 32)), Pruning(layers=layers), fold=fold)
     # The one convolution that is not pruned and adds a paired shortcut gets its own source duplicated.
-    assert calls(graph).count("duplicate") == (layers != "stem.0" if not fuse else layers == "blocks.2.downsample.0")
+    assert calls(graph).count("duplicate") == (layers != "stem.0" if not fold else layers == "blocks.2.downsample.0")
 
 
 def test_concat_of_shared_and_paired() -> None:
@@ -90,11 +90,11 @@ def test_a_shared_value_is_duplicated_once() -> None:
     assert calls(graph).count("duplicate") == 3  # two sigmoids and x
 
 
-@pytest.mark.parametrize("fuse", [True, False])
-def test_sparsity_zero_gives_equal_halves(fuse: bool) -> None:
+@pytest.mark.parametrize("fold", [True, False])
+def test_sparsity_zero_gives_equal_halves(fold: bool) -> None:
     """Everything is computed once, and duplicated at the end."""
     x = network_input(pictures(2, 32))
-    graph = check(calibrated("mobile"), x, Pruning(sparsity=0), fuse=fuse)
+    graph = check(calibrated("mobile"), x, Pruning(sparsity=0), fold=fold)
     dense, pruned = graph(x).chunk(2)
     assert torch.equal(dense, pruned)
     assert max(rows_of(graph, x).values()) == 2
@@ -226,12 +226,12 @@ class InPlace(nn.Module):
         return F.elu(x, inplace=True).flatten(1)
 
 
-@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("fold", [True, False])
 @pytest.mark.parametrize("layers", ["conv", "late"])
-def test_operations_in_place(layers: str, fuse: bool) -> None:
+def test_operations_in_place(layers: str, fold: bool) -> None:
     x = randn(2, 3, 6, 6)
     before = x.clone()
-    check(InPlace(), x, Pruning(layers=[layers]), fuse=fuse)
+    check(InPlace(), x, Pruning(layers=[layers]), fold=fold)
     assert torch.equal(x, before)
 
 

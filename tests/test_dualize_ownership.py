@@ -48,23 +48,23 @@ def state(model: nn.Module) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("fuse", [True, False])
-def test_the_model_is_not_changed(fuse: bool) -> None:
+@pytest.mark.parametrize("fold", [True, False])
+def test_the_model_is_not_changed(fold: bool) -> None:
     model = Remembers()
     x = network_input(pictures(2, 32))
     before, x_before = state(model), x.clone()
-    dualize(model, example=x, fuse=fuse)
+    dualize(model, example=x, fold=fold)
     assert state(model) == before
     assert torch.equal(x, x_before)
 
 
-@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("fold", [True, False])
 @pytest.mark.parametrize("name", ["residual", "concat", "reuse", "tokens"])
-def test_nothing_of_the_model_is_kept(name: str, fuse: bool) -> None:
+def test_nothing_of_the_model_is_kept(name: str, fold: bool) -> None:
     model = calibrated(name) if name in ZOO else Net(tokens)
     x = network_input(pictures(2, 32))
     masks = Pruning().make_masks(model)
-    graph = dualize(model, masks, example=x, fuse=fuse)
+    graph = dualize(model, masks, example=x, fold=fold)
     owned = {t.untyped_storage().data_ptr() for t in (*graph.parameters(), *graph.buffers())}
     assert not owned & {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept = [

@@ -18,7 +18,7 @@ from prefiqs_ext import Scorer
 from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.faces import Detector, find_faces, read_rgb
 from prefiqs_ext.files import Record, pipeline, score_files
-from prefiqs_ext.files.batches import make_batch, upload_ahead
+from prefiqs_ext.files.batches import stack_crops, upload_ahead
 from prefiqs_ext.files.crops import CropReader, FaceBox, FileCrops
 from prefiqs_ext.models import weights
 from tests.conftest import list_face_files
@@ -80,7 +80,7 @@ def test_crops_go_to_the_device_one_batch_ahead(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Tensor, "pin_memory", pin)
     monkeypatch.setattr(Tensor, "record_stream", lambda *_: None)
     files = [FileCrops("p", crops=[np.full((2, 2, 3), i)], boxes=[FaceBox()]) for i in range(3)]
-    batches = [make_batch([file], 1) for file in files]
+    batches = [stack_crops([file], 1) for file in files]
     for batch in upload_ahead(iter(batches), torch.device("cpu")):
         assert batch.images[0].shape == (1, 3, 2, 2)
         events.append(f"use {int(batch.images[0].flatten()[0])}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from duals import ALL, calls, check_fusing, randn, seeded
+from duals import ALL, calls, check_folding, randn, seeded
 from networks import ZOO, calibrated, network_input, pictures
 from torch import Tensor, nn
 
@@ -46,12 +46,12 @@ def test_masks_come_from_the_raw_weights() -> None:
     model = seeded(nn.Sequential(nn.BatchNorm2d(5), nn.Conv2d(5, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Flatten()))
     norm = model.get_submodule("2")
     norm.weight.data = torch.tensor([1e-4, -3.0, 0.0, 1e4, -0.5, 0.0])  # type: ignore[union-attr, assignment]
-    fused = check_fusing(model, randn(2, 5, 6, 6))
-    layer = fused.get_submodule("1")
+    folded = check_folding(model, randn(2, 5, 6, 6))
+    layer = folded.get_submodule("1")
     assert isinstance(layer, DualConv2d)
     assert layer.mask is not None
     assert torch.equal(layer.mask, pack_mask(ALL.make_masks(model)["1"]))
-    assert calls(fused) == ["DualConv2d", "Flatten"]
+    assert calls(folded) == ["DualConv2d", "Flatten"]
 
 
 Form = Callable[["Around", Tensor], Tensor]
@@ -114,18 +114,18 @@ AFTER: dict[str, Form] = {
 
 @pytest.mark.parametrize("form", BEFORE)
 def test_forms_folded_before(form: str) -> None:
-    assert calls(check_fusing(Around(before=BEFORE[form]), randn(2, 3, 7, 6))) == ["DualConv2d", "flatten"]
+    assert calls(check_folding(Around(before=BEFORE[form]), randn(2, 3, 7, 6))) == ["DualConv2d", "flatten"]
 
 
 @pytest.mark.parametrize("form", AFTER)
 def test_forms_folded_after(form: str) -> None:
-    assert calls(check_fusing(Around(after=AFTER[form]), randn(2, 3, 7, 6))) == ["DualConv2d", "flatten"]
+    assert calls(check_folding(Around(after=AFTER[form]), randn(2, 3, 7, 6))) == ["DualConv2d", "flatten"]
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU(True), nn.LeakyReLU(0.2), nn.PReLU(), nn.PReLU(4)], ids=repr)
 def test_activation_modules(activation: nn.Module) -> None:
     model = seeded(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5), nn.BatchNorm2d(4), activation, nn.Flatten()))
-    assert calls(check_fusing(model, randn(2, 3, 7, 6))) == ["DualConv2d", "Flatten"]
+    assert calls(check_folding(model, randn(2, 3, 7, 6))) == ["DualConv2d", "Flatten"]
 
 
 # What is not the same for all pixels of a channel, not affine, or read by something else, stays.
@@ -154,13 +154,13 @@ LEFT_AFTER: dict[str, tuple[Form, list[str]]] = {
 @pytest.mark.parametrize("form", LEFT_BEFORE)
 def test_forms_left_before(form: str) -> None:
     before, operations = LEFT_BEFORE[form]
-    assert calls(check_fusing(Around(before=before), randn(2, 3, 7, 3))) == [*operations, "DualConv2d", "flatten"]
+    assert calls(check_folding(Around(before=before), randn(2, 3, 7, 3))) == [*operations, "DualConv2d", "flatten"]
 
 
 @pytest.mark.parametrize("form", LEFT_AFTER)
 def test_forms_left_after(form: str) -> None:
     after, operations = LEFT_AFTER[form]
-    assert calls(check_fusing(Around(after=after), randn(2, 3, 7, 6))) == ["DualConv2d", *operations, "flatten"]
+    assert calls(check_folding(Around(after=after), randn(2, 3, 7, 6))) == ["DualConv2d", *operations, "flatten"]
 
 
 class Fork(nn.Module):
@@ -185,7 +185,7 @@ def test_an_affine_read_by_several(by_sum: bool) -> None:
     expected = ["DualConv2d", "FrozenNorm", *["DualConv2d"] * 2, "add", "flatten"]
     if not by_sum:
         expected = [*["DualConv2d"] * 3, "flatten"]
-    assert calls(check_fusing(seeded(Fork(by_sum)), randn(2, 3, 6, 6))) == expected
+    assert calls(check_folding(seeded(Fork(by_sum)), randn(2, 3, 6, 6))) == expected
 
 
 class Sum(nn.Module):
@@ -224,21 +224,21 @@ class Sum(nn.Module):
 def test_residuals(shortcut: str, layers: str, conv_first: bool) -> None:
     """Shared and paired residuals; pruning the shortcut alone gives a paired residual to a convolution not pruned."""
     model = seeded(Sum(shortcut, conv_first))
-    fused = check_fusing(model, randn(1, 3, 6, 5), Pruning(layers=[layers]))
+    folded = check_folding(model, randn(1, 3, 6, 5), Pruning(layers=[layers]))
     between = {"identity": [], "pool": ["MaxPool2d"], "conv": ["DualConv2d"]}[shortcut]
-    assert [name for name in calls(fused) if name != "duplicate"] == ["DualConv2d", *between, "DualConv2d", "flatten"]
+    assert [name for name in calls(folded) if name != "duplicate"] == ["DualConv2d", *between, "DualConv2d", "flatten"]
 
 
 def test_a_broadcast_residual_is_not_folded() -> None:
-    fused = check_fusing(seeded(Sum("mean", True)), randn(2, 3, 6, 5))
-    assert calls(fused) == ["DualConv2d", "DualConv2d", "AdaptiveAvgPool2d", "add", "PReLU", "flatten"]
+    folded = check_folding(seeded(Sum("mean", True)), randn(2, 3, 6, 5))
+    assert calls(folded) == ["DualConv2d", "DualConv2d", "AdaptiveAvgPool2d", "add", "PReLU", "flatten"]
 
 
 def test_a_shared_residual_is_not_duplicated() -> None:
-    fused = check_fusing(seeded(Sum("identity", True)), randn(1, 3, 6, 5), Pruning(layers=["conv"]))
-    call = next(node for node in fused.graph.nodes if node.target == "conv")
+    folded = check_folding(seeded(Sum("identity", True)), randn(1, 3, 6, 5), Pruning(layers=["conv"]))
+    call = next(node for node in folded.graph.nodes if node.target == "conv")
     assert [node.target for node in call.args] == ["stem", "stem"]
-    assert "duplicate" not in calls(fused)
+    assert "duplicate" not in calls(folded)
 
 
 @pytest.mark.parametrize("rank", [2, 3])
@@ -246,14 +246,14 @@ def test_batch_norm_after_a_linear_layer(rank: int) -> None:
     """[N, C] only: of [N, T, C] a BatchNorm1d scales the T."""
     model = seeded(nn.Sequential(nn.Linear(7, 5), nn.Dropout(), nn.BatchNorm1d(5), nn.Flatten()))
     x = randn(3, 7) if rank == 2 else randn(3, 5, 7)
-    fused = check_fusing(model, x)
-    assert calls(fused) == ["DualLinear", *["FrozenNorm"] * (rank - 2), "Flatten"]
-    assert isinstance(fused.get_submodule("0"), DualLinear)
+    folded = check_folding(model, x)
+    assert calls(folded) == ["DualLinear", *["FrozenNorm"] * (rank - 2), "Flatten"]
+    assert isinstance(folded.get_submodule("0"), DualLinear)
 
 
 def test_nothing_is_folded_into_a_linear_layer_from_before() -> None:
     """A linear layer has one bias for both branches, and the shift gives each another one."""
-    assert calls(check_fusing(seeded(nn.Sequential(nn.BatchNorm1d(7), nn.Linear(7, 5))), randn(3, 7))) == [
+    assert calls(check_folding(seeded(nn.Sequential(nn.BatchNorm1d(7), nn.Linear(7, 5))), randn(3, 7))) == [
         "FrozenNorm",
         "DualLinear",
     ]
@@ -262,7 +262,7 @@ def test_nothing_is_folded_into_a_linear_layer_from_before() -> None:
 def test_a_layer_called_twice_is_left_alone() -> None:
     conv, act = nn.Conv2d(3, 3, 3, padding=1), nn.PReLU(3)
     model = seeded(nn.Sequential(nn.BatchNorm2d(3), conv, act, nn.BatchNorm2d(3), conv, nn.Flatten()))
-    assert calls(check_fusing(model, randn(2, 3, 6, 6))) == [
+    assert calls(check_folding(model, randn(2, 3, 6, 6))) == [
         *("FrozenNorm", "DualConv2d", "PReLU", "FrozenNorm", "DualConv2d", "Flatten")
     ]
 
@@ -275,21 +275,21 @@ def test_presets_fold_into_the_first_convolution(preset: str, dtype: torch.dtype
     rest = seeded(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.PReLU(8), nn.Conv2d(8, 4, 3), nn.Flatten()))
     model = nn.Sequential(own.normalize(), rest).eval()
     pixels = pictures(2, (16, 15))
-    fused = check_fusing(model, pixels.to(dtype))
-    assert calls(fused) == [*["flip"] * (own.colour == "bgr"), "DualConv2d", "DualConv2d", "Flatten"]
-    assert torch.equal(fused(pixels), fused(pixels.float()))
+    folded = check_folding(model, pixels.to(dtype))
+    assert calls(folded) == [*["flip"] * (own.colour == "bgr"), "DualConv2d", "DualConv2d", "Flatten"]
+    assert torch.equal(folded(pixels), folded(pixels.float()))
 
 
 @pytest.mark.parametrize("cast", [lambda x: x / 255, lambda x: x.float(), lambda x: x.to(torch.float32) - 127.5])
 def test_uint8_without_a_preset(cast: Callable[[Tensor], Tensor]) -> None:
     model = Around(before=lambda m, x: cast(x))
-    assert calls(check_fusing(model, pictures(2, 9), dtype=torch.float32)) == ["DualConv2d", "flatten"]
+    assert calls(check_folding(model, pictures(2, 9), dtype=torch.float32)) == ["DualConv2d", "flatten"]
 
 
 def test_uint8_arithmetic_is_not_folded() -> None:
     """uint8 + 200 wraps at 256: it is not affine."""
     model = Around(before=lambda m, x: (x + 200).float())
-    assert calls(check_fusing(model, pictures(2, 9), dtype=torch.float32)) == ["add", "DualConv2d", "flatten"]
+    assert calls(check_folding(model, pictures(2, 9), dtype=torch.float32)) == ["add", "DualConv2d", "flatten"]
 
 
 @pytest.mark.parametrize("name", [*ZOO, "iresnet18"])
@@ -297,17 +297,17 @@ def test_uint8_arithmetic_is_not_folded() -> None:
 def test_fused_equals_unfused(name: str, layers: str) -> None:
     model = calibrated(name)
     x = network_input(pictures(2, 32 if name in ZOO else 112, seed=4))
-    check_fusing(model, x, Pruning(layers=layers))
+    check_folding(model, x, Pruning(layers=layers))
 
 
 def test_iresnet_blocks() -> None:
     """Two convolutions a block, three where it downsamples, and between them nothing at all."""
     model = calibrated("iresnet18")
-    fused = dualize(model, example=network_input(pictures(1)))
-    names = calls(fused)
+    folded = dualize(model, example=network_input(pictures(1)))
+    names = calls(folded)
     assert names == ["DualConv2d"] * (1 + 4 * (3 + 2)) + ["FrozenNorm", "flatten", "DualLinear"]
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         for block, count in (("0", 3), ("1", 2)):
-            own = [node for node in fused.graph.nodes if str(node.target).startswith(f"{stage}.{block}.")]
+            own = [node for node in folded.graph.nodes if str(node.target).startswith(f"{stage}.{block}.")]
             assert len(own) == count
             assert len([node for node in own if len(node.args) == 2]) == 1  # one of them adds the shortcut

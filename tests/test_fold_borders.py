@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from duals import calls, check_fusing, randn, seeded
+from duals import calls, check_folding, randn, seeded
 from torch import nn
 
 WINDOWS = {
@@ -39,17 +39,17 @@ def test_batch_norm_before_a_convolution(window: str, paired: bool, bias: bool) 
     convolution = nn.Conv2d(6, bias=bias, **{"out_channels": 4, **arguments})  # type: ignore[arg-type]
     before = [nn.Conv2d(6, 6, 1)] if paired else []
     model = seeded(nn.Sequential(*before, nn.BatchNorm2d(6), nn.PReLU(6), nn.BatchNorm2d(6), convolution, nn.Flatten()))
-    fused = check_fusing(model, randn(3, 6, *size))
-    assert calls(fused)[-2:] == ["DualConv2d", "Flatten"]
+    folded = check_folding(model, randn(3, 6, *size))
+    assert calls(folded)[-2:] == ["DualConv2d", "Flatten"]
     # Unpaired, the first batch norm stands at the input, with no convolution beside it.
-    assert calls(fused).count("FrozenNorm") == (0 if paired else 1)
+    assert calls(folded).count("FrozenNorm") == (0 if paired else 1)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's, about its own speed
 def test_one_sided_zeros_are_kept_apart() -> None:
     """An even kernel with padding "same": torch pads one zero more at the end, after the batch norm."""
     model = seeded(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 4, padding="same"), nn.Flatten()))
-    assert calls(check_fusing(model, randn(2, 3, 6, 5))) == ["FrozenNorm", "DualConv2d", "Flatten"]
+    assert calls(check_folding(model, randn(2, 3, 6, 5))) == ["FrozenNorm", "DualConv2d", "Flatten"]
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
@@ -64,4 +64,4 @@ def test_batch_norm_around_a_1d_convolution(kernel: int) -> None:
             nn.Flatten(),
         )
     )
-    assert calls(check_fusing(model, randn(2, 4, 11))) == ["DualConv1d", "DualConv1d", "Flatten"]
+    assert calls(check_folding(model, randn(2, 4, 11))) == ["DualConv1d", "DualConv1d", "Flatten"]

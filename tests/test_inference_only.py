@@ -44,10 +44,10 @@ def _train_all(module: nn.Module) -> None:
         each.training = True
 
 
-@pytest.mark.parametrize("fuse", [True, False])
-def test_train_changes_no_number_of_a_graph(network: nn.Module, fuse: bool) -> None:
+@pytest.mark.parametrize("fold", [True, False])
+def test_train_changes_no_number_of_a_graph(network: nn.Module, fold: bool) -> None:
     images = pictures(3, 32, seed=2) / 255
-    pair = dualize(network, example=images, fuse=fuse)
+    pair = dualize(network, example=images, fold=fold)
     with torch.no_grad():
         before, expected = pair(images), network(images)
         _train_all(pair)
@@ -59,11 +59,11 @@ def test_train_changes_no_number_of_a_graph(network: nn.Module, fuse: bool) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "fuse"), [("sface_file", True), ("sface_file", False), ("facexzoo_file", False), ("w600k_mbf_file", False)]
+    ("name", "fold"), [("sface_file", True), ("sface_file", False), ("facexzoo_file", False), ("w600k_mbf_file", False)]
 )
-def test_train_changes_no_number_of_a_scorer(name: str, fuse: bool, request: pytest.FixtureRequest) -> None:
+def test_train_changes_no_number_of_a_scorer(name: str, fold: bool, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue(name)
-    scorer = Scorer(name.removesuffix("_file"), fuse=fuse)
+    scorer = Scorer(name.removesuffix("_file"), fold=fold)
     images = pictures(2)
     before = scorer(images)
     _train_all(scorer)

@@ -37,17 +37,17 @@ def emulation(monkeypatch: pytest.MonkeyPatch) -> Emulation:
     return emulated
 
 
-def half_graph(model: nn.Module, example: Tensor, dtype: torch.dtype, *, fuse: bool = True) -> fx.GraphModule:
-    graph = dualize(model, Pruning(), example=example, fuse=fuse)
+def half_graph(model: nn.Module, example: Tensor, dtype: torch.dtype, *, fold: bool = True) -> fx.GraphModule:
+    graph = dualize(model, Pruning(), example=example, fold=fold)
     convert_to_half(graph, CPU, dtype)
     return graph
 
 
 def check(
-    model: nn.Module, x: Tensor, emulation: Emulation, dtype: torch.dtype = torch.float16, *, fuse: bool = True
+    model: nn.Module, x: Tensor, emulation: Emulation, dtype: torch.dtype = torch.float16, *, fold: bool = True
 ) -> fx.GraphModule:
     """Close to two float64 models; all layers in half precision, only those at the end with float32 results."""
-    graph = half_graph(model, x, dtype, fuse=fuse)
+    graph = half_graph(model, x, dtype, fold=fold)
     emulation.dtypes.clear()
     with torch.inference_mode():
         pair = graph(x)
@@ -60,11 +60,11 @@ def check(
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("fold", [True, False])
 @pytest.mark.parametrize("name", networks.ZOO)
-def test_networks_of_every_kind(name: str, fuse: bool, dtype: torch.dtype, emulation: Emulation) -> None:
+def test_networks_of_every_kind(name: str, fold: bool, dtype: torch.dtype, emulation: Emulation) -> None:
     images = networks.network_input(networks.pictures(3, networks.ZOO_SIZE))
-    check(networks.calibrated(name), images, emulation, dtype, fuse=fuse)
+    check(networks.calibrated(name), images, emulation, dtype, fold=fold)
 
 
 class Mixed(nn.Module):

@@ -32,12 +32,12 @@ def collect_batches(files: Iterator[FileCrops], batch_size: int) -> Iterator[Bat
         waiting.append(file)
         count += len(file.crops)
         if count >= batch_size or len(waiting) >= _FILES_PER_CROP * batch_size:
-            yield make_batch(waiting, batch_size)
+            yield stack_crops(waiting, batch_size)
             waiting, count = [], 0
-    yield make_batch(waiting, batch_size)
+    yield stack_crops(waiting, batch_size)
 
 
-def make_batch(files: list[FileCrops], batch_size: int) -> Batch:
+def stack_crops(files: list[FileCrops], batch_size: int) -> Batch:
     """Stacks the crops of files into tensors of at most `batch_size` images."""
     crops = [torch.as_tensor(crop) for file in files for crop in file.crops]
     stacks = [torch.stack(crops[start : start + batch_size]) for start in range(0, len(crops), batch_size)]

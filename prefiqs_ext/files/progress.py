@@ -120,5 +120,5 @@ def _digest_paths(paths: Iterable[str]) -> str:
 
 
 def _extend_digest(digest: str, path: str) -> str:
-    """A digest of digests, which can go on from what is kept of it."""
+    """Extends a digest by one path, so that a resumed run can continue from the stored digest."""
     return blake2b(digest.encode() + os.fsencode(path), digest_size=16).hexdigest()

@@ -33,7 +33,10 @@ _REMEDY = (
     "out of memory? Take fewer workers (--workers) or a smaller batch size (--batch-size), or allow more memory; "
     "`prefiqs score` keeps what is done and goes on with --resume"
 )
-_GUARD = 'does the script that started this lack its `if __name__ == "__main__":`, or is it'
+_GUARD = (
+    'guard the script\'s main code with `if __name__ == "__main__":`. If it has that, memory may be short: '
+    "take fewer workers (--workers)"
+)
 
 
 def read_ahead(
@@ -176,7 +179,7 @@ class _Worker(Generic[_T]):
                 if self._ended:
                     raise
                 how = self._restart()
-                raise WorkerError(f"a process that reads files {how} before it had one: {_GUARD} {_REMEDY}") from None
+                raise WorkerError(f"a process that reads files {how} before it had one; {_GUARD}") from None
             self._serves = True
         with _detect_death():
             self._pipe.send(chunk)  # it waits for that, so neither end can be full

@@ -57,7 +57,7 @@ class Writer:
             .paths file beside it is the path of row i.
         settings: What the rows are made with. A run that goes on must have the same.
         paths: All paths of the run, in order. A run that goes on must begin with the same.
-        resume: Go on where FILE.part ends. Where there is none, begin.
+        resume: Whether to continue from FILE.part. If there is none, the run starts at the beginning.
         pick: The rows to keep; None keeps them all. FILE.part has all rows.
         calibration: The scale of a column `score`; None for no such column.
 

@@ -28,14 +28,14 @@ def explain_read_errors(name: str, *, remedy: str = "check the path and its perm
         FileAccessError: The file is there but cannot be read.
     """
     try:
-        yield
+        with _convert_null_bytes():
+            yield
     except PrefiqsError:
         raise
-    except (OSError, ValueError) as error:
-        reason = _convert_null_byte(error)
-        missing = isinstance(reason, (FileNotFoundError, NotADirectoryError))
+    except OSError as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
         kind = MissingFileError if missing else FileAccessError
-        raise kind(f"cannot read {name} ({reason.strerror or reason}); {remedy}") from reason
+        raise kind(f"cannot read {name} ({error.strerror or error}); {remedy}") from error
 
 
 @contextmanager
@@ -46,11 +46,12 @@ def explain_write_errors(name: str, *, remedy: str = "name another place") -> It
         FileAccessError: The file or folder cannot be written.
     """
     try:
-        yield
+        with _convert_null_bytes():
+            yield
     except PrefiqsError:
         raise
-    except (OSError, ValueError) as error:
-        raise build_write_error(name, _convert_null_byte(error), remedy=remedy) from error
+    except OSError as error:
+        raise build_write_error(name, error, remedy=remedy) from error
 
 
 def build_write_error(name: str, error: OSError, *, remedy: str = "name another place") -> FileAccessError:
@@ -66,10 +67,12 @@ def build_write_error(name: str, error: OSError, *, remedy: str = "name another 
     return FileAccessError(f"cannot write {name} ({error.strerror or error}); {remedy}")
 
 
-def _convert_null_byte(error: OSError | ValueError) -> OSError:
-    """Returns an OSError, also for a path with a NUL byte, of which Python says so by a ValueError."""
-    if isinstance(error, OSError):
-        return error
-    if "embedded null" in str(error):
-        return OSError(errno.EINVAL, "a NUL byte in the name")
-    raise error
+@contextmanager
+def _convert_null_bytes() -> Iterator[None]:
+    """Turns the ValueError that Python raises for a path with a NUL byte into an OSError."""
+    try:
+        yield
+    except ValueError as error:
+        if "embedded null" not in str(error):
+            raise
+        raise OSError(errno.EINVAL, "a NUL byte in the name") from error

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from prefiqs_ext.dual.convert.batch_axis import Value, make_images, observe_values
 from prefiqs_ext.dual.convert.default_dtypes import fix_defaults
-from prefiqs_ext.dual.convert.fold import fold
+from prefiqs_ext.dual.convert.fold import fold_into_layers
 from prefiqs_ext.dual.convert.freeze import freeze
 from prefiqs_ext.dual.convert.layers import LAYERS, Layer, find_layers, refuse_hidden_weights
 from prefiqs_ext.dual.convert.pairing import pair
@@ -34,7 +34,7 @@ def dualize(
     *,
     example: Tensor,
     output: int | str | None = None,
-    fuse: bool = True,
+    fold: bool = True,
 ) -> fx.GraphModule:
     """Convert a model into a graph that computes the dense and the pruned embeddings in one pass.
 
@@ -49,7 +49,7 @@ def dualize(
             variations of it show which values carry the batch, and serve the self-check.
         output: Which of several outputs is the embedding, by index or key. None: the first floating tensor [N, d]
             with d = 2 columns or more.
-        fuse: Whether to fold batch norm, input normalisation, activations and residuals into the layers. Results
+        fold: Whether to fold batch norm, input normalisation, activations and residuals into the layers. Results
             differ only by rounding.
 
     Returns:
@@ -72,7 +72,7 @@ def dualize(
     check_model(model, "dualize")
     _check_example(example)
     with torch_defaults(example.device):
-        return _convert(model, pruning, example, output, fuse)
+        return _convert(model, pruning, example, output, fold)
 
 
 def _convert(
@@ -80,7 +80,7 @@ def _convert(
     pruning: Pruning | Mapping[str, Tensor],
     example: Tensor,
     output: int | str | None,
-    fuse: bool,
+    fold: bool,
 ) -> fx.GraphModule:
     check_pruning(pruning)
     masks = pruning.make_masks(model) if isinstance(pruning, Pruning) else _check_masks(pruning, model)
@@ -90,8 +90,8 @@ def _convert(
     _keep_embedding(traced.graph, values, output)
     fix_defaults(traced.graph, values, example.device)
     layers = find_layers(traced, values, masks)
-    if fuse:
-        fold(traced, values, layers)
+    if fold:
+        fold_into_layers(traced, values, layers)
     pair(traced.graph, values, layers)
     result = _build_graph_module(traced, layers, type(model).__name__)
     verify(result, traced, masks, example)

@@ -30,7 +30,7 @@ class ScaleShift(NamedTuple):
     shift: Tensor
 
 
-def fold(traced: TracedModel, values: dict[fx.Node, Value], layers: dict[str, Layer]) -> None:
+def fold_into_layers(traced: TracedModel, values: dict[fx.Node, Value], layers: dict[str, Layer]) -> None:
     """Fold what stands beside the layers into them, wherever no other operation reads the value that disappears.
 
     After a layer, in this order: affine operations (batch norm in eval mode; adding, subtracting, multiplying or

@@ -51,13 +51,13 @@ class BufferedGraph:
         self._early_images = chunk
         cut = find_cut(graph_module, shapes, chunk)
         if cut is None:
-            self._stages = [_Stage(graph_module, shapes)]
+            self._parts = [_Part(graph_module, shapes)]
         else:
             early, late = split_graph(graph_module, cut.node)
             crossing = torch.zeros(cut.shape, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
-            self._stages = [
-                _Stage(early, observe_shapes(early, example[:1]), keep_result=True),
-                _Stage(late, observe_shapes(late, crossing)),
+            self._parts = [
+                _Part(early, observe_shapes(early, example[:1]), keep_result=True),
+                _Part(late, observe_shapes(late, crossing)),
             ]
             self._joined, self._early_images = [_Place(cut.shape, 0)], cut.images
         self._idle: list[_Memory] = []
@@ -70,7 +70,7 @@ class BufferedGraph:
         try:
             memory = self._idle.pop()  # no test first: another thread may take the last one in between
         except IndexError:
-            memory = _Memory(self._stages, self._joined)
+            memory = _Memory(self._parts, self._joined)
         try:
             return self._run(batch, memory)
         finally:
@@ -79,25 +79,25 @@ class BufferedGraph:
     def _run(self, batch: Tensor, memory: _Memory) -> Any:
         if self._joined:
             batch = self._run_early(batch, self._early_images, memory)
-        return self._stages[-1].run(batch, memory.buffers[-1])
+        return self._parts[-1].run(batch, memory.buffers[-1])
 
     def _run_early(self, batch: Tensor, images: int, memory: _Memory) -> Tensor:
-        """Run the first stage on this many images at a time and join what the second stage takes."""
-        stage, buffers, count = self._stages[0], memory.buffers[0], batch.shape[0]
+        """Run the early part on this many images at a time and join what the late part takes."""
+        part, buffers, count = self._parts[0], memory.buffers[0], batch.shape[0]
         if count <= images:
-            return stage.run(batch, buffers)  # type: ignore[no-any-return]
+            return part.run(batch, buffers)  # type: ignore[no-any-return]
         (joined,) = memory.joined.get_results(count)
         branches = _view_by_branch(joined, count)
         for begin in range(0, count, images):
             rows = batch[begin : begin + images]
-            branches[:, begin : begin + images].copy_(_view_by_branch(stage.run(rows, buffers), rows.shape[0]))
+            branches[:, begin : begin + images].copy_(_view_by_branch(part.run(rows, buffers), rows.shape[0]))
         return joined
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_idle": []}
 
 
-class _Stage:
+class _Part:
     """A part of the graph, with a place for the result of each of its convolutions.
 
     Args:
@@ -119,10 +119,10 @@ class _Stage:
 
 
 class _Memory:
-    """What one call at a time writes to: the buffers of each stage, and the joined results of the first one."""
+    """What one call at a time writes to: the buffers of each part, and the joined results of the early one."""
 
-    def __init__(self, stages: Sequence[_Stage], joined: list[_Place]) -> None:
-        self.buffers = [_Buffers(stage.places) for stage in stages]
+    def __init__(self, parts: Sequence[_Part], joined: list[_Place]) -> None:
+        self.buffers = [_Buffers(part.places) for part in parts]
         self.joined = _Buffers(joined)
 
 
