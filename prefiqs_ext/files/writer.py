@@ -194,10 +194,12 @@ class Writer:
             with explain_write_errors(format_path(str(self._state_file))):
                 self._state_file.unlink(missing_ok=True)
         self._finished = True
-        for kind, part in self._parts.items():
-            if finished[kind] is not part:
-                part.discard()
-        self._close()
+        try:
+            for kind, part in self._parts.items():
+                if finished[kind] is not part:
+                    part.discard()
+        finally:
+            self._close()
 
     def _write_pick(self, pick: Pick) -> dict[str, PartialFile | StandardOutput]:
         """Writes the picked rows to files beside the parts, which stay."""
