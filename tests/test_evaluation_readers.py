@@ -40,7 +40,7 @@ def test_what_cannot_be_read_is_told_by_its_kind(people):
     file = write(people, "note", "")
     for kind, path in [(MissingFileError, "none.bin"), (MissingFileError, "note/none.bin"), (FileAccessError, "a.bin")]:
         (people.parent / "a.bin").mkdir(exist_ok=True)
-        with pytest.raises(kind, match="^cannot read ") as caught:
+        with pytest.raises(kind, match=r"^cannot read ") as caught:
             read_bin(people.parent / path)
         assert type(caught.value) is kind
     with pytest.raises(MissingFileError, match="note/sub"):

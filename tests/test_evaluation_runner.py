@@ -125,7 +125,7 @@ def test_a_machine_that_lacks_something_ends_the_run(kind, tmp_path, monkeypatch
     options = options_of(tmp_path, network, methods=["brightness"], paper=True)
     for name in ("score", "check"):
         monkeypatch.setattr(runner._Networks, name, fail)
-        with pytest.raises(kind, match="^too little$"):
+        with pytest.raises(kind, match=r"^too little$"):
             run_evaluation(options)
 
 
