@@ -132,9 +132,7 @@ def resample_persons(
     share = 4 * fmr
     while True:
         mated, tail, sampled = _collect_pairs(unit, person_of, share, rng)
-        curves = {
-            name: _PersonWeightedCurve(person_of, rank, mated, tail, sampled, fmr) for name, rank in ranks.items()
-        }
+        curves = {name: _PersonCurve(person_of, rank, mated, tail, sampled, fmr) for name, rank in ranks.items()}
         fnmr = {name: np.empty((resamples, len(ratios))) for name in ranks}
         try:
             for b, weights_of_persons in enumerate(draws):
@@ -181,7 +179,7 @@ def _sort_pairs(keys: NDArray[np.int64], scores: NDArray[np.float32], n: int, si
     return _Pairs(*np.divmod(keys[order], n), scores[order])
 
 
-class _PersonWeightedCurve:
+class _PersonCurve:
     """The curve of one quality, for any weights. The constructor computes what does not depend on the draw.
 
     Args:

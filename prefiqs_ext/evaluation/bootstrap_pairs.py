@@ -80,7 +80,7 @@ def resample_pairs(
     mated_pairs = _SortedPairs.take(scores, rising[mated[rising]])
     non_mated_pairs = _SortedPairs.take(scores, rising[~mated[rising]][::-1])
     curves = {
-        name: _PairWeightedCurve(order_pairs(pairs, quality), mated, mated_pairs, non_mated_pairs, fmr)
+        name: _PairCurve(order_pairs(pairs, quality), mated, mated_pairs, non_mated_pairs, fmr)
         for name, quality in qualities.items()
     }
     fnmr = {name: np.empty((resamples, len(ratios))) for name in qualities}
@@ -126,7 +126,7 @@ class _PositionCut(NamedTuple):
         return kept
 
 
-class _PairWeightedCurve:
+class _PairCurve:
     """The curve of one quality, for any weights. The constructor computes what does not depend on the draw.
 
     Args:
