@@ -13,6 +13,7 @@ from torch import nn
 
 from prefiqs_ext import Calibration, Pruning, Scorer, Settings, dualize, models, score_photo
 from prefiqs_ext.exceptions import PrefiqsError
+from prefiqs_ext.faces import Detector
 from prefiqs_ext.files import find_paths, score_files
 from tests.test_cli import Command
 
@@ -294,6 +295,18 @@ CALLS: dict[str, tuple[Callable[[Scorer], object], str]] = {
     "a NUL byte in a path to write": (
         lambda scorer: scorer.settings.save("a\0b"),
         "cannot write a\\x00b (a NUL byte in the name); name another place",
+    ),
+    "one path for several": (
+        lambda _: find_paths("faces"),
+        "expected several paths, as a list has them, got one str",
+    ),
+    "a number for a path": (
+        lambda _: find_paths([5]),  # type: ignore[list-item]
+        "expected a path, str or os.PathLike[str], got int",
+    ),
+    "a threshold that is no number": (
+        lambda _: Detector("a"),  # type: ignore[arg-type]
+        "expected score_threshold in [0, 1], got 'a'",
     ),
     "a NUL byte in a path to score": (
         lambda _: find_paths(["a\0b"]),

@@ -17,7 +17,7 @@ from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.faces.align import check_rgb, estimate_similarity
 from prefiqs_ext.faces.image import RGB
 from prefiqs_ext.models import weights
-from prefiqs_ext.utils.check_arguments import check_positive
+from prefiqs_ext.utils.check_arguments import check_fraction, check_positive
 
 # YuNet finds faces of about 15 to 350 pixels. So it looks at the whole photo twice, with its longer side scaled down to
 # _FINE and to _COARSE pixels, and finds faces from 3 % of that side (some from 2 %) to nearly all of it. Smaller photos
@@ -89,8 +89,7 @@ class Detector:
     """
 
     def __init__(self, score_threshold: float = 0.6, *, min_face: float = MIN_FACE) -> None:
-        if not 0 <= score_threshold <= 1:
-            raise InputError(f"expected score_threshold in [0, 1], got {score_threshold:g}")
+        check_fraction(score_threshold, "score_threshold")
         check_positive(min_face, "min_face")
         self.score_threshold = score_threshold
         self.min_face = min_face

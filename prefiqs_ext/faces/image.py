@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputTypeError
+from prefiqs_ext.utils.check_arguments import check_path
 from prefiqs_ext.utils.levels import OVERSHOOT
 from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.text import escape_unprintable, format_path
@@ -130,22 +131,6 @@ def get_reason(error: UnreadableImage | FileAccessError) -> str:
     if isinstance(error, UnreadableImage):
         return error.reason
     return _shorten_reason(error.__cause__ if isinstance(error.__cause__, OSError) else error)
-
-
-def check_path(path: str | os.PathLike[str], remedy: str = "") -> str:
-    """Checks that something is a path, and returns it as text.
-
-    Args:
-        path: What a caller gave.
-        remedy: More for the error.
-
-    Raises:
-        InputTypeError: It is something else, such as bytes or the number of an open file.
-    """
-    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
-    if not isinstance(name, str):
-        raise InputTypeError(f"expected a path, str or os.PathLike[str], got {type(path).__name__}{remedy}")
-    return name
 
 
 class _Refusal(Exception):

@@ -6,14 +6,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
-from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.exceptions import InputError, InputTypeError
 from prefiqs_ext.files.folders import FolderReader, describe_ignored
+from prefiqs_ext.utils.check_arguments import check_path
 from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.suffixes import refuse_archive_or_video, refuse_url
 from prefiqs_ext.utils.text import format_path, read_lines
 
 
-def find_paths(arguments: Iterable[str], report: Callable[[str], None] = lambda line: None) -> list[str]:
+def find_paths(
+    arguments: Iterable[str | os.PathLike[str]], report: Callable[[str], None] = lambda line: None
+) -> list[str]:
     """Finds every image that the arguments mean, each one once, in the order of the arguments.
 
     Args:
@@ -25,19 +28,22 @@ def find_paths(arguments: Iterable[str], report: Callable[[str], None] = lambda 
             cannot be read, and one that counts the files ignored for their suffix.
 
     Raises:
+        InputTypeError: `arguments` is a single path, or has something that is no path.
         InputError: No image is found, or an argument is a URL.
         MissingFileError: A file, folder or list does not exist.
         FileAccessError: A file, folder or list cannot be read.
         FileFormatError: An argument is an archive or a video; a list is no text.
     """
-    arguments = list(arguments)
-    for argument in arguments:
+    if isinstance(arguments, (str, bytes, os.PathLike)):
+        raise InputTypeError(f"expected several paths, as a list has them, got one {type(arguments).__name__}")
+    given = list(map(check_path, arguments))
+    for argument in given:
         refuse_unreadable(argument)
     finder = _PathFinder(report)
-    found = [path for argument in arguments for path in finder.find(argument)]
+    found = [path for argument in given for path in finder.find(argument)]
     ignored = describe_ignored(finder.folders.ignored)
     if not found:
-        none = f"expected images, found none in {', '.join(map(format_path, arguments))}"
+        none = f"expected images, found none in {', '.join(map(format_path, given))}"
         raise InputError(f"{none}; {ignored}" if ignored else none)
     if ignored:
         report(ignored)

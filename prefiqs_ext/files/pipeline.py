@@ -22,13 +22,12 @@ from prefiqs_ext.device import choose_batch_size
 from prefiqs_ext.exceptions import InputTypeError
 from prefiqs_ext.faces import Detector
 from prefiqs_ext.faces.detect import MIN_FACE
-from prefiqs_ext.faces.image import check_path
 from prefiqs_ext.files.batches import Batch, collect_batches, upload_ahead
 from prefiqs_ext.files.crops import CropReader, FaceBox, FileCrops, read_crops_of_files
 from prefiqs_ext.files.records import Record
 from prefiqs_ext.output import ImageScore, split_output
 from prefiqs_ext.scorer import Scorer, get_crop_size
-from prefiqs_ext.utils.check_arguments import check_count
+from prefiqs_ext.utils.check_arguments import check_count, check_path
 
 _NO_DIRECTION = "its embedding has no direction: a blank image, or broken weights"
 
