@@ -147,7 +147,12 @@ def _from_pil(image: Image) -> NDArray[np.uint8]:
     from PIL import ImageOps
 
     if image.mode != "RGB":
-        raise InputError(f"expected a PIL image in mode 'RGB', got {image.mode!r}: image.convert('RGB')")
+        # Pillow clips levels of more than 8 bits instead of scaling them.
+        deep = image.mode in ("I", "F") or image.mode.startswith("I;")
+        remedy = (
+            "scale its levels to 0-255 in 8 bits first, for convert clips them" if scale else "image.convert('RGB')"
+        )
+        raise InputError(f"expected a PIL image in mode 'RGB', got {image.mode!r}: {remedy}")
     try:
         upright = ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF beside a good picture, or a file that is cut off: the next line tells
@@ -184,16 +189,24 @@ def _from_array(array: NDArray[np.generic], preset: Preset) -> Tensor:
             f"got {shape}; {_array_remedy(shape, [height, width])}"
         )
     if array.dtype != np.uint8:
-        remedy = ""
-        if np.issubdtype(array.dtype, np.floating):
-            remedy = "; of floats in [0, 1]: (array * 255).round().astype('uint8')"
-        raise InputTypeError(
-            f"expected a uint8 array of levels 0-255, got {array.dtype}: array.astype('uint8'){remedy}"
-        )
+        raise InputTypeError(f"expected a uint8 array of levels 0-255, got {array.dtype}: {_dtype_remedy(array.dtype)}")
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()  # torch would warn of the first and cannot have the second
     batch: Tensor = torch.from_numpy(array)
     return (batch if array.ndim == 4 else batch[None]).permute(0, 3, 1, 2)
+
+
+def _dtype_remedy(dtype: np.dtype[np.generic]) -> str:
+    """What to do with an array of this dtype where uint8 is expected."""
+    if dtype == np.uint16:
+        return "of 16-bit levels (array // 257).astype('uint8'), of levels 0-255 array.astype('uint8')"
+    if dtype == np.bool_:
+        return "array.astype('uint8') * 255"
+    if np.issubdtype(dtype, np.integer):
+        return "array.astype('uint8') if its levels are 0-255"
+    if np.issubdtype(dtype, np.floating):
+        return "(array * 255).round().astype('uint8') if it is in [0, 1], array.round().astype('uint8') if in 0-255"
+    return "give levels as numbers"
 
 
 def _array_remedy(shape: list[int], size: list[int]) -> str:

@@ -183,12 +183,28 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Levels, list[Path]], Any], type[Excep
     "float array": (
         lambda t, a, f: a / 255,
         TypeError,
-        r"expected a uint8 array of levels 0-255, got float64: array.astype\('uint8'\); of floats .*",
+        r"expected a uint8 array of levels 0-255, got float64: \(array \* 255\).round\(\).astype\('uint8'\) if it is "
+        r"in \[0, 1\], array.round\(\).astype\('uint8'\) if in 0-255",
     ),
     "integer array": (
         lambda t, a, f: a.astype(int),
         TypeError,
-        r"expected a uint8 array of levels 0-255, got int64: array.astype\('uint8'\)",
+        r"expected a uint8 array of levels 0-255, got int64: array.astype\('uint8'\) if its levels are 0-255",
+    ),
+    "16-bit array": (
+        lambda t, a, f: a.astype(np.uint16),
+        TypeError,
+        r"expected a uint8 array of levels 0-255, got uint16: of 16-bit levels \(array // 257\).astype\('uint8'\), .*",
+    ),
+    "mask array": (
+        lambda t, a, f: a > 9,
+        TypeError,
+        r"expected a uint8 array of levels 0-255, got bool: array.astype\('uint8'\) \* 255",
+    ),
+    "array of objects": (
+        lambda t, a, f: a.astype(object),
+        TypeError,
+        "expected a uint8 array of levels 0-255, got object: give levels as numbers",
     ),
     "another size": (
         lambda t, a, f: a[:, :9],

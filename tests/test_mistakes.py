@@ -158,6 +158,10 @@ CALLS: dict[str, tuple[Callable[[Scorer], object], str]] = {
         lambda scorer: scorer(Image.new("RGBA", (112, 112))),
         "expected a PIL image in mode 'RGB', got 'RGBA': image.convert('RGB')",
     ),
+    "a picture of 16 bits": (
+        lambda scorer: scorer(Image.new("I;16", (112, 112))),
+        "got 'I;16': scale its levels to 0-255 in 8 bits first, for convert clips them",
+    ),
     "a photo instead of a crop": (
         lambda scorer: scorer(np.zeros((480, 640, 3), np.uint8)),
         "got [480, 640, 3]; align and crop to that size first; a photo? prefiqs_ext.score_photo(photo)",
@@ -176,7 +180,8 @@ CALLS: dict[str, tuple[Callable[[Scorer], object], str]] = {
     ),
     "a floating array": (
         lambda scorer: scorer(RGB / 255),
-        "got float64: array.astype('uint8'); of floats in [0, 1]: (array * 255).round().astype('uint8')",
+        "got float64: (array * 255).round().astype('uint8') if it is in [0, 1], array.round().astype('uint8') if in "
+        "0-255",
     ),
     "an empty list": (lambda scorer: scorer([]), "expected one image or more, got an empty list"),
     "a list of lists": (
