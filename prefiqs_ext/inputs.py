@@ -149,9 +149,7 @@ def _from_pil(image: Image) -> NDArray[np.uint8]:
     if image.mode != "RGB":
         # Pillow clips levels of more than 8 bits instead of scaling them.
         deep = image.mode in ("I", "F") or image.mode.startswith("I;")
-        remedy = (
-            "scale its levels to 0-255 in 8 bits first, for convert clips them" if scale else "image.convert('RGB')"
-        )
+        remedy = "scale its levels to 0-255 in 8 bits first, for convert clips them" if deep else "image.convert('RGB')"
         raise InputError(f"expected a PIL image in mode 'RGB', got {image.mode!r}: {remedy}")
     try:
         upright = ImageOps.exif_transpose(image)
