@@ -20,7 +20,7 @@ from prefiqs_ext.exceptions import FileFormatError, InputError, InputTypeError
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.levels import OVERSHOOT
 from prefiqs_ext.utils.suffixes import refuse_archive_or_video, refuse_url
-from prefiqs_ext.utils.text import describe_wrong_size, escape_unprintable, format_path, name_dtype
+from prefiqs_ext.utils.text import describe_wrong_size, escape_unprintable, format_path, join_lines, name_dtype
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -158,9 +158,7 @@ def _from_pil(image: Image) -> NDArray[np.uint8]:
     try:
         return np.array(upright)
     except (OSError, SyntaxError, ValueError) as error:  # PIL reads files late
-        raise FileFormatError(
-            f"cannot read this PIL image: {escape_unprintable(' '.join(str(error).split()))}"
-        ) from error
+        raise FileFormatError(f"cannot read this PIL image: {escape_unprintable(join_lines(error))}") from error
 
 
 def _read_file(path: str) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from prefiqs_ext.models.fingerprint import check_sha256
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.utils.atomic_write import atomic_write
+from prefiqs_ext.utils.dtype_names import DTYPE_NAMES
 from prefiqs_ext.utils.strict_json import build_dataclass, check_names, read_strict_json
 from prefiqs_ext.utils.text import name_dtype
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 _VERSION = 1
 _DEVICES = ("cpu", "cuda")
-_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Settings:
         version = named.pop("version")
         if type(version) is not int or version != _VERSION:
             raise InputError(f"version {_VERSION} is what this program reads, got {version!r}")
-        for name, known in (("device", _DEVICES), ("dtype", _DTYPES)):
+        for name, known in (("device", _DEVICES), ("dtype", DTYPE_NAMES)):
             if named[name] not in known:
                 raise InputError(f"{name} is {named[name]!r}, expected {' or '.join(known)}")
         for name, kinds in (("model", (str, type(None))), ("output", (int, str, type(None)))):

@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from prefiqs_ext.exceptions import PrefiqsError
-from prefiqs_ext.utils.text import escape_unprintable
+from prefiqs_ext.utils.text import escape_unprintable, join_lines
 from prefiqs_ext.version import __version__
 
 _INTERRUPTED = 130
@@ -66,7 +66,7 @@ class _LazyGroup(click.Group):
         except Exception as error:
             if ctx.params["debug"]:
                 raise
-            line = escape_unprintable(" ".join(str(error).split()))
+            line = escape_unprintable(join_lines(error))
             if isinstance(error, PrefiqsError):
                 raise click.ClickException(line) from error
             if _is_out_of_memory(error):

@@ -11,7 +11,13 @@ from prefiqs_ext import methods as all_methods
 from prefiqs_ext.cli.messages import print_result, tell
 from prefiqs_ext.cli.options import ScoringOptions, parse_preset, scoring_options
 from prefiqs_ext.cli.paths import INPUT_FILE, INPUT_FOLDER, InputPath
-from prefiqs_ext.cli.shared_options import allow_duplicates_option, no_cache_option, output_folder_option
+from prefiqs_ext.cli.shared_options import (
+    allow_duplicates_option,
+    no_cache_option,
+    output_folder_option,
+    resamples_option,
+    seed_option,
+)
 from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.files.paths import refuse_unreadable
@@ -96,22 +102,8 @@ MODES = ("crfiqa", "rethresholded", "fixed-threshold", "normalised")
     metavar="FRACTION",
     help="The largest fraction of pairs to discard, where the curves end.",
 )
-@click.option(
-    "--resamples",
-    type=click.IntRange(0),
-    default=500,
-    show_default=True,
-    metavar="N",
-    help="Number of bootstrap draws for the 95 % intervals, which --mode rethresholded has; 0 gives no intervals.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Seed of all that is drawn at random.",
-)
+@resamples_option(0, "for the 95 % intervals, which --mode rethresholded has; 0 gives no intervals.")
+@seed_option("all that is drawn at random.")
 @output_folder_option("evaluation")
 @allow_duplicates_option
 @no_cache_option

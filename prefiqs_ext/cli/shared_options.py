@@ -24,6 +24,34 @@ no_cache_option = click.option(
 )
 
 
+def seed_option(what: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Add --seed N, 0 or more.
+
+    Args:
+        what: What it is the seed of, as a sentence.
+    """
+    return click.option(
+        "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help=f"Seed of {what}"
+    )
+
+
+def resamples_option(least: int, what: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Add --resamples N, the draws for intervals.
+
+    Args:
+        least: The smallest N.
+        what: What is drawn, and for which intervals, as a sentence.
+    """
+    return click.option(
+        "--resamples",
+        type=click.IntRange(least),
+        default=500,
+        show_default=True,
+        metavar="N",
+        help=f"Number of bootstrap draws {what}",
+    )
+
+
 def output_folder_option(
     default: str, *, shown: str | bool = True, gets: str = "The folder to write to"
 ) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:

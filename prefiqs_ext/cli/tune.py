@@ -9,7 +9,13 @@ import click
 from prefiqs_ext.cli.messages import print_result, tell
 from prefiqs_ext.cli.options import ModelOptions, model_options
 from prefiqs_ext.cli.paths import INPUT_FOLDER
-from prefiqs_ext.cli.shared_options import allow_duplicates_option, no_cache_option, output_folder_option
+from prefiqs_ext.cli.shared_options import (
+    allow_duplicates_option,
+    no_cache_option,
+    output_folder_option,
+    resamples_option,
+    seed_option,
+)
 from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.utils.text import format_path
 
@@ -25,22 +31,8 @@ from prefiqs_ext.utils.text import format_path
     metavar="N",
     help="Number of parts that the people are divided into.",
 )
-@click.option(
-    "--resamples",
-    type=click.IntRange(2),
-    default=500,
-    show_default=True,
-    metavar="N",
-    help="Number of bootstrap draws of persons for the 95 % intervals.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Seed of the folds and of the draws.",
-)
+@resamples_option(2, "of persons for the 95 % intervals.")
+@seed_option("the folds and of the draws.")
 @output_folder_option("tune")
 @allow_duplicates_option
 @no_cache_option

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from prefiqs_ext.exceptions import InputError, InputTypeError
@@ -11,12 +11,11 @@ from prefiqs_ext.files.folders import FolderReader, describe_ignored
 from prefiqs_ext.utils.check_arguments import check_path
 from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.suffixes import refuse_archive_or_video, refuse_url
+from prefiqs_ext.utils.tell import Tell, tell_nobody
 from prefiqs_ext.utils.text import format_path, read_lines
 
 
-def find_paths(
-    arguments: Iterable[str | os.PathLike[str]], report: Callable[[str], None] = lambda line: None
-) -> list[str]:
+def find_paths(arguments: Iterable[str | os.PathLike[str]], tell: Tell = tell_nobody) -> list[str]:
     """Finds every image that the arguments mean, each one once, in the order of the arguments.
 
     Args:
@@ -24,7 +23,7 @@ def find_paths(
             one file or folder per line, relative to the working directory. In a list, blank lines, CRLF and a byte
             order mark do no harm, and a file that does not exist stays in the result: reading it is what fails. Names
             that are not UTF-8 are kept as os.fsdecode gives them.
-        report: Gets one line for each path that is given twice, for each folder that is met again (a loop of links) or
+        tell: Gets one line for each path that is given twice, for each folder that is met again (a loop of links) or
             cannot be read, and one that counts the files ignored for their suffix.
 
     Raises:
@@ -39,25 +38,25 @@ def find_paths(
     given = list(map(check_path, arguments))
     for argument in given:
         refuse_unreadable(argument)
-    finder = _PathFinder(report)
+    finder = _PathFinder(tell)
     found = [path for argument in given for path in finder.find(argument)]
     ignored = describe_ignored(finder.folders.ignored)
     if not found:
         none = f"expected images, found none in {', '.join(map(format_path, given))}"
         raise InputError(f"{none}; {ignored}" if ignored else none)
     if ignored:
-        report(ignored)
+        tell(ignored)
     return found
 
 
 class _PathFinder:
     """Finds the images of one argument after another and leaves out those it has found before."""
 
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
         self._files: set[str] = set()
         self._real = lru_cache(maxsize=1024)(os.path.realpath)  # a relative path's meaning may change after this run
-        self.folders = FolderReader(lambda folder, what: report(f"{format_path(folder)}: {what}"))
+        self.folders = FolderReader(lambda folder, what: tell(f"{format_path(folder)}: {what}"))
 
     def find(self, argument: str) -> Iterator[str]:
         if argument.startswith("@"):
@@ -72,7 +71,7 @@ class _PathFinder:
             # Links to folders are resolved, so that one file has one key by whatever way; a link to a file is a file.
             key = os.path.join(self._real(folder), name)
             if key in self._files:
-                self._report(f"{format_path(file)}: given before, scored once")
+                self._tell(f"{format_path(file)}: given before, scored once")
                 continue
             self._files.add(key)
             yield file

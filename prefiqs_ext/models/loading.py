@@ -19,6 +19,7 @@ from prefiqs_ext.models.input_size import check_input
 from prefiqs_ext.models.onnx_import import import_onnx
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.os_errors import explain_read_errors
+from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.text import format_path
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
@@ -112,7 +113,7 @@ def resolve_network(
 
 def _read(path: Path, preset: Preset | None) -> tuple[nn.Module, Preset | None]:
     """Read the network of a file. Return it with the preset that the file suggests, or None."""
-    kind = path.suffix.lower()
+    kind = get_suffix(path)
     if kind == ".onnx":
         return import_onnx(path), None
     if kind == ".dat":

@@ -23,7 +23,7 @@ from prefiqs_ext.models.onnx_operators import OPERATORS, SHAPED_BY_INFERENCE
 from prefiqs_ext.models.onnx_shapes import infer_shapes
 from prefiqs_ext.models.state_dict import QUANTISED
 from prefiqs_ext.utils.os_errors import explain_read_errors
-from prefiqs_ext.utils.text import format_path
+from prefiqs_ext.utils.text import format_path, join_lines
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 MAX_BYTES = 1 << 30
@@ -93,7 +93,7 @@ def import_onnx(path: str | os.PathLike[str]) -> ImportedNetwork:
             model = _read_model(path)
         return _build_network(model)
     except _ERRORS as error:
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = join_lines(error) or type(error).__name__
         kind = UnsupportedNetworkError if isinstance(error, UnsupportedNetworkError) else FileFormatError
         raise kind(f"cannot import {path}: {message[:_MAX_MESSAGE]}") from error
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from prefiqs_ext.exceptions import FileFormatError, UnsupportedNetworkError
 from prefiqs_ext.models.file_kinds import is_zip, refuse_other_archives, refuse_other_kinds
 from prefiqs_ext.models.torch_pickle import View, read_pickle
+from prefiqs_ext.utils.suffixes import get_suffix
 
 MAX_BYTES = 4 << 30
 """The largest file that is read, and the largest size of all its tensors together. (A training checkpoint of an
@@ -55,7 +56,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise FileFormatError("expected a regular file")
     if path.stat().st_size > MAX_BYTES:
         raise FileFormatError(f"expected at most {MAX_BYTES} bytes, the file has {path.stat().st_size}")
-    safe = path.suffix.lower() == ".safetensors"
+    safe = get_suffix(path) == ".safetensors"
     refuse_other_kinds(path, "safetensors" if safe else "PyTorch")
     tensors = _read_safetensors(path) if safe else _unpickle(path)
     for name, tensor in tensors.items():

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.utils.os_errors import explain_read_errors
-from prefiqs_ext.utils.text import escape_unprintable, format_path
+from prefiqs_ext.utils.text import escape_unprintable, format_path, join_lines
 
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
 """A value that a JSON file can hold."""
@@ -44,7 +44,7 @@ def read_strict_json(path: str | os.PathLike[str], what: str, make: Callable[[An
             raise FileFormatError(f"expected at most {_MAX_BYTES} bytes")
         return make(json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        reason = escape_unprintable(" ".join(str(error).split()))[:200]
+        reason = escape_unprintable(join_lines(error))[:200]
         raise FileFormatError(f"expected {what} in {name}: {reason}") from error
 
 

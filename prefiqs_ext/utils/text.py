@@ -84,6 +84,11 @@ def describe_wrong_size(got: Sequence[int], expected: tuple[int, int], *, why: s
     return f"expected a crop of {width} x {height} pixels{why and f' ({why})'}, got {got[1]} x {got[0]}"
 
 
+def join_lines(text: object) -> str:
+    """Joins the lines of a text, such as that of an error, into one. Any run of white space becomes one blank."""
+    return " ".join(str(text).split())
+
+
 def escape_unprintable(text: str) -> str:
     """Escapes all that would move a terminal's cursor, change its colour or begin a new line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

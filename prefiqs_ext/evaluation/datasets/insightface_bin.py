@@ -21,7 +21,7 @@ from prefiqs_ext.evaluation.datasets.readers import PairList, make_pair_list
 from prefiqs_ext.evaluation.datasets.sources import EncodedCrop
 from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.utils.os_errors import explain_read_errors
-from prefiqs_ext.utils.text import format_path
+from prefiqs_ext.utils.text import format_path, join_lines
 
 _Words: TypeAlias = "str | bytes"
 
@@ -80,7 +80,7 @@ def read_bin(file: str | os.PathLike[str]) -> PairList:
         if len(encoded) != 2 * len(mated):
             raise FileFormatError(f"twice as many images as labels are needed, it has {len(encoded)} and {len(mated)}")
     except Exception as error:  # damaged bytes can make pickle raise anything
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = join_lines(error)[:120] or type(error).__name__
         raise FileFormatError(
             f"{file}: expected InsightFace's (images, labels); {reason}. If you trust it, save it with {_SAVE}"
         ) from None

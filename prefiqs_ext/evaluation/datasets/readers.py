@@ -31,7 +31,7 @@ from prefiqs_ext.files.folders import (
 from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.tell import Tell, tell_nobody
-from prefiqs_ext.utils.text import format_path, read_lines
+from prefiqs_ext.utils.text import format_path, join_lines, read_lines
 
 _SAME = 1e-5  # relative difference of scores of one image: in two batches on a GPU (H200) they differ by less
 
@@ -340,7 +340,7 @@ def read_array(file: str | os.PathLike[str]) -> Floats:
     except FileAccessError:
         raise
     except Exception as error:  # NumPy parses the header as Python, which can raise anything
-        raise FileFormatError(f"{file}: expected a .npy of numbers; {' '.join(str(error).split())[:120]}") from None
+        raise FileFormatError(f"{file}: expected a .npy of numbers; {join_lines(error)[:120]}") from None
     if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
         raise FileFormatError(f"{file}: expected a .npy of floating-point numbers")
     return array
