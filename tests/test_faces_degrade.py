@@ -19,7 +19,7 @@ from prefiqs_ext.cli import main
 from prefiqs_ext.demo.degradations import DEGRADATIONS
 from prefiqs_ext.evaluation.datasets import read_data
 from prefiqs_ext.faces import degrade as degradations
-from prefiqs_ext.faces.degrade import KINDS, SHARES, Step, degrade, draw_step, draw_steps
+from prefiqs_ext.faces.degrade import DEFAULT_KINDS, KINDS, SHARES, Step, degrade, draw_step, draw_steps
 
 data = pytest.importorskip("skimage.data")
 
@@ -86,7 +86,7 @@ def test_the_shares_are_those_stated():
         assert counts[count] / 8000 == pytest.approx(share, abs=4 * (share * (1 - share) / 8000) ** 0.5)
     for count, grades in ((1, 5), (2, 4), (3, 3)):
         of_grade = Counter((step.kind, step.grade) for steps in drawn if len(steps) == count for step in steps)
-        assert set(of_grade) == {(kind, grade) for kind in KINDS for grade in range(1, grades + 1)}
+        assert set(of_grade) == {(kind, grade) for kind in DEFAULT_KINDS for grade in range(1, grades + 1)}
         share, total = 1 / (6 * grades), sum(of_grade.values())
         tolerance = 4 * (share * (1 - share) / total) ** 0.5
         assert all(found / total == pytest.approx(share, abs=tolerance) for found in of_grade.values())
@@ -103,6 +103,34 @@ def test_a_draw_depends_on_seed_and_name_alone():
     # Written down when made: another version of NumPy or of this code that draws otherwise must be noticed.
     text = json.dumps([draw_steps(name, 0, 112) for name in names])
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "d7ac284ba2668301"
+
+
+def test_other_kinds():
+    names = [f"p/{i}.png" for i in range(200)]
+    drawn = [step.kind for name in names for step in draw_steps(name, 0, 112, ("gamma", "light"))]
+    assert set(drawn) == {"light", "gamma"}
+    assert {len(draw_steps(name, 0, 112, ("JPEG",))) for name in names} == {0, 1}
+    for bad in ((), ("rain",), ("blur", "blur")):
+        with pytest.raises(ValueError, match="expected different kinds of occlusion, light, blur"):
+            draw_steps("a/b.png", 0, 112, bad)
+
+
+def test_light_contrast_and_gamma_against_scikit_image(face):
+    from skimage.exposure import adjust_gamma
+    from skimage.metrics import structural_similarity
+
+    for gamma in (0.2, 0.7, 1, 1.5, 4):  # levels; scikit-image rounds down where we round to the nearest
+        assert np.abs(degradations.apply_gamma(face, gamma).astype(int) - adjust_gamma(face, gamma)).max() <= 1
+    assert np.array_equal(degradations.reduce_contrast(face, 1), face)
+    flat = degradations.reduce_contrast(face, 0)
+    assert flat.std() == 0
+    assert flat[0, 0, 0] == pytest.approx(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY).mean(), abs=1)
+    grey = np.full((112, 90, 3), 100, np.uint8)
+    right, top = (degradations.shade(grey, 0.8, angle)[:, :, 0] for angle in (0, np.pi / 2))
+    assert np.array_equal(right[0], np.linspace(20, 180, 90).round())
+    assert (right == right[:1]).all()
+    assert np.array_equal(top[:, 0], np.linspace(180, 20, 112).round())
+    assert structural_similarity(face, degradations.shade(face, 0, 1), channel_axis=2) == 1
 
 
 @pytest.mark.parametrize("size", [(56, 56), (112, 96), (160, 160), (224, 224), (113, 90)])
@@ -138,6 +166,9 @@ def test_any_size(kind, size):
         (degradations.occlude, {"top": -0.5, "bottom": 0.2}, r"expected top, bottom .* in \[0, 1\], got -0.5, 0.2"),
         (degradations.occlude, {"top": 0, "bottom": 1, "left": 0.6, "right": 0.5}, "expected left, right in ascending"),
         (degradations.darken, {"exposure": -1, "seed": 0}, "expected exposure"),
+        (degradations.shade, {"contrast": 1.5, "angle": 0}, "expected contrast of 0 to 1, got 1.5"),
+        (degradations.reduce_contrast, {"share": -0.1}, "expected share of 0 to 1"),
+        (degradations.apply_gamma, {"gamma": 0}, "expected gamma of 1e-09"),
         (degradations.compress_jpeg, {"quality": 100}, "expected quality of 1 to 95, got 100"),
     ],
 )
@@ -230,6 +261,17 @@ def test_same_seed_same_bytes_and_other_images_do_not_matter(crops, tmp_path):
     assert len(kept) == 4
     assert kept.items() <= whole.items()
     assert set(table) <= set(whole["degradations.csv"].splitlines())
+
+
+def test_kinds(crops, tmp_path):
+    result = run(crops, tmp_path / "out", "--kinds", "contrast, gamma")
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "out" / "degradations.csv").open() as table:
+        found = {kind for row in csv.DictReader(table) for kind in row["kinds"].split("+") if kind}
+    assert found == {"contrast", "gamma"}
+    result = run(crops, tmp_path / "other", "--kinds", "rain")
+    assert (result.exit_code, (tmp_path / "other").exists()) == (2, False)
+    assert "got rain" in result.stderr
 
 
 def test_nested_folders_and_hidden_ones(crops, tmp_path):

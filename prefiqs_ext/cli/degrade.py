@@ -44,13 +44,19 @@ _TABLE = "degradations.csv"
     show_default=True,
     help="Seed of the degradations. Together with an image's path below DATA it decides what is done to the image.",
 )
+@click.option(
+    "--kinds",
+    metavar="NAMES",
+    help="What to draw from, separated by commas: occlusion, light, blur, down-sampling, darkness, noise, contrast, "
+    "gamma, JPEG.  [default: all but light, contrast and gamma]",
+)
 @allow_duplicates_option
-def degrade(data: Path, output: Path, seed: int, allow_duplicates: bool) -> None:
+def degrade(data: Path, output: Path, seed: int, kinds: str | None, allow_duplicates: bool) -> None:
     """Make a harder set for `prefiqs evaluate` by degrading faces.
 
     DATA has one folder per person, with aligned crops. One image in eight stays clean, half of them get one
-    degradation, and the others two or three: occlusion, blur, down-sampling, darkness, noise or JPEG, each in one of
-    five grades. Only the seed and an image's path below DATA decide what it gets. The results are written to
+    degradation, and the others two or three: occlusion, blur, down-sampling, darkness, noise or JPEG (or what --kinds
+    names), each in one of five grades. Only the seed and an image's path below DATA decide what it gets. The results are written to
     PERSON/NAME.png, without loss. When all of them are there, degradations.csv is written too: path, kinds, grades
     (1 to 5) and parameters of each image.
 
@@ -66,10 +72,12 @@ def degrade(data: Path, output: Path, seed: int, allow_duplicates: bool) -> None
     from prefiqs_ext.evaluation.datasets.sources import get_name
     from prefiqs_ext.evaluation.inference import ImageSet
     from prefiqs_ext.faces import read_rgb
+    from prefiqs_ext.faces.degrade import DEFAULT_KINDS, draw_steps
     from prefiqs_ext.faces.degrade import degrade as degrade_image
-    from prefiqs_ext.faces.degrade import draw_steps
 
+    drawn_from = DEFAULT_KINDS if kinds is None else tuple(kind.strip() for kind in kinds.split(","))
     with refuse_usage():
+        draw_steps("", seed, 1, drawn_from)
         _refuse_used(output)
     faces = read_folders(data, tell)
     targets = _name_targets(data, list(map(get_name, faces.images)))
@@ -78,7 +86,7 @@ def degrade(data: Path, output: Path, seed: int, allow_duplicates: bool) -> None
     rows = []
     for target, path in tqdm(targets.items(), unit="file", disable=None, leave=False):
         image = read_rgb(path)
-        steps = draw_steps(target, seed, image.shape[0])
+        steps = draw_steps(target, seed, image.shape[0], drawn_from)
         if not os.path.isdir((output / target).parent):
             make_output_folder((output / target).parent)
         with atomic_write(str(output / target)) as file:

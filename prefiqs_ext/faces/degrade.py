@@ -128,6 +128,53 @@ def compress_jpeg(image: RGB, quality: int) -> RGB:
         return np.array(decoded)
 
 
+def shade(image: RGB, contrast: float, angle: float) -> RGB:
+    """Lights the face from one side: 1 + contrast times the light there, 1 - contrast on the other, linear between.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        contrast: 0 to 1. At 1 one end is black, and the other overexposed.
+        angle: Where the light comes from, in radians: 0 is the right, pi / 2 the top.
+
+    Raises:
+        InputError: contrast is out of range.
+    """
+    _check_range(contrast, "contrast", least=0, most=1)
+    height, width, _ = image.shape
+    y, x = np.linspace(1, -1, height)[:, None], np.linspace(-1, 1, width)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    return _round_levels(image * (1 + contrast * along / np.abs(along).max())[:, :, None])
+
+
+def reduce_contrast(image: RGB, share: float) -> RGB:
+    """Moves all levels towards the image's mean luma (ITU-R BT.601).
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        share: The share of the contrast that is left, 0 to 1.
+
+    Raises:
+        InputError: share is out of range.
+    """
+    _check_range(share, "share", least=0, most=1)
+    mean = float((image @ np.array([0.299, 0.587, 0.114])).mean())
+    return _round_levels(mean + share * (image - mean))
+
+
+def apply_gamma(image: RGB, gamma: float) -> RGB:
+    """Raises levels, on a scale of 0 to 1, to a power.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        gamma: Above 0. Above 1 darkens the middle, below 1 lightens it.
+
+    Raises:
+        InputError: gamma is out of range.
+    """
+    _check_range(gamma, "gamma", least=1e-9, most=1e4)
+    return _round_levels(255 * (image / 255) ** gamma)
+
+
 class Kind(NamedTuple):
     """One kind of degradation."""
 
@@ -142,6 +189,8 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     # side of a grey rectangle, a fraction of the crop's; anywhere in the crop
     "occlusion": Kind(occlude, "side", (0.15, 0.25, 0.35, 0.45, 0.55)),
+    # contrast between the sides; from anywhere
+    "light": Kind(shade, "contrast", (0.4, 0.6, 0.75, 0.9, 1)),
     # pixels of a crop 112 high
     "blur": Kind(blur, "sigma", (0.8, 1.3, 2, 3, 4)),
     "down-sampling": Kind(down_sample, "factor", (2, 3, 4, 5, 7)),
@@ -149,10 +198,18 @@ KINDS: dict[str, Kind] = {
     "darkness": Kind(darken, "exposure", (1 / 2, 1 / 3, 1 / 4, 1 / 6, 1 / 8)),
     # levels
     "noise": Kind(add_noise, "sigma", (5, 10, 18, 26, 36)),
+    # share of the contrast
+    "contrast": Kind(reduce_contrast, "share", (0.6, 0.4, 0.25, 0.15, 0.08)),
+    # an exponent, or its inverse, which is as likely
+    "gamma": Kind(apply_gamma, "gamma", (1.6, 2.3, 3.2, 4.5, 6.5)),
     "JPEG": Kind(compress_jpeg, "quality", (40, 25, 15, 10, 7)),
 }
 """The kinds, in the order in which a picture comes about, which is the order in which mixes are applied: what stands
-before the face, the lens, the distance, the sensor with little light, its noise, the file."""
+before the face, the light, the lens, the distance, the sensor with little light, its noise, the camera's processing,
+the file."""
+
+DEFAULT_KINDS = ("occlusion", "blur", "down-sampling", "darkness", "noise", "JPEG")
+"""The kinds of the harder set, unless others are named."""
 
 SHARES = (1 / 8, 1 / 2, 1 / 4, 1 / 8)
 """Shares of the images that get no, one, two and three kinds.
@@ -190,7 +247,7 @@ def degrade(image: RGB, steps: Sequence[Step]) -> RGB:
     return image
 
 
-def draw_steps(name: str, seed: int, height: int) -> list[Step]:
+def draw_steps(name: str, seed: int, height: int, kinds: Sequence[str] = DEFAULT_KINDS) -> list[Step]:
     """Draws what is done to an image, from the seed and its name alone: no other image plays a part.
 
     Blur and down-sampling grow with the crop's height, so that a face suffers the same at every size (factors are
@@ -201,16 +258,23 @@ def draw_steps(name: str, seed: int, height: int) -> list[Step]:
         name: The image's name in its set, such as "ann/1.jpg".
         seed: Another seed gives another set.
         height: The crop's height in pixels.
+        kinds: Different keys of KINDS, to draw from.
 
     Returns:
         The steps, in the order of KINDS; empty if the image stays clean.
+
+    Raises:
+        InputError: kinds are none, unknown or named twice.
     """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds or len(set(kinds)) < len(kinds):
+        raise InputError(f"expected different kinds of {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}")
+    names = [kind for kind in KINDS if kind in kinds]
     key = hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest()
     random = np.random.default_rng(int.from_bytes(key, "big"))
-    count = random.choice(len(SHARES), p=SHARES)
-    kinds = sorted(random.choice(len(KINDS), count, replace=False))
-    names = list(KINDS)
-    return [draw_step(names[kind], int(random.integers(1, 7 - count)), random, height) for kind in kinds]
+    count = min(random.choice(len(SHARES), p=SHARES), len(names))
+    places = sorted(random.choice(len(names), count, replace=False))
+    return [draw_step(names[place], int(random.integers(1, 7 - count)), random, height) for place in places]
 
 
 def draw_step(kind: str, grade: int, random: np.random.Generator, height: int = _HEIGHT) -> Step:
@@ -232,6 +296,10 @@ def draw_step(kind: str, grade: int, random: np.random.Generator, height: int = 
         parameters[name] = strength * height / _HEIGHT
     elif kind == "down-sampling":
         parameters[name] = max(2, round(strength * height / _HEIGHT))
+    elif kind == "light":
+        parameters["angle"] = round(random.uniform(0, 2 * np.pi), 4)
+    elif kind == "gamma":
+        parameters[name] = strength if random.integers(2) else 1 / strength
     elif kind in ("darkness", "noise"):
         parameters["seed"] = int(random.integers(1 << 32))
     return Step(kind, grade, parameters)
@@ -239,7 +307,11 @@ def draw_step(kind: str, grade: int, random: np.random.Generator, height: int = 
 
 def _add_grain(levels: NDArray[Any], sigma: float, seed: int) -> RGB:
     grain = np.random.default_rng(seed).standard_normal(levels.shape)
-    return (levels + sigma * grain).round().clip(0, 255).astype(np.uint8)
+    return _round_levels(levels + sigma * grain)
+
+
+def _round_levels(levels: NDArray[Any]) -> RGB:
+    return levels.round().clip(0, 255).astype(np.uint8)
 
 
 def _check_range(value: float, name: str, *, least: float, most: float) -> None:
