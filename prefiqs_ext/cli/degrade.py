@@ -56,9 +56,9 @@ def degrade(data: Path, output: Path, seed: int, kinds: str | None, allow_duplic
 
     DATA has one folder per person, with aligned crops. One image in eight stays clean, half of them get one
     degradation, and the others two or three: occlusion, blur, down-sampling, darkness, noise or JPEG (or what --kinds
-    names), each in one of five grades. Only the seed and an image's path below DATA decide what it gets. The results are written to
-    PERSON/NAME.png, without loss. When all of them are there, degradations.csv is written too: path, kinds, grades
-    (1 to 5) and parameters of each image.
+    names), each in one of five grades. Only the seed and an image's path below DATA decide what it gets. The results
+    are written to PERSON/NAME.png, without loss. When all of them are there, degradations.csv is written too: path,
+    kinds, grades (1 to 5) and parameters of each image.
 
     \b
     Example:
