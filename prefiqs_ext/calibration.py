@@ -118,7 +118,7 @@ class PercentileCalibration(Calibration):
 
     def _scale(self, values: Tensor) -> Tensor:
         points = torch.tensor(self.percentiles, dtype=torch.float64, device=values.device)
-        middles = (torch.searchsorted(points, points) + torch.searchsorted(points, points, right=True) - 1) / 2
+        middles = (torch.searchsorted(points, points) + torch.searchsorted(points, points, right=True) - 1).double() / 2
         upper = torch.searchsorted(points, values).clamp(1, _PERCENTILES - 1)  # the first point that is not lower
         low, high = points[upper - 1], points[upper]
         inside = torch.lerp(middles[upper - 1], middles[upper], (values - low) / (high - low))

@@ -63,9 +63,7 @@ def choose_ranking(rank_by: Ranking | None, model_sha256: str, *, calibrated: bo
     return "quality" if known is None or known.rank_by is None else known.rank_by
 
 
-def compute_score(
-    rank_by: Ranking, quality: Tensor, embedding_norm: Tensor, calibration: Calibration | None
-) -> Tensor:
+def compute_score(rank_by: Ranking, quality: Tensor, embedding_norm: Tensor, calibration: Calibration | None) -> Tensor:
     """Computes the score, the number to rank and to act on.
 
     Args:

@@ -15,7 +15,7 @@ class Distribution:
     has no range that is known before.
 
     Attributes:
-        counts: how many numbers lie in each bin that is not empty. Bin i reaches from i / per_unit to (i + 1) / per_unit.
+        counts: how many numbers lie in each bin that is not empty. Bin i is from i / per_unit to (i + 1) / per_unit.
         per_unit: how many bins there are from 0 to 1.
     """
 
