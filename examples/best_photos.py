@@ -1,6 +1,6 @@
 """Copy each person's best photo: python examples/best_photos.py PHOTOS OUTPUT.
 
-PHOTOS has one folder per person. OUTPUT gets the photo of each person whose largest face has the highest quality.
+PHOTOS has one folder per person. OUTPUT gets the photo of each person whose largest face has the highest score.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ def main(photos: Path, output: Path) -> None:
     for person in sorted(folder for folder in photos.iterdir() if folder.is_dir()):
         best: tuple[float, str] | None = None
         for scored in score_files(find_paths([str(person)]), scorer):
-            quality = scored.records[0].quality  # of the largest face; None where there is none
-            if quality is not None and (best is None or quality > best[0]):
-                best = quality, scored.path
+            score = scored.records[0].score  # of the largest face; None where there is none
+            if score is not None and (best is None or score > best[0]):
+                best = score, scored.path
         if best is not None:
-            quality, path = best
+            score, path = best
             shutil.copy(path, output / f"{person.name}{Path(path).suffix}")
-            print(f"{person.name}: {path} (quality {quality:.3f})")
+            print(f"{person.name}: {path} (score {score:.2f})")
 
 
 if __name__ == "__main__":

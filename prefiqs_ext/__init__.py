@@ -1,7 +1,7 @@
 """Face image quality from pruning: one shared pass gives the embedding and how far pruning moves it.
 
 >>> out = prefiqs_ext.score(crops)  # uint8 [N, 3, 112, 112], RGB, aligned
->>> out.quality.shape, out.embedding.shape  # quality in [0, 1], HIGHER is better
+>>> out.score.shape, out.embedding.shape  # HIGHER is better
 (torch.Size([40]), torch.Size([40, 128]))
 
 The names below are imported when they are first used: `import prefiqs_ext` alone imports no torch. The file

@@ -23,8 +23,6 @@ from prefiqs_ext.utils.strict_json import build_dataclass
 if TYPE_CHECKING:
     from prefiqs_ext.utils.strict_json import JSON
 
-NOT_ASSESSABLE = -1
-"""The score of a face without a quality."""
 _LEAST = 20  # qualities to fit on: with fewer, a percentile is off by 10 points (one standard error) or more
 _PERCENTILES = 101  # the 0th to the 100th
 
@@ -61,12 +59,8 @@ class Calibration(ABC):
         return _get_class(kind)._fit(values)
 
     def __call__(self, quality: ArrayLike | Tensor) -> Tensor:
-        """Map qualities [N] to int64 [N] on the same device: 0..100, HIGHER is better; -1 where the quality is NaN."""
-        quality = _convert_quality(quality)
-        values = quality.detach().double().cpu().numpy()
-        scores = self._scale(values)
-        rounded = np.where(np.isnan(values), NOT_ASSESSABLE, np.floor(np.nan_to_num(scores) + 0.5))
-        return torch.from_numpy(rounded.astype(np.int64)).to(quality.device)
+        """Map qualities [N] to float32 [N] on the same device: 0 to 100, HIGHER is better; NaN where one is NaN."""
+        return self._scale(_convert_quality(quality).detach().double()).float()
 
     def to_dict(self) -> dict[str, JSON]:
         """The calibration as JSON values: its kind, and its fields by name."""
@@ -92,8 +86,8 @@ class Calibration(ABC):
         """Fit on finite qualities [N], not all equal."""
 
     @abstractmethod
-    def _scale(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Map qualities [N] to [0, 100], not yet rounded."""
+    def _scale(self, values: Tensor) -> Tensor:
+        """Map qualities, float64 [N], to [0, 100]. It is plain tensor arithmetic, which can be exported."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +116,19 @@ class PercentileCalibration(Calibration):
     def _fit(cls, values: NDArray[np.float64]) -> PercentileCalibration:
         return cls(tuple(np.quantile(values, np.linspace(0, 1, _PERCENTILES)).tolist()))
 
-    def _scale(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        distinct, first, counts = np.unique(self.percentiles, return_index=True, return_counts=True)
-        return np.interp(values, distinct, first + (counts - 1) / 2, left=0, right=100)
+    def _scale(self, values: Tensor) -> Tensor:
+        points = torch.tensor(self.percentiles, dtype=torch.float64, device=values.device)
+        middles = (torch.searchsorted(points, points) + torch.searchsorted(points, points, right=True) - 1).double() / 2
+        upper = torch.searchsorted(points, values).clamp(1, _PERCENTILES - 1)  # the first point that is not lower
+        low, high = points[upper - 1], points[upper]
+        inside = torch.lerp(middles[upper - 1], middles[upper], (values - low) / (high - low))
+        inside = torch.where(values == points[0], middles[0], inside)  # where low and high may be equal
+        return inside.masked_fill(values < points[0], 0).masked_fill(values > points[-1], 100)
 
 
 @dataclass(frozen=True)
 class LogisticCalibration(Calibration):
-    """round(100 / (1 + exp((midpoint - quality) / width))), the form of OFIQ's quality measures.
+    """100 / (1 + exp((midpoint - quality) / width)), the form of OFIQ's quality measures.
 
     Attributes:
         midpoint: The quality that becomes 50.
@@ -159,10 +158,9 @@ class LogisticCalibration(Calibration):
         # 100 / (1 + exp(-d / w)) is 75 at d = w ln 3.
         return cls(middle, (high - low) / (2 * math.log(3)))
 
-    def _scale(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        with np.errstate(over="ignore"):  # a narrow scale is a step
-            scores: NDArray[np.float64] = 100 / (1 + np.exp(np.minimum((self.midpoint - values) / self.width, 700)))
-        return scores
+    def _scale(self, values: Tensor) -> Tensor:
+        # A narrow scale is a step: its exponent overflows to infinity, whose score is 0.
+        return 100 / (1 + torch.exp((self.midpoint - values) / self.width))
 
 
 def _convert_quality(quality: ArrayLike | Tensor) -> Tensor:

@@ -9,16 +9,19 @@ from torch.utils import _pytree
 
 
 class ScoreOutput(NamedTuple):
-    """One row per image: its quality, and its embedding for recognition.
+    """One row per image: its score, the numbers that it may come from, and its embedding for recognition.
 
     >>> out = prefiqs_ext.score(crops)
-    >>> best = out.quality.argsort(descending=True)[:10]  # the ten best faces
+    >>> best = out.score.argsort(descending=True)[:10]  # the ten best faces
     >>> similarity = out.embedding @ out.embedding.T  # cosines: who is like whom
 
     All are float32, on the scorer's device. Of N images and embeddings of d numbers the shapes are ``[N]`` and
     ``[N, d]``. Source: PreFIQs, arXiv 2605.13396, section 3.
     """
 
+    score: Tensor
+    """``[N]``, HIGHER is better: the number to rank and to act on. It is a calibrated score of 0 to 100, the quality or
+    the embedding norm, as the scorer's `rank_by` says."""
     distance: Tensor
     """``[N]`` in [0, 2], LOWER is better: D, how far pruning moves the normalised embedding."""
     quality: Tensor
@@ -34,6 +37,7 @@ class ScoreOutput(NamedTuple):
 class ImageScore(NamedTuple):
     """The row of one image, with Python's numbers."""
 
+    score: float
     quality: float
     distance: float
     embedding_norm: float
@@ -43,8 +47,8 @@ class ImageScore(NamedTuple):
 
 def split_output(output: ScoreOutput) -> list[ImageScore]:
     """Splits an output into its rows; waits for the device."""
-    columns = output.quality.tolist(), output.distance.tolist(), output.embedding_norm.tolist(), output.embedding
-    return list(map(ImageScore, *columns))
+    numbers = (output.score, output.quality, output.distance, output.embedding_norm)
+    return list(map(ImageScore, *(column.tolist() for column in numbers), output.embedding))
 
 
 # So that an exported Scorer can be saved: torch knows no public way for named tuples.

@@ -32,8 +32,11 @@ class FaceScore(NamedTuple):
     Boxes and landmarks are in pixels of the upright photo.
     """
 
+    score: float
+    """HIGHER is better: the number to rank and to act on, as the scorer's `rank_by` says. NaN where the scorer has
+    on_bad="nan" and cannot assess the face."""
     quality: float
-    """In [0, 1], HIGHER is better: Q = 1 - D/2. NaN where the scorer has on_bad="nan" and cannot assess the face."""
+    """In [0, 1], HIGHER is better: Q = 1 - D/2. NaN where the score is."""
     distance: float
     """In [0, 2], LOWER is better: D, how far pruning moves the normalised embedding."""
     embedding_norm: float
@@ -61,8 +64,8 @@ def score_photo(
     """Finds the faces of a photo and scores each; the same numbers as `prefiqs score photo.jpg` gives.
 
     >>> for face in prefiqs_ext.score_photo("photo.jpg"):
-    ...     print(f"{face.quality:.2f}", [round(side) for side in face.box], face.embedding.shape)
-    0.70 [178, 61, 93, 114] torch.Size([128])
+    ...     print(f"{face.score:.2f}", [round(side) for side in face.box], face.embedding.shape)
+    12.24 [178, 61, 93, 114] torch.Size([128])
 
     Args:
         photo: a file; an array uint8 ``[H, W, 3]``; or a PIL image in mode RGB. The orientation that a camera wrote

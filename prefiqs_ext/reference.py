@@ -42,7 +42,8 @@ def score(
         dtype: what both copies, the batch and the results are computed in.
 
     Returns:
-        :class:`ScoreOutput` in `dtype`. A pruned embedding of zeros stays zeros, at distance 1 from any other.
+        :class:`ScoreOutput` in `dtype`; its score is the quality. A pruned embedding of zeros stays zeros, at distance
+        1 from any other.
     """
     with torch_defaults(batch.device), torch.no_grad():
         masks = pruning.make_masks(model)
@@ -57,7 +58,8 @@ def score(
         # The norm of the difference: sqrt(2 - 2 cos) would cancel where D is small.
         distance = torch.linalg.vector_norm(unit - pruned_unit, dim=1)
         norm = torch.linalg.vector_norm(raw, dim=1)
-    return ScoreOutput(distance, 1 - distance / 2, unit, pruned_unit, norm)
+    quality = 1 - distance / 2
+    return ScoreOutput(quality.clone(), distance, quality, unit, pruned_unit, norm)
 
 
 def _network_input(batch: Tensor, preset: Preset | str, dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache, partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +31,7 @@ from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.ops import embedding_distance
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning, check_pruning
+from prefiqs_ext.ranking import Ranking, check_ranking, choose_ranking, compute_score
 from prefiqs_ext.settings import Settings
 from prefiqs_ext.utils.check_arguments import check_count
 from prefiqs_ext.utils.text import name_dtype
@@ -47,7 +49,7 @@ class Scorer(nn.Module):
 
     >>> scorer = prefiqs_ext.Scorer("sface")
     >>> out = scorer(crops)  # RGB, uint8 [40, 3, 112, 112]
-    >>> out.quality.shape  # [0, 1], HIGHER is better
+    >>> out.score.shape  # HIGHER is better
     torch.Size([40])
     >>> settings = scorer.settings  # what the numbers depend on; settings.save(path) keeps it
 
@@ -77,7 +79,10 @@ class Scorer(nn.Module):
             CUDA.
         fold: whether batch norm, input normalisation, activations and residuals are folded into the convolutions.
         on_bad: what to do with an image whose embedding has no direction (its norm is 0 or not finite): "raise", or
-            "nan" for NaN as its distance and quality.
+            "nan" for NaN as its score, distance and quality.
+        rank_by: which number is the score: "quality", "norm" (of the embedding) or "calibrated", which needs settings
+            with a calibration. None: the calibrated score where there is one; else what was measured to rank best with
+            a known network; else the quality.
 
     Attributes:
         device: where it computes.
@@ -85,6 +90,7 @@ class Scorer(nn.Module):
         preset: the input of the network, or None.
         chunk: how many images run together.
         on_bad: as above.
+        rank_by: which number is the score; never None.
 
     Raises:
         InputError: an argument that is not what was expected, or CUDA that cannot be used.
@@ -107,9 +113,11 @@ class Scorer(nn.Module):
         chunk: int | None = None,
         fold: bool = True,
         on_bad: Literal["raise", "nan"] = "raise",
+        rank_by: Ranking | None = None,
     ) -> None:
         super().__init__()
         check_pruning(pruning)
+        check_ranking(rank_by, calibrated=False)
         if chunk is not None:
             check_count(chunk, "chunk")
         if example is not None and not isinstance(example, Tensor):
@@ -119,6 +127,7 @@ class Scorer(nn.Module):
         self.device, self.dtype = resolve_device(device, dtype, model)
         network, self.preset = resolve_network(model, preset)
         weights_hash = hash_weights(network)
+        self.rank_by = choose_ranking(rank_by, weights_hash)
         if isinstance(pruning, Pruning):
             masks = pruning.make_masks(network)
         else:
@@ -126,9 +135,8 @@ class Scorer(nn.Module):
         self._settings = None
         if isinstance(pruning, Pruning):
             name = None if isinstance(model, nn.Module) else str(model)
-            self._settings = Settings(
-                name, weights_hash, self.preset, pruning, self.device.type, name_dtype(self.dtype), output
-            )
+            place = self.device.type, name_dtype(self.dtype)
+            self._settings = Settings(name, weights_hash, self.preset, pruning, *place, output, rank_by=rank_by)
         if self.preset is not None:
             # Masks come first: pruning knows layers by the names they have in the caller's model.
             network = NormalizedNetwork(self.preset, network)
@@ -146,11 +154,11 @@ class Scorer(nn.Module):
         self._embedding_size = expected.shape[1]
         self._run: Callable[[Tensor], tuple[Tensor, ...]]
         if self.dtype == torch.float32:
-            self._run = partial(_score_output, BufferedGraph(self._dual, example, chunk=self.chunk))
+            self._run = partial(_compare_pair, BufferedGraph(self._dual, example, chunk=self.chunk))
         else:
             convert_to_half(self._dual, self.device, self.dtype)
             self._check_half(example[:1], expected)
-            self._run = CudaGraphs(partial(_score_output, self._dual))
+            self._run = CudaGraphs(partial(_compare_pair, self._dual))
 
     def _check_half(self, example: Tensor, expected: Tensor) -> None:
         """Checks that the graph in half precision gives nearly the pair that it gave in float32 on the CPU."""
@@ -181,12 +189,13 @@ class Scorer(nn.Module):
         Args:
             settings: :class:`Settings`, or a file of them. The scorer's own `settings` keep their calibration.
             model: the model. None: the one that the settings name.
-            **options: `device` and `dtype`, where None stands for those of the settings; `example`, `chunk`, `fold` and
-                `on_bad`, as the constructor takes them.
+            **options: `device`, `dtype` and `rank_by`, where None stands for those of the settings; `example`, `chunk`,
+                `fold` and `on_bad`, as the constructor takes them.
 
         Raises:
             InputError: a model with other weights than the settings were made with; settings that name no model; a
-                device or dtype other than the one that their scale was fitted in.
+                device or dtype other than the one that their scale was fitted in; `rank_by="calibrated"` without a
+                scale.
         """
         if not isinstance(settings, Settings):
             settings = Settings.load(settings)
@@ -195,7 +204,9 @@ class Scorer(nn.Module):
         if dtype is None and torch.device(device).type == settings.device:
             dtype = getattr(torch, settings.dtype)
         place, dtype = resolve_device(device, dtype, None)
-        settings = settings.with_device(place, dtype)
+        rank_by = options.pop("rank_by", None) or settings.rank_by
+        settings = replace(settings.with_device(place, dtype), rank_by=rank_by)
+        ranking = choose_ranking(rank_by, settings.model_sha256, calibrated=settings.calibration is not None)
         source = settings.model if model is None else model
         if source is None:
             raise InputError("expected the model that these settings were made with: they name none, it was a module")
@@ -214,7 +225,7 @@ class Scorer(nn.Module):
                 f"expected the model that these settings were made with, whose weights have SHA-256 "
                 f"{settings.model_sha256[:12]}..., got {found[:12]}..."
             )
-        scorer._settings = settings
+        scorer._settings, scorer.rank_by = settings, ranking
         return scorer
 
     @property
@@ -259,16 +270,18 @@ class Scorer(nn.Module):
             assert isinstance(images, Tensor)
             rows = images.flip(1) if colour == "bgr" else images
             with without_autocast(self.device.type):
-                return _score_output(self._dual, scale_to_levels(rows, self.preset))
+                return self._make_output(*_compare_pair(self._dual, scale_to_levels(rows, self.preset)))
         batch = make_batch(images, self.preset, device=self.device, rank=self._input_rank, colour=colour)
         if not batch.shape[0]:
-            return self._make_empty_output()
+            none = torch.empty(0, dtype=torch.float32, device=self.device)
+            no_embedding = none.new_empty(0, self._embedding_size)
+            return self._make_output(none, no_embedding, no_embedding.clone(), none.clone())
         on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with on_device, without_autocast(self.device.type), torch.inference_mode():
             extremes = batch.aminmax() if batch.is_floating_point() else ()
             outputs = [self._score_rows(scale_to_levels(rows, self.preset)) for rows in torch.split(batch, self.chunk)]
         # Joined outside inference mode, so that the results are ordinary tensors.
-        output = ScoreOutput(*(torch.cat(fields) for fields in zip(*outputs, strict=True)))
+        output = self._make_output(*(torch.cat(fields) for fields in zip(*outputs, strict=True)))
         bad = ~output.distance.isfinite() | ~output.embedding_norm.isfinite() | (output.embedding_norm == 0)
         # Read together: one wait for the device.
         any_bad, *extreme = torch.stack([bad.any(), *extremes]).tolist()
@@ -292,10 +305,11 @@ class Scorer(nn.Module):
         half = len(rows) // 2
         raise OutOfMemoryError(f"{self.device} has too little memory for {len(rows)} images together: try chunk={half}")
 
-    def _make_empty_output(self) -> ScoreOutput:
-        none = torch.empty(0, dtype=torch.float32, device=self.device)
-        no_embedding = none.new_empty(0, self._embedding_size)
-        return ScoreOutput(none, none.clone(), no_embedding, no_embedding.clone(), none.clone())
+    def _make_output(self, distance: Tensor, embedding: Tensor, pruned_embedding: Tensor, norm: Tensor) -> ScoreOutput:
+        quality = 1 - distance / 2
+        calibration = None if self._settings is None else self._settings.calibration
+        score = compute_score(self.rank_by, quality, norm, calibration)
+        return ScoreOutput(score, distance, quality, embedding, pruned_embedding, norm)
 
     def _mark_bad(self, bad: Tensor, output: ScoreOutput) -> ScoreOutput:
         """Raises for rows without a direction, or makes their numbers NaN."""
@@ -305,10 +319,8 @@ class Scorer(nn.Module):
                 f"expected embeddings of finite norm above 0, got none for {name_rows(bad)}; check these images and "
                 f"the weights, or construct the Scorer with {overflow}on_bad='nan'"
             )
-        nan = torch.full_like(output.distance, torch.nan)
-        return output._replace(
-            distance=torch.where(bad, nan, output.distance), quality=torch.where(bad, nan, output.quality)
-        )
+        unknown = ("score", "distance", "quality")
+        return output._replace(**{name: getattr(output, name).masked_fill(bad, torch.nan) for name in unknown})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Scorer:
         """Refuses to(), cuda(), half() and the like, also a parent's, unless they change nothing."""
@@ -321,10 +333,9 @@ class Scorer(nn.Module):
         return self
 
 
-def _score_output(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> ScoreOutput:
-    """Runs the pair of networks and compares the two embeddings of each image."""
-    distance, embedding, pruned_embedding, norm = embedding_distance(dual(batch))
-    return ScoreOutput(distance, 1 - distance / 2, embedding, pruned_embedding, norm)
+def _compare_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Runs the pair of networks; gives D, the two embeddings of each image, and the norm of the first."""
+    return embedding_distance(dual(batch))
 
 
 def get_crop_size(scorer: Scorer) -> tuple[int, int]:
@@ -352,7 +363,7 @@ def score(images: ImageInput, *, colour: Colour = "rgb") -> ScoreOutput:
     """Scores aligned face crops with the built-in network (SFace), pruned as in the paper.
 
     >>> out = prefiqs_ext.score(crops)  # RGB, uint8 [40, 3, 112, 112]; or arrays, PIL images, paths
-    >>> out.quality.shape  # [0, 1], HIGHER is better
+    >>> out.score.shape  # HIGHER is better; with SFace it is the embedding norm
     torch.Size([40])
     >>> out.embedding.shape  # for recognition, of length 1
     torch.Size([40, 128])
@@ -368,7 +379,7 @@ def score(images: ImageInput, *, colour: Colour = "rgb") -> ScoreOutput:
         colour: "bgr" for tensors and arrays whose first channel is blue, as OpenCV reads images.
 
     Returns:
-        :class:`ScoreOutput`, one row per crop: quality (HIGHER is better), distance (LOWER is better), embedding,
+        :class:`ScoreOutput`, one row per crop: the score to rank by (HIGHER is better), quality, distance, embedding,
         embedding norm.
 
     Raises:

@@ -12,6 +12,7 @@ from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.models.fingerprint import check_sha256
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.ranking import Ranking, check_ranking
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.dtype_names import DTYPE_NAMES
 from prefiqs_ext.utils.strict_json import build_dataclass, check_names, read_strict_json
@@ -45,6 +46,8 @@ class Settings:
         dtype: "float32", "float16" or "bfloat16".
         output: The index or key of the output that is the embedding. None means the first that can be one.
         calibration: The scale of 0 to 100 for the qualities, fitted on this device in this dtype; or None.
+        rank_by: The number that ranks, where the user chose it: "calibrated", "quality" or "norm". None leaves it to
+            the rule that :class:`prefiqs_ext.Scorer` describes.
     """
 
     model: str | None
@@ -55,6 +58,7 @@ class Settings:
     dtype: str
     output: int | str | None = None
     calibration: Calibration | None = None
+    rank_by: Ranking | None = None
 
     def with_calibration(self, calibration: Calibration) -> Settings:
         """Return the same settings with another scale.
@@ -121,6 +125,7 @@ class Settings:
             if type(named[name]) not in kinds:
                 raise InputError(f"{name} is {named[name]!r}")
         check_sha256(named["model_sha256"])
+        check_ranking(named["rank_by"], calibrated=named["calibration"] is not None)
         pruning, calibration = build_dataclass(Pruning, named["pruning"]), named["calibration"]
         if pruning is None:
             raise InputError("pruning is missing")

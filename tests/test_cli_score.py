@@ -30,7 +30,7 @@ from prefiqs_ext.faces.detect import MIN_FACE
 from tests.onnx_files import floats, make_model
 from tests.test_cli import Command, Result
 
-_COLUMNS = "path,face,status,quality,distance,embedding_norm,x,y,w,h,detector_score"
+_COLUMNS = "path,face,status,score,quality,distance,embedding_norm,x,y,w,h,detector_score"
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_csv_to_stdout_and_the_rest_to_stderr(command: Command, network: str) ->
     assert [record["path"] for record in records] == [f"crops/{name}" for name in names]
     pixels = np.stack([cv2.imread(f"crops/{index}.png")[..., ::-1] for index in range(6)])
     output = Scorer(network, preset="sface")(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    for name, expected in (("quality", output.quality), ("distance", output.distance)):
+    for name, expected in (("score", output.quality), ("quality", output.quality), ("distance", output.distance)):
         assert [np.float32(record[name]) for record in records[:6]] == list(expected.numpy())
     assert [record["status"] for record in records] == ["ok"] * 6 + ["not_assessable", "unreadable"]
     lines = result.err.splitlines()
@@ -200,7 +200,7 @@ def test_nothing_to_score(command: Command, network: str) -> None:
     arguments[1] = "@list.txt"
     result = command(*arguments)
     _error(result, "nothing could be scored: 1 unreadable")
-    assert result.out == f"{_COLUMNS}\nnone.png,,unreadable,,,,,,,,\n"
+    assert result.out == f"{_COLUMNS}\nnone.png,,unreadable,,,,,,,,,\n"
     arguments[1] = "@none.txt"
     _error(command(*arguments), "cannot read none.txt")
     _error(command("score", "crops", "--model", network), "expected a preset: the file", code=2)

@@ -57,5 +57,5 @@ def test_best_photos(tmp_path: Path) -> None:
     for name, pixels in (("dark", dark), ("good", photo), ("nobody", np.zeros_like(photo))):
         Image.fromarray(pixels).save(tmp_path / "photos" / "ann" / f"{name}.png")
     out = run("best_photos.py", tmp_path / "photos", tmp_path / "best")
-    assert out.startswith(f"ann: {tmp_path}/photos/ann/good.png (quality ")
+    assert out.startswith(f"ann: {tmp_path}/photos/ann/good.png (score ")
     assert (tmp_path / "best" / "ann.png").read_bytes() == (tmp_path / "photos" / "ann" / "good.png").read_bytes()

@@ -100,6 +100,7 @@ def test_rows_have_the_bits_of_the_api(options: dict[str, int], images: list[str
     assert torch.equal(torch.cat([one.embeddings for one in scored]), expected.embedding)
     rows = [row for one in scored for row in one.records]
     assert [row.quality for row in rows] == expected.quality.tolist()
+    assert [row.score for row in rows] == expected.score.tolist()
     assert [row.distance for row in rows] == expected.distance.tolist()
     assert [row.embedding_norm for row in rows] == expected.embedding_norm.tolist()
     assert {(row.face, row.status, row.x, row.detector_score) for row in rows} == {(0, "ok", None, None)}
@@ -128,7 +129,7 @@ def test_files_that_are_no_crop(workers: int, images: list[str], scorer: Scorer,
     for row in rows[:10]:
         assert row.reason
         assert "\n" not in row.reason
-        assert row.quality is None
+        assert row.score is row.quality is None
     assert "megapixels" in rows[4].reason
     assert rows[8].reason == "expected a crop of 112 x 112 pixels, got 200 x 250; a photo needs no --aligned"
     assert rows[10].quality == rows[11].quality
@@ -220,7 +221,9 @@ def test_photos(scorer: Scorer, tmp_path: Path) -> None:
         assert none.embeddings.shape == (1, 16)
         assert [row.face for row in both.records] == [0, 1]
         assert [row.quality for row in both.records] == output.quality.tolist()
-        assert [row[6:10] for row in both.records] == [tuple(map(float, face.detection[:4])) for face in faces]
+        assert [(row.x, row.y, row.w, row.h) for row in both.records] == [
+            tuple(map(float, face.detection[:4])) for face in faces
+        ]
         assert both.records[0].w > both.records[1].w  # type: ignore[operator]
     with pytest.raises(ValueError, match="min_face above 0, got -1"):  # it reaches the detector
         score_files(paths, scorer, min_face=-1)

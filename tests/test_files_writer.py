@@ -28,9 +28,9 @@ def _scored() -> list[ScoredFile]:
     qualities = torch.rand(6, generator=generator).tolist()
     everything = []
     for path, quality in zip(_PATHS, qualities, strict=True):
-        rows = [Record(path, 0, "ok", quality, 2 - 2 * quality, 12.5, 1.0, 2.0, 3.0, 4.0, 0.1)]
+        rows = [Record(path, 0, "ok", 10 * quality, quality, 2 - 2 * quality, 12.5, 1.0, 2.0, 3.0, 4.0, 0.1)]
         if path == "a.jpg":
-            rows.append(Record(path, 1, "ok", 0.25, 1.5, 1e-7))
+            rows.append(Record(path, 1, "ok", 2.5, 0.25, 1.5, 1e-7))
         if path == "e f.jpg":
             rows = [Record(path, None, "no_face", reason="none")]
         embeddings = torch.rand(len(rows), 4, generator=generator)
@@ -87,7 +87,7 @@ def test_txt_has_the_largest_face_and_one_line_a_path(tmp_path: Path) -> None:
         b"a.jpg", b'b "x", y.jpg', b"c\\nd.jpg", b"caf\xe9.jpg", b"g.jpg",
     ]  # fmt: skip
     assert [np.float32(line.rsplit(b" ", 1)[1].decode()) for line in lines[:-1]] == [
-        np.float32(one.records[0].quality) for one in _scored() if one.records[0].quality is not None
+        np.float32(one.records[0].score) for one in _scored() if one.records[0].score is not None
     ]
 
 
@@ -123,23 +123,23 @@ def test_a_run_that_goes_on_gives_the_same_bytes(name: str, stop: int, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.txt"])
-@pytest.mark.parametrize("pick", [Pick(top=2), Pick(top=100), Pick(below=0.5), Pick(below=-1.0)])
+@pytest.mark.parametrize("pick", [Pick(top=2), Pick(top=100), Pick(below=5.0), Pick(below=-1.0)])
 def test_picks(name: str, pick: Pick, tmp_path: Path) -> None:
     _run(tmp_path / name, _scored()[:3], finish=False, pick=pick)
     _run(tmp_path / name, _scored(), resume=True, pick=pick)
     assert sorted(_contents(tmp_path)) == sorted([name, "t.npy", "t.paths"])
     rows = [(row, e) for one in _scored() for row, e in zip(one.records, one.embeddings, strict=True)]
-    rows = [(row, e) for row, e in rows if row.quality is not None and (name != "t.txt" or row.face == 0)]
+    rows = [(row, e) for row, e in rows if row.score is not None and (name != "t.txt" or row.face == 0)]
     if pick.top is not None:
-        rows = sorted(rows, key=lambda entry: -(entry[0].quality or 0))[: pick.top]
+        rows = sorted(rows, key=lambda entry: -(entry[0].score or 0))[: pick.top]
     else:
-        rows = [entry for entry in rows if (entry[0].quality or 0) < (pick.below or 0)]
+        rows = [entry for entry in rows if (entry[0].score or 0) < (pick.below or 0)]
     np.testing.assert_array_equal(
         np.load(tmp_path / "t.npy"), torch.stack([e for _, e in rows]).numpy() if rows else np.empty((0, 4))
     )
     with (tmp_path / name).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         records = list(read_rows(choose_format(tmp_path / name), file))
-    assert [np.float32(record.quality or "nan") for record in records] == [np.float32(r.quality or 0) for r, _ in rows]
+    assert [np.float32(record.score or "nan") for record in records] == [np.float32(r.score or 0) for r, _ in rows]
     assert len((tmp_path / "t.paths").read_bytes().splitlines()) == len(rows)
 
 

@@ -43,7 +43,13 @@ def yunet_file() -> None:
 def assert_same_faces(got: list[FaceScore], expected: list[FaceScore]) -> None:
     assert len(got) == len(expected)
     for a, b in zip(got, expected, strict=True):
-        assert (a.box, a.quality, a.distance, a.embedding_norm) == (b.box, b.quality, b.distance, b.embedding_norm)
+        assert (a.box, a.score, a.quality, a.distance, a.embedding_norm) == (
+            b.box,
+            b.score,
+            b.quality,
+            b.distance,
+            b.embedding_norm,
+        )
         assert torch.equal(a.embedding, b.embedding)
         assert np.array_equal(a.crop, b.crop)
         assert np.array_equal(a.landmarks, b.landmarks)
@@ -56,7 +62,8 @@ def test_it_is_what_prefiqs_score_gives(two_faces: RGB, tmp_path: Path) -> None:
     (expected,) = score_files([path], get_default_scorer())
     assert len(faces) == len(expected.records) == 2
     for face, record, embedding in zip(faces, expected.records, expected.embeddings, strict=True):
-        assert (face.quality, face.distance, face.embedding_norm) == (
+        assert (face.score, face.quality, face.distance, face.embedding_norm) == (
+            record.score,
             record.quality,
             record.distance,
             record.embedding_norm,

@@ -78,7 +78,7 @@ class Parsed(HTMLParser):
 
 
 def _scored(qualities: list[float]) -> list[Record]:
-    return [Record(f"/nowhere/{i}.jpg", 0, "ok", q, 2 - 2 * q, 10.0) for i, q in enumerate(qualities)]
+    return [Record(f"/nowhere/{i}.jpg", 0, "ok", q, q, 2 - 2 * q, 10.0) for i, q in enumerate(qualities)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 11, 12, 13, 500])
@@ -107,19 +107,19 @@ def test_selection_is_bounded_and_counts_all() -> None:
     chosen = selection.pick()
     assert (len(chosen.best), chosen.middle, len(chosen.worst), len(chosen.others)) == (10, 4980, 10, 10)
     assert selection.counts == {"ok": 5000, "no_face": 1000}
-    assert sum(selection.quality_counts) == 5000
+    assert selection.scores.counts.total() == 5000
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.95, 1.0])
 def test_quantile_is_numpys_to_a_bin(share: float) -> None:
     qualities = np.random.default_rng(3).beta(20, 9, size=1001)
     selection = Selection().add(_scored(qualities.tolist()))
-    assert selection.quantile(share) == pytest.approx(np.quantile(qualities, share), abs=2e-3)
+    assert selection.scores.quantile(share) == pytest.approx(np.quantile(qualities, share), abs=2e-3)
 
 
 @pytest.mark.parametrize("qualities", [[0.5], [0.0, 1.0], [0.7, 0.7001], np.linspace(0.4, 0.8, 997).tolist(), [1.0]])
 def test_histogram_counts_every_face_inside_its_drawing(qualities: list[float]) -> None:
-    drawn = build_histogram(Selection().add(_scored(qualities)).quality_counts)
+    drawn = build_histogram(Selection().add(_scored(qualities)).scores)
     assert sum(int(bar.hint.rpartition(": ")[2].replace(",", "")) for bar in drawn.bars) == len(qualities)
     assert max(bar.height for bar in drawn.bars) == HEIGHT
     assert len(drawn.bars) <= 40
@@ -147,18 +147,18 @@ def hostile(tmp_path: Path) -> Path:
 def _page(folder: Path) -> str:
     paths = sorted(os.path.join(folder, name) for name in HOSTILE)
     rows = [
-        Record(path, 0, "ok", 0.9 - i / 50, 0.2 + i / 25, 12.0, 90.0, 50.0, 60.0, 80.0, 0.9)
+        Record(path, 0, "ok", 0.9 - i / 50, 0.9 - i / 50, 0.2 + i / 25, 12.0, 90.0, 50.0, 60.0, 80.0, 0.9)
         if i % 2
         else Record(path, None, "not_assessable", reason="<b>because</b>")
         for i, path in enumerate(paths)
     ]
-    return render(Selection().add(rows), str(folder), {"Network": "<i>none</i>"})
+    return render(Selection().add(rows), str(folder), {"Network": "<i>none</i>"}, "quality")
 
 
 def test_names_are_only_text(hostile: Path) -> None:
     page = _page(hostile)
     parsed = Parsed(page)
-    harmless = Parsed(render(Selection().add(_scored([0.5])), "/nowhere", {}))
+    harmless = Parsed(render(Selection().add(_scored([0.5])), "/nowhere", {}, "quality"))
     assert {tag for tag, _ in parsed.tags} <= {tag for tag, _ in harmless.tags} | {"img"}
     assert sorted(parsed.names) == sorted(map(format_path, HOSTILE))
     for tag, attributes in parsed.tags:
@@ -181,11 +181,11 @@ def test_thumbnails_are_small_and_of_the_face(tmp_path: Path) -> None:
     Image.fromarray(photo).save(file)
     box = (400.0, 100.0, 80.0, 100.0)
     rows = [
-        Record(str(file), 0, "ok", 0.8, 0.4, 9.0, *box, 0.9),
-        Record(str(file), 1, "ok", 0.7, 0.6, 9.0, 5000.0, 5000.0, 10.0, 10.0, 0.9),  # outside: the whole photo
-        Record(str(tmp_path / "gone.png"), 0, "ok", 0.6, 0.8, 9.0, *box, 0.9),
+        Record(str(file), 0, "ok", 0.8, 0.8, 0.4, 9.0, *box, 0.9),
+        Record(str(file), 1, "ok", 0.7, 0.7, 0.6, 9.0, 5000.0, 5000.0, 10.0, 10.0, 0.9),  # outside: the whole photo
+        Record(str(tmp_path / "gone.png"), 0, "ok", 0.6, 0.6, 0.8, 9.0, *box, 0.9),
     ]
-    parsed = Parsed(render(Selection().add(rows), str(tmp_path), {}))
+    parsed = Parsed(render(Selection().add(rows), str(tmp_path), {}, "quality"))
     face, whole = parsed.pictures()
     assert max(face.size) <= 112
     assert max(whole.size) <= 112
@@ -238,13 +238,14 @@ def test_command_agrees_with_the_scorer(crop_folder: Path, crops: Tensor, tmp_pa
     said = f"prefiqs: 8 files: 6 ok, 1 unreadable, 1 not assessable; written to {output}"
     assert result.stderr.splitlines()[-1] == said
     expected = Scorer()(crops[:6])
-    order = expected.quality.argsort(descending=True).tolist()
+    order = expected.embedding_norm.argsort(descending=True).tolist()
     page = output.read_text(encoding="utf-8")
     parsed = Parsed(page)
     assert parsed.names == [*(f"{i}.png" for i in order), "broken.jpg", "small.png"]
-    qualities = re.findall(r'<div class="quality">([\d.]+)</div>', page)
-    assert qualities == [f"{expected.quality[i]:.3f}" for i in order]
+    scores = re.findall(r'<div class="score">([\d.]+)</div>', page)
+    assert scores == [f"{expected.embedding_norm[i]:.2f}" for i in order]  # what ranks with SFace
     for i in order:
+        assert f"<dd>{expected.quality[i]:.3f}</dd>" in page
         assert f"<dd>{expected.distance[i]:.3f}</dd>" in page
         assert f"<dd>{expected.embedding_norm[i]:.2f}</dd>" in page
     for text in ("scored: 6", "not readable: 1", "not assessable: 1", "no face found: 0"):
@@ -271,7 +272,7 @@ def test_command_with_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.
     scorer = Scorer("small.onnx", Pruning("random", 0.5), preset=PRESETS["arcface"].with_size((32, 24)))
     qualities = scorer(torch.from_numpy(pixels).permute(0, 3, 1, 2)).quality.sort(descending=True).values
     page = Path("page.html").read_text(encoding="utf-8")
-    assert re.findall(r'<div class="quality">([\d.]+)</div>', page) == [f"{quality:.3f}" for quality in qualities]
+    assert re.findall(r'<div class="score">([\d.]+)</div>', page) == [f"{quality:.3f}" for quality in qualities]
     text = " ".join(Parsed(page).text.split())
     assert (
         f"small.onnx (SHA-256 of its weights {scorer.settings.model_sha256[:12]}), computed in float32 on cpu" in text

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import prefiqs_ext
 from prefiqs_ext import Preset, Pruning, ScoreOutput, Scorer, models, reference
 from prefiqs_ext.models import weights
+from prefiqs_ext.ranking import RANKINGS
 from tests import networks
 
 # D is computed in float32 through some fifty layers; the project promises 1e-5 against float64.
@@ -234,11 +235,11 @@ def test_outputs_are_ordinary_tensors(small_scorer: Scorer, images: Tensor) -> N
 
 def test_an_empty_batch_gives_empty_tensors(small_scorer: Scorer) -> None:
     out = small_scorer(torch.zeros(0, 3, 16, 20, dtype=torch.uint8))
-    assert [tuple(field.shape) for field in out] == [(0,), (0,), (0, 16), (0, 16), (0,)]
+    assert [tuple(field.shape) for field in out] == [(0,), (0,), (0,), (0, 16), (0, 16), (0,)]
     # A network whose reshape could not run on no rows.
     images = torch.rand(1, 3, networks.ZOO_SIZE, networks.ZOO_SIZE)
     scorer = Scorer(networks.calibrated("mobile"), example=images)
-    assert scorer(images[:0]).embedding.shape == scorer(images)[2][:0].shape
+    assert scorer(images[:0]).embedding.shape == scorer(images).embedding[:0].shape
 
 
 def test_score_uses_the_built_in_network(sface_file: Path, scorer: Scorer, crops: Tensor) -> None:
@@ -338,6 +339,9 @@ def test_embeddings_without_a_direction(tiny_preset: Preset, images: Tensor) -> 
     out = Scorer(network, preset=preset, on_bad="nan")(blank)
     assert out.distance.isnan().nonzero().flatten().tolist() == [1, 4]
     assert out.quality.isnan().nonzero().flatten().tolist() == [1, 4]
+    for rank_by in RANKINGS[1:]:
+        out = Scorer(network, preset=preset, on_bad="nan", rank_by=rank_by)(blank)
+        assert out.score.isnan().nonzero().flatten().tolist() == [1, 4]
 
 
 BAD_SCORERS: dict[str, tuple[Callable[[nn.Module, Preset], Any], str]] = {
@@ -360,6 +364,14 @@ BAD_SCORERS: dict[str, tuple[Callable[[nn.Module, Preset], Any], str]] = {
     "device type": (lambda m, p: Scorer(m, preset=p, device="meta"), "expected device 'cpu' or 'cuda', got 'meta'"),
     "chunk": (lambda m, p: Scorer(m, preset=p, chunk=0), "expected chunk of 1 or more, got 0"),
     "on_bad": (lambda m, p: Scorer(m, preset=p, on_bad="hide"), "expected on_bad 'raise' or 'nan', got 'hide'"),  # type: ignore[arg-type]
+    "rank_by": (
+        lambda m, p: Scorer(m, preset=p, rank_by="D"),  # type: ignore[arg-type]
+        "expected rank_by 'calibrated', 'quality', 'norm' or None, got 'D'",
+    ),
+    "a calibrated score without a calibration": (
+        lambda m, p: Scorer(m, preset=p, rank_by="calibrated"),
+        "expected settings with a calibration to rank by 'calibrated', got none: run `prefiqs calibrate`",
+    ),
     "sparsity": (lambda m, p: Scorer(m, Pruning(sparsity=1.0), preset=p), r"sparsity must be a number in \[0, 1\)"),
     "unknown layer": (lambda m, p: Scorer(m, {"7": torch.ones(1)}, preset=p), "7"),
     "mask shape": (lambda m, p: Scorer(m, {"0": torch.ones(8, 3, 3, dtype=torch.bool)}, preset=p), r"8, 3, 3"),

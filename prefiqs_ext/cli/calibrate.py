@@ -51,8 +51,8 @@ def calibrate(
     """Fit a scale of 0 to 100 on your own faces.
 
     PATH is an image, a folder, or @LIST as for `prefiqs score`. Scores the faces and writes the model, preset, pruning
-    and the scale to one file. `prefiqs score --settings FILE` then scores in the same way and adds a column `score`:
-    an integer from 0 to 100, HIGHER is better, or -1 where a face could not be scored.
+    and the scale to one file. `prefiqs score --settings FILE` then scores in the same way, and its column `score` is on
+    this scale: 0 to 100, HIGHER is better.
 
     \b
     Example:

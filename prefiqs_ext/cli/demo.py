@@ -8,12 +8,13 @@ import click
 
 from prefiqs_ext.cli.messages import print_result, tell
 from prefiqs_ext.cli.shared_options import output_folder_option
+from prefiqs_ext.ranking import NAMES
 from prefiqs_ext.utils.atomic_write import atomic_write, make_output_folder
 from prefiqs_ext.utils.optional_packages import require_packages
 from prefiqs_ext.utils.text import format_path
 
 _SHEET = "demo.png"
-_TITLE = "One face, thirteen ways, sorted by quality (0 to 1, higher is better)"
+_TITLE = "One face, thirteen ways, sorted by {} (higher is better)"
 
 
 @click.command()
@@ -21,7 +22,8 @@ _TITLE = "One face, thirteen ways, sorted by quality (0 to 1, higher is better)"
 def demo(output: Path) -> None:
     """Score one face and twelve worse versions of it.
 
-    Prints a table and draws a picture, both sorted by quality. The network is the built-in one, SFace.
+    Prints a table and draws a picture, both sorted by the score. The network is the built-in one, SFace, whose score
+    is the norm of the embedding.
 
     The photo is NASA's portrait of Eileen Collins. It is in the public domain and comes with scikit-image. It is made
     worse by blur, noise, down-sampling, occlusion, darkness and JPEG compression, each in a mild and a strong dose. The
@@ -34,11 +36,13 @@ def demo(output: Path) -> None:
     require_packages("demo", "skimage")  # its photo
     from prefiqs_ext.demo import find_astronaut, format_table, rank_faces
     from prefiqs_ext.demo.sheet import draw_sheet
+    from prefiqs_ext.scorer import get_default_scorer
 
     make_output_folder(output)
     path = output / _SHEET
     with atomic_write(str(path)) as file:
         faces = rank_faces(find_astronaut())
-        draw_sheet(faces, _TITLE).save(file, "png", optimize=True)
+        rank_by = get_default_scorer().rank_by
+        draw_sheet(faces, _TITLE.format(NAMES[rank_by]), rank_by).save(file, "png", optimize=True)
     print_result(format_table(faces))
     tell(f"{len(faces)} faces; the picture is in {format_path(str(path))}")

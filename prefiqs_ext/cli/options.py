@@ -24,6 +24,7 @@ from prefiqs_ext.models.model_file import check_model_file
 from prefiqs_ext.models.preset import PRESETS, Preset
 from prefiqs_ext.models.weights import BUILT_IN, KNOWN
 from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.ranking import Ranking, check_ranking
 from prefiqs_ext.utils.dtype_names import DTYPE_NAMES
 from prefiqs_ext.utils.strict_json import JSON
 from prefiqs_ext.utils.text import format_path
@@ -104,6 +105,7 @@ class ScoringOptions:
         device: "cpu" or "cuda". None: the device of the settings.
         dtype: the name of the type to compute in. None: that of the settings or, without settings, of the device.
         settings: what `prefiqs calibrate` or `prefiqs tune` wrote. They take the place of preset, output and pruning.
+        rank_by: the number that ranks. None: that of the settings, or what the rule of a Scorer gives.
     """
 
     model: ModelOptions
@@ -114,6 +116,7 @@ class ScoringOptions:
     device: str | None = "cpu"
     dtype: str | None = None
     settings: Settings | None = None
+    rank_by: Ranking | None = None
 
     def make_pruning(self) -> Pruning:
         """Return the pruning that the options describe."""
@@ -137,7 +140,8 @@ class ScoringOptions:
 
         dtype = self.find_dtype()
         if self.settings is not None:
-            return Scorer.from_settings(self.settings, self.model.name, device=self.device, dtype=dtype, on_bad="nan")
+            options = {"device": self.device, "dtype": dtype, "on_bad": "nan", "rank_by": self.rank_by}
+            return Scorer.from_settings(self.settings, self.model.name, **options)
         return Scorer(
             self.model.name,
             self.make_pruning(),
@@ -146,6 +150,7 @@ class ScoringOptions:
             device=self.device,
             dtype=dtype,
             on_bad="nan",
+            rank_by=self.rank_by,
         )
 
     def to_dict(self) -> dict[str, JSON]:
@@ -159,6 +164,7 @@ class ScoringOptions:
             "device": self.device,
             "dtype": self.dtype,
             "settings": None if self.settings is None else self.settings.to_json(),
+            "rank_by": self.rank_by,
         }
 
 
@@ -271,8 +277,8 @@ def model_options(command: Callable[_P, None]) -> Callable[_P, None]:
 def scoring_options(command: Callable[_P, None]) -> Callable[_P, None]:
     """Add the options of `model_options`, of pruning, --device and --dtype.
 
-    The command gets them as `scoring`, a :class:`ScoringOptions`. If it has an option --settings, a file, that file is
-    read and goes into the same object.
+    The command gets them as `scoring`, a :class:`ScoringOptions`. If it has options --settings and --rank-by
+    (shared_options.py), they go into the same object.
     """
 
     @functools.wraps(command)
@@ -289,7 +295,7 @@ def scoring_options(command: Callable[_P, None]) -> Callable[_P, None]:
 
 
 _MODEL_NAMES = ("model", "preset", "size", "output_name")
-_SCORING_NAMES = ("pruning", "sparsity", "scope", "layers", "device", "dtype", "settings")
+_SCORING_NAMES = ("pruning", "sparsity", "scope", "layers", "device", "dtype", "settings", "rank_by")
 
 
 def pick(values: dict[str, _T], names: Container[str]) -> dict[str, _T]:
@@ -321,6 +327,7 @@ def _make_scoring(
     device: str,
     dtype: str | None,
     settings: Path | None = None,
+    rank_by: Ranking | None = None,
 ) -> ScoringOptions:
     options = ModelOptions(model, preset, size, output_name)
     read = None
@@ -335,18 +342,20 @@ def _make_scoring(
 
         device = choose_device()
     place = device if read is None or _was_given("device") else None
-    scoring = ScoringOptions(options, pruning, sparsity, scope, layers, place, dtype, read)
+    scoring = ScoringOptions(options, pruning, sparsity, scope, layers, place, dtype, read, rank_by)
     _refuse_impossible(scoring)
     return scoring
 
 
 def _refuse_impossible(scoring: ScoringOptions) -> None:
-    """Refuse a pruning, a device or a dtype that cannot be, before any work."""
+    """Refuse a pruning, a device, a dtype or a ranking that cannot be, before any work."""
     from prefiqs_ext.device import resolve_device
 
     scoring.make_pruning()
     if scoring.device is not None:
         resolve_device(scoring.device, scoring.find_dtype(), None)
+    settings = scoring.settings
+    check_ranking(scoring.rank_by, calibrated=settings is not None and settings.calibration is not None)
 
 
 def _check(model: ModelOptions, option: str, *, needs_preset: bool = True) -> None:

@@ -11,7 +11,7 @@ import click
 from prefiqs_ext.cli.messages import tell, tell_summary
 from prefiqs_ext.cli.options import ScoringOptions, scoring_options
 from prefiqs_ext.cli.paths import INPUT_FOLDER
-from prefiqs_ext.cli.shared_options import aligned_option
+from prefiqs_ext.cli.shared_options import aligned_option, rank_by_option, settings_option
 from prefiqs_ext.cli.throughput import Throughput, throughput_options
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.utils.atomic_write import atomic_write
@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     help="The page to write.",
 )
 @scoring_options
+@settings_option
+@rank_by_option
 @throughput_options
 def report(folder: Path, aligned: bool, output: Path, scoring: ScoringOptions, throughput: Throughput) -> None:
     """Score a folder and show it as one HTML page.
 
-    The page shows faces from best to worst with their numbers, a histogram of their quality, and what could not be
+    The page shows faces from best to worst with their numbers, a histogram of their scores, and what could not be
     scored; at its foot it says which network scored them and how. It loads nothing from elsewhere, so you can pass it
     on as one file. Of a large folder it shows the 200 best and the 200 worst faces, and counts all. The exit code is 1
     if nothing could be scored.
@@ -59,7 +61,8 @@ def report(folder: Path, aligned: bool, output: Path, scoring: ScoringOptions, t
         with closing(throughput.score(paths, scorer, aligned=aligned)) as scored_files:
             for scored in scored_files:
                 selection.add(scored.records)
-        file.write(render(selection, str(folder), _describe_run(scorer, aligned=aligned)).encode())
+        facts = _describe_run(scorer, aligned=aligned)
+        file.write(render(selection, str(folder), facts, scorer.rank_by).encode())
     if not selection.counts["ok"]:
         raise InputError(f"no face could be scored; {format_path(str(output))} says why")
     tell_summary(len(paths), selection.counts.items(), output)

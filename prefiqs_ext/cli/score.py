@@ -9,8 +9,8 @@ import click
 
 from prefiqs_ext.cli.messages import describe_counts, tell, tell_summary
 from prefiqs_ext.cli.options import ScoringOptions, scoring_options
-from prefiqs_ext.cli.paths import INPUT_FILE, ImagesPath
-from prefiqs_ext.cli.shared_options import aligned_option
+from prefiqs_ext.cli.paths import ImagesPath
+from prefiqs_ext.cli.shared_options import aligned_option, rank_by_option, settings_option
 from prefiqs_ext.cli.throughput import Throughput, throughput_options
 from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.exceptions import InputError
@@ -42,17 +42,18 @@ _FILE = click.Path(path_type=Path)
     metavar="FILE.npy",
     help="Also write the embeddings, one row per row of the table, and their paths to FILE.paths.",
 )
-@click.option("--top", type=click.IntRange(min=1), metavar="K", help="Keep the K rows of highest quality, best first.")
-@click.option("--below", type=float, metavar="Q", help="Keep the rows whose quality, from 0 to 1, is below Q.")
+@click.option("--top", type=click.IntRange(min=1), metavar="K", help="Keep the K rows of highest score, best first.")
+@click.option(
+    "--below",
+    type=float,
+    metavar="SCORE",
+    help="Keep the rows whose score is below this, in the unit of the score: 0 to 100 if calibrated, 0 to 1 for "
+    "quality, a length for norm.",
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted run from the output's FILE.part.")
 @scoring_options
-@click.option(
-    "--settings",
-    type=INPUT_FILE,
-    metavar="FILE",
-    help="A file of `prefiqs calibrate` or `prefiqs tune`: model, preset, pruning and, if calibrated, the scale of a "
-    "column `score`.",
-)
+@settings_option
+@rank_by_option
 @throughput_options
 def score(
     paths: tuple[str, ...],
@@ -70,10 +71,11 @@ def score(
 
     PATH is an image, a folder (with all folders below it), or @LIST: a text file with one path per line.
 
-    quality is between 0 and 1, HIGHER is better; distance = 2 (1 - quality). csv and jsonl have one row per face, the
-    largest face of a photo first, and a status: ok, no_face, unreadable or not_assessable. txt has one line per photo,
-    `path quality` of its largest face. What could not be scored is named on standard error. The exit code is 1 if
-    nothing could be scored.
+    score is the number to rank and to act on, HIGHER is better: the calibrated score, the quality or the embedding
+    norm, as --rank-by says. quality is between 0 and 1, HIGHER is better; distance = 2 (1 - quality). csv and jsonl
+    have one row per face, the largest face of a photo first, and a status: ok, no_face, unreadable or not_assessable.
+    txt has one line per photo, `path score` of its largest face. What could not be scored is named on standard error.
+    The exit code is 1 if nothing could be scored.
 
     The rows are in FILE.part until all of them are there. After Ctrl-C or a crash, give the same command with --resume.
 
@@ -103,7 +105,6 @@ def score(
             paths=files,
             resume=resume,
             pick=Pick(top, below) if top is not None or below is not None else None,
-            calibration=None if scoring.settings is None else scoring.settings.calibration,
         )
     with results:
         done = results.progress.paths

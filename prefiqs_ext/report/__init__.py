@@ -11,6 +11,7 @@ import jinja2
 from tqdm import tqdm
 
 from prefiqs_ext.files.records import Record
+from prefiqs_ext.ranking import Ranking, format_score
 from prefiqs_ext.report.histogram import HEIGHT, WIDTH, build_histogram
 from prefiqs_ext.report.selection import STATUS_NAMES, Selection
 from prefiqs_ext.report.thumbnails import SIDE, make_thumbnails
@@ -21,22 +22,32 @@ __all__ = ["Selection", "render"]
 _QUANTILES = (("worst 5 % below", 0.05), ("median", 0.5), ("best 5 % above", 0.95))
 
 
+_MEANINGS: dict[Ranking, str] = {
+    "calibrated": "The score is calibrated: 0 to 100, on the scale of the settings that scored these faces.",
+    "quality": "The score is the quality, 1 - distance / 2, from 0 to 1: how little the embedding of a face moves when "
+    "the recognition network is pruned.",
+    "norm": "The score is the norm of a face's embedding before it is normalised. Its range depends on the recognition "
+    "network.",
+}
+
+
 class _Card(NamedTuple):
     status: str
     name: str
-    quality: str
+    score: str
     numbers: list[tuple[str, str]]
     reason: str
     picture: str
 
 
-def render(selection: Selection, folder: str, facts: Mapping[str, str]) -> str:
+def render(selection: Selection, folder: str, facts: Mapping[str, str], rank_by: Ranking) -> str:
     """Make the page. The images that it shows are read again for their thumbnails.
 
     Args:
         selection: the rows of the folder.
         folder: the path of the folder. Names of files are shown relative to it.
         facts: what the foot of the page says about how the faces were scored, label -> text.
+        rank_by: which number the score of the rows is.
 
     Returns:
         The HTML text of the page.
@@ -47,7 +58,7 @@ def render(selection: Selection, folder: str, facts: Mapping[str, str]) -> str:
     pictures = {(row.path, row.face): picture for row, picture in bar}
 
     def make_cards(rows: Iterable[Record]) -> list[_Card]:
-        return [_make_card(row, folder, pictures[row.path, row.face]) for row in rows]
+        return [_make_card(row, folder, pictures[row.path, row.face], rank_by) for row in rows]
 
     template = resources.files(__name__).joinpath("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(
@@ -55,11 +66,12 @@ def render(selection: Selection, folder: str, facts: Mapping[str, str]) -> str:
     )
     return environment.from_string(template).render(
         folder=format_path(folder),
+        meaning=_MEANINGS[rank_by],
         facts=facts,
         statuses=STATUS_NAMES,
         counts=selection.counts,
-        histogram=build_histogram(selection.quality_counts) if selection.counts["ok"] else None,
-        quantiles=[(label, f"{selection.quantile(share):.3f}") for label, share in _QUANTILES],
+        histogram=build_histogram(selection.scores) if selection.counts["ok"] else None,
+        quantiles=[(label, format_score(selection.scores.quantile(share), rank_by)) for label, share in _QUANTILES],
         width=WIDTH,
         height=HEIGHT,
         side=SIDE,
@@ -71,8 +83,10 @@ def render(selection: Selection, folder: str, facts: Mapping[str, str]) -> str:
     )
 
 
-def _make_card(row: Record, folder: str, picture: str) -> _Card:
+def _make_card(row: Record, folder: str, picture: str, rank_by: Ranking) -> _Card:
     numbers = []
+    if row.quality is not None:
+        numbers.append(("quality", f"{row.quality:.3f}"))
     if row.distance is not None:
         numbers.append(("distance", f"{row.distance:.3f}"))
     if row.embedding_norm is not None:
@@ -84,7 +98,7 @@ def _make_card(row: Record, folder: str, picture: str) -> _Card:
     return _Card(
         row.status,
         format_path(os.path.relpath(row.path, folder)),
-        STATUS_NAMES[row.status] if row.quality is None else f"{row.quality:.3f}",
+        STATUS_NAMES[row.status] if row.score is None else format_score(row.score, rank_by),
         numbers,
         row.reason,
         picture,

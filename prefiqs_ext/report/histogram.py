@@ -1,15 +1,17 @@
-"""The histogram of quality as plain numbers. The page draws it as an inline SVG."""
+"""The histogram of scores as plain numbers. The page draws it as an inline SVG."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections import Counter
 from typing import NamedTuple
+
+from prefiqs_ext.report.distribution import Distribution
 
 WIDTH, HEIGHT = 640, 120
 """The size of the drawing in pixels. The labels of the axis lie below it."""
 
-_STEPS = (0.005, 0.01, 0.02, 0.05)
 _FEW_BARS, _MOST_BARS = 8, 40
 _MOST_TICKS = 8
 
@@ -24,7 +26,7 @@ class Bar(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """One label of the axis: x in pixels, and the quality there."""
+    """One label of the axis: x in pixels, and the score there."""
 
     x: float
     label: str
@@ -39,32 +41,27 @@ class Histogram(NamedTuple):
     """The number of faces in the tallest bar."""
 
 
-def build_histogram(counts: Sequence[int]) -> Histogram:
-    """Build a histogram over the range of qualities that occur.
-
-    Args:
-        counts: the number of faces in each of len(counts) equal bins of [0, 1]; at least one of them is not 0.
-    """
-    fine = len(counts)
+def build_histogram(scores: Distribution) -> Histogram:
+    """Build a histogram over the range of scores that occur; there must be one at least."""
     # Few faces in many bars would look like a comb.
-    most_bars = min(max(_FEW_BARS, round(2 * math.sqrt(sum(counts)))), _MOST_BARS)
-    filled = [index for index, count in enumerate(counts) if count]
-    for step in _STEPS:
-        per_bar = round(step * fine)
-        first, last = filled[0] // per_bar, filled[-1] // per_bar
+    most_bars = min(max(_FEW_BARS, round(2 * math.sqrt(scores.counts.total()))), _MOST_BARS)
+    for per_bar in (digit * 10**power for power in itertools.count() for digit in (5, 10, 20)):
+        first, last = min(scores.counts) // per_bar, max(scores.counts) // per_bar
         if last - first < most_bars:
             break
-    totals = [sum(counts[bar * per_bar : (bar + 1) * per_bar]) for bar in range(first, last + 1)]
-    width, highest = WIDTH / len(totals), max(totals)
+    totals: Counter[int] = Counter()
+    for index, count in scores.counts.items():
+        totals[index // per_bar - first] += count
+    number = last - first + 1
+    width, highest, step = WIDTH / number, max(totals.values()), per_bar / scores.per_unit
     bars = [
         Bar(
             round(index * width, 2),
             round(width, 2),
-            round(total / highest * HEIGHT, 2),
-            f"{(first + index) * step:.3f} to {(first + index + 1) * step:.3f}: {total:,}",
+            round(totals[index] / highest * HEIGHT, 2),
+            f"{(first + index) * step:.6g} to {(first + index + 1) * step:.6g}: {totals[index]:,}",
         )
-        for index, total in enumerate(totals)
+        for index in range(number)
     ]
-    every = -(-(len(totals) + 1) // _MOST_TICKS)
-    edges = range(0, len(totals) + 1, every)
-    return Histogram(bars, [Tick(round(edge * width, 2), f"{(first + edge) * step:.3g}") for edge in edges], highest)
+    edges = range(0, number + 1, -(-(number + 1) // _MOST_TICKS))
+    return Histogram(bars, [Tick(round(edge * width, 2), f"{(first + edge) * step:.6g}") for edge in edges], highest)

@@ -8,22 +8,20 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from prefiqs_ext.files.records import STATUSES, Record, Status
+from prefiqs_ext.report.distribution import Distribution
 
 _STATUS_NAMES = ("scored", "no face found", "not readable", "not assessable")
 STATUS_NAMES: dict[Status, str] = dict(zip(STATUSES, _STATUS_NAMES, strict=True))
 """What the page calls each status."""
-
-# Quality is counted in bins of a thousandth. The coarser bars and the median are taken from these.
-FINE_BINS = 1000
 
 
 class Shown(NamedTuple):
     """The rows that the page shows, each with a card.
 
     Attributes:
-        best: the faces of highest quality, best first.
+        best: the faces of highest score, best first.
         middle: how many scored faces between `best` and `worst` are not shown.
-        worst: the faces of lowest quality, best first.
+        worst: the faces of lowest score, best first.
         others: the first rows of every other status.
     """
 
@@ -38,13 +36,13 @@ class Selection:
 
     Attributes:
         counts: how many rows there were of each status.
-        quality_counts: how many faces have a quality in each of FINE_BINS equal bins of [0, 1].
+        scores: how the scores of the faces are spread.
     """
 
     def __init__(self, most: int = 200) -> None:
         """Keep `most` rows of each kind."""
         self.counts: Counter[Status] = Counter()
-        self.quality_counts = [0] * FINE_BINS
+        self.scores = Distribution()
         self._most = most
         # Heaps of (key, -order, row). The order is unique, so rows are never compared; of equals the earlier one stays.
         self._best: list[tuple[float, int, Record]] = []
@@ -55,35 +53,26 @@ class Selection:
         """Take more rows, and return the selection itself."""
         for row in rows:
             self.counts[row.status] += 1
-            if row.quality is not None:
-                self._add_scored(row, row.quality)
+            if row.score is not None:
+                self._add_scored(row, row.score)
             elif len(kept := self._others[row.status]) < self._most:
                 kept.append(row)
         return self
 
-    def _add_scored(self, row: Record, quality: float) -> None:
-        self.quality_counts[min(int(quality * FINE_BINS), FINE_BINS - 1)] += 1
+    def _add_scored(self, row: Record, score: float) -> None:
+        self.scores.add(score)
         order = -self.counts["ok"]
-        for heap, key in ((self._best, quality), (self._worst, -quality)):
+        for heap, key in ((self._best, score), (self._worst, -score)):
             push = heapq.heappush if len(heap) < self._most else heapq.heappushpop
             push(heap, (key, order, row))
 
     def pick(self) -> Shown:
-        """Return the rows to show, from best to worst; rows of equal quality are in the order in which they came."""
+        """Return the rows to show, from best to worst; rows of equal score are in the order in which they came."""
         # A row may be in both heaps. It has the same order in both.
-        kept = {order: (-quality, -order, row) for quality, order, row in self._best}
-        kept |= {order: (minus_quality, -order, row) for minus_quality, order, row in self._worst}
+        kept = {order: (-score, -order, row) for score, order, row in self._best}
+        kept |= {order: (minus_score, -order, row) for minus_score, order, row in self._worst}
         ranked = [row for *_, row in sorted(kept.values(), key=lambda entry: entry[:2])]
         middle = self.counts["ok"] - len(ranked)
         cut = len(self._best) if middle else len(ranked)
         others = [row for rows in self._others.values() for row in rows]
         return Shown(ranked[:cut], middle, ranked[cut:], others)
-
-    def quantile(self, share: float) -> float:
-        """Return the quality below which this share of the scored faces lies, to 0.001; NaN without any."""
-        seen, wanted = 0, share * self.counts["ok"]
-        for index, count in enumerate(self.quality_counts):
-            seen += count
-            if count and seen >= wanted:
-                return (index + 0.5) / FINE_BINS
-        return float("nan")
