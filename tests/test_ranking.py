@@ -197,6 +197,9 @@ def test_commands_follow_the_score() -> None:
         below = [record for record in records[:-1] if float(record[column]) < float(ranked[4][column])]
         assert len(below) == 3
         assert score("--rank-by", rank_by, "--below", ranked[4][column]) == below
+        none = run_on_crops("score", "--rank-by", rank_by, "--below", 0)
+        assert none.stdout.count("\n") == 1
+        assert "no score is below 0, in the unit of the number that --rank-by names" in none.stderr
         run_on_crops("score", "--rank-by", rank_by, "--top", 2, "-o", "t.txt")
         assert Path("t.txt").read_text() == "".join(f"{one['path']} {one['score']}\n" for one in ranked[:2])
         run_on_crops("report", "--rank-by", rank_by, "-o", "page.html")

@@ -117,8 +117,10 @@ def score(
                     for record in scored.records:
                         if record.status != "ok":
                             tell(f"{format_path(record.path)}: {record.status}: {record.reason}")
-        results.finish()
+        rows = results.finish()
     counts = results.progress.counts
     if not counts.get("ok"):
         raise InputError(f"nothing could be scored: {describe_counts(counts.items())}")
+    if below is not None and not rows:
+        tell(f"no score is below {below:g}, in the unit of the number that --rank-by names")
     tell_summary(results.progress.paths, counts.items(), output, embeddings)

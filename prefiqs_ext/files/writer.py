@@ -170,8 +170,11 @@ class Writer:
         end = time.monotonic()
         self._next_save = end + max(_SAVE_S, _SAVE_SHARE * (end - start))
 
-    def finish(self) -> None:
+    def finish(self) -> int:
         """Makes the pick and gives the files their names.
+
+        Returns:
+            The number of rows of the table.
 
         Raises:
             FileAccessError: A file cannot be written or renamed. The run can go on later.
@@ -180,7 +183,7 @@ class Writer:
         embeddings = self._parts.get("embeddings")
         if isinstance(embeddings, PartialFile):
             embeddings.overwrite_start(format_npy_header(self.progress.rows, self.progress.columns))
-        finished = self._parts if self._pick is None else self._write_pick(self._pick)
+        finished, rows = (self._parts, self.progress.rows) if self._pick is None else self._write_pick(self._pick)
         self._finishing = True  # from here on there is nothing to save
         # The table last: where it is, the others are complete too.
         for kind in sorted(finished):  # embeddings, paths, table
@@ -196,9 +199,10 @@ class Writer:
                     part.discard()
         finally:
             self._close()
+        return rows
 
-    def _write_pick(self, pick: Pick) -> dict[str, PartialFile | StandardOutput]:
-        """Writes the picked rows to files beside the parts, which stay."""
+    def _write_pick(self, pick: Pick) -> tuple[dict[str, PartialFile | StandardOutput], int]:
+        """Writes the picked rows to files beside the parts, which stay; gives these files and the number of rows."""
         files = {kind: part.file for kind, part in self._parts.items() if isinstance(part, PartialFile)}
         outputs = {kind: PartialFile(file, ".pick") if file else StandardOutput() for kind, file in files.items()}
         for output in outputs.values():
@@ -216,7 +220,7 @@ class Writer:
             count += 1
         if isinstance(embeddings, PartialFile):
             embeddings.overwrite_start(format_npy_header(count, self.progress.columns))
-        return outputs
+        return outputs, count
 
     def _read_table(self) -> Iterator[TableRow]:
         stream = self._parts["table"].stream
