@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from prefiqs_ext.dual.convert.dualize import check_model, dualize
+from prefiqs_ext.dual.convert.dualize import check_model, dualize, measure_recalibration
 from prefiqs_ext.dual.modules import DualConv1d, DualConv2d, DualLinear, duplicate
 from prefiqs_ext.dual.runtime.buffers import BufferedGraph
 from prefiqs_ext.dual.runtime.cuda_graphs import CudaGraphs, is_out_of_memory
@@ -23,4 +23,5 @@ __all__ = [
     "dualize",
     "duplicate",
     "is_out_of_memory",
+    "measure_recalibration",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,11 +20,13 @@ from prefiqs_ext.dual.convert.fold import fold_into_layers
 from prefiqs_ext.dual.convert.freeze import freeze
 from prefiqs_ext.dual.convert.layers import LAYERS, Layer, find_layers, refuse_hidden_weights
 from prefiqs_ext.dual.convert.pairing import pair
+from prefiqs_ext.dual.convert.recalibrate import find_constants
 from prefiqs_ext.dual.convert.trace import PREFIX, TracedModel, trace
 from prefiqs_ext.dual.convert.verify import verify
 from prefiqs_ext.exceptions import InputError, InputTypeError, UnsupportedNetworkError
 from prefiqs_ext.models.embedding import describe_no_embedding, is_embedding, iterate_leaves
 from prefiqs_ext.pruning import Pruning, check_pruning
+from prefiqs_ext.recalibration import Recalibration
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 
@@ -72,30 +74,61 @@ def dualize(
     check_model(model, "dualize")
     _check_example(example)
     with torch_defaults(example.device):
-        return _convert(model, pruning, example, output, fold)
+        masks = _make_masks(pruning, model)
+        traced, values, layers = _capture(model, masks, example, output)
+        if fold:
+            fold_into_layers(traced, values, layers)
+        pair(traced.graph, values, layers)
+        result = _build_graph_module(traced, layers, type(model).__name__)
+        verify(result, traced, masks, example)
+    return result
 
 
-def _convert(
+def measure_recalibration(
     model: nn.Module,
     pruning: Pruning | Mapping[str, Tensor],
-    example: Tensor,
-    output: int | str | None,
-    fold: bool,
-) -> fx.GraphModule:
-    check_pruning(pruning)
-    masks = pruning.make_masks(model) if isinstance(pruning, Pruning) else _check_masks(pruning, model)
+    images: Tensor,
+    *,
+    output: int | str | None = None,
+) -> Recalibration:
+    """Find the gains and shifts that hold the channels of the pruned branch to those of the dense branch.
+
+    Args:
+        model: As `dualize` takes it, like `pruning` and `output`.
+        pruning: Which weights the pruned branch loses.
+        images: What the model takes, [N, ...]. The constants match means and deviations over all of them.
+        output: Which of several outputs is the embedding.
+
+    Raises:
+        InputError, UnsupportedNetworkError: As `dualize`; also a layer that gives NaN or infinity on these images.
+    """
+    check_model(model, "recalibrate")
+    _check_example(images)
+    with torch_defaults(images.device):
+        traced, _, layers = _capture(model, _make_masks(pruning, model), images, output)
+        return find_constants(traced, layers, images)
+
+
+class _Captured(NamedTuple):
+    """A model's graph, what its nodes compute, and its layers by the target of their node."""
+
+    traced: TracedModel
+    values: dict[fx.Node, Value]
+    layers: dict[str, Layer]
+
+
+def _capture(model: nn.Module, masks: dict[str, Tensor], example: Tensor, output: int | str | None) -> _Captured:
     traced = trace(model, make_images(example, 2), output)
     refuse_hidden_weights(traced)
     values = observe_values(traced, example)
     _keep_embedding(traced.graph, values, output)
     fix_defaults(traced.graph, values, example.device)
-    layers = find_layers(traced, values, masks)
-    if fold:
-        fold_into_layers(traced, values, layers)
-    pair(traced.graph, values, layers)
-    result = _build_graph_module(traced, layers, type(model).__name__)
-    verify(result, traced, masks, example)
-    return result
+    return _Captured(traced, values, find_layers(traced, values, masks))
+
+
+def _make_masks(pruning: Pruning | Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    check_pruning(pruning)
+    return pruning.make_masks(model) if isinstance(pruning, Pruning) else _check_masks(pruning, model)
 
 
 def check_model(model: nn.Module, who: str) -> None:

@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from prefiqs_ext.dual.convert.batch_axis import Value, describe_node, name_operation
@@ -29,9 +30,11 @@ class Layer:
     It computes act(scale_out * (W * (scale_in * x + shift_in) + bias) + shift_out + residual). W is `weight`, in the
     pruned branch masked by `mask`; act is the activation with `slope`. The folded vectors hold one float64 number per
     channel; `build_module` computes in float64 and rounds once, to float32. `pad` and `pad_mode` are arguments of
-    torch.nn.functional.pad, for paddings that the operator does not have.
+    torch.nn.functional.pad, for paddings that the operator does not have. `name` is the module's in the caller's
+    model; layers that use its weight in different ways share it.
     """
 
+    name: str
     weight: Tensor
     bias: Tensor | None
     mask: Tensor | None
@@ -70,6 +73,15 @@ class Layer:
         image.
         """
         return self.dims > 0 and (self.pad is None or self.pad_mode != "constant")
+
+    def compute_raw(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Compute the layer's own output in plain torch, with this weight and nothing folded in."""
+        if self.dims == 0:
+            return F.linear(x, weight, self.bias)
+        if self.pad is not None:
+            x = F.pad(x, self.pad, self.pad_mode)
+        convolve = F.conv1d if self.dims == 1 else F.conv2d
+        return convolve(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def fold_before(self, scale: Tensor, shift: Tensor) -> None:
         """Fold in an operation before the layer, which now reads v instead of scale * v + shift; both are [C]."""
@@ -185,7 +197,7 @@ def find_layers(traced: TracedModel, values: dict[fx.Node, Value], masks: dict[s
         if node.op == "call_module":
             module = traced.root.get_submodule(str(node.target))
             if isinstance(module, LAYERS):
-                layers[str(node.target)] = _read_module(module, removing.get(_find_model_name(str(node.target))))
+                layers[str(node.target)] = _read_module(_find_model_name(str(node.target)), module, removing)
         elif node.op == "call_function" and name_operation(node) in _FUNCTIONS:
             _replace_function(node, traced, values, layers, removing)
     erase_unused(traced.graph)
@@ -235,8 +247,9 @@ def _find_model_name(target: str) -> str:
     return target.removeprefix(PREFIX) if target.startswith(PREFIX) else ""
 
 
-def _read_module(module: nn.Conv1d | nn.Conv2d | nn.Linear, mask: Tensor | None) -> Layer:
-    layer = Layer(module.weight.detach(), None if module.bias is None else module.bias.detach(), mask)
+def _read_module(name: str, module: nn.Conv1d | nn.Conv2d | nn.Linear, removing: dict[str, Tensor]) -> Layer:
+    bias = None if module.bias is None else module.bias.detach()
+    layer = Layer(name, module.weight.detach(), bias, removing.get(name))
     if not isinstance(module, nn.Linear):
         layer.stride, layer.dilation, layer.groups = module.stride, module.dilation, module.groups
         _set_padding(layer, module.padding, module.padding_mode)
@@ -256,10 +269,12 @@ def _replace_function(
     if not all(isinstance(tensor, fx.Node) and tensor.op == "get_attr" for tensor in (weight, bias or weight)):
         return
     owner = str(weight.target).removesuffix(".weight")
+    name = _find_model_name(owner)
     layer = Layer(
+        name,
         _get_tensor(traced.root, weight),
         None if bias is None else _get_tensor(traced.root, bias),
-        removing.get(_find_model_name(owner)),
+        removing.get(name),
     )
     if layer.dims:
         layer.stride, layer.dilation = (
@@ -269,12 +284,12 @@ def _replace_function(
         padding = arguments.get("padding", 0)
         _set_padding(layer, padding if isinstance(padding, str) else _repeat_size(padding, layer.dims), "zeros")
     # One module per weight, and another one only where the weight is used with another bias, stride or padding.
-    name = owner if owner != weight.target else f"{owner}_layer"
-    while name in layers and not _is_same(layers[name], layer):
-        name += "_"
-    layers[name] = layer
+    target = owner if owner != weight.target else f"{owner}_layer"
+    while target in layers and not _is_same(layers[target], layer):
+        target += "_"
+    layers[target] = layer
     with traced.graph.inserting_before(node):
-        call = traced.graph.call_module(name, (arguments["input"],))
+        call = traced.graph.call_module(target, (arguments["input"],))
     values[call] = values[node]
     node.replace_all_uses_with(call)
     traced.graph.erase_node(node)
