@@ -15,12 +15,14 @@ from prefiqs_ext.dual.modules import DualConv1d
 from tests import oracle
 from tests.test_ops import assert_close, conv_inputs, expected_conv, isa, random_mask, seeded, tolerance  # noqa: F401
 
-# Of every algorithm, and hardly any channels or pixels that divide evenly. "one-pixel-streamed" takes the linear kernel,
-# and by gemm several blocks of k.
+# Of every algorithm, and hardly any channels or pixels divide evenly. "one-pixel-streamed" takes the linear kernel, and
+# by gemm several blocks of k.
 SHAPES = (
     *("depthwise", "depthwise-stride", "odd-channels", "groups", "1x1"),
     *("parts-of-tiles", "stride-2-parts-of-tiles", "one-pixel-streamed"),
 )
+# Whether there is a scale, and how many rows the bias has; without a scale, none and one are in test_ops.py.
+TERMS = ((False, 2), (True, 0), (True, 1), (True, 2))
 LINEAR_SIZES: tuple[tuple[int, int, tuple[int, ...]], ...] = ((70, 33, ()), (601, 447, ()), (31, 5, (3, 2)))
 
 
@@ -47,8 +49,7 @@ def add_everything(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("paired", [False, True], ids=["shared", "paired"])
-@pytest.mark.parametrize("bias_rows", [0, 1, 2])
-@pytest.mark.parametrize("scaled", [False, True], ids=["no scale", "scale"])
+@pytest.mark.parametrize(("scaled", "bias_rows"), TERMS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_conv2d(
     isa: str,  # noqa: F811
@@ -69,8 +70,7 @@ def test_conv2d(
 
 
 @pytest.mark.parametrize("paired", [False, True], ids=["shared", "paired"])
-@pytest.mark.parametrize("bias_rows", [0, 1, 2])
-@pytest.mark.parametrize("scaled", [False, True], ids=["no scale", "scale"])
+@pytest.mark.parametrize(("scaled", "bias_rows"), TERMS)
 @pytest.mark.parametrize("size", LINEAR_SIZES)
 def test_linear(isa: str, size: tuple[int, int, tuple[int, ...]], scaled: bool, bias_rows: int, paired: bool) -> None:  # noqa: F811
     features, outputs, between = size
