@@ -146,7 +146,7 @@ class RecalibratedLayers(TorchFunctionMode):
         if func not in (F.conv1d, F.conv2d, F.linear):
             return result
         weight = args[1] if len(args) > 1 else kwargs["weight"]
-        scale = self._scales.get(weight)
+        scale = self._scales.get(weight)  # type: ignore[no-untyped-call]
         if scale is None:
             return result
         shape = (-1, *(1,) * (weight.dim() - 2))  # channels are the last dimension of a linear layer

@@ -93,3 +93,16 @@ def test_constants_of_a_residual_network() -> None:
     model, x = calibrated("residual"), network_input(pictures(11, 32))
     masks = Pruning().make_masks(model)
     check_constants(measure_recalibration(model, masks, x), slow_constants(model, masks, x))
+from prefiqs_ext.dual import dualize
+from prefiqs_ext import reference
+def test_x():
+    for name in ("weight reuse","vit", "audio","grouped"):
+        build, inputs = ARCHITECTURES[name]
+        model, x = build(), inputs(19, seed=3)
+        r = measure_recalibration(model, ALL, x)
+        ref = reference.score(model, x, ALL, recalibration=r)
+        for fold in (True, False):
+            g = dualize(model, ALL, example=x, recalibration=r, fold=fold)
+            a,b = g(x).chunk(2)
+            d = (torch.nn.functional.normalize(a)-torch.nn.functional.normalize(b)).norm(dim=1)
+            print(name, fold, (d-ref.distance).abs().max(), ref.distance.mean(), reference.score(model,x,ALL).distance.mean())

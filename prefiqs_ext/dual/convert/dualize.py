@@ -36,6 +36,7 @@ def dualize(
     *,
     example: Tensor,
     output: int | str | None = None,
+    recalibration: Recalibration | None = None,
     fold: bool = True,
 ) -> fx.GraphModule:
     """Convert a model into a graph that computes the dense and the pruned embeddings in one pass.
@@ -51,6 +52,8 @@ def dualize(
             variations of it show which values carry the batch, and serve the self-check.
         output: Which of several outputs is the embedding, by index or key. None: the first floating tensor [N, d]
             with d = 2 columns or more.
+        recalibration: What `measure_recalibration` gave for this model and pruning. It moves every channel of the
+            pruned branch to the mean and the spread of the dense one.
         fold: Whether to fold batch norm, input normalisation, activations and residuals into the layers. Results
             differ only by rounding.
 
@@ -59,7 +62,8 @@ def dualize(
         [2N, d]: dense rows first, not normalised.
 
     Raises:
-        InputError: The model is in train mode or not float32, or the example or a mask is wrong.
+        InputError: The model is in train mode or not float32, or the example or a mask is wrong, or the recalibration
+            is of another model or pruning.
         UnsupportedNetworkError: The model has no layer to prune, cannot be traced, mixes the rows of a batch, or
             hides weights.
         RuntimeError: The self-check failed, which is a fault of this package.
@@ -76,11 +80,13 @@ def dualize(
     with torch_defaults(example.device):
         masks = _make_masks(pruning, model)
         traced, values, layers = _capture(model, masks, example, output)
+        if recalibration is not None:
+            _recalibrate(layers, masks, recalibration)
         if fold:
             fold_into_layers(traced, values, layers)
         pair(traced.graph, values, layers)
         result = _build_graph_module(traced, layers, type(model).__name__)
-        verify(result, traced, masks, example)
+        verify(result, traced, masks, recalibration, example)
     return result
 
 
@@ -151,6 +157,19 @@ def check_model(model: nn.Module, who: str) -> None:
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise InputError(
                 f"{who}: expected float32 parameters, got {parameter.dtype} in {name!r}: call model.float()"
+            )
+
+
+def _recalibrate(layers: dict[str, Layer], masks: dict[str, Tensor], recalibration: Recalibration) -> None:
+    """Give each pruned layer its constants."""
+    recalibration.check_masks(masks)
+    for layer in layers.values():
+        if layer.mask is None:
+            continue
+        layer.recalibration = recalibration.layers.get(layer.name)
+        if layer.recalibration is None:
+            raise InputError(
+                f"expected the recalibration of this network and pruning, got none of {layer.name!r}, which is pruned"
             )
 
 

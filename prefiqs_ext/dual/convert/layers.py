@@ -15,6 +15,7 @@ from prefiqs_ext.dual.convert.batch_axis import Value, describe_node, name_opera
 from prefiqs_ext.dual.convert.trace import PREFIX, TracedModel, erase_unused, is_plain_layer
 from prefiqs_ext.dual.modules import DualConv1d, DualConv2d, DualLinear
 from prefiqs_ext.exceptions import UnsupportedNetworkError
+from prefiqs_ext.recalibration import ChannelScale
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
@@ -27,17 +28,19 @@ _SIGNATURE = ("input", "weight", "bias", "stride", "padding", "dilation", "group
 class Layer:
     """One convolution or linear layer of the caller's model, and what is folded into it.
 
-    It computes act(scale_out * (W * (scale_in * x + shift_in) + bias) + shift_out + residual). W is `weight`, in the
-    pruned branch masked by `mask`; act is the activation with `slope`. The folded vectors hold one float64 number per
-    channel; `build_module` computes in float64 and rounds once, to float32. `pad` and `pad_mode` are arguments of
-    torch.nn.functional.pad, for paddings that the operator does not have. `name` is the module's in the caller's
-    model; layers that use its weight in different ways share it.
+    It computes act(scale_out * raw + shift_out + residual), where raw = W * (scale_in * x + shift_in) + bias. W is
+    `weight`, in the pruned branch masked by `mask`; `recalibration` turns that branch's raw into gain * raw + shift.
+    act is the activation with `slope`. The folded vectors hold one float64 number per channel; `build_module` computes
+    in float64 and rounds once, to float32. `pad` and `pad_mode` are arguments of torch.nn.functional.pad, for paddings
+    that the operator does not have. `name` is the module's in the caller's model; layers that use its weight in
+    different ways share it.
     """
 
     name: str
     weight: Tensor
     bias: Tensor | None
     mask: Tensor | None
+    recalibration: ChannelScale | None = None
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
@@ -97,9 +100,10 @@ class Layer:
 
     def build_module(self) -> nn.Module:
         """Build the module of a converted graph; it shares no tensor with this layer."""
-        weight, bias, tap_shift = self._fold()
+        (weight, tap_shift), bias = self._fold_weight(), self._fold_bias()
+        gain = None if self.recalibration is None else self.recalibration.gain.to(weight.device)
         if self.dims == 0:
-            return DualLinear(weight, self.mask, bias=bias)
+            return DualLinear(weight, self.mask, gain, bias)
         mask, pad = self.mask, self.pad
         if self.dims == 1:  # a 2-d convolution on a map of one row
             weight = weight.unsqueeze(2)
@@ -109,9 +113,10 @@ class Layer:
         return (DualConv2d if self.dims == 2 else DualConv1d)(
             weight,
             mask,
-            bias=bias,
-            tap_shift=tap_shift,
-            slope=self.slope,
+            gain,
+            bias,
+            tap_shift,
+            self.slope,
             stride=_extend_to_two(self.stride, 1),
             padding=_extend_to_two(self.padding, 0),
             dilation=_extend_to_two(self.dilation, 1),
@@ -120,17 +125,25 @@ class Layer:
             pad_mode=self.pad_mode,
         )
 
-    def _fold(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return weight, bias and tap_shift with everything folded in, or the caller's own tensors if nothing is."""
+    def _fold_bias(self) -> Tensor | None:
+        """Return the bias with everything folded in: float64 [Co] or, if recalibrated, [2, Co] (dense, pruned)."""
+        bias = None if self.bias is None else self.bias.double()
+        if self.recalibration is not None:
+            gain, shift = (vector.to(self.weight.device) for vector in self.recalibration)
+            raw = torch.zeros(len(gain), dtype=torch.float64, device=gain.device) if bias is None else bias
+            bias = torch.stack([raw, gain * raw + shift])
+        if self.scale_out is None or self.shift_out is None:
+            return bias
+        return self.shift_out if bias is None else bias * self.scale_out + self.shift_out
+
+    def _fold_weight(self) -> tuple[Tensor, Tensor | None]:
+        """Return weight and tap_shift with everything folded in, or the caller's own weight if nothing is."""
         if self.scale_in is None and self.scale_out is None:
-            return self.weight, self.bias, None
+            return self.weight, None
         filters = self.weight.shape[0]
         scale_out = self.scale_out
         if scale_out is None:
             scale_out = torch.ones(filters, dtype=torch.float64, device=self.weight.device)
-        bias = None if self.bias is None else self.bias.double() * scale_out
-        if self.shift_out is not None:
-            bias = self.shift_out if bias is None else bias + self.shift_out
         weight = torch.empty_like(self.weight, dtype=torch.float32)
         tap_shifts = []
         # A few filters at a time, because a whole layer in float64 would set the peak of a conversion's memory.
@@ -146,7 +159,11 @@ class Layer:
             branches = [shifts] if self.mask is None else [shifts, shifts * self.mask[rows].to(weight.device)]
             tap_shifts.append(torch.stack([branch.sum(1) for branch in branches]))
         tap_shift = torch.cat(tap_shifts, dim=1) if tap_shifts else None
-        return weight, bias, tap_shift if tap_shift is not None and bool(tap_shift.any()) else None
+        if tap_shift is None or not bool(tap_shift.any()):
+            return weight, None
+        if self.recalibration is not None:
+            tap_shift[1] *= self.recalibration.gain.to(weight.device).view(-1, *(1,) * self.dims)
+        return weight, tap_shift
 
     def _expand_to_weights(self, vector: Tensor) -> Tensor:
         """Expand [C] to [Co, C/groups, 1, 1]: for every filter, the input channels of its group."""

@@ -146,7 +146,7 @@ class _Moments:
 
     @property
     def varies(self) -> Tensor:
-        """bool [Co], False where the deviation is next to nothing."""
+        """Bool [Co], False where the deviation is next to nothing."""
         return self.deviation > _NOTHING * (self.deviation.mean() + self.mean.abs())
 
 
