@@ -99,10 +99,6 @@ class Recalibration:
         """Return the same constants for a network whose modules have longer names, such as "network.conv1"."""
         return Recalibration({f"{prefix}{name}": scale for name, scale in self.layers.items()})
 
-    def without_prefix(self, prefix: str) -> Recalibration:
-        """Undo `with_prefix`."""
-        return Recalibration({name.removeprefix(prefix): scale for name, scale in self.layers.items()})
-
     def to_dict(self) -> dict[str, JSON]:
         """The constants as JSON values: by layer, the little-endian float32 numbers of gain and shift in base64."""
         return {name: {key: _encode(t) for key, t in scale._asdict().items()} for name, scale in self.layers.items()}

@@ -13,7 +13,7 @@ from networks import calibrated, network_input, pictures
 from torch import Tensor, nn
 
 from prefiqs_ext import Pruning
-from prefiqs_ext.dual import measure_recalibration
+from prefiqs_ext.dual import find_recalibration
 from prefiqs_ext.recalibration import Recalibration
 
 Constants = dict[str, tuple[Tensor, Tensor]]
@@ -84,7 +84,7 @@ def check_constants(ours: Recalibration, expected: Constants) -> None:
 def test_constants(name: str) -> None:
     build, inputs = ARCHITECTURES[name]
     model, x = build(), inputs(19, seed=3)
-    ours = measure_recalibration(model, ALL, x)
+    ours = find_recalibration(model, ALL, x)
     check_constants(ours, slow_constants(model, ALL.make_masks(model), x))
     assert max(float((scale.gain - 1).abs().max()) for scale in ours.layers.values()) > 0.1
 
@@ -92,14 +92,14 @@ def test_constants(name: str) -> None:
 def test_constants_of_a_residual_network() -> None:
     model, x = calibrated("residual"), network_input(pictures(11, 32))
     masks = Pruning().make_masks(model)
-    check_constants(measure_recalibration(model, masks, x), slow_constants(model, masks, x))
+    check_constants(find_recalibration(model, masks, x), slow_constants(model, masks, x))
 from prefiqs_ext.dual import dualize
 from prefiqs_ext import reference
 def test_x():
     for name in ("weight reuse","vit", "audio","grouped"):
         build, inputs = ARCHITECTURES[name]
         model, x = build(), inputs(19, seed=3)
-        r = measure_recalibration(model, ALL, x)
+        r = find_recalibration(model, ALL, x)
         ref = reference.score(model, x, ALL, recalibration=r)
         for fold in (True, False):
             g = dualize(model, ALL, example=x, recalibration=r, fold=fold)

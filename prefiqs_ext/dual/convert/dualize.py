@@ -52,7 +52,7 @@ def dualize(
             variations of it show which values carry the batch, and serve the self-check.
         output: Which of several outputs is the embedding, by index or key. None: the first floating tensor [N, d]
             with d = 2 columns or more.
-        recalibration: What `measure_recalibration` gave for this model and pruning. It moves every channel of the
+        recalibration: What `find_recalibration` gave for this model and pruning. It moves every channel of the
             pruned branch to the mean and the spread of the dense one.
         fold: Whether to fold batch norm, input normalisation, activations and residuals into the layers. Results
             differ only by rounding.
@@ -90,7 +90,7 @@ def dualize(
     return result
 
 
-def measure_recalibration(
+def find_recalibration(
     model: nn.Module,
     pruning: Pruning | Mapping[str, Tensor],
     images: Tensor,
