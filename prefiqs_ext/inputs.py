@@ -31,7 +31,7 @@ ImageInput: TypeAlias = "SingleImage | Sequence[SingleImage]"
 Colour: TypeAlias = Literal["rgb", "bgr"]
 
 LEAST_RECALIBRATING = 8
-"""Images to recalibrate on, at least: with fewer, a linear layer's deviations are off by a third (2 standard errors)."""
+"""Images to recalibrate on, at least: with fewer, a deviation over rows is off by a quarter (one standard error)."""
 MOST_RECALIBRATING = 128
 """Images to recalibrate on, at most: time and memory grow with them."""
 _KINDS = "a tensor, a NumPy array, a PIL image, a path, or a list of these"
@@ -323,7 +323,10 @@ def make_recalibration_inputs(
     Of more than 128, as many are drawn at even distances, so that of images in order each part has its share.
 
     Args:
-        images, preset, device, rank: as :func:`make_batch` takes them.
+        images: as :func:`make_batch` takes them.
+        preset: whose images they are.
+        device: where a tensor must be.
+        rank: dimensions of the tensor without a preset.
 
     Raises:
         InputError: fewer than 8 images, or all equal; also what :func:`make_batch` and :func:`check_values` refuse.

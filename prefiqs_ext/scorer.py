@@ -161,9 +161,7 @@ class Scorer(nn.Module):
         self.chunk = chunk or _CHUNK[self.device.type]
         self.on_bad = on_bad
         self._input_rank = example.dim()
-        self._dual = dualize(
-            network, masks, example=example, output=output, recalibration=recalibrate, fold=fold
-        )
+        self._dual = dualize(network, masks, example=example, output=output, recalibration=recalibrate, fold=fold)
         with torch.inference_mode():
             expected = self._dual(example[:1])
         self._embedding_size = expected.shape[1]

@@ -77,7 +77,8 @@ def sensitivity(
         recalibration.check_masks(masks)
     scales = {} if recalibration is None else recalibration.layers
     # By layer: the weight, and the gain and shift if it is recalibrated; and how they move.
-    own, moves = {}, {}
+    own: dict[str, tuple[Tensor, ...]] = {}
+    moves: dict[str, tuple[Tensor, ...]] = {}
     for name, mask in masks.items():
         weight = network.get_parameter(f"{prefix}{name}.weight").detach()
         own[name], moves[name] = (weight,), (torch.where(mask, 0, -weight),)

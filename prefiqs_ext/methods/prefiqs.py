@@ -107,9 +107,7 @@ class RecalibratedPreFIQs(PreFIQs):
         Raises:
             InputError: Fewer images, or whatever the Scorer refuses.
         """
-        self._scorer = Scorer(
-            self.network, self.pruning, recalibrate=images, preset=self.preset, output=self.output
-        )
+        self._scorer = Scorer(self.network, self.pruning, recalibrate=images, preset=self.preset, output=self.output)
         return self
 
 
