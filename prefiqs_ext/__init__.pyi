@@ -2,7 +2,8 @@
 # command line starts without torch. Only relative imports of one dot may stand here.
 from . import analysis, evaluation, exceptions, faces, files, methods, models, reference
 from .analysis.sensitivity import sensitivity
-from .calibration import Calibration
+from .calibration.calibrate import calibrate
+from .calibration.scale import Calibration
 from .dual import dualize
 from .exceptions import PrefiqsError
 from .models.preset import Preset
@@ -26,6 +27,7 @@ __all__ = [
     "Scorer",
     "Settings",
     "analysis",
+    "calibrate",
     "dualize",
     "evaluation",
     "exceptions",

@@ -32,6 +32,8 @@ class ScoreOutput(NamedTuple):
     """``[N, d]``, of length 1: the embedding of the pruned network."""
     embedding_norm: Tensor
     """``[N]``: the norm of the network's embedding before normalisation; on some networks it tells quality too."""
+    layer_norms: Tensor
+    """``[N, K]``: the norms of the outputs of K layers, of those that the scorer was made with; K = 0 without."""
 
 
 class ImageScore(NamedTuple):

@@ -10,7 +10,7 @@ from prefiqs_ext.models.weights import find_by_weights
 if TYPE_CHECKING:  # the command line must list rankings without importing torch
     from torch import Tensor
 
-    from prefiqs_ext.calibration import Calibration
+    from prefiqs_ext.calibration.scale import Calibration
 
 Ranking = Literal["calibrated", "quality", "norm"]
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
@@ -63,22 +63,25 @@ def choose_ranking(rank_by: Ranking | None, model_sha256: str, *, calibrated: bo
     return "quality" if known is None or known.rank_by is None else known.rank_by
 
 
-def compute_score(rank_by: Ranking, quality: Tensor, embedding_norm: Tensor, calibration: Calibration | None) -> Tensor:
+def compute_score(
+    rank_by: Ranking, distance: Tensor, embedding_norm: Tensor, layer_norms: Tensor, calibration: Calibration | None
+) -> Tensor:
     """Computes the score, the number to rank and to act on.
 
     Args:
         rank_by: Which number it is.
-        quality: ``[N]`` in [0, 1].
+        distance: ``[N]`` in [0, 2].
         embedding_norm: ``[N]``.
-        calibration: The scale; needed for "calibrated" only.
+        layer_norms: ``[N, K]``, of the layers that the calibration reads.
+        calibration: Needed for "calibrated" only.
 
     Returns:
         ``[N]`` on the same device, a new tensor; HIGHER is better. It is NaN where the number that it comes from is.
     """
     if rank_by == "calibrated":
         assert calibration is not None  # choose_ranking saw to it
-        return calibration(quality)
-    return (embedding_norm if rank_by == "norm" else quality).clone()
+        return calibration(distance, embedding_norm, layer_norms)
+    return embedding_norm.clone() if rank_by == "norm" else 1 - distance / 2
 
 
 def format_score(score: float, rank_by: Ranking) -> str:

@@ -71,7 +71,8 @@ def score(
         distance = torch.linalg.vector_norm(unit - pruned_unit, dim=1)
         norm = torch.linalg.vector_norm(raw, dim=1)
     quality = 1 - distance / 2
-    return ScoreOutput(quality.clone(), distance, quality, unit, pruned_unit, norm)
+    no_norms = norm.new_empty(len(norm), 0)
+    return ScoreOutput(quality.clone(), distance, quality, unit, pruned_unit, norm, no_norms)
 
 
 def _network_input(batch: Tensor, preset: Preset | str, dtype: torch.dtype) -> Tensor:

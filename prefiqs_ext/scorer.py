@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -21,6 +21,7 @@ from prefiqs_ext.dual import (
     dualize,
     find_recalibration,
     is_out_of_memory,
+    list_layers,
 )
 from prefiqs_ext.exceptions import InputError, InputTypeError, OutOfMemoryError
 from prefiqs_ext.inputs import (
@@ -77,6 +78,8 @@ class Scorer(nn.Module):
             that it has in the network itself over these faces, so that D no longer measures what pruning does to all
             faces alike. From 8 different clean faces on; of more than 128, as many are drawn evenly. None: D is the
             paper's.
+        layers: the names of layers whose outputs' norms are wanted, of those that :meth:`list_layers` gives. An output
+            is taken with everything that is folded into the layer, such as its activation.
         preset: the input that the network was trained on: a :class:`Preset` or its name ("arcface", "magface", ...).
             If None, a built-in network uses its own preset. The preset of a checkpoint is guessed from its layout, with
             a warning. A module or an ONNX file without a preset gets your tensor exactly as it is.
@@ -100,6 +103,7 @@ class Scorer(nn.Module):
         device: where it computes.
         dtype: what it computes in.
         preset: the input of the network, or None.
+        layers: the names of the layers whose norms it gives.
         recalibration: the gains and shifts of the pruned layers, by their names in your network, or None.
         chunk: how many images run together.
         on_bad: as above.
@@ -119,6 +123,7 @@ class Scorer(nn.Module):
         pruning: Pruning | Mapping[str, Tensor] = Pruning(),  # noqa: B008, frozen
         *,
         recalibrate: ImageInput | Recalibration | None = None,
+        layers: Sequence[str] = (),
         preset: Preset | str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -162,17 +167,27 @@ class Scorer(nn.Module):
             self._settings = Settings(
                 name, weights_hash, self.preset, pruning, *where, output, recalibration=recalibrate, rank_by=rank_by
             )
+        self.layers = tuple(layers)
+        self._prefix = "" if self.preset is None else "network."
         if self.preset is not None:
             # Masks and constants come first: they know layers by the names they have in the caller's model.
             network = NormalizedNetwork(self.preset, network)
-            masks = {f"network.{name}": mask for name, mask in masks.items()}
-            recalibrate = None if recalibrate is None else recalibrate.with_prefix("network.")
+            masks = {f"{self._prefix}{name}": mask for name, mask in masks.items()}
+            recalibrate = None if recalibrate is None else recalibrate.with_prefix(self._prefix)
         self.chunk = chunk or _CHUNK[self.device.type]
         self.on_bad = on_bad
         self._input_rank = example.dim()
-        self._dual = dualize(network, masks, example=example, output=output, recalibration=recalibrate, fold=fold)
+        self._dual = dualize(
+            network,
+            masks,
+            example=example,
+            output=output,
+            recalibration=recalibrate,
+            norms=[f"{self._prefix}{name}" for name in layers],
+            fold=fold,
+        )
         with torch.inference_mode():
-            expected = self._dual(example[:1])
+            expected, _ = _run_pair(self._dual, example[:1])
         self._embedding_size = expected.shape[1]
         self._run: Callable[[Tensor], tuple[Tensor, ...]]
         if self.dtype == torch.float32:
@@ -221,6 +236,7 @@ class Scorer(nn.Module):
             source,
             settings.pruning,
             recalibrate=settings.recalibration,
+            layers=() if settings.calibration is None else settings.calibration.layers,
             preset=settings.preset,
             output=settings.output,
             device=place,
@@ -246,6 +262,10 @@ class Scorer(nn.Module):
         if self._settings is None:
             raise InputError("masks of your own are not kept in settings: construct the Scorer with a Pruning")
         return self._settings
+
+    def list_layers(self) -> tuple[str, ...]:
+        """Returns the names of the network's convolutions and linear layers, in the order in which they run."""
+        return tuple(layer.name.removeprefix(self._prefix) for layer in list_layers(self._dual))
 
     @property
     def resident_bytes(self) -> int:
@@ -283,7 +303,8 @@ class Scorer(nn.Module):
         if not batch.shape[0]:
             none = torch.empty(0, dtype=torch.float32, device=self.device)
             no_embedding = none.new_empty(0, self._embedding_size)
-            return self._make_output(none, no_embedding, no_embedding.clone(), none.clone())
+            no_norms = none.new_empty(0, len(self.layers))
+            return self._make_output(none, no_embedding, no_embedding.clone(), none.clone(), no_norms)
         on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with on_device, without_autocast(self.device.type), torch.inference_mode():
             extremes = batch.aminmax() if batch.is_floating_point() else ()
@@ -313,11 +334,12 @@ class Scorer(nn.Module):
         half = len(rows) // 2
         raise OutOfMemoryError(f"{self.device} has too little memory for {len(rows)} images together: try chunk={half}")
 
-    def _make_output(self, distance: Tensor, embedding: Tensor, pruned_embedding: Tensor, norm: Tensor) -> ScoreOutput:
-        quality = 1 - distance / 2
+    def _make_output(
+        self, distance: Tensor, embedding: Tensor, pruned_embedding: Tensor, norm: Tensor, layer_norms: Tensor
+    ) -> ScoreOutput:
         calibration = None if self._settings is None else self._settings.calibration
-        score = compute_score(self.rank_by, quality, norm, calibration)
-        return ScoreOutput(score, distance, quality, embedding, pruned_embedding, norm)
+        score = compute_score(self.rank_by, distance, norm, layer_norms, calibration)
+        return ScoreOutput(score, distance, 1 - distance / 2, embedding, pruned_embedding, norm, layer_norms)
 
     def _mark_bad(self, bad: Tensor, output: ScoreOutput) -> ScoreOutput:
         """Raises for rows without a direction, or makes their numbers NaN."""
@@ -341,9 +363,17 @@ class Scorer(nn.Module):
         return self
 
 
-def _compare_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Runs the pair of networks; gives D, the two embeddings of each image, and the norm of the first."""
-    return embedding_distance(dual(batch))
+def _compare_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Runs the pair of networks; gives D, the two embeddings of each image, the norm of the first, and layers' norms."""
+    pair, layer_norms = _run_pair(dual, batch)
+    return (*embedding_distance(pair), layer_norms)
+
+
+def _run_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[Tensor, Tensor]:
+    result = dual(batch)
+    if isinstance(result, tuple):
+        return result  # type: ignore[return-value]
+    return result, result.new_empty(len(batch), 0, dtype=torch.float32)
 
 
 def get_crop_size(scorer: Scorer) -> tuple[int, int]:

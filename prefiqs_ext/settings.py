@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from prefiqs_ext.calibration import Calibration
+from prefiqs_ext.calibration.scale import Calibration
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.models.fingerprint import check_sha256
 from prefiqs_ext.models.preset import Preset

@@ -4,8 +4,8 @@ Each copy has a similarity: the cosine of its embedding with that of the face it
 the copies as their similarities do. What it may read are the logarithms of a signal and of the norms of some layers'
 outputs (the features). The rule was written down before any result:
 
-1. The prior is the signal alone: the norm of the embedding, or -log D if that ranks the copies better or if the norm
-   does not vary.
+1. The prior is the signal alone: the norm of the embedding or, where the norm does not vary or does not rank the
+   copies, 1 / D.
 2. The correction is a ridge regression of what the prior leaves unexplained of the angle (in radians, negated) between
    the two embeddings on what it leaves unexplained of the layers' norms. It is put on the prior's own scale, divided by
    the slope of the angle on the prior.

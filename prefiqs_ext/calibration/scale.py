@@ -13,11 +13,11 @@ from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.utils.strict_json import build_dataclass
 
 if TYPE_CHECKING:
-    from prefiqs_ext.output import Measurements
     from prefiqs_ext.utils.strict_json import JSON
 
 DISCARDED = (0.01, 0.05, 0.1)
 """The shares of the calibration faces that the proposed thresholds discard."""
+_LEAST_DISTANCE = 1e-6  # how far float32 rounds D
 _LEAST = 1e-20  # a number whose logarithm is taken is at least this
 _MOST_LAYERS = 64
 
@@ -98,19 +98,20 @@ class Calibration:
         if type(self.faces) is not int or self.faces < 1:
             raise InputError(f"faces is {self.faces!r}, expected 1 or more")
 
-    def __call__(self, measurements: Measurements) -> Tensor:
-        """Score faces by what a pass gave for them.
+    def __call__(self, distance: Tensor, embedding_norm: Tensor, layer_norms: Tensor) -> Tensor:
+        """Score N faces by what a pass gave for them.
 
         Args:
-            measurements: Of N faces, with the norms of `layers`.
+            distance: [N], D.
+            embedding_norm: [N].
+            layer_norms: [N, K], of `layers`.
 
         Returns:
             float32 [N] on the same device, 0 to 100, HIGHER is better. NaN where a number is NaN.
         """
         # In float64, so that the order in which a device adds up does not show in the float32 that is returned.
-        centred = compute_features(self.prior, measurements) - measurements.distance.new_tensor(
-            self.centre, dtype=torch.float64
-        )
+        features = compute_features(self.prior, distance, embedding_norm, layer_norms)
+        centred = features - features.new_tensor(self.centre)
         precision = centred.new_tensor(self.precision)
         squared = ((centred @ precision) * centred).sum(1)
         seen = self.radius / squared.clamp_min(self.radius)
@@ -142,14 +143,17 @@ class Calibration:
         Raises:
             InputError: The values are those of no calibration.
         """
-        return build_dataclass(Calibration, values)
+        nested = {
+            name: tuple(map(tuple, rows)) if name in ("precision", "reliability") else rows
+            for name, rows in dict(values).items()
+        }
+        return build_dataclass(Calibration, nested)
 
 
-def compute_features(prior: Prior, measurements: Measurements) -> Tensor:
+def compute_features(prior: Prior, distance: Tensor, embedding_norm: Tensor, layer_norms: Tensor) -> Tensor:
     """Compute the features that a calibrated score reads: float64 [N, 1 + K], see :class:`Calibration`."""
-    signal = measurements.embedding_norm if prior == "norm" else 1 / measurements.distance.clamp_min(1e-6)
-    numbers = torch.cat([signal[:, None], measurements.layer_norms], 1)
-    return numbers.double().clamp_min(_LEAST).log()
+    signal = embedding_norm if prior == "norm" else 1 / distance.clamp_min(_LEAST_DISTANCE)
+    return torch.cat([signal[:, None], layer_norms], 1).double().clamp_min(_LEAST).log()
 
 
 def _check_numbers(numbers: object, count: int, name: str) -> None:

@@ -70,6 +70,10 @@ class ModelOptions:
         preset = Preset.resolve(name)
         return preset if self.size is None else preset.with_size(self.size)
 
+    def get_preset(self) -> Preset:
+        """Return the preset that counts: of --preset and --size, else that of the built-in network."""
+        return self.find_preset() or Preset.resolve(KNOWN[self.name].preset)
+
     def load(self) -> tuple[nn.Module, Preset]:
         """Return the network, in eval mode on the CPU, and the preset of its input."""
         from prefiqs_ext.models.loading import load

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from prefiqs_ext.cli.options import omit, pick
 
 if TYPE_CHECKING:
+    from prefiqs_ext.files.crops import FileCrops
     from prefiqs_ext.files.pipeline import ScoredFile
     from prefiqs_ext.scorer import Scorer
 
@@ -23,6 +24,7 @@ _NAMES = ("workers", "batch_size", "threads")
 _MOST_WORKERS = 8
 # A process takes two or three seconds to start, in which this one finds the faces of a dozen photos.
 _FILES_PER_WORKER = 16
+_AHEAD = 64  # files that are read ahead where crops are collected
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,29 @@ class Throughput:
         with closing(scored_files), tqdm(total=len(paths), initial=done, unit="file", disable=None, leave=False) as bar:
             for scored in scored_files:
                 yield scored
+                bar.update()
+
+
+    def read(self, paths: Sequence[str], size: tuple[int, int], *, aligned: bool) -> Generator[FileCrops, None, None]:
+        """Read the crops of files one after another, and show on a terminal how far that is.
+
+        Args:
+            paths: the files.
+            size: height and width of a crop.
+            aligned: the files are ready crops of this size.
+
+        Yields:
+            The crops of each file, in order. Close the generator, and the processes that read files end.
+        """
+        from prefiqs_ext.faces import Detector
+        from prefiqs_ext.files.crops import CropReader, read_crops_of_files
+
+        reader = CropReader(size, None if aligned else Detector())
+        ahead = self.batch_size or _AHEAD
+        files = read_crops_of_files(paths, reader, workers=self.choose_workers(len(paths)), ahead=ahead)
+        with closing(files), tqdm(total=len(paths), unit="file", disable=None, leave=False) as bar:
+            for file in files:
+                yield file
                 bar.update()
 
 
