@@ -44,7 +44,7 @@ def read_strict_json(path: str | os.PathLike[str], what: str, make: Callable[[An
             raise FileFormatError(f"expected at most {_MAX_BYTES} bytes")
         return make(json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        reason = escape_unprintable(join_lines(error))[:200]
+        reason = escape_unprintable(join_lines(error))[:400]
         raise FileFormatError(f"expected {what} in {name}: {reason}") from error
 
 
