@@ -9,6 +9,7 @@ from .models.preset import Preset
 from .output import ScoreOutput
 from .photo import FaceScore, score_photo
 from .pruning import Pruning
+from .recalibration import Recalibration
 from .scorer import Scorer, score
 from .settings import Settings
 
@@ -20,6 +21,7 @@ __all__ = [
     "PrefiqsError",
     "Preset",
     "Pruning",
+    "Recalibration",
     "ScoreOutput",
     "Scorer",
     "Settings",

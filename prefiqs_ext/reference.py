@@ -11,6 +11,7 @@ from prefiqs_ext.models.embedding import select_embedding
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.recalibration import RecalibratedLayers, Recalibration
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 
@@ -21,6 +22,7 @@ def score(
     *,
     preset: Preset | str | None = None,
     output: int | str | None = None,
+    recalibration: Recalibration | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> ScoreOutput:
     """Scores a batch by the definition of PreFIQs (arXiv 2605.13396).
@@ -39,6 +41,7 @@ def score(
         preset: the input that the network was trained on, or its name.
         output: which of several outputs is the embedding, by index or key. None: the first floating one ``[N, d]`` with
             d > 1.
+        recalibration: gains and shifts for the raw outputs of the pruned layers, as ``Scorer.recalibration`` has them.
         dtype: what both copies, the batch and the results are computed in.
 
     Returns:
@@ -46,13 +49,22 @@ def score(
     """
     with torch_defaults(batch.device), torch.no_grad():
         masks = pruning.make_masks(model)
+        if recalibration is not None:
+            recalibration.check_masks(masks)
+        scales = {} if recalibration is None else recalibration.layers
         dense = copy.deepcopy(model).to(dtype).eval()
         pruned = copy.deepcopy(dense)
+        recalibrated = RecalibratedLayers()
         for name, mask in masks.items():
             weight = pruned.get_parameter(f"{name}.weight")
-            weight.mul_(mask.to(weight.device))
+            masked = nn.Parameter(weight * mask.to(weight.device))
+            pruned.get_submodule(name).register_parameter("weight", masked)
+            if name in scales:
+                recalibrated.add(masked, scales[name])
         x = batch.to(dtype) if preset is None else _network_input(batch, preset, dtype)
-        raw, raw_pruned = select_embedding(dense(x), output), select_embedding(pruned(x), output)
+        raw = select_embedding(dense(x), output)
+        with recalibrated:
+            raw_pruned = select_embedding(pruned(x), output)
         unit, pruned_unit = _l2_normalise(raw), _l2_normalise(raw_pruned)
         # The norm of the difference: sqrt(2 - 2 cos) would cancel where D is small.
         distance = torch.linalg.vector_norm(unit - pruned_unit, dim=1)

@@ -1,4 +1,4 @@
-"""The settings that a Scorer's numbers depend on (model, preset, pruning, calibration), and their JSON file."""
+"""The settings that a Scorer's numbers depend on (model, preset, pruning, scales), and their JSON file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.models.fingerprint import check_sha256
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.recalibration import Recalibration
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.dtype_names import DTYPE_NAMES
 from prefiqs_ext.utils.strict_json import build_dataclass, check_names, read_strict_json
@@ -20,7 +21,7 @@ from prefiqs_ext.utils.text import name_dtype
 if TYPE_CHECKING:
     import torch
 
-_VERSION = 1
+_VERSION = 2
 _DEVICES = ("cpu", "cuda")
 
 
@@ -34,7 +35,7 @@ class Settings:
     True
 
     ``Scorer.from_settings("settings.json")`` then makes the scorer. It refuses a model with other weights. The file is
-    JSON, so that people can read it too.
+    JSON, so that people can read it too, all but the thousands of numbers of a recalibration.
 
     Attributes:
         model: The name of a built-in network, or the path of the file that was loaded. None if it was a module.
@@ -45,6 +46,7 @@ class Settings:
         dtype: "float32", "float16" or "bfloat16".
         output: The index or key of the output that is the embedding. None means the first that can be one.
         calibration: The scale of 0 to 100 for the qualities, fitted on this device in this dtype; or None.
+        recalibration: The gains and shifts of the pruned layers, for these weights and this pruning; or None.
     """
 
     model: str | None
@@ -55,6 +57,7 @@ class Settings:
     dtype: str
     output: int | str | None = None
     calibration: Calibration | None = None
+    recalibration: Recalibration | None = None
 
     def with_calibration(self, calibration: Calibration) -> Settings:
         """Return the same settings with another scale.
@@ -80,8 +83,11 @@ class Settings:
 
     def to_json(self) -> str:
         """Return the settings as JSON, as :meth:`save` writes them."""
-        calibration = None if self.calibration is None else self.calibration.to_dict()
-        return json.dumps({"version": _VERSION, **asdict(self), "calibration": calibration}, indent=1) + "\n"
+        scales = {
+            name: None if scale is None else scale.to_dict()
+            for name, scale in (("calibration", self.calibration), ("recalibration", self.recalibration))
+        }
+        return json.dumps({"version": _VERSION, **asdict(self), **scales}, indent=1) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the settings to a JSON file. If this fails, no file appears, and an older one stays as it is.
@@ -121,7 +127,8 @@ class Settings:
             if type(named[name]) not in kinds:
                 raise InputError(f"{name} is {named[name]!r}")
         check_sha256(named["model_sha256"])
-        pruning, calibration = build_dataclass(Pruning, named["pruning"]), named["calibration"]
+        pruning = build_dataclass(Pruning, named["pruning"])
+        calibration, recalibration = named["calibration"], named["recalibration"]
         if pruning is None:
             raise InputError("pruning is missing")
         return cls(
@@ -130,5 +137,6 @@ class Settings:
                 "preset": build_dataclass(Preset, named["preset"]),
                 "pruning": pruning,
                 "calibration": None if calibration is None else Calibration.from_dict(calibration),
+                "recalibration": None if recalibration is None else Recalibration.from_dict(recalibration),
             }
         )

@@ -18,7 +18,8 @@ from prefiqs_ext.exceptions import NotFittedError
 PRESET = Preset("odd", (32, 32), "bgr", (127.5,) * 3, (128.0,) * 3)
 IMAGES = pictures(5, 32)
 # The others have tests of their own.
-UNFITTED = [name for name in methods.list_methods() if name not in ("grafiqs", "froq", "serfiq", "prefiqs+norm")]
+OTHERS = ("grafiqs", "froq", "serfiq", "prefiqs+norm", "prefiqs-recalibrated")
+UNFITTED = [name for name in methods.list_methods() if name not in OTHERS]
 
 
 @pytest.fixture(scope="module")

@@ -103,11 +103,13 @@ def test_dtypes_on_cuda(src: torch.dtype, weight: torch.dtype, result: torch.dty
             assert t.dtype == torch.float32
 
 
+@pytest.mark.parametrize("change", [{}, {"pruned_scale": None, "bias": torch.randn(6)}], ids=["as they are", "plain"])
 @pytest.mark.parametrize("good", [good_conv, good_linear])
-def test_good_calls_of_the_bad_table(good: Any) -> None:
+def test_good_calls_of_the_bad_table(good: Any, change: dict[str, Any]) -> None:
     op = ops.dual_conv2d if good is good_conv else ops.dual_linear
-    native = op(**good())
-    fake = op(**{k: v.to("meta") if isinstance(v, Tensor) else v for k, v in good().items()})
+    inputs = good() | change
+    native = op(**inputs)
+    fake = op(**{k: v.to("meta") if isinstance(v, Tensor) else v for k, v in inputs.items()})
     assert (fake.shape, fake.dtype, fake.stride()) == (native.shape, native.dtype, native.stride())
 
 
@@ -162,7 +164,7 @@ def test_out_takes_the_result() -> None:
 
 def all_arguments(inputs: dict[str, Any]) -> tuple[Any, ...]:
     defaults = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "paired": False}
-    optional = dict.fromkeys(("mask", "bias", "tap_shift", "slope", "residual"))
+    optional = dict.fromkeys(("mask", "pruned_scale", "bias", "tap_shift", "slope", "residual"))
     names = ("src", "weight", *optional, *defaults)
     return tuple((optional | defaults | inputs)[name] for name in names)
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefiqs_ext import _C, ops
+from prefiqs_ext import ops
 from tests import oracle
 from tests.bad_calls import BAD_CONV, good_conv, good_linear
-from tests.test_ops import ISAS
+from tests.conftest import ISAS
 
 # Of the largest sum of absolute values that a result adds up. Float32 sums of at most 2000 products round to some
 # sqrt(2000) * 6e-8 of that, Winograd's to a few times as much; a wrong pixel or weight is off by 1e-2 or more.
@@ -53,6 +53,15 @@ def packed_mask(rows: int, depth: int) -> Tensor:
     return torch.randint(-(2**31), 2**31, (rows, (depth + 31) // 32)).int()
 
 
+def scale_and_bias(draw: random.Random, channels: int, masked: bool) -> dict[str, Tensor]:
+    inputs = {}
+    if masked and draw.random() < 0.3:
+        inputs["pruned_scale"] = randn(channels)
+    if draw.random() < 0.4:
+        inputs["bias"] = randn(2, channels) if masked and draw.random() < 0.5 else randn(channels)
+    return inputs
+
+
 def conv_case(draw: random.Random) -> Case:
     kernel = [draw.choice((1, 1, 2, 3, 3, 4, 5)) for _ in range(2)]
     image = [draw.choice((1, 2, 3, 5, 8, 13, 21, 40)) for _ in range(2)]
@@ -85,8 +94,7 @@ def conv_case(draw: random.Random) -> Case:
         inputs["groups"] = draw.choice((0, -1, groups + 1, 2**62))
     if masked:
         inputs["mask"] = packed_mask(filters, depth * kernel[0] * kernel[1])
-    if draw.random() < 0.3:
-        inputs["bias"] = randn(filters)
+    inputs |= scale_and_bias(draw, filters, masked)
     if draw.random() < 0.3:
         inputs["tap_shift"] = randn(2 if masked else 1, filters, *kernel)
     if draw.random() < 0.3:
@@ -103,8 +111,7 @@ def linear_case(draw: random.Random) -> Case:
     inputs |= {"weight": weight, "paired": paired}
     if draw.random() < 0.7:
         inputs["mask"] = packed_mask(outputs, features)
-    if draw.random() < 0.5:
-        inputs["bias"] = randn(outputs)
+    inputs |= scale_and_bias(draw, outputs, "mask" in inputs)
     return Case("dual_linear", inputs)
 
 
@@ -175,13 +182,7 @@ def check(seed: int) -> str:
     return "empty" if wanted[0].numel() == 0 else "computed"
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_random_geometries(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFIQS_CPU_ISA", isa)
-    try:
-        _C.cpu_isa()
-    except RuntimeError:
-        pytest.skip(f"this CPU has no {isa}")
+def test_random_geometries(isa: str) -> None:
     first = 100 * ISAS.index(isa)
     outcomes = []
     for seed in range(first, first + 100):
@@ -220,7 +221,9 @@ def test_geometry_is_refused_in_the_words_of_torch(name: str) -> None:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["src", "weight", "mask", "bias", "tap_shift", "slope", "residual", "out"])
+@pytest.mark.parametrize(
+    "name", ["src", "weight", "mask", "pruned_scale", "bias", "tap_shift", "slope", "residual", "out"]
+)
 def test_a_tensor_beyond_its_storage_is_refused(name: str) -> None:
     inputs = good_conv() | {"out": torch.empty(4, 6, 5, 5).to(memory_format=torch.channels_last)}
     inputs[name] = inputs[name].clone()  # a mask's memory is numpy's
@@ -242,7 +245,7 @@ def test_a_linear_input_or_a_pair_beyond_its_storage_is_refused() -> None:
         ops.embedding_distance(pair)
 
 
-@pytest.mark.parametrize("name", ["src", "residual", "bias"])
+@pytest.mark.parametrize("name", ["src", "residual", "bias", "pruned_scale"])
 def test_a_result_over_an_input_is_refused(name: str) -> None:
     inputs, memory = good_conv(), torch.randn(2000)
     shape, numbers = inputs[name].shape, inputs[name].numel()

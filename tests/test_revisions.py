@@ -40,6 +40,7 @@ _ENGINE = (
     "ops",
     "output",
     "pruning",
+    "recalibration",
     "scorer",
     "utils/torch_defaults",
 )

@@ -3,6 +3,10 @@
 Pruning moves the weights by delta = -(1 - m) * theta, where m is the mask. To first order, the normalised embedding e
 then moves by J_theta e . delta (PreFIQs, arXiv 2605.13396, the section on first-order theory). This says what a little
 pruning would do. The more is pruned, the less it says about D.
+
+Recalibrated, pruning moves three things at once: the weights by delta, the gains of the pruned layers from 1 to g, and
+their shifts from 0 to s. The estimate is then the derivative along that path, weights theta + t * delta, gains
+1 + t * (g - 1) and shifts t * s, at t = 0. D to first order again, as g and s are themselves of first order in delta.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from prefiqs_ext.models.loading import resolve_network
 from prefiqs_ext.models.normalize import NormalizedNetwork
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
+from prefiqs_ext.recalibration import ChannelScale, RecalibratedLayers, Recalibration
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 
@@ -33,6 +38,7 @@ def sensitivity(
     *,
     preset: Preset | str | None = None,
     output: int | str | None = None,
+    recalibration: Recalibration | None = None,
     chunk: int = 16,
 ) -> Tensor:
     """Estimate D to first order: the length || J_theta e . delta ||_2 for each image.
@@ -45,6 +51,8 @@ def sensitivity(
         pruning: Which weights would be pruned.
         preset: The input that the network wants, as Scorer takes it.
         output: Which of the network's several outputs is the embedding, as Scorer takes it.
+        recalibration: The gains and shifts of the pruned layers, as `Scorer.recalibration` has them for this network
+            and pruning. None: D is not recalibrated.
         chunk: The number of images that run together.
 
     Returns:
@@ -65,21 +73,35 @@ def sensitivity(
     prefix = ""
     if named is not None:
         network, prefix = NormalizedNetwork(named, network), "network."
-    weights, moves = {}, {}
+    if recalibration is not None:
+        recalibration.check_masks(masks)
+    scales = {} if recalibration is None else recalibration.layers
+    # By layer: the weight, and the gain and shift if it is recalibrated; and how they move.
+    own: dict[str, tuple[Tensor, ...]] = {}
+    moves: dict[str, tuple[Tensor, ...]] = {}
     for name, mask in masks.items():
         weight = network.get_parameter(f"{prefix}{name}.weight").detach()
-        weights[f"{prefix}{name}.weight"] = weight
-        moves[f"{prefix}{name}.weight"] = torch.where(mask, 0, -weight)
+        own[name], moves[name] = (weight,), (torch.where(mask, 0, -weight),)
+        if name in scales:
+            gain, shift = (vector.to(weight) for vector in scales[name])
+            own[name] += (torch.ones_like(gain), torch.zeros_like(shift))
+            moves[name] += (gain - 1, shift)
     lengths = []
     for rows in torch.split(batch, chunk) if len(batch) else ():
 
-        def embed(own: dict[str, Tensor], rows: Tensor = rows) -> Tensor:
-            raw = select_embedding(functional_call(network, own, (scale_to_levels(rows, named),)), output)
-            return F.normalize(raw, eps=0)
+        def embed(layers: dict[str, tuple[Tensor, ...]], rows: Tensor = rows) -> Tensor:
+            weights = {f"{prefix}{name}.weight": weight for name, (weight, *_) in layers.items()}
+            recalibrated = RecalibratedLayers()
+            for weight, *scale in layers.values():
+                if scale:
+                    recalibrated.add(weight, ChannelScale(*scale))
+            with recalibrated:
+                raw = functional_call(network, weights, (scale_to_levels(rows, named),), tie_weights=False)
+            return F.normalize(select_embedding(raw, output), eps=0)
 
         # Of torch's ways to compute attention, the one that has a forward derivative.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            derivative: Tensor = jvp(embed, (weights,), (moves,))[1]
+            derivative: Tensor = jvp(embed, (own,), (moves,))[1]
         lengths.append(torch.linalg.vector_norm(derivative, dim=1))
     result = torch.cat(lengths) if lengths else torch.empty(0)
     if not bool(result.isfinite().all()):

@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-from prefiqs_ext.dual.convert.dualize import check_model, dualize
+from prefiqs_ext.dual.convert.dualize import check_model, dualize, find_recalibration
 from prefiqs_ext.dual.modules import DualConv1d, DualConv2d, DualLinear, duplicate
 from prefiqs_ext.dual.runtime.buffers import BufferedGraph
 from prefiqs_ext.dual.runtime.cuda_graphs import CudaGraphs, is_out_of_memory
-from prefiqs_ext.dual.runtime.half import convert_to_half
+from prefiqs_ext.dual.runtime.half import check_half, convert_to_half
 
 __all__ = [
     "BufferedGraph",
@@ -18,9 +18,11 @@ __all__ = [
     "DualConv1d",
     "DualConv2d",
     "DualLinear",
+    "check_half",
     "check_model",
     "convert_to_half",
     "dualize",
     "duplicate",
+    "find_recalibration",
     "is_out_of_memory",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import NamedTuple
@@ -157,6 +157,7 @@ class Scoring:
         device: Where the Scorer computes; None: the network's own device.
         dtype: What it computes in; None: float32 on the CPU, float16 on CUDA.
         output: Which of the network's several outputs is the embedding.
+        recalibrate_on: The images that the pruned branch is recalibrated on; None: it is not.
     """
 
     network: nn.Module
@@ -165,6 +166,7 @@ class Scoring:
     device: str | None = None
     dtype: torch.dtype | None = None
     output: int | str | None = None
+    recalibrate_on: ImageSet | None = None
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -174,9 +176,14 @@ class Scoring:
     @cached_property
     def scorer(self) -> Scorer:
         """The Scorer; a row without a direction gets NaN, which `ImageSet` refuses by the image's name."""
+        crops = None
+        if self.recalibrate_on is not None:
+            device, _ = resolve_device(self.device, self.dtype, self.network)
+            crops = self.recalibrate_on.read_crops(self.preset).to(device)
         return Scorer(
             self.network,
             self.pruning,
+            recalibrate=crops,
             preset=self.preset,
             device=self.device,
             dtype=self.dtype,
@@ -197,6 +204,7 @@ class Scoring:
             "device": str(self.device),
             "dtype": str(self.dtype),
             "output": self.output,
+            "recalibrated on": None if self.recalibrate_on is None else self.recalibrate_on.hash,
         }
         device, _ = resolve_device(self.device, self.dtype, self.network)
         names = ("embedding", "distance", "norm")
@@ -214,10 +222,11 @@ class Scoring:
             seed: Part of the cache's key.
         """
         if isinstance(method, ScorerMethod):
+            scoring = replace(self, recalibrate_on=fit_on) if method.recalibrates else self
             if method.needs_fit:
-                fitting = self.score_images(fit_on)
+                fitting = scoring.score_images(fit_on)
                 method.fit_signals(fitting.distance, fitting.norm)
-            scored = self.score_images(images)
+            scored = scoring.score_images(images)
             scores: NDArray[np.float32] = method.score_signals(scored.distance, scored.norm).numpy()
         else:
             facts: dict[str, JSON] = {

@@ -3,7 +3,7 @@ from .combined import Combined
 from .froq import FROQ
 from .grafiqs import GraFIQs
 from .method import Method
-from .prefiqs import EmbeddingNorm, PreFIQs
+from .prefiqs import EmbeddingNorm, PreFIQs, RecalibratedPreFIQs
 from .quality_labels import optimise_labels
 from .registry import create, list_methods
 from .serfiq import SERFIQ
@@ -18,6 +18,7 @@ __all__ = [
     "Method",
     "PreFIQs",
     "Random",
+    "RecalibratedPreFIQs",
     "Sharpness",
     "create",
     "list_methods",

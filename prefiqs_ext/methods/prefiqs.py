@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from prefiqs_ext.exceptions import NotFittedError
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer
@@ -21,11 +22,15 @@ class ScorerMethod(ABC):
 
     These are the two signals: the distance D between the dense and the pruned embedding, and the norm of the dense
     embedding. If you have them already, call `fit_signals` and `score_signals`; then no network runs.
+
+    Attributes:
+        recalibrates: Whether the signals are those of a Scorer that is recalibrated on the images of the fit.
     """
 
     name: str
     higher_is_better: bool
     needs_fit = False
+    recalibrates = False
 
     def __init__(
         self,
@@ -83,6 +88,27 @@ class PreFIQs(ScorerMethod):
     def score_signals(self, distance: Tensor, norm: Tensor) -> Tensor:
         """Return the distance."""
         return distance
+
+
+class RecalibratedPreFIQs(PreFIQs):
+    """The distance D in [0, 2] of a pruned branch that is recalibrated on the images of `fit`, LOWER is better."""
+
+    name = "prefiqs-recalibrated"
+    needs_fit = True
+    recalibrates = True
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        raise NotFittedError("prefiqs-recalibrated: call fit() first: the gains and shifts are not known")
+
+    def fit(self, images: Tensor) -> Self:
+        """Recalibrate on uint8 RGB faces [N, 3, H, W], 8 different ones or more, and return the method itself.
+
+        Raises:
+            InputError: Fewer images, or whatever the Scorer refuses.
+        """
+        self._scorer = Scorer(self.network, self.pruning, recalibrate=images, preset=self.preset, output=self.output)
+        return self
 
 
 class EmbeddingNorm(ScorerMethod):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # name -> (module in this package, class in it)
 _CLASSES = {
     "prefiqs": ("prefiqs", "PreFIQs"),
+    "prefiqs-recalibrated": ("prefiqs", "RecalibratedPreFIQs"),
     "grafiqs": ("grafiqs", "GraFIQs"),
     "froq": ("froq", "FROQ"),
     "serfiq": ("serfiq", "SERFIQ"),
@@ -62,7 +63,7 @@ def create(
         name: One of :func:`list_methods`.
         network: Maps images to embeddings; in eval mode, in float32 and on the CPU.
         preset: What the network wants done to an image.
-        pruning: What "prefiqs" and "prefiqs+norm" prune. None: ``Pruning()``.
+        pruning: What "prefiqs", "prefiqs-recalibrated" and "prefiqs+norm" prune. None: ``Pruning()``.
         seed: Of everything that a method draws at random.
         output: Which of the network's several outputs is the embedding, as in :class:`Scorer`.
 

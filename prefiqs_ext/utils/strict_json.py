@@ -17,14 +17,14 @@ JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | Non
 """A value that a JSON file can hold."""
 
 _T = TypeVar("_T")
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 1 << 23  # settings with the constants of the largest networks have a few MiB
 
 
 def read_strict_json(path: str | os.PathLike[str], what: str, make: Callable[[Any], _T]) -> _T:
     """Reads a JSON file and turns it into an object.
 
     Args:
-        path: The file. It may have 1 MiB at most, its numbers must be finite, and no object may have a name twice.
+        path: The file. It may have 8 MiB at most, its numbers must be finite, and no object may have a name twice.
         what: What the file should hold, for errors: "a Scorer's settings".
         make: Turns the JSON value into the object. ValueError and TypeError mean that the value is not acceptable.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,11 +20,13 @@ from prefiqs_ext.dual.convert.fold import fold_into_layers
 from prefiqs_ext.dual.convert.freeze import freeze
 from prefiqs_ext.dual.convert.layers import LAYERS, Layer, find_layers, refuse_hidden_weights
 from prefiqs_ext.dual.convert.pairing import pair
+from prefiqs_ext.dual.convert.recalibrate import find_constants
 from prefiqs_ext.dual.convert.trace import PREFIX, TracedModel, trace
 from prefiqs_ext.dual.convert.verify import verify
 from prefiqs_ext.exceptions import InputError, InputTypeError, UnsupportedNetworkError
 from prefiqs_ext.models.embedding import describe_no_embedding, is_embedding, iterate_leaves
 from prefiqs_ext.pruning import Pruning, check_pruning
+from prefiqs_ext.recalibration import Recalibration
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 
@@ -34,6 +36,7 @@ def dualize(
     *,
     example: Tensor,
     output: int | str | None = None,
+    recalibration: Recalibration | None = None,
     fold: bool = True,
 ) -> fx.GraphModule:
     """Convert a model into a graph that computes the dense and the pruned embeddings in one pass.
@@ -49,6 +52,8 @@ def dualize(
             variations of it show which values carry the batch, and serve the self-check.
         output: Which of several outputs is the embedding, by index or key. None: the first floating tensor [N, d]
             with d = 2 columns or more.
+        recalibration: What `find_recalibration` gave for this model and pruning. It moves every channel of the
+            pruned branch to the mean and the spread of the dense one.
         fold: Whether to fold batch norm, input normalisation, activations and residuals into the layers. Results
             differ only by rounding.
 
@@ -57,7 +62,8 @@ def dualize(
         [2N, d]: dense rows first, not normalised.
 
     Raises:
-        InputError: The model is in train mode or not float32, or the example or a mask is wrong.
+        InputError: The model is in train mode or not float32, or the example or a mask is wrong, or the recalibration
+            is of another model or pruning.
         UnsupportedNetworkError: The model has no layer to prune, cannot be traced, mixes the rows of a batch, or
             hides weights.
         RuntimeError: The self-check failed, which is a fault of this package.
@@ -72,30 +78,63 @@ def dualize(
     check_model(model, "dualize")
     _check_example(example)
     with torch_defaults(example.device):
-        return _convert(model, pruning, example, output, fold)
+        masks = _make_masks(pruning, model)
+        traced, values, layers = _capture(model, masks, example, output)
+        if recalibration is not None:
+            _recalibrate(layers, masks, recalibration)
+        if fold:
+            fold_into_layers(traced, values, layers)
+        pair(traced.graph, values, layers)
+        result = _build_graph_module(traced, layers, type(model).__name__)
+        verify(result, traced, masks, recalibration, example)
+    return result
 
 
-def _convert(
+def find_recalibration(
     model: nn.Module,
     pruning: Pruning | Mapping[str, Tensor],
-    example: Tensor,
-    output: int | str | None,
-    fold: bool,
-) -> fx.GraphModule:
-    check_pruning(pruning)
-    masks = pruning.make_masks(model) if isinstance(pruning, Pruning) else _check_masks(pruning, model)
+    images: Tensor,
+    *,
+    output: int | str | None = None,
+) -> Recalibration:
+    """Find the gains and shifts that hold the channels of the pruned branch to those of the dense branch.
+
+    Args:
+        model: As `dualize` takes it, like `pruning` and `output`.
+        pruning: Which weights the pruned branch loses.
+        images: What the model takes, [N, ...]. The constants match means and deviations over all of them.
+        output: Which of several outputs is the embedding.
+
+    Raises:
+        InputError, UnsupportedNetworkError: As `dualize`; also a layer that gives NaN or infinity on these images.
+    """
+    check_model(model, "recalibrate")
+    _check_example(images)
+    with torch_defaults(images.device):
+        traced, _, layers = _capture(model, _make_masks(pruning, model), images, output)
+        return find_constants(traced, layers, images)
+
+
+class _Captured(NamedTuple):
+    """A model's graph, what its nodes compute, and its layers by the target of their node."""
+
+    traced: TracedModel
+    values: dict[fx.Node, Value]
+    layers: dict[str, Layer]
+
+
+def _capture(model: nn.Module, masks: dict[str, Tensor], example: Tensor, output: int | str | None) -> _Captured:
     traced = trace(model, make_images(example, 2), output)
     refuse_hidden_weights(traced)
     values = observe_values(traced, example)
     _keep_embedding(traced.graph, values, output)
     fix_defaults(traced.graph, values, example.device)
-    layers = find_layers(traced, values, masks)
-    if fold:
-        fold_into_layers(traced, values, layers)
-    pair(traced.graph, values, layers)
-    result = _build_graph_module(traced, layers, type(model).__name__)
-    verify(result, traced, masks, example)
-    return result
+    return _Captured(traced, values, find_layers(traced, values, masks))
+
+
+def _make_masks(pruning: Pruning | Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    check_pruning(pruning)
+    return pruning.make_masks(model) if isinstance(pruning, Pruning) else _check_masks(pruning, model)
 
 
 def check_model(model: nn.Module, who: str) -> None:
@@ -118,6 +157,19 @@ def check_model(model: nn.Module, who: str) -> None:
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise InputError(
                 f"{who}: expected float32 parameters, got {parameter.dtype} in {name!r}: call model.float()"
+            )
+
+
+def _recalibrate(layers: dict[str, Layer], masks: dict[str, Tensor], recalibration: Recalibration) -> None:
+    """Give each pruned layer its constants."""
+    recalibration.check_masks(masks)
+    for layer in layers.values():
+        if layer.mask is None:
+            continue
+        layer.recalibration = recalibration.layers.get(layer.name)
+        if layer.recalibration is None:
+            raise InputError(
+                f"expected the recalibration of this network and pruning, got none of {layer.name!r}, which is pruned"
             )
 
 

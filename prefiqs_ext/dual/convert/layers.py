@@ -8,12 +8,14 @@ from functools import reduce
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from prefiqs_ext.dual.convert.batch_axis import Value, describe_node, name_operation
 from prefiqs_ext.dual.convert.trace import PREFIX, TracedModel, erase_unused, is_plain_layer
 from prefiqs_ext.dual.modules import DualConv1d, DualConv2d, DualLinear
 from prefiqs_ext.exceptions import UnsupportedNetworkError
+from prefiqs_ext.recalibration import ChannelScale
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
@@ -26,15 +28,19 @@ _SIGNATURE = ("input", "weight", "bias", "stride", "padding", "dilation", "group
 class Layer:
     """One convolution or linear layer of the caller's model, and what is folded into it.
 
-    It computes act(scale_out * (W * (scale_in * x + shift_in) + bias) + shift_out + residual). W is `weight`, in the
-    pruned branch masked by `mask`; act is the activation with `slope`. The folded vectors hold one float64 number per
-    channel; `build_module` computes in float64 and rounds once, to float32. `pad` and `pad_mode` are arguments of
-    torch.nn.functional.pad, for paddings that the operator does not have.
+    It computes act(scale_out * raw + shift_out + residual), where raw = W * (scale_in * x + shift_in) + bias. W is
+    `weight`, in the pruned branch masked by `mask`; `recalibration` turns that branch's raw into gain * raw + shift.
+    act is the activation with `slope`. The folded vectors hold one float64 number per channel; `build_module` computes
+    in float64 and rounds once, to float32. `pad` and `pad_mode` are arguments of torch.nn.functional.pad, for paddings
+    that the operator does not have. `name` is the module's in the caller's model; layers that use its weight in
+    different ways share it.
     """
 
+    name: str
     weight: Tensor
     bias: Tensor | None
     mask: Tensor | None
+    recalibration: ChannelScale | None = None
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
@@ -71,6 +77,15 @@ class Layer:
         """
         return self.dims > 0 and (self.pad is None or self.pad_mode != "constant")
 
+    def compute_raw(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Compute the layer's own output in plain torch, with this weight and nothing folded in."""
+        if self.dims == 0:
+            return F.linear(x, weight, self.bias)
+        if self.pad is not None:
+            x = F.pad(x, self.pad, self.pad_mode)
+        convolve = F.conv1d if self.dims == 1 else F.conv2d
+        return convolve(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
     def fold_before(self, scale: Tensor, shift: Tensor) -> None:
         """Fold in an operation before the layer, which now reads v instead of scale * v + shift; both are [C]."""
         if self.scale_in is not None and self.shift_in is not None:
@@ -85,9 +100,10 @@ class Layer:
 
     def build_module(self) -> nn.Module:
         """Build the module of a converted graph; it shares no tensor with this layer."""
-        weight, bias, tap_shift = self._fold()
+        (weight, tap_shift), bias = self._fold_weight(), self._fold_bias()
+        gain = None if self.recalibration is None else self.recalibration.gain.to(weight.device)
         if self.dims == 0:
-            return DualLinear(weight, self.mask, bias)
+            return DualLinear(weight, self.mask, gain, bias)
         mask, pad = self.mask, self.pad
         if self.dims == 1:  # a 2-d convolution on a map of one row
             weight = weight.unsqueeze(2)
@@ -97,6 +113,7 @@ class Layer:
         return (DualConv2d if self.dims == 2 else DualConv1d)(
             weight,
             mask,
+            gain,
             bias,
             tap_shift,
             self.slope,
@@ -108,17 +125,25 @@ class Layer:
             pad_mode=self.pad_mode,
         )
 
-    def _fold(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return weight, bias and tap_shift with everything folded in, or the caller's own tensors if nothing is."""
+    def _fold_bias(self) -> Tensor | None:
+        """Return the bias with everything folded in: float64 [Co] or, if recalibrated, [2, Co] (dense, pruned)."""
+        bias = None if self.bias is None else self.bias.double()
+        if self.recalibration is not None:
+            gain, shift = (vector.to(self.weight.device) for vector in self.recalibration)
+            raw = torch.zeros(len(gain), dtype=torch.float64, device=gain.device) if bias is None else bias
+            bias = torch.stack([raw, gain * raw + shift])
+        if self.scale_out is None or self.shift_out is None:
+            return bias
+        return self.shift_out if bias is None else bias * self.scale_out + self.shift_out
+
+    def _fold_weight(self) -> tuple[Tensor, Tensor | None]:
+        """Return weight and tap_shift with everything folded in, or the caller's own weight if nothing is."""
         if self.scale_in is None and self.scale_out is None:
-            return self.weight, self.bias, None
+            return self.weight, None
         filters = self.weight.shape[0]
         scale_out = self.scale_out
         if scale_out is None:
             scale_out = torch.ones(filters, dtype=torch.float64, device=self.weight.device)
-        bias = None if self.bias is None else self.bias.double() * scale_out
-        if self.shift_out is not None:
-            bias = self.shift_out if bias is None else bias + self.shift_out
         weight = torch.empty_like(self.weight, dtype=torch.float32)
         tap_shifts = []
         # A few filters at a time, because a whole layer in float64 would set the peak of a conversion's memory.
@@ -134,7 +159,11 @@ class Layer:
             branches = [shifts] if self.mask is None else [shifts, shifts * self.mask[rows].to(weight.device)]
             tap_shifts.append(torch.stack([branch.sum(1) for branch in branches]))
         tap_shift = torch.cat(tap_shifts, dim=1) if tap_shifts else None
-        return weight, bias, tap_shift if tap_shift is not None and bool(tap_shift.any()) else None
+        if tap_shift is None or not bool(tap_shift.any()):
+            return weight, None
+        if self.recalibration is not None:
+            tap_shift[1] *= self.recalibration.gain.to(weight.device).view(-1, *(1,) * self.dims)
+        return weight, tap_shift
 
     def _expand_to_weights(self, vector: Tensor) -> Tensor:
         """Expand [C] to [Co, C/groups, 1, 1]: for every filter, the input channels of its group."""
@@ -185,7 +214,7 @@ def find_layers(traced: TracedModel, values: dict[fx.Node, Value], masks: dict[s
         if node.op == "call_module":
             module = traced.root.get_submodule(str(node.target))
             if isinstance(module, LAYERS):
-                layers[str(node.target)] = _read_module(module, removing.get(_find_model_name(str(node.target))))
+                layers[str(node.target)] = _read_module(_find_model_name(str(node.target)), module, removing)
         elif node.op == "call_function" and name_operation(node) in _FUNCTIONS:
             _replace_function(node, traced, values, layers, removing)
     erase_unused(traced.graph)
@@ -235,8 +264,9 @@ def _find_model_name(target: str) -> str:
     return target.removeprefix(PREFIX) if target.startswith(PREFIX) else ""
 
 
-def _read_module(module: nn.Conv1d | nn.Conv2d | nn.Linear, mask: Tensor | None) -> Layer:
-    layer = Layer(module.weight.detach(), None if module.bias is None else module.bias.detach(), mask)
+def _read_module(name: str, module: nn.Conv1d | nn.Conv2d | nn.Linear, removing: dict[str, Tensor]) -> Layer:
+    bias = None if module.bias is None else module.bias.detach()
+    layer = Layer(name, module.weight.detach(), bias, removing.get(name))
     if not isinstance(module, nn.Linear):
         layer.stride, layer.dilation, layer.groups = module.stride, module.dilation, module.groups
         _set_padding(layer, module.padding, module.padding_mode)
@@ -256,10 +286,12 @@ def _replace_function(
     if not all(isinstance(tensor, fx.Node) and tensor.op == "get_attr" for tensor in (weight, bias or weight)):
         return
     owner = str(weight.target).removesuffix(".weight")
+    name = _find_model_name(owner)
     layer = Layer(
+        name,
         _get_tensor(traced.root, weight),
         None if bias is None else _get_tensor(traced.root, bias),
-        removing.get(_find_model_name(owner)),
+        removing.get(name),
     )
     if layer.dims:
         layer.stride, layer.dilation = (
@@ -269,12 +301,12 @@ def _replace_function(
         padding = arguments.get("padding", 0)
         _set_padding(layer, padding if isinstance(padding, str) else _repeat_size(padding, layer.dims), "zeros")
     # One module per weight, and another one only where the weight is used with another bias, stride or padding.
-    name = owner if owner != weight.target else f"{owner}_layer"
-    while name in layers and not _is_same(layers[name], layer):
-        name += "_"
-    layers[name] = layer
+    target = owner if owner != weight.target else f"{owner}_layer"
+    while target in layers and not _is_same(layers[target], layer):
+        target += "_"
+    layers[target] = layer
     with traced.graph.inserting_before(node):
-        call = traced.graph.call_module(name, (arguments["input"],))
+        call = traced.graph.call_module(target, (arguments["input"],))
     values[call] = values[node]
     node.replace_all_uses_with(call)
     traced.graph.erase_node(node)

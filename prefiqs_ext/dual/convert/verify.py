@@ -10,22 +10,30 @@ from prefiqs_ext.dual.convert.batch_axis import make_images
 from prefiqs_ext.dual.convert.trace import TracedModel
 from prefiqs_ext.exceptions import UnsupportedNetworkError
 from prefiqs_ext.models.embedding import select_embedding
+from prefiqs_ext.recalibration import ChannelScale, RecalibratedLayers, Recalibration
 
 # Largest difference divided by the largest number of an embedding. Rounding is below 1e-5 on IResNet-100; a wrong
 # border, shift or row is above 1e-3.
 _TOLERANCE = 1e-4
 
 
-def verify(pair: fx.GraphModule, traced: TracedModel, masks: dict[str, Tensor], example: Tensor) -> None:
+def verify(
+    pair: fx.GraphModule,
+    traced: TracedModel,
+    masks: dict[str, Tensor],
+    recalibration: Recalibration | None,
+    example: Tensor,
+) -> None:
     """Run the graph on one image and on three, and compare it with the model on each image alone.
 
-    The dense half must be what the model gives, the pruned half what it gives with masked weights, and permuted images
-    must give permuted results.
+    The dense half must be what the model gives, the pruned half what it gives with masked weights and recalibrated
+    layers, and permuted images must give permuted results.
 
     Args:
         pair: The converted graph.
         traced: The model that it came from. Its weights stay masked.
         masks: From the name of a module to the bool mask of its weight.
+        recalibration: The gains and shifts of the pruned layers, if they have any.
         example: One or more inputs; the images are made from its first row.
 
     Raises:
@@ -36,8 +44,10 @@ def verify(pair: fx.GraphModule, traced: TracedModel, masks: dict[str, Tensor], 
     buffers = {name: buffer.clone() for name, buffer in traced.model.named_buffers()}
     with torch.no_grad():
         expected = {"the dense half and the model": _run_row_by_row(traced.root, x)}
-        _apply_masks(traced.model, masks)
-        expected["the pruned half and the model with masked weights"] = _run_row_by_row(traced.root, x)
+        recalibrated = RecalibratedLayers()
+        _apply_masks(traced.model, masks, recalibration, recalibrated)
+        with recalibrated:
+            expected["the pruned half and the model with masked weights"] = _run_row_by_row(traced.root, x)
         differences: list[tuple[float, str]] = []
         for count in (1, 3):  # the last row is the example's own
             result = pair(x[-count:])
@@ -62,19 +72,30 @@ class _MaskedWeight(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, scale: ChannelScale | None, recalibrated: RecalibratedLayers) -> None:
         super().__init__()
         self.register_buffer("mask", mask)
+        self.scale, self.recalibrated = scale, recalibrated
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.mask
+        masked = weight * self.mask
+        if self.scale is not None:
+            self.recalibrated.add(masked, self.scale)
+        return masked
 
 
-def _apply_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
+def _apply_masks(
+    model: nn.Module,
+    masks: dict[str, Tensor],
+    recalibration: Recalibration | None,
+    recalibrated: RecalibratedLayers,
+) -> None:
+    scales = {} if recalibration is None else recalibration.layers
     for name, mask in masks.items():
         layer = model.get_submodule(name)
         assert isinstance(layer.weight, Tensor)
-        parametrize.register_parametrization(layer, "weight", _MaskedWeight(mask.to(layer.weight.device)), unsafe=True)
+        masked = _MaskedWeight(mask.to(layer.weight.device), scales.get(name), recalibrated)
+        parametrize.register_parametrization(layer, "weight", masked, unsafe=True)
 
 
 def _run_row_by_row(model: nn.Module, x: Tensor) -> Tensor:

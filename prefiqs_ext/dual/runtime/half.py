@@ -1,8 +1,8 @@
 """Converts a graph to half precision on a GPU: what becomes float16 or bfloat16, and what stays float32.
 
-Weights and the values between layers become half precision; masks, biases, slopes and tap shifts stay as they are. The
-last layers, whose results reach the output through no other layer, read a float32 source and so give a float32 result:
-the embedding is not rounded. The operations after them, the tail, compute in float32.
+Weights and the values between layers become half precision; masks, scales, biases, slopes and tap shifts stay as they
+are. The last layers, whose results reach the output through no other layer, read a float32 source and so give a float32
+result: the embedding is not rounded. The operations after them, the tail, compute in float32.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from torch import Tensor, fx, nn
 
 from prefiqs_ext.dual.convert.freeze import FrozenNorm
 from prefiqs_ext.dual.modules import DualConv2d, DualLinear, is_dual_layer
+from prefiqs_ext.exceptions import InputError
+
+# Of an embedding in half precision, largest difference over largest size, in units of the type's rounding. Some fifty
+# to a hundred roundings add up like their square root; a wrong kernel is off by its own size.
+_ROUNDINGS = 32
 
 
 def convert_to_half(graph_module: fx.GraphModule, device: torch.device, dtype: torch.dtype) -> None:
@@ -43,6 +48,36 @@ def convert_to_half(graph_module: fx.GraphModule, device: torch.device, dtype: t
             _move(graph_module, str(node.target), device, dtype if in_half else torch.float32)
     _insert_casts(graph, tail, last, dtype)
     graph_module.recompile()
+
+
+def check_half(
+    graph_module: fx.GraphModule, example: Tensor, expected: Tensor, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Check that a graph in half precision gives nearly the pair that it gave in float32 on the CPU.
+
+    Args:
+        graph_module: What `convert_to_half` changed.
+        example: A batch for it, on the CPU.
+        expected: What it gave for the example in float32.
+        device: Where it is now.
+        dtype: What it computes in.
+
+    Raises:
+        InputError: The activations overflow.
+        RuntimeError: The pairs differ, which is a fault of this package.
+    """
+    with torch.inference_mode():
+        pair = graph_module(example.to(device)).float().cpu()
+    remedy = "" if dtype == torch.bfloat16 else "; try dtype=torch.bfloat16, which does not overflow"
+    if not bool(pair.isfinite().all()):
+        raise InputError(f"the network gives NaN or infinity in {dtype} on {device}{remedy}")
+    difference = float((pair - expected).abs().max() / expected.abs().max())
+    most = _ROUNDINGS * torch.finfo(dtype).eps
+    if difference > most:
+        raise RuntimeError(
+            f"the embedding in {dtype} on {device} differs from the CPU's by {difference:.2g} of its size, expected at "
+            f"most {most:.2g}{remedy}"
+        )
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
