@@ -55,6 +55,12 @@ FILES = {
         f"{PACKAGE}/evaluation/inference.py",
         f"{PACKAGE}/evaluation/datasets/sources.py",
     ],
+    "calibrated": [
+        f"{PACKAGE}/methods/calibrated.py",
+        f"{PACKAGE}/calibration/**/*.py",
+        f"{PACKAGE}/faces/degrade.py",
+        f"{PACKAGE}/ranking.py",
+    ],
     **{name: [f"{PACKAGE}/methods/{name}.py"] for name in ("grafiqs", "froq", "serfiq")},
     **{name: [f"{PACKAGE}/methods/baselines.py"] for name in ("random", "sharpness", "brightness")},
 }

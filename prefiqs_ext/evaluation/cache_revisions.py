@@ -9,5 +9,5 @@ from __future__ import annotations
 ENGINE = 1
 """Revision of reading images, and of computing embeddings, D and norms."""
 
-METHODS = {"grafiqs": 1, "froq": 1, "serfiq": 1, "random": 1, "sharpness": 1, "brightness": 1}
+METHODS = {"calibrated": 1, "grafiqs": 1, "froq": 1, "serfiq": 1, "random": 1, "sharpness": 1, "brightness": 1}
 """Revisions of the methods that compute something themselves. The others use what the engine gives."""

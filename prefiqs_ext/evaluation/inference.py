@@ -22,6 +22,7 @@ from prefiqs_ext.evaluation import cache_revisions as revisions
 from prefiqs_ext.evaluation.cache import Arrays, Cache, load_or_compute
 from prefiqs_ext.evaluation.datasets.sources import Source, get_name, hash_source, read_every_crop
 from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.methods.calibrated import Calibrated
 from prefiqs_ext.methods.method import Method
 from prefiqs_ext.methods.prefiqs import ScorerMethod
 from prefiqs_ext.models.embedding import select_embedding
@@ -235,6 +236,8 @@ class Scoring:
                 "output": self.output,
                 "revision": revisions.METHODS.get(method.name),
             }
+            if isinstance(method, Calibrated):
+                facts["pruning"] = asdict(method.pruning)
             if method.needs_fit:
                 facts["fitted on"] = fit_on.hash
             score = _fit_when_needed(method, fit_on, self.preset)

@@ -1,4 +1,5 @@
 from .baselines import Brightness, Random, Sharpness
+from .calibrated import Calibrated
 from .combined import Combined
 from .froq import FROQ
 from .grafiqs import GraFIQs
@@ -12,6 +13,7 @@ __all__ = [
     "FROQ",
     "SERFIQ",
     "Brightness",
+    "Calibrated",
     "Combined",
     "EmbeddingNorm",
     "GraFIQs",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _CLASSES = {
     "prefiqs": ("prefiqs", "PreFIQs"),
     "prefiqs-recalibrated": ("prefiqs", "RecalibratedPreFIQs"),
+    "calibrated": ("calibrated", "Calibrated"),
     "grafiqs": ("grafiqs", "GraFIQs"),
     "froq": ("froq", "FROQ"),
     "serfiq": ("serfiq", "SERFIQ"),
@@ -63,7 +64,7 @@ def create(
         name: One of :func:`list_methods`.
         network: Maps images to embeddings; in eval mode, in float32 and on the CPU.
         preset: What the network wants done to an image.
-        pruning: What "prefiqs", "prefiqs-recalibrated" and "prefiqs+norm" prune. None: ``Pruning()``.
+        pruning: What "prefiqs", "prefiqs-recalibrated", "calibrated" and "prefiqs+norm" prune. None: ``Pruning()``.
         seed: Of everything that a method draws at random.
         output: Which of the network's several outputs is the embedding, as in :class:`Scorer`.
 
