@@ -110,6 +110,13 @@ def test_the_references_score_is_the_quality(network: nn.Module, images: Tensor)
     assert torch.equal(out.score, out.quality)
 
 
+def test_refusals(network: nn.Module) -> None:
+    with pytest.raises(ValueError, match="^expected rank_by 'calibrated', 'quality', 'norm' or None, got 'D'$"):
+        Scorer(network, preset="arcface", rank_by="D")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^expected settings with a calibration to rank by 'calibrated', got none"):
+        Scorer(network, preset="arcface", rank_by="calibrated")
+
+
 def test_settings_keep_what_was_asked_for(scorer: Scorer, network: nn.Module, images: Tensor, tmp_path: Path) -> None:
     scorer.settings.save(tmp_path / "settings.json")
     again = Scorer.from_settings(tmp_path / "settings.json", network)

@@ -364,14 +364,6 @@ BAD_SCORERS: dict[str, tuple[Callable[[nn.Module, Preset], Any], str]] = {
     "device type": (lambda m, p: Scorer(m, preset=p, device="meta"), "expected device 'cpu' or 'cuda', got 'meta'"),
     "chunk": (lambda m, p: Scorer(m, preset=p, chunk=0), "expected chunk of 1 or more, got 0"),
     "on_bad": (lambda m, p: Scorer(m, preset=p, on_bad="hide"), "expected on_bad 'raise' or 'nan', got 'hide'"),  # type: ignore[arg-type]
-    "rank_by": (
-        lambda m, p: Scorer(m, preset=p, rank_by="D"),  # type: ignore[arg-type]
-        "expected rank_by 'calibrated', 'quality', 'norm' or None, got 'D'",
-    ),
-    "a calibrated score without a calibration": (
-        lambda m, p: Scorer(m, preset=p, rank_by="calibrated"),
-        "expected settings with a calibration to rank by 'calibrated', got none: run `prefiqs calibrate`",
-    ),
     "sparsity": (lambda m, p: Scorer(m, Pruning(sparsity=1.0), preset=p), r"sparsity must be a number in \[0, 1\)"),
     "unknown layer": (lambda m, p: Scorer(m, {"7": torch.ones(1)}, preset=p), "7"),
     "mask shape": (lambda m, p: Scorer(m, {"0": torch.ones(8, 3, 3, dtype=torch.bool)}, preset=p), r"8, 3, 3"),
