@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +20,7 @@ DISCARDED = (0.01, 0.05, 0.1)
 _LEAST_DISTANCE = 1e-6  # how far float32 rounds D
 _LEAST = 1e-20  # a number whose logarithm is taken is at least this
 _MOST_LAYERS = 64
+_LARGEST = sys.float_info.max
 
 Prior = Literal["norm", "distance"]
 
@@ -165,5 +166,5 @@ def _check_numbers(numbers: object, count: int, name: str) -> None:
     if not isinstance(numbers, tuple) or len(numbers) != count:
         raise InputError(f"expected {count} numbers as {name}, got {str(numbers)[:80]}")
     for number in numbers:
-        if type(number) not in (int, float) or not abs(number) < math.inf:
+        if type(number) not in (int, float) or not -_LARGEST <= number <= _LARGEST:  # nor is NaN
             raise InputError(f"expected finite numbers as {name}, got {number!r}")
