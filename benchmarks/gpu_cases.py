@@ -54,7 +54,8 @@ def check_convolution(name: str, device: torch.device, dtype: torch.dtype) -> No
         src,
         weight,
         mask,
-        torch.randn(filters),
+        torch.rand(filters) + 0.5,
+        torch.randn(2, filters),
         torch.randn(2, filters, *kernel),
         torch.rand(filters),
     ]
@@ -66,10 +67,11 @@ def check_convolution(name: str, device: torch.device, dtype: torch.dtype) -> No
 def check_linear(device: torch.device, dtype: torch.dtype) -> None:
     """Compare a linear layer with the oracle, for sources of either dtype."""
     src, weight = _make_values(dtype, 6, 1031), _make_values(dtype, 65, 1031)
-    mask, bias = pack_mask(torch.rand(weight.shape) < 0.6), torch.randn(65)
-    expected = oracle.expected_dual_linear(src.float(), weight.float(), mask, bias, paired=True)
+    mask = pack_mask(torch.rand(weight.shape) < 0.6)
+    scale, bias = torch.rand(65) + 0.5, torch.randn(2, 65)
+    expected = oracle.expected_dual_linear(src.float(), weight.float(), mask, scale, bias, paired=True)
     for given in (src, src.float()):
-        inputs = (t.to(device) for t in (given, weight, mask, bias))
+        inputs = (t.to(device) for t in (given, weight, mask, scale, bias))
         _compare(ops.dual_linear(*inputs, paired=True), expected)
 
 

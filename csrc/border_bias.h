@@ -28,7 +28,8 @@ struct TapRanges {
   int64_t classes() const { return static_cast<int64_t>(begin.size()); }
 };
 
-// Returns [tables][row class][column class][channels]; tap_shift is [tables][channels][kernel_h][kernel_w].
+// Returns [tables][row class][column class][channels]. bias is [channels] and, from table to table, bias_table_stride
+// apart; tap_shift is [tables][channels][kernel_h][kernel_w].
 inline std::vector<float> bias_by_class(const TapRanges& rows,
                                         const TapRanges& cols,
                                         int64_t tables,
@@ -36,6 +37,7 @@ inline std::vector<float> bias_by_class(const TapRanges& rows,
                                         int64_t kernel_h,
                                         int64_t kernel_w,
                                         const float* bias,
+                                        int64_t bias_table_stride,
                                         const float* tap_shift) {
   std::vector<float> result;
   result.reserve(static_cast<size_t>(tables * rows.classes() * cols.classes() * channels));
@@ -43,7 +45,7 @@ inline std::vector<float> bias_by_class(const TapRanges& rows,
     for (size_t row = 0; row < rows.begin.size(); ++row) {
       for (size_t col = 0; col < cols.begin.size(); ++col) {
         for (int64_t c = 0; c < channels; ++c) {
-          double sum = bias == nullptr ? 0.0 : bias[c];
+          double sum = bias == nullptr ? 0.0 : bias[table * bias_table_stride + c];
           for (int64_t r = rows.begin[row]; r < rows.end[row]; ++r) {
             for (int64_t s = cols.begin[col]; s < cols.end[col]; ++s) {
               sum += tap_shift[((table * channels + c) * kernel_h + r) * kernel_w + s];

@@ -226,6 +226,7 @@ inline void check_weight_companions(const char* op,
                                     const Tensor& weight,
                                     int64_t depth,
                                     const std::optional<Tensor>& mask,
+                                    const std::optional<Tensor>& pruned_scale,
                                     const std::optional<Tensor>& bias) {
   expect_place(op, "weight", weight, src);
   if (mask) {
@@ -233,9 +234,17 @@ inline void check_weight_companions(const char* op,
     expect_shape(op, "mask", *mask, {weight.size(0), mask_words(depth)});
     expect_place(op, "mask", *mask, src);
   }
+  if (pruned_scale) {
+    expect(mask.has_value(), op, "expected a mask beside pruned_scale, got none");
+    expect_dtype(op, "pruned_scale", *pruned_scale, ScalarType::Float);
+    expect_shape(op, "pruned_scale", *pruned_scale, {weight.size(0)});
+    expect_place(op, "pruned_scale", *pruned_scale, src);
+  }
   if (bias) {
     expect_dtype(op, "bias", *bias, ScalarType::Float);
-    expect_shape(op, "bias", *bias, {weight.size(0)});
+    std::vector<int64_t> shape{weight.size(0)};
+    if (mask && bias->dim() == 2) shape.insert(shape.begin(), 2);
+    expect_shape(op, "bias", *bias, shape);
     expect_place(op, "bias", *bias, src);
   }
 }
@@ -247,6 +256,7 @@ inline std::vector<int64_t> conv_dst_shape(const ConvGeometry& g) {
 inline ConvGeometry check_conv2d(const Tensor& src,
                                  const Tensor& weight,
                                  const std::optional<Tensor>& mask,
+                                 const std::optional<Tensor>& pruned_scale,
                                  const std::optional<Tensor>& bias,
                                  const std::optional<Tensor>& tap_shift,
                                  const std::optional<Tensor>& slope,
@@ -290,7 +300,7 @@ inline ConvGeometry check_conv2d(const Tensor& src,
   expect(src.size(0) == 0 || (src.size(2) > 0 && src.size(3) > 0), op,
          "Only zero batch inputs are supported, but got input shape: ", shape_text(src));
   const int64_t channels = weight.size(0);
-  check_weight_companions(op, src, weight, weight.size(1) * weight.size(2) * weight.size(3), mask, bias);
+  check_weight_companions(op, src, weight, weight.size(1) * weight.size(2) * weight.size(3), mask, pruned_scale, bias);
   if (tap_shift) {
     expect_dtype(op, "tap_shift", *tap_shift, ScalarType::Float);
     expect_shape(op, "tap_shift", *tap_shift, {mask ? 2 : 1, channels, weight.size(2), weight.size(3)});
@@ -326,6 +336,7 @@ inline ConvGeometry check_conv2d(const Tensor& src,
   g.dilation_h = std::min(dilation[0], padded[0]), g.dilation_w = std::min(dilation[1], padded[1]);
   g.groups = groups;
   g.src_shared = !paired;
+  g.bias_shared = !bias || bias->dim() == 1;
   g.mask_words = mask_words(g.depth());
   g.slope_stride = slope && slope->size(0) > 1 ? 1 : 0;
   expect_countable(op, "a result", conv_dst_shape(g));
@@ -350,6 +361,7 @@ inline std::vector<int64_t> linear_dst_shape(const Tensor& src, const Tensor& we
 inline ConvGeometry check_linear(const Tensor& src,
                                  const Tensor& weight,
                                  const std::optional<Tensor>& mask,
+                                 const std::optional<Tensor>& pruned_scale,
                                  const std::optional<Tensor>& bias,
                                  bool paired) {
   const char* op = "dual_linear";
@@ -366,7 +378,7 @@ inline ConvGeometry check_linear(const Tensor& src,
   expect_countable(op, "src", src.sizes());
   expect_stored(op, "src", src);
   expect_countable(op, "weight", weight.sizes());
-  check_weight_companions(op, src, weight, weight.size(1), mask, bias);
+  check_weight_companions(op, src, weight, weight.size(1), mask, pruned_scale, bias);
   ConvGeometry g{};
   g.images = src.numel() / weight.size(1) / (paired ? 2 : 1);
   g.branches = paired || mask ? 2 : 1;
@@ -374,6 +386,7 @@ inline ConvGeometry check_linear(const Tensor& src,
   g.in_c = weight.size(1), g.out_c = weight.size(0);
   g.kernel_h = g.kernel_w = g.stride_h = g.stride_w = g.dilation_h = g.dilation_w = g.groups = 1;
   g.src_shared = !paired;
+  g.bias_shared = !bias || bias->dim() == 1;
   g.mask_words = mask_words(g.depth());
   expect_countable(op, "a result", linear_dst_shape(src, weight, g));
   return g;

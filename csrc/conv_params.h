@@ -22,6 +22,7 @@ struct ConvGeometry {
   int64_t groups;
 
   bool src_shared;
+  bool bias_shared;
   bool residual_shared;
   int64_t mask_words;    // of a filter
   int64_t slope_stride;  // 0 where all channels share one slope
@@ -38,6 +39,8 @@ struct ConvParams : ConvGeometry {
   const float* src;
   const float* weight;
   const uint32_t* mask;  // null: every branch uses the weights as they are
+
+  const float* pruned_scale;  // of each channel of branch 1, which its sums are multiplied by; null: by 1
 
   // What is added to an output pixel, bias and tap shifts (border_bias.h):
   // bias[branch][row_class[oh] * col_classes + col_class[ow]][out_c].

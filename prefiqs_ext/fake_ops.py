@@ -88,16 +88,28 @@ def _check_window(op: str, stride: list[int], padding: list[int], dilation: list
 
 
 def _check_weight_companions(
-    op: str, src: Tensor, weight: Tensor, depth: int, mask: Tensor | None, bias: Tensor | None
+    op: str,
+    src: Tensor,
+    weight: Tensor,
+    depth: int,
+    mask: Tensor | None,
+    pruned_scale: Tensor | None,
+    bias: Tensor | None,
 ) -> None:
     _expect_device(op, "weight", weight, src)
     if mask is not None:
         _expect_dtype(op, "mask", mask, torch.int32)
         _expect_shape(op, "mask", mask, [weight.shape[0], (depth + 31) // 32])
         _expect_device(op, "mask", mask, src)
+    if pruned_scale is not None:
+        _expect(mask is not None, op, "expected a mask beside pruned_scale, got none")
+        _expect_dtype(op, "pruned_scale", pruned_scale, torch.float32)
+        _expect_shape(op, "pruned_scale", pruned_scale, [weight.shape[0]])
+        _expect_device(op, "pruned_scale", pruned_scale, src)
     if bias is not None:
         _expect_dtype(op, "bias", bias, torch.float32)
-        _expect_shape(op, "bias", bias, [weight.shape[0]])
+        branches = [2] if mask is not None and bias.dim() == 2 else []
+        _expect_shape(op, "bias", bias, [*branches, weight.shape[0]])
         _expect_device(op, "bias", bias, src)
 
 
@@ -106,6 +118,7 @@ def _fake_dual_conv2d(
     src: Tensor,
     weight: Tensor,
     mask: Tensor | None,
+    pruned_scale: Tensor | None,
     bias: Tensor | None,
     tap_shift: Tensor | None,
     slope: Tensor | None,
@@ -142,7 +155,7 @@ def _fake_dual_conv2d(
     _expect(src.shape[1] == in_channels, op, wanted)
     pixels = (src.shape[2] > 0 and src.shape[3] > 0) or src.shape[0] == 0
     _expect(pixels, op, f"Only zero batch inputs are supported, but got input shape: {image_shape}")
-    _check_weight_companions(op, src, weight, group_channels * kernel[0] * kernel[1], mask, bias)
+    _check_weight_companions(op, src, weight, group_channels * kernel[0] * kernel[1], mask, pruned_scale, bias)
     if tap_shift is not None:
         _expect_dtype(op, "tap_shift", tap_shift, torch.float32)
         _expect_shape(op, "tap_shift", tap_shift, [1 if mask is None else 2, channels, *kernel])
@@ -184,7 +197,14 @@ def _fake_dual_conv2d_out(*inputs: Any, out: Tensor) -> None:
 
 
 @torch.library.register_fake("prefiqs_ext::dual_linear")  # type: ignore[untyped-decorator]
-def _fake_dual_linear(src: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None, paired: bool) -> Tensor:
+def _fake_dual_linear(
+    src: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    pruned_scale: Tensor | None,
+    bias: Tensor | None,
+    paired: bool,
+) -> Tensor:
     op = "dual_linear"
     _expect(src.dim() >= 2, op, f"expected src of shape [N, ..., I], got {_format_sizes(src.shape)}")
     _expect_float(op, "src", src, src)
@@ -200,7 +220,7 @@ def _fake_dual_linear(src: Tensor, weight: Tensor, mask: Tensor | None, bias: Te
     _expect(src.shape[-1] == features, op, wanted)
     _expect_countable(op, "src", src.shape)
     _expect_countable(op, "weight", weight.shape)
-    _check_weight_companions(op, src, weight, features, mask, bias)
+    _check_weight_companions(op, src, weight, features, mask, pruned_scale, bias)
     rows = src.shape[0] if mask is None or paired else 2 * src.shape[0]
     _expect_countable(op, "a result", [rows, *src.shape[1:-1], outputs])
     return src.new_empty([rows, *src.shape[1:-1], outputs])

@@ -64,6 +64,7 @@ def dual_conv2d(
     src: Tensor,
     weight: Tensor,
     mask: Tensor | None = None,
+    pruned_scale: Tensor | None = None,
     bias: Tensor | None = None,
     tap_shift: Tensor | None = None,
     slope: Tensor | None = None,
@@ -78,8 +79,8 @@ def dual_conv2d(
 ) -> Tensor:
     """Convolve with the dense and the masked weights in one pass over the weights.
 
-    It computes ``act(conv(src) + bias + shift + residual)``, where ``shift`` is the sum of ``tap_shift`` over the
-    kernel's taps that fall inside the image.
+    It computes ``act(scale * conv(src) + bias + shift + residual)``. ``shift`` is the sum of ``tap_shift`` over the
+    kernel's taps that fall inside the image; ``scale`` is 1 in the dense branch and ``pruned_scale`` in the pruned one.
 
     On the CPU everything is float32. On CUDA, products are float16 or bfloat16, whichever ``weight`` is, and sums are
     float32. Float32 weights are rounded to float16 in every call, so keep them in float16.
@@ -93,7 +94,9 @@ def dual_conv2d(
         mask: int32 ``[Co, ceil(K/32)]`` with ``K = kh*kw*C/groups``, from :func:`prefiqs_ext.pruning_masks.pack_mask`.
             Bit ``k = (r*kw + s)*(C/groups) + c`` of a row, least significant first, is 1 where the pruned branch keeps
             the weight. None: no branch is pruned.
-        bias: float32 ``[Co]``.
+        pruned_scale: float32 ``[Co]``, with a mask: multiplies the pruned branch's sums of products, and nothing else.
+            None: 1.
+        bias: float32 ``[Co]`` or, with a mask, ``[2, Co]`` (dense, pruned).
         tap_shift: float32 ``[2, Co, kh, kw]`` (dense, pruned), ``[1, Co, kh, kw]`` without a mask.
         slope: float32 ``[1]`` or ``[Co]``: the slopes of a PReLU, 0 for ReLU. None: no activation.
         residual: ``[N, Co, H', W']``, added to both branches, or a pair ``[2N, Co, H', W']``; of the result's dtype.
@@ -117,7 +120,7 @@ def dual_conv2d(
         >>> from prefiqs_ext import ops, pruning_masks
         >>> src, weight, bias, slope = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(4), torch.rand(4)
         >>> keep = torch.rand(weight.shape) > 0.4
-        >>> pair = ops.dual_conv2d(src, weight, pruning_masks.pack_mask(keep), bias, slope=slope, padding=(1, 1))
+        >>> pair = ops.dual_conv2d(src, weight, pruning_masks.pack_mask(keep), bias=bias, slope=slope, padding=(1, 1))
         >>> branches = [F.prelu(F.conv2d(src, w, bias, padding=1), slope) for w in (weight, weight * keep)]
         >>> torch.allclose(pair, torch.cat(branches), atol=1e-4)
         True
@@ -130,7 +133,7 @@ def dual_conv2d(
         >>> torch.allclose(shifted, F.conv2d(src, weight, padding=1) + shift, atol=1e-4)
         True
     """
-    inputs = (src, weight, mask, bias, tap_shift, slope, residual)
+    inputs = (src, weight, mask, pruned_scale, bias, tap_shift, slope, residual)
     settings = (stride, padding, dilation, groups, paired)
     if out is None:
         return torch.ops.prefiqs_ext.dual_conv2d(*inputs, *settings)  # type: ignore[no-any-return]
@@ -141,16 +144,25 @@ def dual_conv2d(
 
 
 def dual_linear(
-    src: Tensor, weight: Tensor, mask: Tensor | None = None, bias: Tensor | None = None, *, paired: bool = False
+    src: Tensor,
+    weight: Tensor,
+    mask: Tensor | None = None,
+    pruned_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    paired: bool = False,
 ) -> Tensor:
-    """Compute ``src @ weight.T + bias`` with the dense and the masked weights in one pass over the weights.
+    """Compute ``scale * (src @ weight.T) + bias`` with the dense and the masked weights in one pass over the weights.
+
+    ``scale`` is 1 in the dense branch and ``pruned_scale`` in the pruned one.
 
     Args:
         src: ``[N, ..., I]`` shared by both branches or, with ``paired``, a pair ``[2N, ..., I]``; dtypes, here and of
             ``weight``, as in :func:`dual_conv2d`. A float32 ``src`` gives float32 results from float16 weights.
         weight: ``[O, I]``, unmasked.
         mask: int32 ``[O, ceil(I/32)]``, with bit ``i`` of a row as in :func:`dual_conv2d`. None: no branch is pruned.
-        bias: float32 ``[O]``.
+        pruned_scale: float32 ``[O]``, as in :func:`dual_conv2d`.
+        bias: float32 ``[O]`` or, with a mask, ``[2, O]`` (dense, pruned).
         paired: Whether ``src`` is a pair.
 
     Returns:
@@ -164,11 +176,11 @@ def dual_linear(
         >>> from prefiqs_ext import ops, pruning_masks
         >>> src, weight, bias = torch.randn(2, 40), torch.randn(6, 40), torch.randn(6)
         >>> keep = torch.rand(weight.shape) > 0.4
-        >>> pair = ops.dual_linear(src, weight, pruning_masks.pack_mask(keep), bias)
+        >>> pair = ops.dual_linear(src, weight, pruning_masks.pack_mask(keep), bias=bias)
         >>> torch.allclose(pair, torch.cat([F.linear(src, w, bias) for w in (weight, weight * keep)]), atol=1e-4)
         True
     """
-    return torch.ops.prefiqs_ext.dual_linear(src, weight, mask, bias, paired)  # type: ignore[no-any-return]
+    return torch.ops.prefiqs_ext.dual_linear(src, weight, mask, pruned_scale, bias, paired)  # type: ignore[no-any-return]
 
 
 def embedding_distance(pair: Tensor) -> EmbeddingDistance:

@@ -18,7 +18,8 @@ def good_conv() -> dict[str, Any]:
         "src": torch.randn(2, 4, 5, 5),
         "weight": weight,
         "mask": random_mask(weight),
-        "bias": torch.randn(6),
+        "pruned_scale": torch.rand(6),
+        "bias": torch.randn(2, 6),
         "tap_shift": torch.randn(2, 6, 3, 3),
         "slope": torch.rand(6),
         "residual": torch.randn(2, 6, 5, 5),
@@ -28,8 +29,17 @@ def good_conv() -> dict[str, Any]:
 
 def good_linear() -> dict[str, Any]:
     weight = torch.randn(6, 40)
-    return {"src": torch.randn(2, 40), "weight": weight, "mask": random_mask(weight), "bias": torch.randn(6)}
+    return {
+        "src": torch.randn(2, 40),
+        "weight": weight,
+        "mask": random_mask(weight),
+        "pruned_scale": torch.rand(6),
+        "bias": torch.randn(2, 6),
+    }
 
+
+NO_MASK: dict[str, Any] = {"mask": None, "pruned_scale": None}
+PLAIN = NO_MASK | {"bias": None}
 
 BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
     "rank": ({"src": torch.randn(4, 5, 5)}, "expected src of shape [N, C, H, W], got [4, 5, 5]"),
@@ -90,7 +100,7 @@ BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
         "Kernel size can't be greater than actual input size",
     ),
     "dilation whose triple is small": (
-        {"weight": torch.randn(6, 4, 3, 4), "dilation": (1, (2**64 + 2) // 3), "mask": None, "tap_shift": None},
+        {"weight": torch.randn(6, 4, 3, 4), "dilation": (1, (2**64 + 2) // 3), **PLAIN, "tap_shift": None},
         f"Calculated padded input size per channel: (7 x 7). Kernel size: (3 x 4), dilation: (1 x {(2**64 + 2) // 3}). "
         "Kernel size can't be greater than actual input size",
     ),
@@ -119,7 +129,15 @@ BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
         {"mask": torch.zeros(6, 3, dtype=torch.int32)},
         "expected mask of shape [6, 2], got [6, 3]",
     ),
+    "pruned_scale": ({"pruned_scale": torch.rand(2, 6)}, "expected pruned_scale of shape [6], got [2, 6]"),
+    "pruned_scale dtype": (
+        {"pruned_scale": torch.rand(6).double()},
+        "expected pruned_scale of dtype float32, got float64",
+    ),
+    "pruned_scale without mask": ({"mask": None}, "expected a mask beside pruned_scale, got none"),
     "bias": ({"bias": torch.randn(5)}, "expected bias of shape [6], got [5]"),
+    "bias rows": ({"bias": torch.randn(1, 6)}, "expected bias of shape [2, 6], got [1, 6]"),
+    "bias rows without mask": (NO_MASK, "expected bias of shape [6], got [2, 6]"),
     "bias dtype": ({"bias": torch.randn(6).double()}, "expected bias of dtype float32, got float64"),
     "tap_shift": (
         {"tap_shift": torch.randn(1, 6, 3, 3)},
@@ -165,11 +183,15 @@ BAD_LINEAR: dict[str, tuple[dict[str, Any], str]] = {
         f"expected weight of at most {2**48} numbers, got shape [{2**43}, 40]",
     ),
     "result size": (
-        {"src": torch.zeros(1).expand(2**40, 40), "weight": torch.randn(512, 40), "mask": None, "bias": None},
+        {"src": torch.zeros(1).expand(2**40, 40), "weight": torch.randn(512, 40), **PLAIN},
         f"expected a result of at most {2**48} numbers, got shape [{2**40}, 512]",
     ),
     "mask": ({"mask": torch.zeros(6, 1, dtype=torch.int32)}, "expected mask of shape [6, 2], got [6, 1]"),
-    "bias": ({"bias": torch.randn(6, 1)}, "expected bias of shape [6], got [6, 1]"),
+    "pruned_scale": ({"pruned_scale": torch.rand(5)}, "expected pruned_scale of shape [6], got [5]"),
+    "pruned_scale without mask": ({"mask": None}, "expected a mask beside pruned_scale, got none"),
+    "bias": ({"bias": torch.randn(7)}, "expected bias of shape [6], got [7]"),
+    "bias rows": ({"bias": torch.randn(6, 1)}, "expected bias of shape [2, 6], got [6, 1]"),
+    "bias without mask": (NO_MASK | {"bias": torch.randn(6, 1)}, "expected bias of shape [6], got [6, 1]"),
 }
 
 BAD_PAIR: dict[str, tuple[dict[str, Any], str]] = {

@@ -35,6 +35,7 @@ class Emulation:
         src: Tensor,
         weight: Tensor,
         mask: Tensor | None = None,
+        pruned_scale: Tensor | None = None,
         bias: Tensor | None = None,
         tap_shift: Tensor | None = None,
         slope: Tensor | None = None,
@@ -44,12 +45,12 @@ class Emulation:
         **settings: Any,
     ) -> Tensor:
         if weight.dtype == torch.float32:
-            inputs = (src, weight, mask, bias, tap_shift, slope, residual)
+            inputs = (src, weight, mask, pruned_scale, bias, tap_shift, slope, residual)
             return _native_conv2d(*inputs, **settings, out=out)
         assert out is None
         assert residual is None or residual.dtype == self._result_dtype(src, weight)
         return self._layer(
-            oracle.expected_dual_conv2d, src, weight, mask, bias, tap_shift, slope, residual, **settings
+            oracle.expected_dual_conv2d, src, weight, mask, pruned_scale, bias, tap_shift, slope, residual, **settings
         ).contiguous(memory_format=torch.channels_last)
 
     def dual_linear(
@@ -57,13 +58,14 @@ class Emulation:
         src: Tensor,
         weight: Tensor,
         mask: Tensor | None = None,
+        pruned_scale: Tensor | None = None,
         bias: Tensor | None = None,
         *,
         paired: bool = False,
     ) -> Tensor:
         if weight.dtype == torch.float32:
-            return _native_linear(src, weight, mask, bias, paired=paired)
-        return self._layer(oracle.expected_dual_linear, src, weight, mask, bias, paired=paired)
+            return _native_linear(src, weight, mask, pruned_scale, bias, paired=paired)
+        return self._layer(oracle.expected_dual_linear, src, weight, mask, pruned_scale, bias, paired=paired)
 
     def embedding_distance(self, pair: Tensor) -> EmbeddingDistance:
         return EmbeddingDistance(*oracle.expected_embedding_distance(pair.float()))
@@ -73,7 +75,7 @@ class Emulation:
     ) -> Tensor:
         assert weight.dtype in HALF
         assert src.dtype in (torch.uint8, torch.float32, weight.dtype)
-        assert all(t is None or t.dtype == torch.float32 for t in more[:3])
+        assert all(t is None or t.dtype == torch.float32 for t in more[:4])
         dtype = self._result_dtype(src, weight)
         self.dtypes.append(dtype)
         values = src if src.dtype == torch.uint8 else src.to(weight.dtype).float()

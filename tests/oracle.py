@@ -48,6 +48,7 @@ def expected_dual_conv2d(
     src: Tensor,
     weight: Tensor,
     mask: Tensor | None = None,
+    pruned_scale: Tensor | None = None,
     bias: Tensor | None = None,
     tap_shift: Tensor | None = None,
     slope: Tensor | None = None,
@@ -59,11 +60,12 @@ def expected_dual_conv2d(
     groups: int = 1,
     paired: bool = False,
 ) -> Tensor:
-    """act(conv(src) + bias + sum over the taps inside the image of tap_shift + residual), dense rows first.
+    """act(scale * conv(src) + bias + sum over the taps inside the image of tap_shift + residual), dense rows first.
 
-    src [N, C, H, W], or [2N, C, H, W] if paired; weight [Co, C/g, kh, kw]; mask packed int32 or None; bias [Co];
-    tap_shift [2, Co, kh, kw] with a mask, [1, Co, kh, kw] without; slope [1] or [Co]; residual with as many rows as the
-    result, or with half as many (shared by both branches). Result [rows, Co, Ho, Wo]: 2N rows with a mask, else src's.
+    src [N, C, H, W], or [2N, C, H, W] if paired; weight [Co, C/g, kh, kw]; mask packed int32 or None; pruned_scale [Co]
+    or None: the scale of the pruned branch, that of the dense one is 1; bias [Co] or [2, Co]; tap_shift [2, Co, kh, kw]
+    with a mask, [1, Co, kh, kw] without; slope [1] or [Co]; residual with as many rows as the result, or with half as
+    many (shared by both branches). Result [rows, Co, Ho, Wo]: 2N rows with a mask, else src's.
     """
     dtype = weight.dtype
     window = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation)}
@@ -72,14 +74,16 @@ def expected_dual_conv2d(
     branches = []
     for branch, (rows, branch_weight) in enumerate(zip(sources, weights, strict=True)):
         out = F.conv2d(rows, branch_weight, groups=groups, **window)
+        if pruned_scale is not None and branch == 1:
+            out = pruned_scale.to(dtype).view(-1, 1, 1) * out
         if tap_shift is not None:
             # An image of ones is 1 at the taps inside the image and 0 in the padding: convolving it adds up just those.
             inside = torch.ones(1, 1, *src.shape[2:], dtype=dtype, device=src.device)
             out = out + F.conv2d(inside, tap_shift[branch].to(dtype).unsqueeze(1), **window)
+        if bias is not None:
+            out = out + (bias if bias.dim() == 1 else bias[branch]).to(dtype).view(-1, 1, 1)
         branches.append(out)
     dst = torch.cat(branches)
-    if bias is not None:
-        dst = dst + bias.to(dtype).view(1, -1, 1, 1)
     if residual is not None:
         residual = residual.to(dtype)
         shared = residual.shape[0] != dst.shape[0]
@@ -90,16 +94,29 @@ def expected_dual_conv2d(
 
 
 def expected_dual_linear(
-    src: Tensor, weight: Tensor, mask: Tensor | None = None, bias: Tensor | None = None, *, paired: bool = False
+    src: Tensor,
+    weight: Tensor,
+    mask: Tensor | None = None,
+    pruned_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    paired: bool = False,
 ) -> Tensor:
-    """src @ weight.T + bias on the last dimension, dense rows first.
+    """scale * (src @ weight.T) + bias on the last dimension, dense rows first.
 
-    src [N, ..., K], or [2N, ..., K] if paired; weight [Co, K]; mask packed int32 or None; bias [Co].
-    Result [rows, ..., Co]: 2N rows with a mask, else src's.
+    src [N, ..., K], or [2N, ..., K] if paired; weight [Co, K]; mask packed int32 or None; pruned_scale and bias as in
+    `expected_dual_conv2d`. Result [rows, ..., Co]: 2N rows with a mask, else src's.
     """
     sources, weights = branch_sources(src.to(weight.dtype), mask, paired), branch_weights(weight, mask)
-    dst = torch.cat([F.linear(rows, branch_weight) for rows, branch_weight in zip(sources, weights, strict=True)])
-    return dst if bias is None else dst + bias.to(weight.dtype)
+    branches = []
+    for branch, (rows, branch_weight) in enumerate(zip(sources, weights, strict=True)):
+        out = F.linear(rows, branch_weight)
+        if pruned_scale is not None and branch == 1:
+            out = pruned_scale.to(weight.dtype) * out
+        if bias is not None:
+            out = out + (bias if bias.dim() == 1 else bias[branch]).to(weight.dtype)
+        branches.append(out)
+    return torch.cat(branches)
 
 
 def expected_embedding_distance(pair: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

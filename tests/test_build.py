@@ -131,11 +131,11 @@ def test_cuda_tensors_get_the_reason() -> None:
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)  # as the dispatcher does for CUDA tensors
     operators = torch.ops.prefiqs_ext
     image, weight, window = torch.randn(1, 1, 2, 2), torch.randn(1, 1, 1, 1), ([1, 1], [0, 0], [1, 1], 1, False)
-    conv = (image, weight, None, None, None, None, None, *window)
+    conv = (image, weight, *[None] * 6, *window)
     for op, inputs, named in (
         (operators.dual_conv2d.default, conv, {}),
         (operators.dual_conv2d.out, conv, {"out": image}),
-        (operators.dual_linear.default, (weight, weight, None, None, False), {}),
+        (operators.dual_linear.default, (weight, weight, None, None, None, False), {}),
         (operators.embedding_distance.default, (torch.randn(2, 1),), {}),
     ):
         message = (

@@ -242,8 +242,8 @@ def test_linear(isa: str, size: tuple[int, int, tuple[int, ...]], masked: bool, 
     features, outputs, between = size
     src, weight, bias = torch.randn(6, *between, features), torch.randn(outputs, features), torch.randn(outputs)
     mask = random_mask(weight) if masked else None
-    got = ops.dual_linear(src, weight, mask, bias, paired=paired)
-    assert_close(got, oracle.expected_dual_linear(src.double(), weight.double(), mask, bias, paired=paired))
+    got = ops.dual_linear(src, weight, mask, bias=bias, paired=paired)
+    assert_close(got, oracle.expected_dual_linear(src.double(), weight.double(), mask, bias=bias, paired=paired))
 
 
 def test_linear_row_bits_do_not_depend_on_batch_or_threads(isa: str) -> None:

@@ -162,7 +162,7 @@ def test_out_takes_the_result() -> None:
 
 def all_arguments(inputs: dict[str, Any]) -> tuple[Any, ...]:
     defaults = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "paired": False}
-    optional = dict.fromkeys(("mask", "bias", "tap_shift", "slope", "residual"))
+    optional = dict.fromkeys(("mask", "pruned_scale", "bias", "tap_shift", "slope", "residual"))
     names = ("src", "weight", *optional, *defaults)
     return tuple((optional | defaults | inputs)[name] for name in names)
 

@@ -1,4 +1,4 @@
-// What turns a finished sum into an output: bias, residual, activation.
+// What turns a finished sum into an output: scale of the pruned branch, bias, residual, activation.
 #pragma once
 #include "conv_params.h"
 #include "cpu/vec.h"
@@ -17,6 +17,7 @@ class Epilogue {
         residual_(p.residual == nullptr ? nullptr : p.branch_residual(branch) + channel),
         dst_(p.branch_dst(branch) + channel),
         activated_(p.slope != nullptr),
+        scale_(branch == 0 || p.pruned_scale == nullptr ? Vec::broadcast(1) : load(p.pruned_scale + channel)),
         slope_(!activated_           ? Vec::zero()
                : p.slope_stride == 0 ? Vec::broadcast(*p.slope)
                                      : load(p.slope + channel)) {}
@@ -33,7 +34,7 @@ class Epilogue {
 
   // `bias`: the place of the pixel's class in the bias table of the branch, in floats.
   void finish(Vec sum, int64_t pixel, int64_t bias) const {
-    sum = sum + load(bias_ + bias);
+    sum = Vec::fma(sum, scale_, load(bias_ + bias));  // rounded once: with a scale of 1 the bits of sum + bias
     if (residual_ != nullptr) sum = sum + load(residual_ + pixel);
     if (activated_) sum = Vec::prelu(sum, slope_);
     store(sum, pixel);
@@ -52,7 +53,7 @@ class Epilogue {
   const float* residual_;
   float* dst_;
   bool activated_;
-  Vec slope_;
+  Vec scale_, slope_;
 };
 
 }  // namespace

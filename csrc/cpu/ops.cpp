@@ -45,6 +45,7 @@ Tensor dual_conv2d_into(OptionalTensor out,
                         const Tensor& src,
                         const Tensor& weight,
                         const OptionalTensor& mask,
+                        const OptionalTensor& pruned_scale,
                         const OptionalTensor& bias,
                         const OptionalTensor& tap_shift,
                         const OptionalTensor& slope,
@@ -54,11 +55,12 @@ Tensor dual_conv2d_into(OptionalTensor out,
                         const std::vector<int64_t>& dilation,
                         int64_t groups,
                         bool paired) {
-  const ConvGeometry geometry =
-      check_conv2d(src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired);
+  const ConvGeometry geometry = check_conv2d(src, weight, mask, pruned_scale, bias, tap_shift, slope, residual, stride,
+                                             padding, dilation, groups, paired);
   const std::vector<int64_t> dst_shape = conv_dst_shape(geometry);
   if (out) {
-    check_out("dual_conv2d", *out, ScalarType::Float, dst_shape, src, {weight, mask, bias, tap_shift, slope, residual});
+    check_out("dual_conv2d", *out, ScalarType::Float, dst_shape, src,
+              {weight, mask, pruned_scale, bias, tap_shift, slope, residual});
   }
   Tensor dst = out ? *out : empty_float("dual_conv2d", dst_shape, MemoryFormat::ChannelsLast);
   if (dst.numel() == 0) return dst;
@@ -66,20 +68,22 @@ Tensor dual_conv2d_into(OptionalTensor out,
   const auto channels_last = [](const Tensor& t) { return dense_float("dual_conv2d", t, MemoryFormat::ChannelsLast); };
   const Tensor src_nhwc = channels_last(src), weight_nhwc = channels_last(weight);
   const OptionalTensor residual_nhwc = residual ? OptionalTensor(channels_last(*residual)) : std::nullopt;
-  const OptionalTensor mask_rows = contiguous(mask), bias_row = contiguous(bias), shifts = contiguous(tap_shift),
-                       slopes = contiguous(slope);
+  const OptionalTensor mask_rows = contiguous(mask), scales = contiguous(pruned_scale), biases = contiguous(bias),
+                       shifts = contiguous(tap_shift), slopes = contiguous(slope);
 
   ConvParams p{};
   static_cast<ConvGeometry&>(p) = geometry;
   const TapRanges rows(p.in_h, p.out_h, tap_shift ? p.kernel_h : 0, p.stride_h, p.pad_h, p.dilation_h);
   const TapRanges cols(p.in_w, p.out_w, tap_shift ? p.kernel_w : 0, p.stride_w, p.pad_w, p.dilation_w);
-  const int64_t tables = tap_shift && mask ? 2 : 1;
+  const int64_t tables = mask && (tap_shift || !p.bias_shared) ? 2 : 1;
   const std::vector<float> bias_table =
-      bias_by_class(rows, cols, tables, p.out_c, p.kernel_h, p.kernel_w, data_or_null(bias_row), data_or_null(shifts));
+      bias_by_class(rows, cols, tables, p.out_c, p.kernel_h, p.kernel_w, data_or_null(biases),
+                    p.bias_shared ? 0 : p.out_c, data_or_null(shifts));
 
   p.src = src_nhwc.const_data_ptr<float>();
   p.weight = weight_nhwc.const_data_ptr<float>();
   p.mask = mask_rows ? reinterpret_cast<const uint32_t*>(mask_rows->const_data_ptr<int32_t>()) : nullptr;
+  p.pruned_scale = data_or_null(scales);
   p.bias = bias_table.data();
   p.row_class = rows.position_class.data();
   p.col_class = cols.position_class.data();
@@ -95,6 +99,7 @@ Tensor dual_conv2d_into(OptionalTensor out,
 Tensor dual_conv2d(const Tensor& src,
                    const Tensor& weight,
                    const OptionalTensor& mask,
+                   const OptionalTensor& pruned_scale,
                    const OptionalTensor& bias,
                    const OptionalTensor& tap_shift,
                    const OptionalTensor& slope,
@@ -104,13 +109,14 @@ Tensor dual_conv2d(const Tensor& src,
                    std::vector<int64_t> dilation,
                    int64_t groups,
                    bool paired) {
-  return dual_conv2d_into(std::nullopt, src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation,
-                          groups, paired);
+  return dual_conv2d_into(std::nullopt, src, weight, mask, pruned_scale, bias, tap_shift, slope, residual, stride,
+                          padding, dilation, groups, paired);
 }
 
 void dual_conv2d_out(const Tensor& src,
                      const Tensor& weight,
                      const OptionalTensor& mask,
+                     const OptionalTensor& pruned_scale,
                      const OptionalTensor& bias,
                      const OptionalTensor& tap_shift,
                      const OptionalTensor& slope,
@@ -121,30 +127,39 @@ void dual_conv2d_out(const Tensor& src,
                      int64_t groups,
                      bool paired,
                      const Tensor& out) {
-  dual_conv2d_into(out, src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired);
+  dual_conv2d_into(out, src, weight, mask, pruned_scale, bias, tap_shift, slope, residual, stride, padding, dilation,
+                   groups, paired);
 }
 
-Tensor dual_linear(
-    const Tensor& src, const Tensor& weight, const OptionalTensor& mask, const OptionalTensor& bias, bool paired) {
-  const ConvGeometry geometry = check_linear(src, weight, mask, bias, paired);
+Tensor dual_linear(const Tensor& src,
+                   const Tensor& weight,
+                   const OptionalTensor& mask,
+                   const OptionalTensor& pruned_scale,
+                   const OptionalTensor& bias,
+                   bool paired) {
+  const ConvGeometry geometry = check_linear(src, weight, mask, pruned_scale, bias, paired);
   Tensor dst = empty_float("dual_linear", linear_dst_shape(src, weight, geometry));
   if (dst.numel() == 0) return dst;
 
   const Tensor src_rows = dense_float("dual_linear", src), weight_rows = dense_float("dual_linear", weight);
-  const OptionalTensor mask_rows = contiguous(mask);
+  const OptionalTensor mask_rows = contiguous(mask), scales = contiguous(pruned_scale);
   const TapRanges one(1, 1, 0, 1, 0, 1);
+  const OptionalTensor biases = contiguous(bias);
+  const int64_t tables = geometry.bias_shared ? 1 : 2;
   const std::vector<float> bias_table =
-      bias_by_class(one, one, 1, weight.size(0), 1, 1, data_or_null(contiguous(bias)), nullptr);
+      bias_by_class(one, one, tables, geometry.out_c, 1, 1, data_or_null(biases), geometry.out_c, nullptr);
 
   ConvParams p{};
   static_cast<ConvGeometry&>(p) = geometry;
   p.src = src_rows.const_data_ptr<float>();
   p.weight = weight_rows.const_data_ptr<float>();
   p.mask = mask_rows ? reinterpret_cast<const uint32_t*>(mask_rows->const_data_ptr<int32_t>()) : nullptr;
+  p.pruned_scale = data_or_null(scales);
   p.bias = bias_table.data();
   p.row_class = one.position_class.data();
   p.col_class = one.position_class.data();
   p.col_classes = 1;
+  p.bias_branch_stride = tables == 2 ? p.out_c : 0;
   p.dst = dst.mutable_data_ptr<float>();
   run_conv(p);
   return dst;

@@ -147,6 +147,7 @@ void run_conv(const Launch& launch,
               const Tensor& src,
               const Tensor& weight,
               const OptionalTensor& mask,
+              const OptionalTensor& pruned_scale,
               const OptionalTensor& bias,
               const OptionalTensor& tap_shift,
               const OptionalTensor& slope,
@@ -189,6 +190,7 @@ Tensor dual_conv2d_into(OptionalTensor out,
                         const Tensor& src,
                         const Tensor& weight,
                         const OptionalTensor& mask,
+                        const OptionalTensor& pruned_scale,
                         const OptionalTensor& bias,
                         const OptionalTensor& tap_shift,
                         const OptionalTensor& slope,
@@ -199,17 +201,19 @@ Tensor dual_conv2d_into(OptionalTensor out,
                         int64_t groups,
                         bool paired) {
   ConvParams p{};
-  static_cast<ConvGeometry&>(p) =
-      check_conv2d(src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired);
+  static_cast<ConvGeometry&>(p) = check_conv2d(src, weight, mask, pruned_scale, bias, tap_shift, slope, residual,
+                                               stride, padding, dilation, groups, paired);
   const std::vector<int64_t> dst_shape = conv_dst_shape(p);
   const ScalarType dst_dtype = result_dtype(src, weight);
   if (out) {
-    check_out("dual_conv2d", *out, dst_dtype, dst_shape, src, {weight, mask, bias, tap_shift, slope, residual});
+    check_out("dual_conv2d", *out, dst_dtype, dst_shape, src,
+              {weight, mask, pruned_scale, bias, tap_shift, slope, residual});
   }
   const Launch launch("dual_conv2d", src);
   const Tensor dst = out ? *out : launch.empty(dst_shape, dst_dtype, MemoryFormat::ChannelsLast);
   if (dst.numel() > 0) {
-    run_conv(launch, p, src, weight, mask, bias, tap_shift, slope, residual, dst, MemoryFormat::ChannelsLast);
+    run_conv(launch, p, src, weight, mask, pruned_scale, bias, tap_shift, slope, residual, dst,
+             MemoryFormat::ChannelsLast);
   }
   return dst;
 }
@@ -217,6 +221,7 @@ Tensor dual_conv2d_into(OptionalTensor out,
 Tensor dual_conv2d(const Tensor& src,
                    const Tensor& weight,
                    const OptionalTensor& mask,
+                   const OptionalTensor& pruned_scale,
                    const OptionalTensor& bias,
                    const OptionalTensor& tap_shift,
                    const OptionalTensor& slope,
@@ -226,13 +231,14 @@ Tensor dual_conv2d(const Tensor& src,
                    std::vector<int64_t> dilation,
                    int64_t groups,
                    bool paired) {
-  return dual_conv2d_into(std::nullopt, src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation,
-                          groups, paired);
+  return dual_conv2d_into(std::nullopt, src, weight, mask, pruned_scale, bias, tap_shift, slope, residual, stride,
+                          padding, dilation, groups, paired);
 }
 
 void dual_conv2d_out(const Tensor& src,
                      const Tensor& weight,
                      const OptionalTensor& mask,
+                     const OptionalTensor& pruned_scale,
                      const OptionalTensor& bias,
                      const OptionalTensor& tap_shift,
                      const OptionalTensor& slope,
@@ -243,17 +249,22 @@ void dual_conv2d_out(const Tensor& src,
                      int64_t groups,
                      bool paired,
                      const Tensor& out) {
-  dual_conv2d_into(out, src, weight, mask, bias, tap_shift, slope, residual, stride, padding, dilation, groups, paired);
+  dual_conv2d_into(out, src, weight, mask, pruned_scale, bias, tap_shift, slope, residual, stride, padding, dilation,
+                   groups, paired);
 }
 
-Tensor dual_linear(
-    const Tensor& src, const Tensor& weight, const OptionalTensor& mask, const OptionalTensor& bias, bool paired) {
+Tensor dual_linear(const Tensor& src,
+                   const Tensor& weight,
+                   const OptionalTensor& mask,
+                   const OptionalTensor& pruned_scale,
+                   const OptionalTensor& bias,
+                   bool paired) {
   ConvParams p{};
-  static_cast<ConvGeometry&>(p) = check_linear(src, weight, mask, bias, paired);
+  static_cast<ConvGeometry&>(p) = check_linear(src, weight, mask, pruned_scale, bias, paired);
   const Launch launch("dual_linear", src);
   const Tensor dst = launch.empty(linear_dst_shape(src, weight, p), result_dtype(src, weight));
   if (dst.numel() > 0) {
-    run_conv(launch, p, src, weight, mask, bias, {}, {}, {}, dst, MemoryFormat::Contiguous);
+    run_conv(launch, p, src, weight, mask, pruned_scale, bias, {}, {}, {}, dst, MemoryFormat::Contiguous);
   }
   return dst;
 }

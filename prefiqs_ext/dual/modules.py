@@ -39,15 +39,16 @@ def double_size(size: tuple[int, ...], dim: int = 0) -> tuple[int, ...]:
 class DualConv2d(nn.Module):
     """A convolution with the dense and the pruned weights, and everything that was folded into it.
 
-    It computes `act(conv(src) + bias + shift + residual)`, see `ops.dual_conv2d`. All tensors are copied; nothing is
-    shared with the caller's.
+    It computes `act(scale * conv(src) + bias + shift + residual)`, see `ops.dual_conv2d`. All tensors are copied;
+    nothing is shared with the caller's.
 
     Args:
         weight: [Co, C/groups, kh, kw], before pruning. Kept as float32 in channels_last storage; `convert_to_half`
             makes it half precision on a GPU.
         mask: bool, of the weight's shape, True where the pruned branch keeps the weight. Kept packed. None: both
             branches use the dense weights.
-        bias: [Co].
+        pruned_scale: [Co], with a mask: what the pruned branch's sums of products are multiplied by. None: 1.
+        bias: [Co] or, with a mask, [2, Co] (dense, pruned).
         tap_shift: [2, Co, kh, kw] (dense, pruned) with a mask, else [1, Co, kh, kw]. The shift is its sum over the
             kernel's taps that fall inside the image.
         slope: [1] or [Co], the slopes of a PReLU; zeros for ReLU. None: no activation.
@@ -62,6 +63,7 @@ class DualConv2d(nn.Module):
 
     weight: Tensor
     mask: Tensor | None
+    pruned_scale: Tensor | None
     bias: Tensor | None
     tap_shift: Tensor | None
     slope: Tensor | None
@@ -70,6 +72,7 @@ class DualConv2d(nn.Module):
         self,
         weight: Tensor,
         mask: Tensor | None = None,
+        pruned_scale: Tensor | None = None,
         bias: Tensor | None = None,
         tap_shift: Tensor | None = None,
         slope: Tensor | None = None,
@@ -84,6 +87,7 @@ class DualConv2d(nn.Module):
         super().__init__()
         self.register_buffer("weight", _copy_float32(weight, torch.channels_last))
         self.register_buffer("mask", None if mask is None else pack_mask(mask).to(weight.device))
+        self.register_buffer("pruned_scale", _copy_float32(pruned_scale))
         self.register_buffer("bias", _copy_float32(bias))
         self.register_buffer("tap_shift", _copy_float32(tap_shift))
         self.register_buffer("slope", _copy_float32(slope))
@@ -112,6 +116,7 @@ class DualConv2d(nn.Module):
             src,
             self.weight,
             self.mask,
+            self.pruned_scale,
             self.bias,
             self.tap_shift,
             self.slope,
@@ -127,7 +132,8 @@ class DualConv2d(nn.Module):
     def extra_repr(self) -> str:
         """Describe the layer for `print`."""
         out, inside, *kernel = self.weight.shape
-        folded = [name for name in ("mask", "bias", "tap_shift", "slope") if getattr(self, name) is not None]
+        optional = ("mask", "pruned_scale", "bias", "tap_shift", "slope")
+        folded = [name for name in optional if getattr(self, name) is not None]
         padding = self.padding if self.pad is None else f"{self.pad_mode} {self.pad}"
         return (
             f"{inside * self.groups} -> {out}, {'x'.join(map(str, kernel))}, stride={self.stride}, padding={padding}, "
@@ -153,17 +159,26 @@ class DualLinear(nn.Module):
         weight: [Co, K], before pruning; kept as float32.
         mask: bool [Co, K], True where the pruned branch keeps the weight. Kept packed. None: both branches use the
             dense weights.
-        bias: [Co]; kept as float32.
+        pruned_scale: As in `DualConv2d`; kept as float32.
+        bias: [Co] or, with a mask, [2, Co] (dense, pruned); kept as float32.
     """
 
     weight: Tensor
     mask: Tensor | None
+    pruned_scale: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        mask: Tensor | None = None,
+        pruned_scale: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("weight", _copy_float32(weight))
         self.register_buffer("mask", None if mask is None else pack_mask(mask).to(weight.device))
+        self.register_buffer("pruned_scale", _copy_float32(pruned_scale))
         self.register_buffer("bias", _copy_float32(bias))
 
     def forward(self, src: Tensor, *, paired: bool = False) -> Tensor:
@@ -176,12 +191,13 @@ class DualLinear(nn.Module):
         Returns:
             [2N, ..., Co] with a mask, else with as many rows as src has.
         """
-        return ops.dual_linear(src, self.weight, self.mask, self.bias, paired=paired)
+        return ops.dual_linear(src, self.weight, self.mask, self.pruned_scale, self.bias, paired=paired)
 
     def extra_repr(self) -> str:
         """Describe the layer for `print`."""
         out, inside = self.weight.shape
-        return f"{inside} -> {out}, {'dense' if self.mask is None else 'with mask'}"
+        given = [name for name in ("mask", "pruned_scale", "bias") if getattr(self, name) is not None]
+        return f"{inside} -> {out}, with {', '.join(given) or 'weight only'}"
 
 
 def find_module(graph_module: nn.Module, node: fx.Node) -> Any:

@@ -87,7 +87,7 @@ class Layer:
         """Build the module of a converted graph; it shares no tensor with this layer."""
         weight, bias, tap_shift = self._fold()
         if self.dims == 0:
-            return DualLinear(weight, self.mask, bias)
+            return DualLinear(weight, self.mask, bias=bias)
         mask, pad = self.mask, self.pad
         if self.dims == 1:  # a 2-d convolution on a map of one row
             weight = weight.unsqueeze(2)
@@ -97,9 +97,9 @@ class Layer:
         return (DualConv2d if self.dims == 2 else DualConv1d)(
             weight,
             mask,
-            bias,
-            tap_shift,
-            self.slope,
+            bias=bias,
+            tap_shift=tap_shift,
+            slope=self.slope,
             stride=_extend_to_two(self.stride, 1),
             padding=_extend_to_two(self.padding, 0),
             dilation=_extend_to_two(self.dilation, 1),
