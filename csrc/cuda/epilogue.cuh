@@ -1,4 +1,4 @@
-// What turns a finished sum into an output: scale of the pruned branch, bias and tap shifts, residual, activation,
+// What turns a finished sum into an output: scale (of the pruned branch), bias and tap shifts, residual, activation,
 // rounding.
 //
 // A thread finishes eight neighbouring channels of many pixels and keeps their constants in registers. Only taps inside
@@ -55,7 +55,7 @@ class Epilogue {
 
   // Turns `sums` into the outputs of a pixel of the branch.
   __device__ void finish(float (&sums)[8], int pixel) const {
-    scale_and_add(sums, pixel);
+    scale_and_shift(sums, pixel);
     const int64_t row = first_pixel_ + pixel;
     if (p_.residual != nullptr) {
       const int64_t place = (row < p_.residual_pixels ? row : row - p_.residual_pixels) * p_.out_c + channel_;
@@ -95,8 +95,7 @@ class Epilogue {
     }
   }
 
-  // One rounding for both steps, so that the scale costs no instruction.
-  __device__ void scale_and_add(float (&sums)[8], int pixel) const {
+  __device__ void scale_and_shift(float (&sums)[8], int pixel) const {
     if (shift_.values != nullptr) {
       const int row = pixel / p_.out_w % p_.out_h, col = pixel % p_.out_w;
       const TapRange rows(row, p_.in_h, p_.kernel_h, p_.stride_h, p_.pad_h, p_.dilation_h);
@@ -104,13 +103,16 @@ class Epilogue {
       if (rows.end - rows.begin < p_.kernel_h || cols.end - cols.begin < p_.kernel_w) {
         float border[8];
         constants(border, rows.begin, rows.end, cols.begin, cols.end);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) sums[i] = fmaf(scale_[i], sums[i], border[i]);
-        return;
+        return scale_and_add(sums, border);
       }
     }
+    scale_and_add(sums, constant_);
+  }
+
+  // A fused multiply-add takes the place of the addition: the scale costs no instruction.
+  __device__ void scale_and_add(float (&sums)[8], const float (&constant)[8]) const {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sums[i] = fmaf(scale_[i], sums[i], constant_[i]);
+    for (int i = 0; i < 8; ++i) sums[i] = fmaf(scale_[i], sums[i], constant[i]);
   }
 
   const Conv& p_;
