@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from oracle import expected_pair
 from torch import Tensor, fx, nn
 
-from prefiqs_ext.dual import dualize
+from prefiqs_ext.dual import DualConv2d, DualLinear, dualize
 from prefiqs_ext.pruning import Pruning
 
 # float32 against float64, of the largest value. Sums of a few hundred products round to some 1e-6; a wrong border pixel
@@ -108,3 +108,14 @@ class Outputs(nn.Module):
     def forward(self, x: Tensor) -> object:
         x = self.conv(x)
         return self.collect(x, self.linear(x.mean((2, 3))))
+
+
+def rescale(graph: fx.GraphModule) -> None:
+    """Give the pruned branch of every layer that has one a scale and a bias of its own, at random."""
+    torch.manual_seed(0)
+    for layer in graph.modules():
+        if isinstance(layer, (DualConv2d, DualLinear)) and layer.mask is not None:
+            channels = layer.weight.shape[0]
+            layer.pruned_scale = 0.5 + torch.rand(channels)
+            bias = torch.zeros(channels) if layer.bias is None else layer.bias
+            layer.bias = torch.stack([bias, bias + 0.1 * torch.randn(channels)])

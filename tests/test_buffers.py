@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prefiqs_ext import Pruning
 from prefiqs_ext.dual import BufferedGraph, dualize
 from prefiqs_ext.dual.runtime import heuristics, tiling
+from tests.duals import rescale
 from tests.networks import calibrated, pictures
 
 
@@ -57,9 +58,12 @@ def dual(name: str) -> tuple[nn.Module, Tensor]:
     return dualize(build().eval(), Pruning(), example=batch), batch
 
 
+@pytest.mark.parametrize("rescaled", [False, True], ids=["", "rescaled"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_bits_are_those_of_the_plain_graph(name: str) -> None:
+def test_the_bits_are_those_of_the_plain_graph(name: str, rescaled: bool) -> None:
     graph, batch = dual(name)
+    if rescaled:
+        rescale(graph)
     buffered = BufferedGraph(graph, batch, chunk=5)
     assert len(buffered._parts[0].places) > 0
     with torch.inference_mode():

@@ -103,11 +103,13 @@ def test_dtypes_on_cuda(src: torch.dtype, weight: torch.dtype, result: torch.dty
             assert t.dtype == torch.float32
 
 
+@pytest.mark.parametrize("change", [{}, {"pruned_scale": None, "bias": torch.randn(6)}], ids=["as they are", "plain"])
 @pytest.mark.parametrize("good", [good_conv, good_linear])
-def test_good_calls_of_the_bad_table(good: Any) -> None:
+def test_good_calls_of_the_bad_table(good: Any, change: dict[str, Any]) -> None:
     op = ops.dual_conv2d if good is good_conv else ops.dual_linear
-    native = op(**good())
-    fake = op(**{k: v.to("meta") if isinstance(v, Tensor) else v for k, v in good().items()})
+    inputs = good() | change
+    native = op(**inputs)
+    fake = op(**{k: v.to("meta") if isinstance(v, Tensor) else v for k, v in inputs.items()})
     assert (fake.shape, fake.dtype, fake.stride()) == (native.shape, native.dtype, native.stride())
 
 

@@ -53,6 +53,15 @@ def packed_mask(rows: int, depth: int) -> Tensor:
     return torch.randint(-(2**31), 2**31, (rows, (depth + 31) // 32)).int()
 
 
+def scale_and_bias(draw: random.Random, channels: int, masked: bool) -> dict[str, Tensor]:
+    inputs = {}
+    if masked and draw.random() < 0.3:
+        inputs["pruned_scale"] = randn(channels)
+    if draw.random() < 0.4:
+        inputs["bias"] = randn(2, channels) if masked and draw.random() < 0.5 else randn(channels)
+    return inputs
+
+
 def conv_case(draw: random.Random) -> Case:
     kernel = [draw.choice((1, 1, 2, 3, 3, 4, 5)) for _ in range(2)]
     image = [draw.choice((1, 2, 3, 5, 8, 13, 21, 40)) for _ in range(2)]
@@ -85,8 +94,7 @@ def conv_case(draw: random.Random) -> Case:
         inputs["groups"] = draw.choice((0, -1, groups + 1, 2**62))
     if masked:
         inputs["mask"] = packed_mask(filters, depth * kernel[0] * kernel[1])
-    if draw.random() < 0.3:
-        inputs["bias"] = randn(filters)
+    inputs |= scale_and_bias(draw, filters, masked)
     if draw.random() < 0.3:
         inputs["tap_shift"] = randn(2 if masked else 1, filters, *kernel)
     if draw.random() < 0.3:
@@ -103,8 +111,7 @@ def linear_case(draw: random.Random) -> Case:
     inputs |= {"weight": weight, "paired": paired}
     if draw.random() < 0.7:
         inputs["mask"] = packed_mask(outputs, features)
-    if draw.random() < 0.5:
-        inputs["bias"] = randn(outputs)
+    inputs |= scale_and_bias(draw, outputs, "mask" in inputs)
     return Case("dual_linear", inputs)
 
 
@@ -220,7 +227,9 @@ def test_geometry_is_refused_in_the_words_of_torch(name: str) -> None:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["src", "weight", "mask", "bias", "tap_shift", "slope", "residual", "out"])
+@pytest.mark.parametrize(
+    "name", ["src", "weight", "mask", "pruned_scale", "bias", "tap_shift", "slope", "residual", "out"]
+)
 def test_a_tensor_beyond_its_storage_is_refused(name: str) -> None:
     inputs = good_conv() | {"out": torch.empty(4, 6, 5, 5).to(memory_format=torch.channels_last)}
     inputs[name] = inputs[name].clone()  # a mask's memory is numpy's
@@ -242,7 +251,7 @@ def test_a_linear_input_or_a_pair_beyond_its_storage_is_refused() -> None:
         ops.embedding_distance(pair)
 
 
-@pytest.mark.parametrize("name", ["src", "residual", "bias"])
+@pytest.mark.parametrize("name", ["src", "residual", "bias", "pruned_scale"])
 def test_a_result_over_an_input_is_refused(name: str) -> None:
     inputs, memory = good_conv(), torch.randn(2000)
     shape, numbers = inputs[name].shape, inputs[name].numel()

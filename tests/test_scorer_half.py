@@ -148,6 +148,19 @@ def test_weights_in_half_the_rest_as_it_was(emulation: Emulation) -> None:
             assert buffer.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_scales_and_biases_of_two_rows_stay_float32(emulation: Emulation) -> None:
+    images = networks.network_input(networks.pictures(2, 32))
+    graph = dualize(networks.calibrated("residual"), Pruning(), example=images)
+    duals.rescale(graph)
+    expected = graph(images)
+    convert_to_half(graph, CPU, torch.float16)
+    pair = graph(images)
+    terms = [b for name, b in graph.named_buffers() if name.endswith(("pruned_scale", "bias"))]
+    assert {t.dtype for t in terms} == {torch.float32}
+    assert any(t.dim() == 2 for t in terms)
+    assert float((pair - expected).abs().max() / expected.abs().max()) < ROUNDINGS * torch.finfo(torch.float16).eps
+
+
 # --- the Scorer ------------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,8 @@
 """Converts a graph to half precision on a GPU: what becomes float16 or bfloat16, and what stays float32.
 
-Weights and the values between layers become half precision; masks, biases, slopes and tap shifts stay as they are. The
-last layers, whose results reach the output through no other layer, read a float32 source and so give a float32 result:
-the embedding is not rounded. The operations after them, the tail, compute in float32.
+Weights and the values between layers become half precision; masks, scales, biases, slopes and tap shifts stay as they
+are. The last layers, whose results reach the output through no other layer, read a float32 source and so give a float32
+result: the embedding is not rounded. The operations after them, the tail, compute in float32.
 """
 
 from __future__ import annotations
