@@ -179,6 +179,14 @@ def dual_linear(
         >>> pair = ops.dual_linear(src, weight, pruning_masks.pack_mask(keep), bias=bias)
         >>> torch.allclose(pair, torch.cat([F.linear(src, w, bias) for w in (weight, weight * keep)]), atol=1e-4)
         True
+
+        With a scale of the pruned branch, and a bias for each:
+
+        >>> scale, biases = torch.rand(6), torch.randn(2, 6)
+        >>> pair = ops.dual_linear(src, weight, pruning_masks.pack_mask(keep), scale, biases)
+        >>> branches = [F.linear(src, weight) + biases[0], scale * F.linear(src, weight * keep) + biases[1]]
+        >>> torch.allclose(pair, torch.cat(branches), atol=1e-4)
+        True
     """
     return torch.ops.prefiqs_ext.dual_linear(src, weight, mask, pruned_scale, bias, paired)  # type: ignore[no-any-return]
 

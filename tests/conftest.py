@@ -1,4 +1,5 @@
-"""What several tests share: real weights and real faces. Tests that need them are skipped where they are missing."""
+"""What several tests share: real weights, real faces, the CPU's instruction sets. Tests that need what is missing are
+skipped."""
 
 from __future__ import annotations
 
@@ -9,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prefiqs_ext import ops
+from prefiqs_ext import _C, ops
 from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.models import import_onnx, weights
 
 FACES_VARIABLE = "PREFIQS_TEST_FACES"
 FACES = Path(os.environ.get(FACES_VARIABLE) or Path(__file__).parents[2] / "shared" / "data" / "lfw112")
 """Aligned faces of 112 x 112 pixels, JPEG, one folder per person."""
+
+ISAS = ("avx512", "avx2", "scalar")
 
 
 def list_face_files(*, least: int = 40) -> list[Path]:
@@ -36,6 +39,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"no CUDA: {ops.cuda_missing}")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each instruction set in turn, in use; skips those that this CPU does not have."""
+    monkeypatch.setenv("PREFIQS_CPU_ISA", request.param)
+    try:
+        _C.cpu_isa()
+    except RuntimeError:
+        pytest.skip(f"this CPU has no {request.param}")
+    return str(request.param)
 
 
 def _find_weights(name: str) -> Path:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefiqs_ext import _C, ops
+from prefiqs_ext import ops
 from prefiqs_ext.pruning_masks import pack_mask
 from tests import oracle
 
@@ -17,18 +17,6 @@ from tests import oracle
 TOLERANCE = 1e-5
 # Winograd adds and subtracts numbers up to eight times the result, and so multiplies rounding by about as much.
 WINOGRAD_TOLERANCE = 8 * TOLERANCE
-
-ISAS = ("avx512", "avx2", "scalar")
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("PREFIQS_CPU_ISA", request.param)
-    try:
-        _C.cpu_isa()
-    except RuntimeError:
-        pytest.skip(f"this CPU has no {request.param}")
-    return str(request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from prefiqs_ext import ops
 from prefiqs_ext.dual import DualConv2d, DualLinear
 from prefiqs_ext.dual.modules import DualConv1d
 from tests import oracle
-from tests.test_ops import assert_close, conv_inputs, expected_conv, isa, random_mask, seeded, tolerance  # noqa: F401
+from tests.test_ops import assert_close, conv_inputs, expected_conv, random_mask, tolerance
 
 # Of every algorithm, and hardly any channels or pixels divide evenly. "one-pixel-streamed" takes the linear kernel, and
 # by gemm several blocks of k.
@@ -24,6 +24,11 @@ SHAPES = (
 # Whether there is a scale, and how many rows the bias has; without a scale, none and one are in test_ops.py.
 TERMS = ((False, 2), (True, 0), (True, 1), (True, 2))
 LINEAR_SIZES: tuple[tuple[int, int, tuple[int, ...]], ...] = ((70, 33, ()), (601, 447, ()), (31, 5, (3, 2)))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 def random_scale(channels: int) -> Tensor:
@@ -52,12 +57,7 @@ def add_everything(inputs: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(("scaled", "bias_rows"), TERMS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_conv2d(
-    isa: str,  # noqa: F811
-    shape: str,
-    scaled: bool,
-    bias_rows: int,
-    paired: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    isa: str, shape: str, scaled: bool, bias_rows: int, paired: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = conv_inputs(shape, masked=True, rows=2) | {"paired": paired}
     inputs = add_branch_terms(inputs, scaled=scaled, bias_rows=bias_rows)
@@ -72,7 +72,7 @@ def test_conv2d(
 @pytest.mark.parametrize("paired", [False, True], ids=["shared", "paired"])
 @pytest.mark.parametrize(("scaled", "bias_rows"), TERMS)
 @pytest.mark.parametrize("size", LINEAR_SIZES)
-def test_linear(isa: str, size: tuple[int, int, tuple[int, ...]], scaled: bool, bias_rows: int, paired: bool) -> None:  # noqa: F811
+def test_linear(isa: str, size: tuple[int, int, tuple[int, ...]], scaled: bool, bias_rows: int, paired: bool) -> None:
     features, outputs, between = size
     weight = torch.randn(outputs, features)
     inputs = {"src": torch.randn(6, *between, features), "weight": weight, "mask": random_mask(weight)}
@@ -89,7 +89,7 @@ def make_calls(shape: str) -> tuple[Callable[..., Tensor], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, "linear"])
-def test_the_dense_branch_keeps_its_bits(isa: str, shape: str) -> None:  # noqa: F811
+def test_the_dense_branch_keeps_its_bits(isa: str, shape: str) -> None:
     op, inputs = make_calls(shape)
     channels = inputs["weight"].shape[0]
     bias = torch.randn(2, channels)
@@ -102,7 +102,7 @@ def test_the_dense_branch_keeps_its_bits(isa: str, shape: str) -> None:  # noqa:
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, "linear"])
-def test_row_bits_do_not_depend_on_batch_or_threads(isa: str, shape: str) -> None:  # noqa: F811
+def test_row_bits_do_not_depend_on_batch_or_threads(isa: str, shape: str) -> None:
     op, inputs = make_calls(shape)
     inputs = add_branch_terms(inputs, scaled=True, bias_rows=2) | {"residual": None}
     if shape == "linear":
@@ -122,7 +122,7 @@ def test_row_bits_do_not_depend_on_batch_or_threads(isa: str, shape: str) -> Non
         torch.set_num_threads(threads)
 
 
-def test_a_scale_of_0_leaves_the_bias(isa: str) -> None:  # noqa: F811
+def test_a_scale_of_0_leaves_the_bias(isa: str) -> None:
     inputs = conv_inputs("odd-channels", masked=True)
     bias = torch.randn(2, 65)
     pruned = ops.dual_conv2d(**inputs, pruned_scale=torch.zeros(65), bias=bias).chunk(2)[1]
