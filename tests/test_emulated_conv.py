@@ -140,9 +140,7 @@ def test_types(kernels: Kernels, mode: str, shape: str, dtype: torch.dtype, dst_
     assert_close(kernels.conv2d(**inputs, dst_dtype=dst_dtype), expected_conv(inputs), dst_dtype)
 
 
-@pytest.mark.parametrize(
-    "part", ["pruned_scale", "bias", "shared bias", "tap_shift", "slope", "one slope", "residual"]
-)
+@pytest.mark.parametrize("part", ["pruned_scale", "bias", "shared bias", "tap_shift", "slope", "one slope", "residual"])
 @pytest.mark.parametrize("shape", ["uneven", "segments", "depthwise"])
 def test_each_part_of_the_epilogue_alone(kernels: Kernels, shape: str, part: str) -> None:
     inputs = conv_inputs(shape, "paired")
