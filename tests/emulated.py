@@ -94,8 +94,7 @@ _GEOMETRY = (
     *((name, ctypes.c_int64) for name in ("images", "branches", "in_h", "in_w", "in_c", "out_h", "out_w", "out_c")),
     *((name, ctypes.c_int64) for name in ("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w")),
     *((name, ctypes.c_int64) for name in ("dilation_h", "dilation_w", "groups")),
-    ("src_shared", ctypes.c_bool),
-    ("residual_shared", ctypes.c_bool),
+    *((name, ctypes.c_bool) for name in ("src_shared", "bias_shared", "residual_shared")),
     ("mask_words", ctypes.c_int64),
     ("slope_stride", ctypes.c_int64),
 )
@@ -105,7 +104,8 @@ class _ConvCase(ctypes.Structure):
     _fields_ = (
         *_GEOMETRY,
         *((name, ctypes.c_int64) for name in ("compute", "src_type", "dst_type")),
-        *((name, _Bytes) for name in ("src", "weight", "mask", "bias", "tap_shift", "slope", "residual", "dst")),
+        *((name, _Bytes) for name in ("src", "weight", "mask", "pruned_scale", "bias")),
+        *((name, _Bytes) for name in ("tap_shift", "slope", "residual", "dst")),
         *((name, ctypes.c_int64) for name in ("multiprocessors", "tile", "split", "sm90", "descending")),
     )
 
@@ -199,6 +199,7 @@ class Kernels:
         src: Tensor,
         weight: Tensor,
         mask: Tensor | None = None,
+        pruned_scale: Tensor | None = None,
         bias: Tensor | None = None,
         tap_shift: Tensor | None = None,
         slope: Tensor | None = None,
@@ -212,6 +213,7 @@ class Kernels:
         ``tile`` and ``split`` among ``rest`` force a plan where the layer would get another one.
         """
         case = _conv_case(src, weight, mask, dst_dtype, **rest)
+        case.bias_shared = bias is None or bias.dim() == 1
         case.slope_stride = 0 if slope is None or slope.numel() == 1 else 1
         if residual is not None:
             assert residual.dtype == dst_dtype
@@ -220,6 +222,7 @@ class Kernels:
             "src": _nhwc(src),
             "weight": _nhwc(weight),
             "mask": mask,
+            "pruned_scale": pruned_scale,
             "bias": bias,
             "tap_shift": tap_shift,
             "slope": slope,

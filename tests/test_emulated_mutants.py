@@ -63,6 +63,14 @@ MUTANTS = {
     "the dense residual twice": Mutant(EPILOGUE, "row < p_.residual_pixels ? row", "row < p_.residual_pixels ? pixel"),
     "the second half past the residual": Mutant(EPILOGUE, "row - p_.residual_pixels", "row"),
     "the dense tap shift twice": Mutant(EPILOGUE, "<int64_t>(branch) * p.out_c", "<int64_t>(0 * branch) * p.out_c"),
+    # The scale and the bias of the pruned branch
+    "the scale dropped": Mutant(EPILOGUE, "scaled ? p.pruned_scale[channel + i] : 1.f", "1.f"),
+    "the dense branch scaled": Mutant(EPILOGUE, "scaled = branch == 1 &&", "scaled ="),
+    "scaled after the bias": Mutant(
+        EPILOGUE, "fmaf(scale_[i], sums[i], constant[i])", "scale_[i] * (sums[i] + constant[i])"
+    ),
+    "the scale of the first channels for ever": Mutant(EPILOGUE, "p.pruned_scale[channel + i]", "p.pruned_scale[i]"),
+    "the dense bias twice": Mutant(EPILOGUE, "p.bias[branch * p.bias_branch", "p.bias[0 * p.bias_branch"),
     # Sums
     "segments in another order": Mutant("sum_segments.cu", "partial + segment *", "partial + (segments - segment) *"),
     "the last segment left out": Mutant("sum_segments.cu", "segment < segments", "segment < segments - 1"),
@@ -124,7 +132,8 @@ MUTANTS = {
 }
 
 
-# The sources of the library the mutants are in, and which of them a header changes.
+# The sources of the library the mutants are in, and which of them a header changes. Of a template that several have,
+# such as the epilogue, the linker takes the first, unoptimised as it is here: compiling that one anew is enough.
 KERNELS = [
     ROOT / "csrc" / "cuda" / f"{name}.cu"
     for name in ("dispatch", "sum_segments", "depthwise_conv", "distance", "dual_conv_sm90_float16")
@@ -133,7 +142,7 @@ SOURCES = [EMULATION / "narrow_only.cpp", *EMULATOR, *KERNELS]
 READERS = {
     GEMM: ["narrow_only.cpp"],
     LOADER: ["narrow_only.cpp"],
-    EPILOGUE: ["narrow_only.cpp", "sum_segments.cu", "depthwise_conv.cu"],
+    EPILOGUE: ["narrow_only.cpp"],
     SM90: ["dual_conv_sm90_float16.cu"],
     IM2COL: ["dual_conv_sm90_float16.cu"],
 }
@@ -207,7 +216,8 @@ def conv(
         "src": torch.randn(4, channels, *image).half(),
         "weight": weight,
         "mask": pack_mask(torch.rand(weight.shape) < 0.6),
-        "bias": torch.randn(filters),
+        "pruned_scale": torch.randn(filters),
+        "bias": torch.randn(2, filters),
         "tap_shift": torch.randn(2, filters, kernel, kernel),
         "slope": torch.rand(filters) - 0.3,
         "residual": torch.randn(4, filters, *image),

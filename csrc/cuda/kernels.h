@@ -18,11 +18,12 @@ struct ConvParams : ConvGeometry {
   Type dst_type;  // `compute` or float32; residual's too
   const void* src;
   const void* weight;
-  const uint32_t* mask;    // null: every branch uses the weights as they are
-  const float* bias;       // [out_c], or null
-  const float* tap_shift;  // [branches that differ: 2 with a mask, else 1][out_c][kernel_h][kernel_w], or null
-  const float* slope;      // [out_c] or [1] (slope_stride 0), or null
-  const void* residual;    // or null
+  const uint32_t* mask;       // null: every branch uses the weights as they are
+  const float* pruned_scale;  // [out_c], of the sums of the masked branch, or null; needs a mask
+  const float* bias;          // [out_c], or with a mask [2][out_c] (not bias_shared), or null
+  const float* tap_shift;     // [branches that differ: 2 with a mask, else 1][out_c][kernel_h][kernel_w], or null
+  const float* slope;         // [out_c] or [1] (slope_stride 0), or null
+  const void* residual;       // or null
   void* dst;
   float* workspace;  // of conv_workspace_floats(params); may be null where that is 0
 };

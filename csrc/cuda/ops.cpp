@@ -157,8 +157,8 @@ void run_conv(const Launch& launch,
   const ScalarType compute = compute_dtype(weight);
   const Tensor src_dense = dense_as(src.scalar_type() == ScalarType::Byte ? ScalarType::Byte : compute, src, format);
   const Tensor weight_dense = dense_as(compute, weight, format);
-  const OptionalTensor mask_dense = dense(mask), bias_dense = dense(bias), shifts = dense(tap_shift),
-                       slopes = dense(slope), residual_dense = dense(residual, format);
+  const OptionalTensor mask_dense = dense(mask), scales = dense(pruned_scale), biases = dense(bias),
+                       shifts = dense(tap_shift), slopes = dense(slope), residual_dense = dense(residual, format);
   const Tensor target = aligned(dst) ? dst : torch::stable::empty_like(dst);
 
   p.compute = type_of(compute);
@@ -167,7 +167,8 @@ void run_conv(const Launch& launch,
   p.src = src_dense.const_data_ptr();
   p.weight = weight_dense.const_data_ptr();
   p.mask = data_or_null<uint32_t>(mask_dense);
-  p.bias = data_or_null<float>(bias_dense);
+  p.pruned_scale = data_or_null<float>(scales);
+  p.bias = data_or_null<float>(biases);
   p.tap_shift = data_or_null<float>(shifts);
   p.slope = data_or_null<float>(slopes);
   p.residual = data_or_null<void>(residual_dense);

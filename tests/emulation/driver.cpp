@@ -21,7 +21,7 @@ struct Bytes {
 struct ConvCase {
   prefiqs::ConvGeometry geometry;
   int64_t compute, src_type, dst_type;
-  Bytes src, weight, mask, bias, tap_shift, slope, residual, dst;
+  Bytes src, weight, mask, pruned_scale, bias, tap_shift, slope, residual, dst;
   int64_t multiprocessors;
   int64_t tile, split;  // a plan to force; -1: the one the layer would get
   int64_t sm90;
@@ -92,13 +92,14 @@ void plan_conv(const ConvCase* c, int64_t* out) {
 int emulate_conv(const ConvCase* c, char* message, int64_t message_size) {
   emulation::descending = c->descending != 0;
   emulation::clear_error();
-  const Tensor src("src", c->src), weight("weight", c->weight), mask("mask", c->mask), bias("bias", c->bias),
-      tap_shift("tap_shift", c->tap_shift), slope("slope", c->slope), residual("residual", c->residual),
-      dst("dst", c->dst, true);
+  const Tensor src("src", c->src), weight("weight", c->weight), mask("mask", c->mask),
+      pruned_scale("pruned_scale", c->pruned_scale), bias("bias", c->bias), tap_shift("tap_shift", c->tap_shift),
+      slope("slope", c->slope), residual("residual", c->residual), dst("dst", c->dst, true);
   ConvParams p = params_of(*c);
   p.src = src.as<void>();
   p.weight = weight.as<void>();
   p.mask = mask.as<uint32_t>();
+  p.pruned_scale = pruned_scale.as<float>();
   p.bias = bias.as<float>();
   p.tap_shift = tap_shift.as<float>();
   p.slope = slope.as<float>();
