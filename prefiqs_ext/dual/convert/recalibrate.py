@@ -14,8 +14,8 @@ A layer that is called several times has one gain and one shift, from the moment
 stays one: each call is measured in its turn, and goes on with the constants of the calls up to it.
 
 The values that both branches share are computed once. As every layer needs all images before the walk can go on, the
-walk keeps, for all of them, the values of both branches that later operations still read. At its peak these are three or
-four maps of the largest layer per image: with SFace and with IResNet 9 to 10 MB per image were measured.
+walk keeps, for all of them, the values of both branches that later operations still read. At its peak these are some
+three or four maps of the largest layer per image: with SFace and IResNet, 9 to 10 MB per image were measured.
 """
 
 from __future__ import annotations
