@@ -173,6 +173,14 @@ inline void expect_place(const char* op, const char* name, const Tensor& t, cons
   expect_stored(op, name, t);
 }
 
+using Shape = std::vector<int64_t>;
+inline void expect_tensor(
+    const char* op, const char* name, const Tensor& t, ScalarType dtype, const Shape& shape, const Tensor& src) {
+  expect_dtype(op, name, t, dtype);
+  expect_shape(op, name, t, shape);
+  expect_place(op, name, t, src);
+}
+
 // Returns what `make` allocates for numbers of these sizes. The stable ABI reports a failure without its cause.
 template <class Sizes, class Make>
 Tensor expect_memory(
@@ -196,9 +204,7 @@ inline void check_out(const char* op,
                       const std::vector<int64_t>& shape,
                       const Tensor& src,
                       std::initializer_list<std::optional<Tensor>> others) {
-  expect_dtype(op, "out", out, dtype);
-  expect_shape(op, "out", out, shape);
-  expect_place(op, "out", out, src);
+  expect_tensor(op, "out", out, dtype, shape, src);
   bool dense = true;
   int64_t step = 1;
   for (const int64_t d : {1, 3, 2, 0}) {
@@ -229,23 +235,15 @@ inline void check_weight_companions(const char* op,
                                     const std::optional<Tensor>& pruned_scale,
                                     const std::optional<Tensor>& bias) {
   expect_place(op, "weight", weight, src);
-  if (mask) {
-    expect_dtype(op, "mask", *mask, ScalarType::Int);
-    expect_shape(op, "mask", *mask, {weight.size(0), mask_words(depth)});
-    expect_place(op, "mask", *mask, src);
-  }
+  if (mask) expect_tensor(op, "mask", *mask, ScalarType::Int, {weight.size(0), mask_words(depth)}, src);
   if (pruned_scale) {
     expect(mask.has_value(), op, "expected a mask beside pruned_scale, got none");
-    expect_dtype(op, "pruned_scale", *pruned_scale, ScalarType::Float);
-    expect_shape(op, "pruned_scale", *pruned_scale, {weight.size(0)});
-    expect_place(op, "pruned_scale", *pruned_scale, src);
+    expect_tensor(op, "pruned_scale", *pruned_scale, ScalarType::Float, {weight.size(0)}, src);
   }
   if (bias) {
-    expect_dtype(op, "bias", *bias, ScalarType::Float);
-    std::vector<int64_t> shape{weight.size(0)};
+    Shape shape{weight.size(0)};
     if (mask && bias->dim() == 2) shape.insert(shape.begin(), 2);
-    expect_shape(op, "bias", *bias, shape);
-    expect_place(op, "bias", *bias, src);
+    expect_tensor(op, "bias", *bias, ScalarType::Float, shape, src);
   }
 }
 
@@ -302,9 +300,8 @@ inline ConvGeometry check_conv2d(const Tensor& src,
   const int64_t channels = weight.size(0);
   check_weight_companions(op, src, weight, weight.size(1) * weight.size(2) * weight.size(3), mask, pruned_scale, bias);
   if (tap_shift) {
-    expect_dtype(op, "tap_shift", *tap_shift, ScalarType::Float);
-    expect_shape(op, "tap_shift", *tap_shift, {mask ? 2 : 1, channels, weight.size(2), weight.size(3)});
-    expect_place(op, "tap_shift", *tap_shift, src);
+    expect_tensor(op, "tap_shift", *tap_shift, ScalarType::Float,
+                  {mask ? 2 : 1, channels, weight.size(2), weight.size(3)}, src);
   }
   if (slope) {
     expect_dtype(op, "slope", *slope, ScalarType::Float);
@@ -341,11 +338,9 @@ inline ConvGeometry check_conv2d(const Tensor& src,
   g.slope_stride = slope && slope->size(0) > 1 ? 1 : 0;
   expect_countable(op, "a result", conv_dst_shape(g));
   if (residual) {
-    expect_dtype(op, "residual", *residual, result_dtype(src, weight));
     g.residual_shared = residual->dim() == 4 && residual->size(0) == g.images;
     const int64_t rows = g.residual_shared ? g.images : g.images * g.branches;
-    expect_shape(op, "residual", *residual, {rows, g.out_c, g.out_h, g.out_w});
-    expect_place(op, "residual", *residual, src);
+    expect_tensor(op, "residual", *residual, result_dtype(src, weight), {rows, g.out_c, g.out_h, g.out_w}, src);
   }
   return g;
 }
