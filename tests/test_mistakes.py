@@ -275,10 +275,10 @@ CALLS: dict[str, tuple[Callable[[Scorer], object], str]] = {
     ),
     "few faces": (
         lambda _: calibrate([RGB]),
-        "recalibrate on, got 1",
+        "expected 50 or more different faces, got 1: give more, as they usually come",
     ),
     "faces of a network that has no preset": (
-        lambda _: calibrate(torch.zeros(60, 3, 112, 112), nn.Flatten()),
+        lambda _: calibrate(torch.zeros(60, 3, 112, 112), nn.Conv2d(3, 4, 112).eval()),
         "expected a preset, or an example batch that shows the network's input; got neither",
     ),
     "a name that is too long": (
