@@ -218,6 +218,11 @@ def test_commands_with_a_calibration() -> None:
     assert score("--settings", "settings.json", "--rank-by", "norm") == score("--rank-by", "norm")
     assert len(score("--settings", "settings.json", "--below", middle)) == int((expected < middle).sum()) > 0
     run_on_crops("report", "--settings", "settings.json", "-o", "page.html")
+    page = Path("page.html").read_text()
+    assert "expected 60.0, found 55.5, 11 copies" in page
+    assert '<circle cx="144.0" cy="106.8" r="5">' in page  # of 240 pixels
+    assert "Reliability" not in run_on_crops("report", "--rank-by", "norm", "-o", "plain.html").stdout
+    assert "Reliability" not in Path("plain.html").read_text()
     shown = re.findall(r'<div class="score">([\d.]+)</div>', Path("page.html").read_text())
     assert shown == [f"{number:.1f}" for number in expected.sort(descending=True).values.tolist()]
 
