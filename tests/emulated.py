@@ -118,6 +118,14 @@ class _DistanceCase(ctypes.Structure):
     )
 
 
+class _NormCase(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "features", "step", "src_type")),
+        *((name, _Bytes) for name in ("src", "norm")),
+        ("descending", ctypes.c_int64),
+    )
+
+
 def _bytes(tensor: Tensor | None) -> _Bytes:
     if tensor is None:
         return _Bytes(None, 0)
@@ -258,6 +266,18 @@ class Kernels:
         for ascending, other in zip(*results, strict=True):
             _assert_same_bits(ascending, other)
         return tuple(results[0])
+
+    def dense_norm(self, rows: Tensor, features: int) -> Tensor:
+        """dense_norm of the first numbers of each row [N, ...]; layouts and pairs are the torch glue's matter."""
+        results = []
+        for descending in (False, True):
+            norm = torch.empty(len(rows))
+            size = (len(rows), features, rows.shape[1])
+            case = _NormCase(*size, TYPES[rows.dtype], _bytes(rows), _bytes(norm), descending)
+            self._call("emulate_norm", case)
+            results.append(norm)
+        _assert_same_bits(*results)
+        return results[0]
 
 
 def _assert_same_bits(ascending: Tensor, descending: Tensor) -> None:

@@ -128,7 +128,13 @@ MUTANTS = {
     ),
     "depthwise: the dense weight twice": Mutant("depthwise_conv.cu", "keep ? weight : 0.f", "keep ? weight : weight"),
     "plain: padding not zero": Mutant(LOADER, "k + j < p_.depth && inside(i, tap)", "k + j < p_.depth"),
-    "distance: half of the lanes": Mutant("distance.cu", "distance = 16;", "distance = 8;"),
+    "sums: half of the lanes": Mutant("warp_sum.cuh", "distance = 16;", "distance = 8;"),
+    "norm: the first block for ever": Mutant("dense_norm.cu", "p.step + first;", "p.step;"),
+    "norm: no gap between the rows": Mutant("dense_norm.cu", "* p.step", "* p.features"),
+    "norm: past the last number": Mutant(
+        "dense_norm.cu", "p.features - first < norm_block ? p.features - first : norm_block", "norm_block"
+    ),
+    "norm: the last block left out": Mutant("dense_norm.cu", "i < p.blocks", "i < p.blocks - 1"),
 }
 
 
@@ -136,13 +142,14 @@ MUTANTS = {
 # such as the epilogue, the linker takes the first, unoptimised as it is here: compiling that one anew is enough.
 KERNELS = [
     ROOT / "csrc" / "cuda" / f"{name}.cu"
-    for name in ("dispatch", "sum_segments", "depthwise_conv", "distance", "dual_conv_sm90_float16")
+    for name in ("dispatch", "sum_segments", "depthwise_conv", "dense_norm", "distance", "dual_conv_sm90_float16")
 ]
 SOURCES = [EMULATION / "narrow_only.cpp", *EMULATOR, *KERNELS]
 READERS = {
     GEMM: ["narrow_only.cpp"],
     LOADER: ["narrow_only.cpp"],
     EPILOGUE: ["narrow_only.cpp"],
+    "warp_sum.cuh": ["dense_norm.cu", "distance.cu"],
     SM90: ["dual_conv_sm90_float16.cu"],
     IM2COL: ["dual_conv_sm90_float16.cu"],
 }
@@ -194,6 +201,9 @@ def passes(kernels: Kernels) -> bool:
         if not close(kernels, conv(16, 16, 7, image=(5, 6), paired=True, groups=16)):
             return False
         if not close(kernels, sm90_conv()):
+            return False
+        rows = torch.randn(3, 4096 + 80)
+        if not torch.allclose(kernels.dense_norm(rows, 4096 + 70), rows[:, : 4096 + 70].norm(dim=1), rtol=1e-6):
             return False
         pair = torch.randn(6, 70)
         distances = kernels.embedding_distance(pair)

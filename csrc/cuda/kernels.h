@@ -38,13 +38,26 @@ struct DistanceParams {
   float* embedding_norm;    // [rows]
 };
 
+// A row is added up in blocks of this many numbers, by its length alone.
+constexpr int64_t norm_block = 4 * 1024;
+
+struct NormParams {
+  int64_t rows, features, step;  // src is [rows, features], rows `step` numbers apart
+  int64_t blocks;                // features / norm_block, rounded up
+  Type src_type;                 // float16, bfloat16 or float32
+  const void* src;
+  double* sums;  // workspace [rows, blocks]
+  float* norm;   // [rows]
+};
+
 // The number of multiprocessors decides how the work is cut, never what comes out: a row's bits do not depend on its
 // batch.
 int64_t conv_workspace_floats(const ConvParams& params, int multiprocessors);
 
-// Both enqueue on `stream` and return the launch's status. `sm90`: use the kernel for compute capability 9.0a for the
+// All enqueue on `stream` and return the launch's status. `sm90`: use the kernel for compute capability 9.0a for the
 // layers that it takes; it adds in another order.
 cudaError_t launch_conv(const ConvParams& params, int multiprocessors, bool sm90, cudaStream_t stream);
 cudaError_t launch_distance(const DistanceParams& params, cudaStream_t stream);
+cudaError_t launch_norm(const NormParams& params, cudaStream_t stream);
 
 }  // namespace prefiqs::cuda

@@ -294,6 +294,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> embedding_distance(const Tensor& pair
   return {distance, embedding, pruned_embedding, norm};
 }
 
+Tensor dense_norm(const Tensor& src, bool paired) {
+  check_norm(src, paired);
+  const Launch launch("dense_norm", src);
+  const int64_t rows = paired ? src.size(0) / 2 : src.size(0);
+  const Tensor norm = launch.empty({rows}, ScalarType::Float);
+  if (rows == 0) return norm;
+  const Tensor dense = rows_without_gaps(src) ? src : torch::stable::contiguous(src);
+  const int64_t features = dense.numel() / dense.size(0), blocks = (features + norm_block - 1) / norm_block;
+  const Tensor sums = launch.empty({rows, blocks}, ScalarType::Double);
+  const NormParams p{
+      rows,
+      features,
+      dense.stride(0),
+      blocks,
+      type_of(dense.scalar_type()),
+      dense.const_data_ptr(),
+      sums.mutable_data_ptr<double>(),
+      norm.mutable_data_ptr<float>(),
+  };
+  launch.expect_success(launch_norm(p, launch.stream()));
+  return norm;
+}
+
 }  // namespace
 }  // namespace prefiqs::cuda
 
@@ -302,4 +325,5 @@ STABLE_TORCH_LIBRARY_IMPL(prefiqs_ext, CUDA, m) {
   m.impl("dual_conv2d.out", TORCH_BOX(&prefiqs::cuda::dual_conv2d_out));
   m.impl("dual_linear", TORCH_BOX(&prefiqs::cuda::dual_linear));
   m.impl("embedding_distance", TORCH_BOX(&prefiqs::cuda::embedding_distance));
+  m.impl("dense_norm", TORCH_BOX(&prefiqs::cuda::dense_norm));
 }

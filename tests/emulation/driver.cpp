@@ -34,6 +34,12 @@ struct DistanceCase {
   int64_t descending;
 };
 
+struct NormCase {
+  int64_t rows, features, step, src_type;
+  Bytes src, norm;
+  int64_t descending;
+};
+
 struct Tensor {
   std::unique_ptr<Buffer> buffer;
 
@@ -137,6 +143,25 @@ int emulate_distance(const DistanceCase* c, char* message, int64_t message_size)
   embedding.copy_to(c->embedding);
   pruned.copy_to(c->pruned_embedding);
   norm.copy_to(c->embedding_norm);
+  return report(status, message, message_size);
+}
+
+int emulate_norm(const NormCase* c, char* message, int64_t message_size) {
+  emulation::descending = c->descending != 0;
+  emulation::clear_error();
+  const int64_t blocks = (c->features + norm_block - 1) / norm_block;
+  const Tensor src("src", c->src), norm("norm", c->norm, true);
+  const Buffer sums("sums", nullptr, static_cast<size_t>(c->rows * blocks) * sizeof(double), true);
+  const NormParams p{c->rows,
+                     c->features,
+                     c->step,
+                     blocks,
+                     static_cast<Type>(c->src_type),
+                     src.as<void>(),
+                     static_cast<double*>(sums.data()),
+                     norm.as<float>()};
+  const cudaError_t status = launch_norm(p, nullptr);
+  norm.copy_to(c->norm);
   return report(status, message, message_size);
 }
 
