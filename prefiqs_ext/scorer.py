@@ -187,8 +187,8 @@ class Scorer(nn.Module):
             fold=fold,
         )
         with torch.inference_mode():
-            expected, _ = _run_pair(self._dual, example[:1])
-        self._embedding_size = expected.shape[1]
+            expected = self._dual(example[:1])
+        self._embedding_size = (expected[0] if layers else expected).shape[1]
         self._run: Callable[[Tensor], tuple[Tensor, ...]]
         if self.dtype == torch.float32:
             self._run = partial(_compare_pair, BufferedGraph(self._dual, example, chunk=self.chunk))
@@ -265,7 +265,7 @@ class Scorer(nn.Module):
 
     def list_layers(self) -> tuple[str, ...]:
         """Returns the names of the network's convolutions and linear layers, in the order in which they run."""
-        return tuple(layer.name.removeprefix(self._prefix) for layer in list_layers(self._dual))
+        return tuple(name.removeprefix(self._prefix) for name in list_layers(self._dual))
 
     @property
     def resident_bytes(self) -> int:
