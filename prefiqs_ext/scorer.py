@@ -363,7 +363,7 @@ class Scorer(nn.Module):
         return self
 
 
-def _compare_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _compare_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[Tensor, ...]:
     """Runs the pair of networks; gives D, the two embeddings of each image, the norm of the first, and layers' norms."""
     pair, layer_norms = _run_pair(dual, batch)
     return (*embedding_distance(pair), layer_norms)
@@ -372,7 +372,7 @@ def _compare_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[
 def _run_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[Tensor, Tensor]:
     result = dual(batch)
     if isinstance(result, tuple):
-        return result  # type: ignore[return-value]
+        return result
     return result, result.new_empty(batch.shape[0], 0, dtype=torch.float32)
 
 

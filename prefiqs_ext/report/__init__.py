@@ -13,8 +13,8 @@ from tqdm import tqdm
 from prefiqs_ext.calibration.scale import Calibration
 from prefiqs_ext.files.records import Record
 from prefiqs_ext.ranking import Ranking, format_score
-from prefiqs_ext.report.histogram import HEIGHT, WIDTH, build_histogram
 from prefiqs_ext.report import reliability
+from prefiqs_ext.report.histogram import HEIGHT, WIDTH, build_histogram
 from prefiqs_ext.report.reliability import build_reliability
 from prefiqs_ext.report.selection import STATUS_NAMES, Selection
 from prefiqs_ext.report.thumbnails import SIDE, make_thumbnails
