@@ -54,7 +54,11 @@ def add_norms(graph_module: fx.GraphModule, names: Sequence[str], example: Tenso
     Raises:
         InputError: The graph has no layer of that name.
     """
-    graph, calls, shapes = graph_module.graph, _find_first_calls(graph_module), observe_shapes(graph_module, example[:1])
+    graph, calls, shapes = (
+        graph_module.graph,
+        _find_first_calls(graph_module),
+        observe_shapes(graph_module, example[:1]),
+    )
     norms = []
     for name in names:
         if name not in calls:
