@@ -14,7 +14,7 @@ from prefiqs_ext.calibration.copies import degrade_faces, draw_faces, measure
 from prefiqs_ext.calibration.fit import Copies, Fit, compute_logistic, fit, measure_area
 from prefiqs_ext.calibration.scale import DISCARDED, Calibration, Prior, compute_features
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.inputs import Colour, ImageInput, make_batch, scale_to_levels
+from prefiqs_ext.inputs import Colour, ImageInput
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning
@@ -76,8 +76,7 @@ def calibrate(
     plain = Scorer(model, pruning, preset=preset, device=device, dtype=dtype, output=output)
     if plain.preset is None:
         raise InputError("calibrate: expected a network with a preset, whose images can be degraded; got none")
-    batch = make_batch(faces, plain.preset, device=plain.device, colour=colour)
-    crops = draw_faces(scale_to_levels(batch, plain.preset).round().to(torch.uint8).cpu(), MOST_FACES)
+    crops = draw_faces(faces, plain.preset, MOST_FACES, device=plain.device, colour=colour)
     _check_count_of(crops)
     scorer = Scorer(
         model,

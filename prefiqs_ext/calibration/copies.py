@@ -11,12 +11,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from prefiqs_ext.faces.degrade import KINDS, degrade, draw_steps
+from prefiqs_ext.inputs import Colour, ImageInput, check_images, make_batch, scale_to_levels
+from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.scorer import Scorer
 from prefiqs_ext.utils.pick_evenly import pick_evenly
 
 _COPIES = 3  # of each face, fewer where the draw leaves one as it is
 _BATCH = 64
+_CPU = torch.device("cpu")
 
 
 class DegradedFaces(NamedTuple):
@@ -30,8 +33,27 @@ class DegradedFaces(NamedTuple):
     """int64 [M] which face it is a copy of, in rising order."""
 
 
-def draw_faces(crops: Tensor, most: int) -> Tensor:
-    """Draw different faces, at most `most` of them, at even distances; `crops` is uint8 [N, 3, H, W]."""
+def draw_faces(
+    images: ImageInput, preset: Preset, most: int, *, device: torch.device = _CPU, colour: Colour = "rgb"
+) -> Tensor:
+    """Draw different faces, at most `most` of them, at even distances.
+
+    Args:
+        images: As :func:`make_batch` takes them.
+        preset: Whose images they are.
+        most: The largest number of faces.
+        device: Where a tensor must be.
+        colour: "bgr" for tensors and arrays whose first channel is blue.
+
+    Returns:
+        uint8 [N, 3, H, W] RGB on the CPU.
+
+    Raises:
+        InputError: What :func:`make_batch` and :func:`check_images` refuse.
+    """
+    batch = make_batch(images, preset, device=device, colour=colour)
+    check_images(batch, preset)
+    crops = scale_to_levels(batch, preset).round().to(torch.uint8).cpu()
     different = np.sort(np.unique(crops.flatten(1).numpy(), axis=0, return_index=True)[1])
     return crops[different[pick_evenly(len(different), most)]]
 
