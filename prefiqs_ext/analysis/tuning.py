@@ -30,17 +30,17 @@ class Choice(NamedTuple):
 
     Attributes:
         areas: Of each setting on all copies; LOWER is better.
-        chosen: The setting that is chosen on each half of the faces.
-        held_out: On the half that had no say: the areas of the two chosen settings.
-        held_out_default: There, the areas of the default.
+        chosen: [2] the setting that is chosen on the even and on the odd faces.
+        held_out: [2] its area on the other faces, which had no say.
+        held_out_default: [2] that of the default there.
         difference: The mean of held_out - held_out_default, and the ends of its 95 % percentile interval.
         recommended: The setting that the rule recommends.
     """
 
     areas: dict[str, float]
-    chosen: tuple[str, str]
-    held_out: tuple[float, float]
-    held_out_default: tuple[float, float]
+    chosen: tuple[str, ...]
+    held_out: tuple[float, ...]
+    held_out_default: tuple[float, ...]
     difference: tuple[float, float, float]
     recommended: str
 
