@@ -2,8 +2,8 @@
 
 Example: `compute-sanitizer --tool racecheck python -m benchmarks.gpu_cases`
 
-The shapes are those of tests/test_ops.py, with bias, tap shift, slope and residual, compared with the oracle. Under
-a sanitizer a case may take seconds: after --seconds no further case is begun, and those left out are named.
+The shapes are those of tests/test_ops.py, with scale, bias, tap shift, slope and residual, compared with the oracle.
+Under a sanitizer a case may take seconds: after --seconds no further case is begun, and those left out are named.
 """
 
 from __future__ import annotations

@@ -72,6 +72,7 @@ find_package(CUDAToolkit REQUIRED)
 # Kernels see no torch header. A file of many templates takes gigabytes to compile: two at a time.
 set_property(GLOBAL APPEND PROPERTY JOB_POOLS nvcc=2)
 add_library(prefiqs_cuda_kernels OBJECT
+  csrc/cuda/dense_norm.cu
   csrc/cuda/depthwise_conv.cu
   csrc/cuda/dispatch.cu
   csrc/cuda/distance.cu

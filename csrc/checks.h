@@ -397,4 +397,28 @@ inline void check_pair(const Tensor& pair) {
   expect_stored(op, "pair", pair);
 }
 
+inline void check_norm(const Tensor& src, bool paired) {
+  const char* op = "dense_norm";
+  expect(src.dim() >= 1, op, "expected src of shape [N, ...], got ", shape_text(src));
+  expect_float(op, "src", src, src);
+  expect(!paired || src.size(0) % 2 == 0, op, "expected an even number of rows in a paired src, got ", src.size(0));
+  expect_countable(op, "src", src.sizes());
+  expect_stored(op, "src", src);
+}
+
+// Whether each row lies in memory without gaps, in some order of its dimensions. Gaps between the rows do not matter.
+inline bool rows_without_gaps(const Tensor& t) {
+  std::vector<int64_t> dims;
+  for (int64_t d = 1; d < t.dim(); ++d) {
+    if (t.size(d) != 1) dims.push_back(d);
+  }
+  std::sort(dims.begin(), dims.end(), [&](int64_t a, int64_t b) { return t.stride(a) < t.stride(b); });
+  int64_t step = 1;
+  for (const int64_t d : dims) {
+    if (t.stride(d) != step) return false;
+    step *= t.size(d);
+  }
+  return true;
+}
+
 }  // namespace prefiqs

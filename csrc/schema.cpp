@@ -18,4 +18,5 @@ STABLE_TORCH_LIBRARY(prefiqs_ext, m) {
   m.def(
       "embedding_distance(Tensor pair) -> (Tensor distance, Tensor embedding, Tensor pruned_embedding, "
       "Tensor embedding_norm)");
+  m.def("dense_norm(Tensor src, bool paired) -> Tensor");
 }

@@ -238,3 +238,14 @@ def _fake_embedding_distance(pair: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
     distance, norm = (pair.new_empty([rows], dtype=torch.float32) for _ in range(2))
     embedding, pruned_embedding = (pair.new_empty([rows, features], dtype=torch.float32) for _ in range(2))
     return distance, embedding, pruned_embedding, norm
+
+
+@torch.library.register_fake("prefiqs_ext::dense_norm")  # type: ignore[untyped-decorator]
+def _fake_dense_norm(src: Tensor, paired: bool) -> Tensor:
+    op = "dense_norm"
+    _expect(src.dim() >= 1, op, f"expected src of shape [N, ...], got {_format_sizes(src.shape)}")
+    _expect_float(op, "src", src, src)
+    even = not paired or src.shape[0] % 2 == 0
+    _expect(even, op, f"expected an even number of rows in a paired src, got {src.shape[0]}")
+    _expect_countable(op, "src", src.shape)
+    return src.new_empty([src.shape[0] // 2 if paired else src.shape[0]], dtype=torch.float32)

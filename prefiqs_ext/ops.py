@@ -218,6 +218,33 @@ def embedding_distance(pair: Tensor) -> EmbeddingDistance:
     return EmbeddingDistance(*torch.ops.prefiqs_ext.embedding_distance(pair))
 
 
+def dense_norm(src: Tensor, *, paired: bool = False) -> Tensor:
+    """Take the L2 norm of each row of the dense branch, over all other dimensions; the pruned rows are not read.
+
+    Numbers are read in the order in which they lie in memory, whatever the layout; a tensor with gaps is copied first.
+    NaN passes on. On the CPU, a number beyond 1.8e19, whose square float32 cannot hold, gives infinity.
+
+    Args:
+        src: ``[N, ...]`` shared by both branches or, with ``paired``, a pair ``[2N, ...]``, dense rows first. float32,
+            on CUDA also float16 or bfloat16.
+        paired: Whether ``src`` is a pair.
+
+    Returns:
+        ``[N]``, float32.
+
+    Raises:
+        RuntimeError: An argument does not fit; says what was expected and what came.
+
+    Example:
+        >>> from prefiqs_ext import ops
+        >>> dense, pruned = torch.randn(2, 3, 16, 5, 5)
+        >>> norm = ops.dense_norm(torch.cat([dense, pruned]), paired=True)
+        >>> torch.allclose(norm, dense.flatten(1).norm(dim=1))
+        True
+    """
+    return torch.ops.prefiqs_ext.dense_norm(src, paired)  # type: ignore[no-any-return]
+
+
 def _refuse_grad_now(op: str) -> NoReturn:
     raise RuntimeError(
         f"prefiqs_ext::{op}: expected inputs that do not require grad (inference only), got one that does; "
@@ -234,7 +261,7 @@ def _refuse_grad(op: str) -> None:
     torch.library.register_autograd(f"prefiqs_ext::{op}", refuse, setup_context=refuse)
 
 
-for _op in ("dual_conv2d", "dual_linear", "embedding_distance"):
+for _op in ("dual_conv2d", "dual_linear", "embedding_distance", "dense_norm"):
     _refuse_grad(_op)
 
 
@@ -251,5 +278,5 @@ def _refuse_cuda(op: str, why: str) -> None:
 
 
 if cuda_missing is not None:
-    for _op in ("dual_conv2d", "dual_conv2d.out", "dual_linear", "embedding_distance"):
+    for _op in ("dual_conv2d", "dual_conv2d.out", "dual_linear", "embedding_distance", "dense_norm"):
         _refuse_cuda(_op, cuda_missing)

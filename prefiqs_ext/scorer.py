@@ -373,7 +373,7 @@ def _run_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[Tens
     result = dual(batch)
     if isinstance(result, tuple):
         return result  # type: ignore[return-value]
-    return result, result.new_empty(len(batch), 0, dtype=torch.float32)
+    return result, result.new_empty(batch.shape[0], 0, dtype=torch.float32)
 
 
 def get_crop_size(scorer: Scorer) -> tuple[int, int]:

@@ -205,6 +205,16 @@ BAD_PAIR: dict[str, tuple[dict[str, Any], str]] = {
     "no features": ({"pair": torch.randn(4, 0)}, "expected pair with at least one feature, got [4, 0]"),
 }
 
+BAD_NORM: dict[str, tuple[dict[str, Any], str]] = {
+    "rank": ({"src": torch.randn(())}, "expected src of shape [N, ...], got []"),
+    "dtype": ({"src": torch.zeros(4, 2, dtype=torch.uint8)}, "expected src of dtype {floats}, got uint8"),
+    "odd": ({"src": torch.randn(3, 2), "paired": True}, "expected an even number of rows in a paired src, got 3"),
+    "size": (
+        {"src": torch.zeros(1).expand(2**30, 2**20)},
+        f"expected src of at most {2**48} numbers, got shape [{2**30}, {2**20}]",
+    ),
+}
+
 # What the CPU refuses and CUDA takes, and what only CUDA can get wrong.
 ONLY_CPU: dict[str, tuple[Any, dict[str, Any], str]] = {
     "half src": (
@@ -221,6 +231,11 @@ ONLY_CPU: dict[str, tuple[Any, dict[str, Any], str]] = {
         ops.embedding_distance,
         {"pair": torch.randn(4, 2).half()},
         "expected pair of dtype {floats}, got float16",
+    ),
+    "half rows": (
+        ops.dense_norm,
+        {"src": torch.randn(4, 2).half()},
+        "expected src of dtype {floats}, got float16",
     ),
 }
 ONLY_CUDA: dict[str, tuple[Any, dict[str, Any], str]] = {
@@ -260,6 +275,12 @@ GOOD: dict[Any, Callable[[], dict[str, Any]]] = {
     ops.dual_conv2d: good_conv,
     ops.dual_linear: good_linear,
     ops.embedding_distance: dict,
+    ops.dense_norm: dict,
 }
-TABLES = ((ops.dual_conv2d, BAD_CONV), (ops.dual_linear, BAD_LINEAR), (ops.embedding_distance, BAD_PAIR))
+TABLES = (
+    (ops.dual_conv2d, BAD_CONV),
+    (ops.dual_linear, BAD_LINEAR),
+    (ops.embedding_distance, BAD_PAIR),
+    (ops.dense_norm, BAD_NORM),
+)
 BAD_CALLS = {f"{op.__name__}-{name}": (op, *bad) for op, table in TABLES for name, bad in table.items()}

@@ -94,8 +94,7 @@ _GEOMETRY = (
     *((name, ctypes.c_int64) for name in ("images", "branches", "in_h", "in_w", "in_c", "out_h", "out_w", "out_c")),
     *((name, ctypes.c_int64) for name in ("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w")),
     *((name, ctypes.c_int64) for name in ("dilation_h", "dilation_w", "groups")),
-    ("src_shared", ctypes.c_bool),
-    ("residual_shared", ctypes.c_bool),
+    *((name, ctypes.c_bool) for name in ("src_shared", "bias_shared", "residual_shared")),
     ("mask_words", ctypes.c_int64),
     ("slope_stride", ctypes.c_int64),
 )
@@ -105,7 +104,8 @@ class _ConvCase(ctypes.Structure):
     _fields_ = (
         *_GEOMETRY,
         *((name, ctypes.c_int64) for name in ("compute", "src_type", "dst_type")),
-        *((name, _Bytes) for name in ("src", "weight", "mask", "bias", "tap_shift", "slope", "residual", "dst")),
+        *((name, _Bytes) for name in ("src", "weight", "mask", "pruned_scale", "bias")),
+        *((name, _Bytes) for name in ("tap_shift", "slope", "residual", "dst")),
         *((name, ctypes.c_int64) for name in ("multiprocessors", "tile", "split", "sm90", "descending")),
     )
 
@@ -114,6 +114,14 @@ class _DistanceCase(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "features", "pair_type")),
         *((name, _Bytes) for name in ("pair", "distance", "embedding", "pruned_embedding", "embedding_norm")),
+        ("descending", ctypes.c_int64),
+    )
+
+
+class _NormCase(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "features", "step", "src_type")),
+        *((name, _Bytes) for name in ("src", "norm")),
         ("descending", ctypes.c_int64),
     )
 
@@ -199,6 +207,7 @@ class Kernels:
         src: Tensor,
         weight: Tensor,
         mask: Tensor | None = None,
+        pruned_scale: Tensor | None = None,
         bias: Tensor | None = None,
         tap_shift: Tensor | None = None,
         slope: Tensor | None = None,
@@ -212,6 +221,7 @@ class Kernels:
         ``tile`` and ``split`` among ``rest`` force a plan where the layer would get another one.
         """
         case = _conv_case(src, weight, mask, dst_dtype, **rest)
+        case.bias_shared = bias is None or bias.dim() == 1
         case.slope_stride = 0 if slope is None or slope.numel() == 1 else 1
         if residual is not None:
             assert residual.dtype == dst_dtype
@@ -220,6 +230,7 @@ class Kernels:
             "src": _nhwc(src),
             "weight": _nhwc(weight),
             "mask": mask,
+            "pruned_scale": pruned_scale,
             "bias": bias,
             "tap_shift": tap_shift,
             "slope": slope,
@@ -255,6 +266,18 @@ class Kernels:
         for ascending, other in zip(*results, strict=True):
             _assert_same_bits(ascending, other)
         return tuple(results[0])
+
+    def dense_norm(self, rows: Tensor, features: int) -> Tensor:
+        """dense_norm of the first numbers of each row [N, ...]; layouts and pairs are the torch glue's matter."""
+        results = []
+        for descending in (False, True):
+            norm = torch.empty(len(rows))
+            size = (len(rows), features, rows.shape[1])
+            case = _NormCase(*size, TYPES[rows.dtype], _bytes(rows), _bytes(norm), descending)
+            self._call("emulate_norm", case)
+            results.append(norm)
+        _assert_same_bits(*results)
+        return results[0]
 
 
 def _assert_same_bits(ascending: Tensor, descending: Tensor) -> None:

@@ -24,10 +24,11 @@ _native_conv2d, _native_linear, _unpack = ops.dual_conv2d, ops.dual_linear, orac
 
 
 class Emulation:
-    """dtypes: of every layer's result, in the order in which they were computed."""
+    """dtypes: of every layer's result, in the order in which they were computed; normed: of what dense_norm read."""
 
     def __init__(self) -> None:
         self.dtypes: list[torch.dtype] = []
+        self.normed: list[torch.dtype] = []
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def dual_conv2d(
@@ -70,6 +71,10 @@ class Emulation:
     def embedding_distance(self, pair: Tensor) -> EmbeddingDistance:
         return EmbeddingDistance(*oracle.expected_embedding_distance(pair.float()))
 
+    def dense_norm(self, src: Tensor, paired: bool) -> Tensor:
+        self.normed.append(src.dtype)
+        return oracle.expected_dense_norm(src.float(), paired)
+
     def _layer(
         self, expected: Any, src: Tensor, weight: Tensor, mask: Tensor | None, *more: Any, **named: Any
     ) -> Tensor:
@@ -91,6 +96,7 @@ class Emulation:
         for name in ("dual_conv2d", "dual_linear"):
             patch.setattr(ops, name, getattr(self, name))
         patch.setattr("prefiqs_ext.scorer.embedding_distance", self.embedding_distance)
+        patch.setattr(torch.ops.prefiqs_ext, "dense_norm", self.dense_norm)  # graphs hold the function that calls it
         patch.setattr(oracle, "unpack_mask", self.unpack_mask)
 
     def unpack_mask(self, packed: Tensor, weight_shape: Sequence[int]) -> Tensor:

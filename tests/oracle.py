@@ -131,6 +131,12 @@ def expected_embedding_distance(pair: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     return distance, embedding, pruned_embedding, torch.linalg.vector_norm(dense, dim=1)
 
 
+def expected_dense_norm(src: Tensor, paired: bool) -> Tensor:
+    """The norms [N] of the rows of src [N, ...], or of the dense rows of a pair [2N, ...]."""
+    rows = src.chunk(2)[0] if paired else src
+    return torch.linalg.vector_norm(rows.reshape(len(rows), -1), dim=1)
+
+
 def unit(rows: Tensor) -> Tensor:
     """Rows [N, d] divided by their L2 norms; a zero row stays zero."""
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prefiqs_ext import Pruning
 from prefiqs_ext.dual import BufferedGraph, dualize
 from prefiqs_ext.dual.runtime import heuristics, tiling
+from prefiqs_ext.dual.shapes import observe_shapes
 from tests.duals import rescale
 from tests.networks import calibrated, pictures
 
@@ -78,7 +79,7 @@ def test_the_bits_are_those_of_the_plain_graph(name: str, rescaled: bool) -> Non
 def test_large_maps_go_a_few_images_at_a_time(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = pictures(5, (112, 112), seed=0).float()
     graph = dualize(calibrated("iresnet18"), Pruning(), example=batch)
-    values = tiling.observe_shapes(graph, batch[:1])
+    values = observe_shapes(graph, batch[:1])
     widest = 4 * (2 * 64 * 112 * 112) * 2  # bytes that the widest layer, 64 channels of 112 x 112, reads and writes
     monkeypatch.setattr(heuristics, "CACHE_BYTES", widest * images)
     cut = tiling.find_cut(graph, values, 5)
@@ -100,16 +101,16 @@ def test_large_maps_go_a_few_images_at_a_time(images: int, monkeypatch: pytest.M
 def test_sface_is_cut_where_its_maps_are_small(sface: nn.Module) -> None:
     images = pictures(1, (112, 112), seed=0)
     graph = dualize(sface, Pruning(), example=images)
-    cut = tiling.find_cut(graph, tiling.observe_shapes(graph, images), 16)
+    cut = tiling.find_cut(graph, observe_shapes(graph, images), 16)
     assert cut is not None
     assert cut.shape == (2, 256, 14, 14)
-    assert tiling.find_cut(graph, tiling.observe_shapes(graph, images), 1) is None  # nothing to divide
+    assert tiling.find_cut(graph, observe_shapes(graph, images), 1) is None  # nothing to divide
 
 
 def test_an_image_of_several_rows_is_not_cut() -> None:
     images = pictures(1, (112, 112), seed=0).float()
     graph = dualize(calibrated("iresnet18"), Pruning(), example=images)
-    shapes = tiling.observe_shapes(graph, images)
+    shapes = observe_shapes(graph, images)
     assert tiling.find_cut(graph, shapes, 16) is not None
     frames = {node: (3 * rows, *rest) for node, (rows, *rest) in shapes.items()}
     assert tiling.find_cut(graph, frames, 16) is None

@@ -94,7 +94,7 @@ import importlib.machinery, importlib.util, sysconfig, sys
 path = %r
 loader = importlib.machinery.ExtensionFileLoader("_C", path)
 importlib.util.module_from_spec(importlib.util.spec_from_loader("_C", loader))
-for name in ("dual_conv2d", "dual_linear", "embedding_distance"):
+for name in ("dual_conv2d", "dual_linear", "embedding_distance", "dense_norm"):
     assert hasattr(torch.ops.prefiqs_ext, name), name
 assert not any(name.startswith("prefiqs_ext") for name in sys.modules)
 """
@@ -137,6 +137,7 @@ def test_cuda_tensors_get_the_reason() -> None:
         (operators.dual_conv2d.out, conv, {"out": image}),
         (operators.dual_linear.default, (weight, weight, None, None, None, False), {}),
         (operators.embedding_distance.default, (torch.randn(2, 1),), {}),
+        (operators.dense_norm.default, (torch.randn(2, 1), True), {}),
     ):
         message = (
             f"prefiqs_ext::{op._opname}: expected tensors on the CPU, got some on CUDA, but {ops.cuda_missing}; move"

@@ -147,7 +147,7 @@ prefiqs_ext._C = module
 from prefiqs_ext import ops
 assert ops.cuda_missing is None, ops.cuda_missing
 cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-for op in ("dual_conv2d", "dual_conv2d.out", "dual_linear", "embedding_distance"):
+for op in ("dual_conv2d", "dual_conv2d.out", "dual_linear", "embedding_distance", "dense_norm"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"prefiqs_ext::{op}", "CUDA"), op
 torch.ops.prefiqs_ext.embedding_distance.default.redispatch(cuda, torch.randn(3, 2))
 """

@@ -18,6 +18,8 @@ from tests import oracle
 from tests.bad_calls import good_conv, good_linear
 from tests.test_ops import SHAPES, conv_inputs, expected_conv, random_mask
 from tests.test_ops_contract import all_arguments
+from tests.test_ops_scale import SHAPES as SCALE_SHAPES
+from tests.test_ops_scale import TERMS, add_branch_terms, add_everything, random_scale
 
 pytestmark = pytest.mark.cuda
 
@@ -113,6 +115,31 @@ def test_conv2d_tap_shift(shape: str, name: str, masked: bool) -> None:
     check_conv(formatted(inputs, name))
 
 
+@pytest.mark.parametrize("paired", [False, True], ids=["shared", "paired"])
+@pytest.mark.parametrize(("scaled", "bias_rows"), TERMS)
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [*SCALE_SHAPES, "several-k-blocks"])
+def test_conv2d_scale(shape: str, name: str, scaled: bool, bias_rows: int, paired: bool) -> None:
+    inputs = conv_inputs(shape, masked=True, rows=2) | {"paired": paired}
+    inputs = add_branch_terms(inputs, scaled=scaled, bias_rows=bias_rows)
+    check_conv(formatted(inputs, name))
+    check_conv(formatted(add_everything(inputs), name))
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [*SCALE_SHAPES, "several-k-blocks"])
+def test_conv2d_scale_keeps_the_bits_of_the_dense_branch(shape: str, name: str) -> None:
+    inputs = on_cuda(formatted(add_everything(conv_inputs(shape, masked=True)), name))
+    channels = inputs["weight"].shape[0]
+    scale, bias = random_scale(channels).cuda(), torch.randn(2, channels).cuda()
+    plain = ops.dual_conv2d(**inputs, bias=bias[0])
+    dense, pruned = ops.dual_conv2d(**inputs, pruned_scale=scale, bias=bias).chunk(2)
+    assert torch.equal(dense, plain.chunk(2)[0])
+    assert not torch.equal(pruned, plain.chunk(2)[1])
+    ones = ops.dual_conv2d(**inputs, pruned_scale=torch.ones_like(scale), bias=bias[:1].expand(2, -1))
+    assert torch.equal(ones, plain)
+
+
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("shape", ["stem", "7x7-stride-2", "depthwise", "even-tiles"])
 def test_conv2d_uint8_source(shape: str, name: str) -> None:
@@ -148,10 +175,7 @@ def misaligned(t: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", ["odd-channels", "depthwise", "stem", "even-tiles"])
 def test_conv2d_layouts_give_the_same_bits(shape: str) -> None:
     inputs = conv_inputs(shape, masked=True)
-    filters = inputs["weight"].shape[0]
-    inputs |= {"bias": torch.randn(filters), "slope": torch.rand(filters)}
-    inputs["tap_shift"] = torch.randn(2, filters, *inputs["weight"].shape[2:])
-    inputs["residual"] = torch.randn(expected_conv(inputs).shape)
+    inputs = add_everything(add_branch_terms(inputs, scaled=True, bias_rows=2))
     inputs = on_cuda(formatted(inputs, "float16"))
     expected = ops.dual_conv2d(**inputs)
     for name, t in inputs.items():
@@ -201,7 +225,8 @@ def test_linear(size: tuple[int, int, tuple[int, ...]], name: str, masked: bool,
     features, outputs, between = size
     weight = torch.randn(outputs, features)
     inputs = formatted({"src": torch.randn(6, *between, features), "weight": weight}, name)
-    inputs |= {"mask": random_mask(weight) if masked else None, "bias": torch.randn(outputs), "paired": paired}
+    inputs |= {"mask": random_mask(weight) if masked else None, "paired": paired}
+    inputs = add_branch_terms(inputs, scaled=masked, bias_rows=2 if masked else 1)
     got = ops.dual_linear(**on_cuda(inputs))
     assert got.is_contiguous()
     wide = inputs | {"src": inputs["src"].double(), "weight": inputs["weight"].double()}
@@ -263,7 +288,7 @@ def test_infinite_and_nan_inputs_are_not_hidden() -> None:
 
 def test_inputs_on_another_device() -> None:
     inputs = on_cuda(good_linear())
-    for name in ("weight", "mask", "bias"):
+    for name in ("weight", "mask", "pruned_scale", "bias"):
         with pytest.raises(RuntimeError, match=f"expected {name} on the device of src"):
             ops.dual_linear(**(inputs | {name: inputs[name].cpu()}))
 

@@ -94,9 +94,11 @@ def epilogue_inputs(inputs: dict[str, Any], dst_dtype: torch.dtype, *, shared_re
     filters, _, *kernel = inputs["weight"].shape
     out = expected_conv(inputs)
     rows = out.shape[0] // 2 if shared_residual else out.shape[0]
+    masked = inputs["mask"] is not None
     return inputs | {
-        "bias": torch.randn(filters),
-        "tap_shift": torch.randn(1 if inputs["mask"] is None else 2, filters, *kernel),
+        "pruned_scale": torch.randn(filters) if masked else None,
+        "bias": torch.randn(2, filters) if masked else torch.randn(filters),
+        "tap_shift": torch.randn(2 if masked else 1, filters, *kernel),
         "slope": torch.rand(filters) - 0.3,
         "residual": torch.randn(rows, *out.shape[1:]).to(dst_dtype),
     }
@@ -138,14 +140,25 @@ def test_types(kernels: Kernels, mode: str, shape: str, dtype: torch.dtype, dst_
     assert_close(kernels.conv2d(**inputs, dst_dtype=dst_dtype), expected_conv(inputs), dst_dtype)
 
 
-@pytest.mark.parametrize("part", ["bias", "tap_shift", "slope", "one slope", "residual"])
+@pytest.mark.parametrize("part", ["pruned_scale", "bias", "shared bias", "tap_shift", "slope", "one slope", "residual"])
 @pytest.mark.parametrize("shape", ["uneven", "segments", "depthwise"])
 def test_each_part_of_the_epilogue_alone(kernels: Kernels, shape: str, part: str) -> None:
     inputs = conv_inputs(shape, "paired")
-    name = part.removeprefix("one ")
-    value = epilogue_inputs(inputs, torch.float32, shared_residual=False)[name]
-    inputs[name] = value[:1] if part == "one slope" else value
+    parts = epilogue_inputs(inputs, torch.float32, shared_residual=False)
+    parts |= {"shared bias": parts["bias"][0], "one slope": parts["slope"][:1]}
+    inputs[part.split()[-1]] = parts[part]
     assert_close(kernels.conv2d(**inputs), expected_conv(inputs))
+
+
+@pytest.mark.parametrize("mode", ["shared", "paired"])
+@pytest.mark.parametrize("shape", ["uneven", "odd-channels", "segments", "depthwise"])
+def test_a_scale_of_one_and_the_dense_branch_keep_their_bits(kernels: Kernels, shape: str, mode: str) -> None:
+    inputs = epilogue_inputs(conv_inputs(shape, mode), torch.float32, shared_residual=False)
+    plain = inputs | {"pruned_scale": None, "bias": inputs["bias"][0]}
+    ones = plain | {"pruned_scale": torch.ones_like(inputs["pruned_scale"]), "bias": inputs["bias"][:1].repeat(2, 1)}
+    expected = kernels.conv2d(**plain)
+    assert torch.equal(kernels.conv2d(**ones), expected)
+    assert torch.equal(kernels.conv2d(**inputs).chunk(2)[0], expected.chunk(2)[0])
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["in-block", "split"])
@@ -220,7 +233,7 @@ def test_the_large_linear_layer(kernels: Kernels, mode: str) -> None:
     SHAPES["large-linear"] = (25088, 64, (1, 1), (1, 1), (0, 0), (1, 1), 1, (1, 1))
     inputs = conv_inputs("large-linear", mode)
     assert kernels.plan(**inputs).segments > 32
-    inputs["bias"] = torch.randn(64)
+    inputs |= {"pruned_scale": torch.randn(64), "bias": torch.randn(2, 64)}
     got = kernels.conv2d(**inputs, split=True)
     assert_close(got, expected_conv(inputs))
     assert torch.equal(kernels.conv2d(**inputs, split=False), got)

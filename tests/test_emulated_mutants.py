@@ -63,6 +63,14 @@ MUTANTS = {
     "the dense residual twice": Mutant(EPILOGUE, "row < p_.residual_pixels ? row", "row < p_.residual_pixels ? pixel"),
     "the second half past the residual": Mutant(EPILOGUE, "row - p_.residual_pixels", "row"),
     "the dense tap shift twice": Mutant(EPILOGUE, "<int64_t>(branch) * p.out_c", "<int64_t>(0 * branch) * p.out_c"),
+    # The scale and the bias of the pruned branch
+    "the scale dropped": Mutant(EPILOGUE, "scaled ? p.pruned_scale[channel + i] : 1.f", "1.f"),
+    "the dense branch scaled": Mutant(EPILOGUE, "scaled = branch == 1 &&", "scaled ="),
+    "scaled after the bias": Mutant(
+        EPILOGUE, "fmaf(scale_[i], sums[i], constant[i])", "scale_[i] * (sums[i] + constant[i])"
+    ),
+    "the scale of the first channels for ever": Mutant(EPILOGUE, "p.pruned_scale[channel + i]", "p.pruned_scale[i]"),
+    "the dense bias twice": Mutant(EPILOGUE, "p.bias[branch * p.bias_branch", "p.bias[0 * p.bias_branch"),
     # Sums
     "segments in another order": Mutant("sum_segments.cu", "partial + segment *", "partial + (segments - segment) *"),
     "the last segment left out": Mutant("sum_segments.cu", "segment < segments", "segment < segments - 1"),
@@ -120,20 +128,28 @@ MUTANTS = {
     ),
     "depthwise: the dense weight twice": Mutant("depthwise_conv.cu", "keep ? weight : 0.f", "keep ? weight : weight"),
     "plain: padding not zero": Mutant(LOADER, "k + j < p_.depth && inside(i, tap)", "k + j < p_.depth"),
-    "distance: half of the lanes": Mutant("distance.cu", "distance = 16;", "distance = 8;"),
+    "sums: half of the lanes": Mutant("warp_sum.cuh", "distance = 16;", "distance = 8;"),
+    "norm: the first block for ever": Mutant("dense_norm.cu", "p.step + first;", "p.step;"),
+    "norm: no gap between the rows": Mutant("dense_norm.cu", "* p.step", "* p.features"),
+    "norm: past the last number": Mutant(
+        "dense_norm.cu", "p.features - first < norm_block ? p.features - first : norm_block", "norm_block"
+    ),
+    "norm: the last block left out": Mutant("dense_norm.cu", "i < p.blocks", "i < p.blocks - 1"),
 }
 
 
-# The sources of the library the mutants are in, and which of them a header changes.
+# The sources of the library the mutants are in, and which of them a header changes. Of a template that several have,
+# such as the epilogue, the linker takes the first, unoptimised as it is here: compiling that one anew is enough.
 KERNELS = [
     ROOT / "csrc" / "cuda" / f"{name}.cu"
-    for name in ("dispatch", "sum_segments", "depthwise_conv", "distance", "dual_conv_sm90_float16")
+    for name in ("dispatch", "sum_segments", "depthwise_conv", "dense_norm", "distance", "dual_conv_sm90_float16")
 ]
 SOURCES = [EMULATION / "narrow_only.cpp", *EMULATOR, *KERNELS]
 READERS = {
     GEMM: ["narrow_only.cpp"],
     LOADER: ["narrow_only.cpp"],
-    EPILOGUE: ["narrow_only.cpp", "sum_segments.cu", "depthwise_conv.cu"],
+    EPILOGUE: ["narrow_only.cpp"],
+    "warp_sum.cuh": ["dense_norm.cu", "distance.cu"],
     SM90: ["dual_conv_sm90_float16.cu"],
     IM2COL: ["dual_conv_sm90_float16.cu"],
 }
@@ -186,6 +202,9 @@ def passes(kernels: Kernels) -> bool:
             return False
         if not close(kernels, sm90_conv()):
             return False
+        rows = torch.randn(3, 4096 + 80)
+        if not torch.allclose(kernels.dense_norm(rows, 4096 + 70), rows[:, : 4096 + 70].norm(dim=1), rtol=1e-6):
+            return False
         pair = torch.randn(6, 70)
         distances = kernels.embedding_distance(pair)
         expected = oracle.expected_embedding_distance(pair.double())
@@ -207,7 +226,8 @@ def conv(
         "src": torch.randn(4, channels, *image).half(),
         "weight": weight,
         "mask": pack_mask(torch.rand(weight.shape) < 0.6),
-        "bias": torch.randn(filters),
+        "pruned_scale": torch.randn(filters),
+        "bias": torch.randn(2, filters),
         "tap_shift": torch.randn(2, filters, kernel, kernel),
         "slope": torch.rand(filters) - 0.3,
         "residual": torch.randn(4, filters, *image),

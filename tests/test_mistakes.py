@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from prefiqs_ext import Calibration, Pruning, Scorer, Settings, dualize, models, score_photo
+from prefiqs_ext import Pruning, Scorer, Settings, calibrate, dualize, models, score_photo
 from prefiqs_ext.exceptions import PrefiqsError
 from prefiqs_ext.faces import Detector
 from prefiqs_ext.files import find_paths, score_files
@@ -273,17 +273,13 @@ CALLS: dict[str, tuple[Callable[[Scorer], object], str]] = {
         lambda scorer: score_photo(RGB, scorer=scorer, min_face=[30]),  # type: ignore[arg-type]
         "expected a finite min_face above 0, got [30]",
     ),
-    "the output for its quality": (
-        lambda scorer: Calibration.fit(scorer(RGB)),
-        "expected qualities [N] in a tensor, an array or a list, got ScoreOutput: give its quality",
+    "few faces": (
+        lambda _: calibrate([RGB]),
+        "expected 50 or more different faces, got 1: give more, as they usually come",
     ),
-    "few qualities in a list": (
-        lambda _: Calibration.fit([0.1, 0.2]),
-        "expected 20 or more qualities to fit a calibration on, got 2",
-    ),
-    "qualities that are no numbers": (
-        lambda _: Calibration.fit(["a"]),
-        "expected qualities [N] in a tensor, an array or a list, got list",
+    "faces of a network that has no preset": (
+        lambda _: calibrate(torch.zeros(60, 3, 112, 112), nn.Conv2d(3, 4, 112).eval()),
+        "expected a preset, or an example batch that shows the network's input; got neither",
     ),
     "a name that is too long": (
         lambda _: Scorer("x" * 300),

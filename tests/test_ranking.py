@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from calibrations import make_calibration
 from onnx import helper
 from PIL import Image
 from torch import Tensor, nn
 
-from prefiqs_ext import Calibration, Pruning, ScoreOutput, Scorer, models, reference
-from prefiqs_ext.calibration import LogisticCalibration, PercentileCalibration
+from prefiqs_ext import Pruning, ScoreOutput, Scorer, models, reference
+from prefiqs_ext.calibration.scale import Prior
 from prefiqs_ext.cli import main
 from prefiqs_ext.models import weights
 from prefiqs_ext.models.fingerprint import hash_weights
@@ -75,20 +76,20 @@ def images() -> Tensor:
     return torch.randint(0, 256, (23, 3, 112, 112), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(scope="module", params=[*RANKINGS, "logistic"])
+@pytest.fixture(scope="module", params=[*RANKINGS, "calibrated by D"])
 def scorer(request: pytest.FixtureRequest, network: nn.Module, images: Tensor) -> Scorer:
     """One for each number, and for each kind of calibration."""
     plain = Scorer(network, Pruning(sparsity=0.3), preset="arcface")
     if request.param in ("quality", "norm"):
         return Scorer(network, Pruning(sparsity=0.3), preset="arcface", rank_by=request.param)
-    kind = "percentile" if request.param == "calibrated" else "logistic"
-    calibration = Calibration.fit(plain(images).quality, kind)  # type: ignore[arg-type]
+    prior: Prior = "norm" if request.param == "calibrated" else "distance"
+    calibration = make_calibration(plain.list_layers()[:2], prior=prior)
     return Scorer.from_settings(plain.settings.with_calibration(calibration), network)
 
 
 def get_expected(scorer: Scorer, out: ScoreOutput) -> Tensor:
     if scorer.settings.calibration is not None:
-        return scorer.settings.calibration(out.quality)
+        return scorer.settings.calibration(out.distance, out.embedding_norm, out.layer_norms)
     return out.embedding_norm if scorer.rank_by == "norm" else out.quality
 
 
@@ -139,21 +140,6 @@ def test_exported_and_compiled(scorer: Scorer, images: Tensor) -> None:
         assert torch.equal(compiled(images[:5]).score, expected.score)
     finally:
         torch.compiler.reset()
-
-
-def test_percentiles_are_numpys() -> None:
-    """Also where some are equal, at the ends too: nothing is divided by their difference."""
-    rng = np.random.default_rng(2)
-    for ends in (0, 7):
-        points = np.sort(rng.integers(0, 40, 101) / 64)  # many ties; exact in float32
-        points[:ends], points[101 - ends :] = points[0], points[-1]
-        asked = np.concatenate([np.arange(-2, 45) / 64, rng.uniform(0, 0.7, 200), [np.nan]]).astype(np.float32)
-        distinct, first, counts = np.unique(points, return_index=True, return_counts=True)
-        expected = np.interp(asked, distinct, first + (counts - 1) / 2, left=0, right=100)
-        got = PercentileCalibration(tuple(points.tolist()))(torch.from_numpy(asked))
-        assert got.dtype == torch.float32
-        np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6)  # float32
-    assert LogisticCalibration(0.5, 1e-9)(torch.tensor([-1e9, 1e9])).tolist() == [0, 100]
 
 
 @pytest.fixture
@@ -223,14 +209,20 @@ def test_commands_with_a_calibration() -> None:
     scorer = Scorer("small.onnx", preset="arcface")
     pixels = np.stack([np.asarray(Image.open(f"crops/{index}.png")) for index in range(8)])
     out = scorer(pixels)
-    calibration = LogisticCalibration(float(out.quality.median()), 0.05)
+    calibration = make_calibration()
     scorer.settings.with_calibration(calibration).save("settings.json")
     records = score("--settings", "settings.json")
-    expected = calibration(out.quality)
+    expected = calibration(out.distance, out.embedding_norm, out.layer_norms)
     assert [np.float32(record["score"]) for record in records[:-1]] == list(expected.numpy())
+    middle = float(expected.sort().values[3:5].mean())  # the table's numbers are rounded
     assert score("--settings", "settings.json", "--rank-by", "norm") == score("--rank-by", "norm")
-    assert len(score("--settings", "settings.json", "--below", 49)) == int((expected < 49).sum()) > 0
+    assert len(score("--settings", "settings.json", "--below", middle)) == int((expected < middle).sum()) > 0
     run_on_crops("report", "--settings", "settings.json", "-o", "page.html")
+    page = Path("page.html").read_text()
+    assert "expected 60.0, found 55.5, 11 copies" in page
+    assert '<circle cx="144.0" cy="106.8" r="5">' in page  # of 240 pixels
+    assert "Reliability" not in run_on_crops("report", "--rank-by", "norm", "-o", "plain.html").stdout
+    assert "Reliability" not in Path("plain.html").read_text()
     shown = re.findall(r'<div class="score">([\d.]+)</div>', Path("page.html").read_text())
     assert shown == [f"{number:.1f}" for number in expected.sort(descending=True).values.tolist()]
 

@@ -17,16 +17,17 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from calibrations import make_calibration
 from networks import calibrated, network_input, pictures
 from torch import Tensor, nn
 
-from prefiqs_ext import Calibration, Preset, Pruning, Scorer, Settings
-from prefiqs_ext.calibration import LogisticCalibration, PercentileCalibration
+from prefiqs_ext import Preset, Pruning, Scorer, Settings
 from prefiqs_ext.cli import main
 from prefiqs_ext.models.fingerprint import hash_weights
 
 PRESET = Preset("small", (32, 32), "bgr", (127.5, 120, 110), (127.5,) * 3)
 FLOAT32 = ("cpu", "float32")
+LAYERS = ("stem.0", "conv1")
 PRUNING = Pruning(sparsity=0.3, scope="global", layers=["stem.*", "conv?"])
 
 
@@ -49,8 +50,8 @@ def images() -> Tensor:
     "settings",
     [
         Settings(None, "0" * 64, None, Pruning(), "cuda", "bfloat16"),
-        Settings("sface", "1" * 64, PRESET, PRUNING, *FLOAT32, 1, LogisticCalibration(0.7, 0.05)),
-        Settings("a", "2" * 64, PRESET, Pruning("2:4"), *FLOAT32, "emb", PercentileCalibration(tuple(range(101)))),
+        Settings("sface", "1" * 64, PRESET, PRUNING, *FLOAT32, 1, make_calibration(LAYERS)),
+        Settings("a", "2" * 64, PRESET, Pruning("2:4"), *FLOAT32, "emb", make_calibration(prior="distance")),
         Settings(None, "3" * 64, None, Pruning("structured", 0.1, seed=-3, layers="conv+linear"), *FLOAT32),
         Settings(None, "4" * 64, None, Pruning(), *FLOAT32, rank_by="norm"),
     ],
@@ -63,11 +64,11 @@ def test_saved_and_loaded(settings: Settings, tmp_path: Path) -> None:
 
 def test_the_same_scorer(network: nn.Module, scorer: Scorer, images: Tensor, tmp_path: Path) -> None:
     out = scorer(images)
-    calibration = Calibration.fit(out.quality)
+    calibration = make_calibration()
     scorer.settings.with_calibration(calibration).save(tmp_path / "settings.json")
     again = Scorer.from_settings(tmp_path / "settings.json", copy.deepcopy(network), chunk=7)
     assert again.settings.calibration == calibration
-    expected = out._replace(score=calibration(out.quality))
+    expected = out._replace(score=calibration(out.distance, out.embedding_norm, out.layer_norms))
     for ours, theirs in zip(again(images), expected, strict=True):
         assert torch.equal(ours, theirs)
 
@@ -75,7 +76,7 @@ def test_the_same_scorer(network: nn.Module, scorer: Scorer, images: Tensor, tmp
 def test_a_scale_is_for_what_it_was_fitted_in(network: nn.Module, scorer: Scorer, images: Tensor) -> None:
     """In half precision D moves by more than a step of the scale: tests/test_scorer_half.py."""
     assert (scorer.settings.device, scorer.settings.dtype) == FLOAT32
-    calibrated_settings = scorer.settings.with_calibration(Calibration.fit(scorer(images).quality))
+    calibrated_settings = scorer.settings.with_calibration(make_calibration())
     on_gpu = replace(calibrated_settings, device="cuda", dtype="float16")
     with pytest.raises(ValueError, match=r"expected to compute in float16 on cuda, .* got float32 on cpu: .*calibrate"):
         Scorer.from_settings(on_gpu, network, device="cpu")
@@ -150,6 +151,10 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(folder: Path, t
     assert "cannot write" in result.stderr
 
 
+def change_calibration(settings: Any, **values: Any) -> Any:
+    return {**settings, "calibration": {**make_calibration(LAYERS).to_dict(), **values}}
+
+
 BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "not an object": (lambda s: [s], "settings with version, .* got list"),
     "a field more": (lambda s: {**s, "extra": 1}, "got .*extra"),
@@ -165,39 +170,28 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "version of another type": (lambda s: {**s, "version": True}, "version 2 is what this program reads, got True"),
     "output": (lambda s: {**s, "output": True}, "output is True"),
     "seed": (lambda s: {**s, "pruning": {**s["pruning"], "seed": True}}, "seed must be an integer"),
-    "huge number": (lambda s: {**s, "calibration": {"kind": "logistic", "midpoint": 10**400, "width": 1}}, "too large"),
     "half a pixel": (lambda s: {**s, "preset": {**s["preset"], "size": [112.5, 112]}}, r"integers of 1 to 4096"),
     "too many pixels": (lambda s: {**s, "preset": {**s["preset"], "size": [10**6, 112]}}, r"integers of 1 to 4096"),
-    "all equal": (lambda s: {**s, "calibration": {"kind": "percentile", "percentiles": [1] * 101}}, "not all equal"),
     "preset": (lambda s: {**s, "preset": {**s["preset"], "std": [0, 1, 1]}}, "expected std above 0"),
-    "calibration": (
-        lambda s: {**s, "calibration": {"kind": "percentile", "percentiles": [1]}},
-        "expected 101 finite numbers as percentiles, got 1",
-    ),
-    "fields of another kind": (
-        lambda s: {**s, "calibration": {"kind": "logistic", "percentiles": [1] * 101}},
-        "a calibration with midpoint, width, got percentiles",
-    ),
-    "no number": (
-        lambda s: {**s, "calibration": {"kind": "logistic", "midpoint": None, "width": 1}},
-        "expected numbers as midpoint and width",
-    ),
-    "no kind": (lambda s: {**s, "calibration": {"midpoint": 0, "width": 1}}, "expected an object with its kind"),
-    "width": (
-        lambda s: {**s, "calibration": {"kind": "logistic", "midpoint": 1, "width": 0}},
-        "expected a width above 0",
-    ),
-    "kind": (
-        lambda s: {**s, "calibration": {"kind": "linear", "midpoint": 1, "width": 2}},
-        "of kind percentile or logistic",
-    ),
-    "order": (
-        lambda s: {**s, "calibration": {"kind": "percentile", "percentiles": [1] * 100 + [0]}},
-        "expected percentiles in ascending order",
-    ),
+    "no calibration": (lambda s: {**s, "calibration": [1]}, "a calibration with prior, .* got list"),
+    "part of one": (lambda s: {**s, "calibration": {"prior": "norm"}}, "a calibration with prior, .* got prior"),
+    "huge number": (lambda s: change_calibration(s, offset=10**400), "expected finite numbers as radius"),
+    "nan": (lambda s: change_calibration(s, offset=math.nan), "got NaN"),
+    "prior": (lambda s: change_calibration(s, prior="score"), "prior is 'score', expected 'norm' or 'distance'"),
+    "layers": (lambda s: change_calibration(s, layers=[1, 2]), "layers are .*, expected names"),
+    "one layer twice": (lambda s: change_calibration(s, layers=["a", "a"]), "expected at most 64 different layers"),
+    "centre": (lambda s: change_calibration(s, centre=[1]), "expected 3 numbers as centre"),
+    "no number": (lambda s: change_calibration(s, correction=[0, None, 0]), "expected finite numbers as correction"),
+    "rows": (lambda s: change_calibration(s, precision=[[1, 0, 0]]), "expected a precision of 3 rows"),
+    "a short row": (lambda s: change_calibration(s, precision=[[1, 0]] * 3), "expected 3 numbers as row of precision"),
+    "no rows": (lambda s: change_calibration(s, precision=[1, 2, 3]), "expected 3 numbers as row of precision"),
+    "slope": (lambda s: change_calibration(s, slope=-1), "expected radius and slope above 0"),
+    "reliability": (lambda s: change_calibration(s, reliability=[[1, 2]]), "expected 3 numbers as bin of reliability"),
+    "left out": (lambda s: change_calibration(s, left_out=[1]), "left_out is"),
+    "thresholds": (lambda s: change_calibration(s, thresholds=[1, 2]), "expected 3 numbers as thresholds"),
+    "faces": (lambda s: change_calibration(s, faces=True), "faces is True"),
     "ranking": (lambda s: {**s, "rank_by": ["norm"]}, "expected rank_by 'calibrated', .* got \\['norm'\\]"),
     "calibrated": (lambda s: {**s, "rank_by": "calibrated"}, "expected settings with a calibration to rank by"),
-    "nan": (lambda s: {**s, "calibration": {"kind": "logistic", "midpoint": math.nan, "width": 1}}, "got NaN"),
 }
 
 
@@ -222,62 +216,6 @@ def test_files_of_something_else(data: bytes, tmp_path: Path) -> None:
     assert str(error.value).isprintable()
     with pytest.raises(OSError, match=r"cannot read .* \(Is a directory\); name a file with a Scorer's settings"):
         Settings.load(tmp_path)
-
-
-def test_percentiles() -> None:
-    """Of a thousand qualities, spread evenly: the percentage of them that is lower."""
-    quality = torch.linspace(0.4, 0.9, 1001, dtype=torch.float64)
-    calibration = Calibration.fit(quality[torch.randperm(1001, generator=torch.Generator().manual_seed(0))])
-    asked = torch.tensor([0.0, 0.4, 0.45, 0.65, 0.8974, 0.9, 1.0, torch.nan], dtype=torch.float64)
-    # 0.8974 is 99.48 of the way. Some percentiles are off by a rounding in float64.
-    expected = torch.tensor([0, 0, 10, 50, 99.48, 100, 100, torch.nan])
-    torch.testing.assert_close(calibration(asked), expected, rtol=1e-6, atol=0, equal_nan=True)
-    # Half of all are equal: the middle of their places.
-    ties = Calibration.fit(torch.cat([torch.full((50,), 0.5), torch.linspace(0.6, 0.7, 51)]))
-    assert ties(torch.tensor([0.49, 0.5, 0.7, 0.71])).tolist() == [0, 24.5, 100, 100]
-
-
-def test_logistic_is_ofiqs() -> None:
-    calibration = LogisticCalibration(0.7, 0.05)
-    quality = torch.linspace(0, 1, 101, dtype=torch.float64)
-    expected = [100 / (1 + math.exp((0.7 - x) / 0.05)) for x in quality.tolist()]
-    assert calibration(quality).tolist() == pytest.approx(expected, rel=1e-6)  # float32
-    extremes = LogisticCalibration(0.0, 1e-9)(torch.tensor([-1.0, 1.0]))
-    assert extremes.tolist() == [0, 100]
-
-
-def test_logistic_fit() -> None:
-    quality = torch.from_numpy(np.random.default_rng(0).normal(0.7, 0.03, 5000))
-    calibration = Calibration.fit(quality, "logistic")
-    quartiles = torch.quantile(quality, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
-    scores = calibration(quartiles).tolist()
-    assert scores[1] == pytest.approx(50)
-    assert scores[2] - scores[0] == pytest.approx(50, abs=2)
-
-
-@pytest.mark.parametrize("kind", ["percentile", "logistic"])
-def test_scales_are_monotone(kind: Any, scorer: Scorer, images: Tensor) -> None:
-    quality = scorer(images).quality
-    scores = Calibration.fit(quality, kind)(quality.sort().values)
-    assert bool((scores.diff() >= 0).all())
-    assert scores.min() >= 0
-    assert scores.max() <= 100
-
-
-@pytest.mark.parametrize(
-    ("quality", "kind", "message"),
-    [
-        (torch.rand(19), "percentile", "expected 20 or more qualities .* got 19"),
-        (torch.full((50,), torch.nan), "logistic", "expected 20 or more qualities .* got 0"),
-        (torch.ones(50), "logistic", "expected qualities that differ"),
-        (torch.ones(50), "percentile", "expected qualities that differ, got all equal"),
-        (torch.tensor([0.1] + [0.5] * 40 + [0.9]), "logistic", "got half of them equal"),
-        (torch.rand(50), "linear", "of kind percentile or logistic, got 'linear'"),
-    ],
-)
-def test_fits_that_cannot_be(quality: Tensor, kind: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Calibration.fit(quality, kind)
 
 
 def test_copied_and_pickled(scorer: Scorer, images: Tensor) -> None:
@@ -328,28 +266,6 @@ def run(*arguments: object) -> Result:
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     return result
-
-
-def test_the_commands(folder: Path, sface_file: Path, tmp_path: Path) -> None:
-    settings, table = tmp_path / "settings.json", tmp_path / "table.csv"
-    said = run("calibrate", folder, "--aligned", "--output", settings, "--sparsity", 0.5).stderr
-    assert said == f"prefiqs: 24 files: 24 ok; percentile scale written to {settings}\n"
-    (folder / "grey.jpg").write_bytes(b"no image")
-    try:
-        run("score", folder, "--aligned", "--settings", settings, "--output", table)
-    finally:
-        (folder / "grey.jpg").unlink()
-    with table.open() as file:
-        records = list(csv.DictReader(file))
-    ranked = sorted((record for record in records if record["quality"]), key=lambda record: float(record["quality"]))
-    scores = [float(record["score"]) for record in ranked]
-    assert scores == sorted(scores)
-    assert (scores[0], scores[-1], len(scores)) == (0, 100, 24)
-    assert [record["score"] for record in records if not record["quality"]] == [""]
-    plain = list(csv.DictReader(run("score", folder, "--aligned", "--sparsity", 0.5).stdout.splitlines()))
-    assert [{**record, "score": ""} for record in records if "grey" not in record["path"]] == [
-        {**record, "score": ""} for record in plain
-    ]
 
 
 @pytest.mark.parametrize("option", [("--sparsity", "0.4"), ("--preset", "arcface"), ("--scope", "layer")])

@@ -2,8 +2,12 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <cmath>
+#include <numeric>
+
 #include "border_bias.h"
 #include "checks.h"
+#include "cpu/dense_norm.h"
 #include "cpu/distance.h"
 #include "cpu/kernels.h"
 
@@ -185,6 +189,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> embedding_distance(const Tensor& pair
   return {distance, embedding, pruned_embedding, norm};
 }
 
+Tensor dense_norm(const Tensor& src, bool paired) {
+  check_norm(src, paired);
+  const char* op = "dense_norm";
+  const int64_t rows = paired ? src.size(0) / 2 : src.size(0);
+  Tensor norm = empty_float(op, {rows});
+  if (rows == 0) return norm;
+  const Tensor dense = rows_without_gaps(src) ? src : dense_float(op, src);
+  const int64_t features = dense.numel() / dense.size(0), blocks = (features + norm_block - 1) / norm_block;
+  std::vector<double> sums(static_cast<size_t>(rows * blocks));
+  torch::stable::parallel_for(0, rows * blocks, 16, [&](int64_t begin, int64_t end) {
+    square_blocks(dense.const_data_ptr<float>(), dense.stride(0), features, sums.data(), begin, end);
+  });
+  for (int64_t row = 0; row < rows; ++row) {
+    const double* first = sums.data() + row * blocks;
+    norm.mutable_data_ptr<float>()[row] = static_cast<float>(std::sqrt(std::accumulate(first, first + blocks, 0.0)));
+  }
+  return norm;
+}
+
 }  // namespace
 }  // namespace prefiqs
 
@@ -193,4 +216,5 @@ STABLE_TORCH_LIBRARY_IMPL(prefiqs_ext, CPU, m) {
   m.impl("dual_conv2d.out", TORCH_BOX(&prefiqs::dual_conv2d_out));
   m.impl("dual_linear", TORCH_BOX(&prefiqs::dual_linear));
   m.impl("embedding_distance", TORCH_BOX(&prefiqs::embedding_distance));
+  m.impl("dense_norm", TORCH_BOX(&prefiqs::dense_norm));
 }

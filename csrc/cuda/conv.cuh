@@ -28,6 +28,7 @@ struct Conv {
   int taps, depth, steps;  // steps of k_step in depth
   int pixels;              // of one branch
   int mask_words, slope_stride;
+  int bias_branch;            // from a branch's bias to the next one's; 0 where it is shared
   int residual_pixels;        // in residual; the rows of dst start again at its first after its last
   int64_t in_plane;           // of src, in elements
   int64_t src_branch;         // from a branch's source to the next one's, in elements; 0 where it is shared
@@ -35,6 +36,7 @@ struct Conv {
   const void* src;
   const void* weight;
   const uint32_t* mask;
+  const float* pruned_scale;
   const float* bias;
   const float* tap_shift;
   const float* slope;
@@ -71,6 +73,7 @@ struct Conv {
         pixels(images * out_h * out_w),
         mask_words(static_cast<int>(p.mask_words)),
         slope_stride(static_cast<int>(p.slope_stride)),
+        bias_branch(p.bias_shared ? 0 : out_c),
         residual_pixels(static_cast<int>(p.residual_shared ? p.pixels() : p.pixels() * p.branches)),
         in_plane(p.in_plane()),
         src_branch(p.src_shared ? 0 : p.images * in_plane),
@@ -79,6 +82,7 @@ struct Conv {
         src(p.src),
         weight(p.weight),
         mask(p.mask),
+        pruned_scale(p.pruned_scale),
         bias(p.bias),
         tap_shift(p.tap_shift),
         slope(p.slope),

@@ -5,18 +5,12 @@
 // shared. Loop: read both rows for the norms, then again for the difference. Sums are in double, as on the CPU, so that
 // the order of a row's few hundred terms never shows in the float results. A row of norm zero stays zero.
 #include "cuda/conv.cuh"
+#include "cuda/warp_sum.cuh"
 
 namespace prefiqs::cuda {
 namespace {
 
 constexpr int threads = 128, block_rows = threads / 32;
-
-// Gives every lane the same sum, always added in the same order.
-__device__ double warp_sum(double x) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
-  return x;
-}
 
 template <class T>
 __device__ double norm(const T* row, int64_t features, int lane) {

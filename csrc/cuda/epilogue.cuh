@@ -1,4 +1,5 @@
-// What turns a finished sum into an output: bias and tap shifts, residual, activation, rounding.
+// What turns a finished sum into an output: scale (of the pruned branch), bias and tap shifts, residual, activation,
+// rounding.
 //
 // A thread finishes eight neighbouring channels of many pixels and keeps their constants in registers. Only taps inside
 // the image have a shift, so a pixel near the border adds up the shifts of its own taps anew.
@@ -43,8 +44,10 @@ class Epilogue {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const bool valid = i < count;
-      bias_[i] = p.bias != nullptr && valid ? p.bias[channel + i] : 0.f;
-      // A slope of one is no activation, bit for bit.
+      // A scale of one is none and a slope of one is no activation, bit for bit.
+      const bool scaled = branch == 1 && p.pruned_scale != nullptr && valid;
+      scale_[i] = scaled ? p.pruned_scale[channel + i] : 1.f;
+      bias_[i] = p.bias != nullptr && valid ? p.bias[branch * p.bias_branch + channel + i] : 0.f;
       slope_[i] = p.slope != nullptr && valid ? p.slope[(channel + i) * p.slope_stride] : 1.f;
     }
     constants(constant_, 0, p.kernel_h, 0, p.kernel_w);
@@ -52,7 +55,7 @@ class Epilogue {
 
   // Turns `sums` into the outputs of a pixel of the branch.
   __device__ void finish(float (&sums)[8], int pixel) const {
-    add_constant(sums, pixel);
+    scale_and_shift(sums, pixel);
     const int64_t row = first_pixel_ + pixel;
     if (p_.residual != nullptr) {
       const int64_t place = (row < p_.residual_pixels ? row : row - p_.residual_pixels) * p_.out_c + channel_;
@@ -92,7 +95,7 @@ class Epilogue {
     }
   }
 
-  __device__ void add_constant(float (&sums)[8], int pixel) const {
+  __device__ void scale_and_shift(float (&sums)[8], int pixel) const {
     if (shift_.values != nullptr) {
       const int row = pixel / p_.out_w % p_.out_h, col = pixel % p_.out_w;
       const TapRange rows(row, p_.in_h, p_.kernel_h, p_.stride_h, p_.pad_h, p_.dilation_h);
@@ -100,20 +103,23 @@ class Epilogue {
       if (rows.end - rows.begin < p_.kernel_h || cols.end - cols.begin < p_.kernel_w) {
         float border[8];
         constants(border, rows.begin, rows.end, cols.begin, cols.end);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) sums[i] += border[i];
-        return;
+        return scale_and_add(sums, border);
       }
     }
+    scale_and_add(sums, constant_);
+  }
+
+  // A fused multiply-add takes the place of the addition: the scale costs no instruction.
+  __device__ void scale_and_add(float (&sums)[8], const float (&constant)[8]) const {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sums[i] += constant_[i];
+    for (int i = 0; i < 8; ++i) sums[i] = fmaf(scale_[i], sums[i], constant[i]);
   }
 
   const Conv& p_;
   int first_pixel_, channel_, count_;
   bool vector_;
   TapShift shift_;
-  float bias_[8], constant_[8], slope_[8];
+  float scale_[8], bias_[8], constant_[8], slope_[8];
 };
 
 }  // namespace prefiqs::cuda

@@ -157,8 +157,8 @@ void run_conv(const Launch& launch,
   const ScalarType compute = compute_dtype(weight);
   const Tensor src_dense = dense_as(src.scalar_type() == ScalarType::Byte ? ScalarType::Byte : compute, src, format);
   const Tensor weight_dense = dense_as(compute, weight, format);
-  const OptionalTensor mask_dense = dense(mask), bias_dense = dense(bias), shifts = dense(tap_shift),
-                       slopes = dense(slope), residual_dense = dense(residual, format);
+  const OptionalTensor mask_dense = dense(mask), scales = dense(pruned_scale), biases = dense(bias),
+                       shifts = dense(tap_shift), slopes = dense(slope), residual_dense = dense(residual, format);
   const Tensor target = aligned(dst) ? dst : torch::stable::empty_like(dst);
 
   p.compute = type_of(compute);
@@ -167,7 +167,8 @@ void run_conv(const Launch& launch,
   p.src = src_dense.const_data_ptr();
   p.weight = weight_dense.const_data_ptr();
   p.mask = data_or_null<uint32_t>(mask_dense);
-  p.bias = data_or_null<float>(bias_dense);
+  p.pruned_scale = data_or_null<float>(scales);
+  p.bias = data_or_null<float>(biases);
   p.tap_shift = data_or_null<float>(shifts);
   p.slope = data_or_null<float>(slopes);
   p.residual = data_or_null<void>(residual_dense);
@@ -293,6 +294,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> embedding_distance(const Tensor& pair
   return {distance, embedding, pruned_embedding, norm};
 }
 
+Tensor dense_norm(const Tensor& src, bool paired) {
+  check_norm(src, paired);
+  const Launch launch("dense_norm", src);
+  const int64_t rows = paired ? src.size(0) / 2 : src.size(0);
+  const Tensor norm = launch.empty({rows}, ScalarType::Float);
+  if (rows == 0) return norm;
+  const Tensor dense = rows_without_gaps(src) ? src : torch::stable::contiguous(src);
+  const int64_t features = dense.numel() / dense.size(0), blocks = (features + norm_block - 1) / norm_block;
+  const Tensor sums = launch.empty({rows, blocks}, ScalarType::Double);
+  const NormParams p{
+      rows,
+      features,
+      dense.stride(0),
+      blocks,
+      type_of(dense.scalar_type()),
+      dense.const_data_ptr(),
+      sums.mutable_data_ptr<double>(),
+      norm.mutable_data_ptr<float>(),
+  };
+  launch.expect_success(launch_norm(p, launch.stream()));
+  return norm;
+}
+
 }  // namespace
 }  // namespace prefiqs::cuda
 
@@ -301,4 +325,5 @@ STABLE_TORCH_LIBRARY_IMPL(prefiqs_ext, CUDA, m) {
   m.impl("dual_conv2d.out", TORCH_BOX(&prefiqs::cuda::dual_conv2d_out));
   m.impl("dual_linear", TORCH_BOX(&prefiqs::cuda::dual_linear));
   m.impl("embedding_distance", TORCH_BOX(&prefiqs::cuda::embedding_distance));
+  m.impl("dense_norm", TORCH_BOX(&prefiqs::cuda::dense_norm));
 }

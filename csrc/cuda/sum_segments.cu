@@ -1,7 +1,7 @@
 // Adds the segments of a product that ran in separate blocks, and finishes the sums.
 //
 // Layout: workspace [segment][branch][pixel][channel]; a thread has eight neighbouring channels of one pixel. Nothing
-// is shared. Loop: add the segments in order, as a block that runs all of them does; then bias, residual, activation.
+// is shared. Loop: add the segments in order, as a block that runs all of them does; then the epilogue.
 #include "cuda/epilogue.cuh"
 #include "cuda/gemm_plan.h"
 

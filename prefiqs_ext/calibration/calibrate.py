@@ -178,7 +178,9 @@ def _warn_of_odd_faces(found: ScoreOutput) -> None:
 def _refuse_unrelated(fitted: Fit) -> None:
     """Refuse a fit whose expectations on faces left out do not follow what was found there."""
     expected, found, _ = np.array(fitted.reliability).T
-    if np.corrcoef(expected, found)[0, 1] < _LEAST_CORRELATION:
+    with np.errstate(invalid="ignore"):  # where all are equal, the correlation is NaN
+        correlation = np.corrcoef(expected, found)[0, 1]
+    if not correlation >= _LEAST_CORRELATION:
         raise InputError(
             "calibrate: what is expected of degraded copies does not follow what the network makes of them: use "
             "typical, mostly good faces, and check that the preset is the network's"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.utils.strict_json import build_dataclass
+from prefiqs_ext.utils.strict_json import check_names
 
 if TYPE_CHECKING:
     from prefiqs_ext.utils.strict_json import JSON
@@ -20,6 +20,7 @@ DISCARDED = (0.01, 0.05, 0.1)
 _LEAST_DISTANCE = 1e-6  # how far float32 rounds D
 _LEAST = 1e-20  # a number whose logarithm is taken is at least this
 _MOST_LAYERS = 64
+_LARGEST = sys.float_info.max
 
 Prior = Literal["norm", "distance"]
 
@@ -68,7 +69,7 @@ class Calibration:
     slope: float
     error: float
     reliability: tuple[tuple[float, float, int], ...]
-    left_out: dict[str, float]
+    left_out: dict[str, float] = field(hash=False)
     thresholds: tuple[float, float, float]
     faces: int
 
@@ -81,6 +82,10 @@ class Calibration:
         if len(set(layers)) < len(layers) or len(layers) > _MOST_LAYERS:
             raise InputError(f"expected at most {_MOST_LAYERS} different layers, got {len(layers)}")
         size = 1 + len(layers)
+        if not isinstance(self.left_out, dict):
+            raise InputError(f"left_out is {str(self.left_out)[:80]}, expected a number for each kind")
+        if not isinstance(self.reliability, tuple):
+            raise InputError(f"reliability is {str(self.reliability)[:80]}, expected bins")
         if not (isinstance(self.precision, tuple) and len(self.precision) == size):
             raise InputError(f"expected a precision of {size} rows")
         for name, numbers, count in (
@@ -143,11 +148,8 @@ class Calibration:
         Raises:
             InputError: The values are those of no calibration.
         """
-        nested = {
-            name: tuple(map(tuple, rows)) if name in ("precision", "reliability") else rows
-            for name, rows in dict(values).items()
-        }
-        return build_dataclass(Calibration, nested)
+        named = check_names(values, tuple(field.name for field in fields(Calibration)), "a calibration")
+        return Calibration(**{name: _make_tuples(value) for name, value in named.items()})
 
 
 def compute_features(prior: Prior, distance: Tensor, embedding_norm: Tensor, layer_norms: Tensor) -> Tensor:
@@ -156,9 +158,13 @@ def compute_features(prior: Prior, distance: Tensor, embedding_norm: Tensor, lay
     return torch.cat([signal[:, None], layer_norms], 1).double().clamp_min(_LEAST).log()
 
 
+def _make_tuples(value: JSON) -> object:
+    return tuple(map(_make_tuples, value)) if isinstance(value, list) else value
+
+
 def _check_numbers(numbers: object, count: int, name: str) -> None:
     if not isinstance(numbers, tuple) or len(numbers) != count:
         raise InputError(f"expected {count} numbers as {name}, got {str(numbers)[:80]}")
     for number in numbers:
-        if type(number) not in (int, float) or not math.isfinite(number):
+        if type(number) not in (int, float) or not -_LARGEST <= number <= _LARGEST:  # nor is NaN
             raise InputError(f"expected finite numbers as {name}, got {number!r}")

@@ -62,7 +62,7 @@ def report(folder: Path, aligned: bool, output: Path, scoring: ScoringOptions, t
             for scored in scored_files:
                 selection.add(scored.records)
         facts = _describe_run(scorer, aligned=aligned)
-        file.write(render(selection, str(folder), facts, scorer.rank_by).encode())
+        file.write(render(selection, str(folder), facts, scorer.rank_by, scorer.settings.calibration).encode())
     if not selection.counts["ok"]:
         raise InputError(f"no face could be scored; {format_path(str(output))} says why")
     tell_summary(len(paths), selection.counts.items(), output)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from prefiqs_ext.dual.convert.dualize import check_model, dualize, find_recalibration
+from prefiqs_ext.dual.convert.norms import LayerOutput, list_layers
 from prefiqs_ext.dual.modules import DualConv1d, DualConv2d, DualLinear, duplicate
 from prefiqs_ext.dual.runtime.buffers import BufferedGraph
 from prefiqs_ext.dual.runtime.cuda_graphs import CudaGraphs, is_out_of_memory
@@ -18,6 +19,7 @@ __all__ = [
     "DualConv1d",
     "DualConv2d",
     "DualLinear",
+    "LayerOutput",
     "check_half",
     "check_model",
     "convert_to_half",
@@ -25,4 +27,5 @@ __all__ = [
     "duplicate",
     "find_recalibration",
     "is_out_of_memory",
+    "list_layers",
 ]

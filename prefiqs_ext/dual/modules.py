@@ -210,6 +210,11 @@ def is_dual_layer(graph_module: nn.Module, node: fx.Node) -> bool:
     return isinstance(find_module(graph_module, node), (DualConv2d, DualLinear))
 
 
+def is_norm(node: fx.Node) -> bool:
+    """Tell whether a node of a converted graph takes the norms of a layer's output."""
+    return node.target is ops.dense_norm
+
+
 def _copy_float32(tensor: Tensor | None, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor | None:
     """Copy to float32, so that nothing is shared with the caller's tensor."""
     if tensor is None:

@@ -10,9 +10,12 @@ from typing import NamedTuple
 import jinja2
 from tqdm import tqdm
 
+from prefiqs_ext.calibration.scale import Calibration
 from prefiqs_ext.files.records import Record
 from prefiqs_ext.ranking import Ranking, format_score
 from prefiqs_ext.report.histogram import HEIGHT, WIDTH, build_histogram
+from prefiqs_ext.report import reliability
+from prefiqs_ext.report.reliability import build_reliability
 from prefiqs_ext.report.selection import STATUS_NAMES, Selection
 from prefiqs_ext.report.thumbnails import SIDE, make_thumbnails
 from prefiqs_ext.utils.text import format_path
@@ -23,7 +26,8 @@ _QUANTILES = (("worst 5 % below", 0.05), ("median", 0.5), ("best 5 % above", 0.9
 
 
 _MEANINGS: dict[Ranking, str] = {
-    "calibrated": "The score is calibrated: 0 to 100, on the scale of the settings that scored these faces.",
+    "calibrated": "The score is calibrated, 0 to 100: 100 times the cosine that the network is expected to find between a "
+    "face and a good image of the same face.",
     "quality": "The score is the quality, 1 - distance / 2, from 0 to 1: how little the embedding of a face moves when "
     "the recognition network is pruned.",
     "norm": "The score is the norm of a face's embedding before it is normalised. Its range depends on the recognition "
@@ -40,7 +44,13 @@ class _Card(NamedTuple):
     picture: str
 
 
-def render(selection: Selection, folder: str, facts: Mapping[str, str], rank_by: Ranking) -> str:
+def render(
+    selection: Selection,
+    folder: str,
+    facts: Mapping[str, str],
+    rank_by: Ranking,
+    calibration: Calibration | None = None,
+) -> str:
     """Make the page. The images that it shows are read again for their thumbnails.
 
     Args:
@@ -48,6 +58,7 @@ def render(selection: Selection, folder: str, facts: Mapping[str, str], rank_by:
         folder: the path of the folder. Names of files are shown relative to it.
         facts: what the foot of the page says about how the faces were scored, label -> text.
         rank_by: which number the score of the rows is.
+        calibration: whose reliability diagram the page shows, if the score is calibrated.
 
     Returns:
         The HTML text of the page.
@@ -72,6 +83,8 @@ def render(selection: Selection, folder: str, facts: Mapping[str, str], rank_by:
         counts=selection.counts,
         histogram=build_histogram(selection.scores) if selection.counts["ok"] else None,
         quantiles=[(label, format_score(selection.scores.quantile(share), rank_by)) for label, share in _QUANTILES],
+        reliability=build_reliability(calibration) if calibration and rank_by == "calibrated" else None,
+        reliability_side=reliability.SIDE,
         width=WIDTH,
         height=HEIGHT,
         side=SIDE,

@@ -21,7 +21,7 @@ struct Bytes {
 struct ConvCase {
   prefiqs::ConvGeometry geometry;
   int64_t compute, src_type, dst_type;
-  Bytes src, weight, mask, bias, tap_shift, slope, residual, dst;
+  Bytes src, weight, mask, pruned_scale, bias, tap_shift, slope, residual, dst;
   int64_t multiprocessors;
   int64_t tile, split;  // a plan to force; -1: the one the layer would get
   int64_t sm90;
@@ -31,6 +31,12 @@ struct ConvCase {
 struct DistanceCase {
   int64_t rows, features, pair_type;
   Bytes pair, distance, embedding, pruned_embedding, embedding_norm;
+  int64_t descending;
+};
+
+struct NormCase {
+  int64_t rows, features, step, src_type;
+  Bytes src, norm;
   int64_t descending;
 };
 
@@ -92,13 +98,14 @@ void plan_conv(const ConvCase* c, int64_t* out) {
 int emulate_conv(const ConvCase* c, char* message, int64_t message_size) {
   emulation::descending = c->descending != 0;
   emulation::clear_error();
-  const Tensor src("src", c->src), weight("weight", c->weight), mask("mask", c->mask), bias("bias", c->bias),
-      tap_shift("tap_shift", c->tap_shift), slope("slope", c->slope), residual("residual", c->residual),
-      dst("dst", c->dst, true);
+  const Tensor src("src", c->src), weight("weight", c->weight), mask("mask", c->mask),
+      pruned_scale("pruned_scale", c->pruned_scale), bias("bias", c->bias), tap_shift("tap_shift", c->tap_shift),
+      slope("slope", c->slope), residual("residual", c->residual), dst("dst", c->dst, true);
   ConvParams p = params_of(*c);
   p.src = src.as<void>();
   p.weight = weight.as<void>();
   p.mask = mask.as<uint32_t>();
+  p.pruned_scale = pruned_scale.as<float>();
   p.bias = bias.as<float>();
   p.tap_shift = tap_shift.as<float>();
   p.slope = slope.as<float>();
@@ -136,6 +143,25 @@ int emulate_distance(const DistanceCase* c, char* message, int64_t message_size)
   embedding.copy_to(c->embedding);
   pruned.copy_to(c->pruned_embedding);
   norm.copy_to(c->embedding_norm);
+  return report(status, message, message_size);
+}
+
+int emulate_norm(const NormCase* c, char* message, int64_t message_size) {
+  emulation::descending = c->descending != 0;
+  emulation::clear_error();
+  const int64_t blocks = (c->features + norm_block - 1) / norm_block;
+  const Tensor src("src", c->src), norm("norm", c->norm, true);
+  const Buffer sums("sums", nullptr, static_cast<size_t>(c->rows * blocks) * sizeof(double), true);
+  const NormParams p{c->rows,
+                     c->features,
+                     c->step,
+                     blocks,
+                     static_cast<Type>(c->src_type),
+                     src.as<void>(),
+                     static_cast<double*>(sums.data()),
+                     norm.as<float>()};
+  const cudaError_t status = launch_norm(p, nullptr);
+  norm.copy_to(c->norm);
   return report(status, message, message_size);
 }
 

@@ -1,13 +1,13 @@
 """`dualize` turns a model into a graph that gives the pair of embeddings, dense and pruned, in one pass.
 
 The steps: trace the model, find what carries the batch, write torch's defaults down, find the layers, fold into them,
-decide where the pair starts, build the graph module, check it against the model.
+decide where the pair starts, build the graph module, check it against the model, add the norms that are asked for.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from prefiqs_ext.dual.convert.default_dtypes import fix_defaults
 from prefiqs_ext.dual.convert.fold import fold_into_layers
 from prefiqs_ext.dual.convert.freeze import freeze
 from prefiqs_ext.dual.convert.layers import LAYERS, Layer, find_layers, refuse_hidden_weights
+from prefiqs_ext.dual.convert.norms import add_norms
 from prefiqs_ext.dual.convert.pairing import pair
 from prefiqs_ext.dual.convert.recalibrate import find_constants
 from prefiqs_ext.dual.convert.trace import PREFIX, TracedModel, trace
@@ -37,6 +38,7 @@ def dualize(
     example: Tensor,
     output: int | str | None = None,
     recalibration: Recalibration | None = None,
+    norms: Sequence[str] = (),
     fold: bool = True,
 ) -> fx.GraphModule:
     """Convert a model into a graph that computes the dense and the pruned embeddings in one pass.
@@ -54,16 +56,20 @@ def dualize(
             with d = 2 columns or more.
         recalibration: What `find_recalibration` gave for this model and pruning. It moves every channel of the
             pruned branch to the mean and the spread of the dense one.
+        norms: Layers, by the model's names of the modules, whose outputs' norms the graph gives too; `list_layers`
+            tells which there are. An output is taken with all that is folded into the layer, such as its activation
+            and residual, so it is another one without `fold`. Of several calls of a layer, the first counts.
         fold: Whether to fold batch norm, input normalisation, activations and residuals into the layers. Results
             differ only by rounding.
 
     Returns:
         A graph module that takes images [N, ...], as the model does and for any N, and gives the pair of embeddings
-        [2N, d]: dense rows first, not normalised.
+        [2N, d]: dense rows first, not normalised. With norms, it gives a tuple of the pair and [N, K], float32: for
+        each of the K layers the L2 norm of its output in the dense branch (`ops.dense_norm`).
 
     Raises:
         InputError: The model is in train mode or not float32, or the example or a mask is wrong, or the recalibration
-            is of another model or pruning.
+            is of another model or pruning, or norms name a layer that the graph lacks.
         UnsupportedNetworkError: The model has no layer to prune, cannot be traced, mixes the rows of a batch, or
             hides weights.
         RuntimeError: The self-check failed, which is a fault of this package.
@@ -87,6 +93,8 @@ def dualize(
         pair(traced.graph, values, layers)
         result = _build_graph_module(traced, layers, type(model).__name__)
         verify(result, traced, masks, recalibration, example)
+        if norms:
+            add_norms(result, norms, example)
     return result
 
 

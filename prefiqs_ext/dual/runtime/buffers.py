@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prefiqs_ext.dual.modules import DualConv2d, find_module, is_dual_layer
-from prefiqs_ext.dual.runtime.tiling import find_cut, observe_shapes, split_graph
+from prefiqs_ext.dual.modules import DualConv2d, find_module, is_dual_layer, is_norm
+from prefiqs_ext.dual.runtime.tiling import find_cut, split_graph
+from prefiqs_ext.dual.shapes import observe_shapes
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ class BufferedGraph:
             self._parts = [_Part(graph_module, shapes)]
         else:
             early, late = split_graph(graph_module, cut.node)
-            crossing = torch.zeros(cut.shape, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode():
+                handed_over = early.forward(example[:1])
             self._parts = [
                 _Part(early, observe_shapes(early, example[:1]), keep_result=True),
-                _Part(late, observe_shapes(late, crossing)),
+                _Part(late, observe_shapes(late, *handed_over)),
             ]
             self._joined, self._early_images = [_Place(cut.shape, 0)], cut.images
         self._idle: list[_Memory] = []
@@ -77,21 +79,23 @@ class BufferedGraph:
             self._idle.append(memory)
 
     def _run(self, batch: Tensor, memory: _Memory) -> Any:
-        if self._joined:
-            batch = self._run_early(batch, self._early_images, memory)
-        return self._parts[-1].run(batch, memory.buffers[-1])
+        inputs = self._run_early(batch, self._early_images, memory) if self._joined else (batch,)
+        return self._parts[-1].run(memory.buffers[-1], *inputs)
 
-    def _run_early(self, batch: Tensor, images: int, memory: _Memory) -> Tensor:
-        """Run the early part on this many images at a time and join what the late part takes."""
+    def _run_early(self, batch: Tensor, images: int, memory: _Memory) -> tuple[Tensor, ...]:
+        """Run the early part on this many images at a time and join what the late part takes: a value and norms."""
         part, buffers, count = self._parts[0], memory.buffers[0], batch.shape[0]
         if count <= images:
-            return part.run(batch, buffers)  # type: ignore[no-any-return]
+            return part.run(buffers, batch)  # type: ignore[no-any-return]
         (joined,) = memory.joined.get_results(count)
         branches = _view_by_branch(joined, count)
+        norms = []
         for begin in range(0, count, images):
             rows = batch[begin : begin + images]
-            branches[:, begin : begin + images].copy_(_view_by_branch(part.run(rows, buffers), rows.shape[0]))
-        return joined
+            value, *norms_of_rows = part.run(buffers, rows)
+            branches[:, begin : begin + images].copy_(_view_by_branch(value, rows.shape[0]))
+            norms.append(norms_of_rows)
+        return joined, *map(torch.cat, zip(*norms, strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_idle": []}
@@ -114,8 +118,8 @@ class _Part:
         self._rows = next(shapes[node][0] for node in graph_module.graph.nodes if node.op == "placeholder")
         self._graph = _add_results_input(graph_module, list(places))
 
-    def run(self, value: Tensor, buffers: _Buffers) -> Any:
-        return self._graph.forward(value, buffers.get_results(value.shape[0] // self._rows))
+    def run(self, buffers: _Buffers, value: Tensor, *norms: Tensor) -> Any:
+        return self._graph.forward(value, buffers.get_results(value.shape[0] // self._rows), *norms)
 
 
 class _Memory:
@@ -195,7 +199,7 @@ def _find_last_uses(graph_module: fx.GraphModule, nodes: list[fx.Node]) -> dict[
     for index, node in reversed(list(enumerate(nodes))):
         last_use[node] = index
         for user in node.users:
-            fresh = is_dual_layer(graph_module, user)  # a layer's result is never a view
+            fresh = is_dual_layer(graph_module, user) or is_norm(user)  # whose result is never a view
             last_use[node] = max(last_use[node], nodes.index(user) if fresh else last_use[user])
     return last_use
 

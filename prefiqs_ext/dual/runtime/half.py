@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prefiqs_ext.dual.convert.freeze import FrozenNorm
-from prefiqs_ext.dual.modules import DualConv2d, DualLinear, is_dual_layer
+from prefiqs_ext.dual.modules import DualConv2d, DualLinear, is_dual_layer, is_norm
 from prefiqs_ext.exceptions import InputError
 
 # Of an embedding in half precision, largest difference over largest size, in units of the type's rounding. Some fifty
@@ -51,9 +51,13 @@ def convert_to_half(graph_module: fx.GraphModule, device: torch.device, dtype: t
 
 
 def check_half(
-    graph_module: fx.GraphModule, example: Tensor, expected: Tensor, device: torch.device, dtype: torch.dtype
+    graph_module: fx.GraphModule,
+    example: Tensor,
+    expected: Tensor | tuple[Tensor, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
-    """Check that a graph in half precision gives nearly the pair that it gave in float32 on the CPU.
+    """Check that a graph in half precision gives nearly the pair, and norms, that it gave in float32 on the CPU.
 
     Args:
         graph_module: What `convert_to_half` changed.
@@ -64,20 +68,23 @@ def check_half(
 
     Raises:
         InputError: The activations overflow.
-        RuntimeError: The pairs differ, which is a fault of this package.
+        RuntimeError: The results differ, which is a fault of this package.
     """
     with torch.inference_mode():
-        pair = graph_module(example.to(device)).float().cpu()
+        result = graph_module(example.to(device))
+    given, wanted = (each if isinstance(each, tuple) else (each,) for each in (result, expected))
     remedy = "" if dtype == torch.bfloat16 else "; try dtype=torch.bfloat16, which does not overflow"
-    if not bool(pair.isfinite().all()):
-        raise InputError(f"the network gives NaN or infinity in {dtype} on {device}{remedy}")
-    difference = float((pair - expected).abs().max() / expected.abs().max())
     most = _ROUNDINGS * torch.finfo(dtype).eps
-    if difference > most:
-        raise RuntimeError(
-            f"the embedding in {dtype} on {device} differs from the CPU's by {difference:.2g} of its size, expected at "
-            f"most {most:.2g}{remedy}"
-        )
+    for what, numbers, reference in zip(("embedding", "vector of layers' norms"), given, wanted, strict=False):
+        numbers = numbers.float().cpu()
+        if not bool(numbers.isfinite().all()):
+            raise InputError(f"the network gives NaN or infinity in {dtype} on {device}{remedy}")
+        difference = float((numbers - reference).abs().max() / reference.abs().max())
+        if difference > most:
+            raise RuntimeError(
+                f"the {what} in {dtype} on {device} differs from the CPU's by {difference:.2g} of its size, expected "
+                f"at most {most:.2g}{remedy}"
+            )
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
@@ -156,7 +163,7 @@ def _insert_casts(graph: fx.Graph, tail: set[fx.Node], last: set[fx.Node], dtype
             for user in users:
                 user.replace_input_with(node, taken)
     for node in list(graph.nodes):
-        if node in tail or node in last:
+        if (node in tail or node in last) and not is_norm(node):  # which takes half precision as it is
             for source in node.all_input_nodes:
                 if source not in tail and source not in last:
                     node.replace_input_with(source, cast_to_float32(source))

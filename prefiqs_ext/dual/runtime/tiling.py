@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
-from prefiqs_ext.dual.modules import DualConv2d, find_module, is_dual_layer
+from prefiqs_ext.dual.modules import DualConv2d, find_module, is_dual_layer, is_norm
 from prefiqs_ext.dual.runtime import heuristics
+from prefiqs_ext.dual.shapes import count_branches
 
 _FLOAT = 4  # bytes
 
@@ -59,14 +58,6 @@ class _LayerCost:
         return not in_cache and self.operations < heuristics.HIDING_OPERATIONS * self.values
 
 
-def observe_shapes(graph_module: fx.GraphModule, value: Tensor) -> dict[fx.Node, tuple[int, ...]]:
-    """Run a graph on one image, value, and return the shape of each node's tensor."""
-    shapes = _ShapeRecorder(graph_module)
-    with torch.inference_mode():
-        shapes.run(value)
-    return shapes.shapes
-
-
 def find_cut(graph_module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], chunk: int) -> Cut | None:
     """Find the cut that moves the fewest bytes to and from slow memory.
 
@@ -86,7 +77,7 @@ def find_cut(graph_module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]
     ]
     best, least = None, _estimate_bytes_moved(layers, chunk, chunk)
     for node in _find_crossings(graph_module, nodes):
-        if shapes[node][0] != _count_branches(graph_module, node):
+        if shapes[node][0] != count_branches(graph_module, node):
             continue  # the network made several rows of an image; their order is its own
         early = [layer for layer in layers if layer.index <= nodes.index(node)]
         images = max(1, heuristics.CACHE_BYTES // max(layer.values for layer in early))
@@ -104,13 +95,16 @@ def find_cut(graph_module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]
 
 
 def split_graph(graph_module: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Split a graph after `node`; the second part takes its value. Both use the modules of the given graph."""
+    """Split a graph after `node`. The first part gives a tuple, its value and all norms before it; the second takes
+    them as its inputs. Both use the modules of the given graph.
+    """
     nodes = list(graph_module.graph.nodes)
     end = nodes.index(node) + 1
     early, late = fx.Graph(), fx.Graph()
+    handed_over = [node, *filter(is_norm, nodes[:end])]
     copies = _copy_nodes(nodes[:end], early, {})
-    early.output(copies[node])
-    _copy_nodes(nodes[end:], late, {node: late.placeholder("value")})
+    early.output(tuple(copies[each] for each in handed_over))
+    _copy_nodes(nodes[end:], late, {each: late.placeholder(each.name) for each in handed_over})
     return fx.GraphModule(graph_module, early).eval(), fx.GraphModule(graph_module, late).eval()
 
 
@@ -124,7 +118,10 @@ def _estimate_bytes_moved(layers: Sequence[_LayerCost], images: int, chunk: int)
 
 
 def _find_crossings(graph_module: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """Find the convolutions whose result is all that later nodes read of what came before, if a layer follows."""
+    """Find the convolutions whose result, and norms, are all that later nodes read of what came before.
+
+    Left out are those that no layer follows.
+    """
     found = []
     last_layer = max((index for index, node in enumerate(nodes) if is_dual_layer(graph_module, node)), default=-1)
     read_until = [max((nodes.index(user) for user in node.users), default=-1) for node in nodes]
@@ -132,7 +129,7 @@ def _find_crossings(graph_module: fx.GraphModule, nodes: Sequence[fx.Node]) -> l
     for index, node in enumerate(nodes):
         if type(find_module(graph_module, node)) is DualConv2d and farthest <= index < last_layer:
             found.append(node)
-        if node.op != "get_attr":  # a constant can be read in both parts
+        if node.op != "get_attr" and not is_norm(node):  # both parts can read a constant; norms are handed over
             farthest = max(farthest, read_until[index])
     return found
 
@@ -154,21 +151,3 @@ def _estimate_cost(
     values = sum(prod(shapes.get(value, (0,))) for value in (node, *node.all_input_nodes))
     weight = find_module(graph_module, node).weight
     return _LayerCost(index, _FLOAT * values, _FLOAT * weight.numel(), prod(shapes[node]) * weight[0].numel())
-
-
-def _count_branches(graph_module: fx.GraphModule, node: fx.Node) -> int:
-    return 2 if node.kwargs.get("paired") or find_module(graph_module, node).mask is not None else 1
-
-
-class _ShapeRecorder(fx.Interpreter):
-    """An interpreter that records the shape of each value that is a tensor."""
-
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module)
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.shapes[n] = tuple(result.shape)
-        return result
