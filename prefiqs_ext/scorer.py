@@ -364,7 +364,7 @@ class Scorer(nn.Module):
 
 
 def _compare_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[Tensor, ...]:
-    """Runs the pair of networks; gives D, the two embeddings of each image, the norm of the first, and layers' norms."""
+    """Runs the pair of networks; gives D, both embeddings of each image, the norm of the first, and layers' norms."""
     pair, layer_norms = _run_pair(dual, batch)
     return (*embedding_distance(pair), layer_norms)
 

@@ -1,4 +1,4 @@
-"""Evaluations and tunings from Python, without the command line."""
+"""Evaluations from Python, without the command line."""
 
 import json
 import pickle
@@ -13,12 +13,11 @@ from networks import calibrated, pictures
 from PIL import Image
 
 from prefiqs_ext import Preset, Pruning, Scorer
-from prefiqs_ext.evaluation import cache, runner, tuning_runner
+from prefiqs_ext.evaluation import cache, runner
 from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
 from prefiqs_ext.evaluation.face_network import FaceNetwork
 from prefiqs_ext.evaluation.runner import EvaluationOptions, run_evaluation
 from prefiqs_ext.evaluation.score_files import ScoreFile
-from prefiqs_ext.evaluation.tuning_runner import TuningOptions, run_tuning
 from prefiqs_ext.exceptions import (
     InputError,
     MissingPackageError,
@@ -108,7 +107,7 @@ def test_without_matplotlib(data, network, monkeypatch):
 
 
 def test_no_module_needs_matplotlib_to_be_imported():
-    modules = "evaluation.runner, prefiqs_ext.evaluation.tuning_runner, prefiqs_ext.analysis.runner"
+    modules = "evaluation.runner, prefiqs_ext.analysis.tuning_runner, prefiqs_ext.analysis.runner"
     code = f"import sys; sys.modules['matplotlib'] = None; import prefiqs_ext.{modules}, prefiqs_ext.cli.tune"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -220,22 +219,3 @@ def test_refused_networks(tmp_path):
             FaceNetwork(model)
     with pytest.raises(PrefiqsError, match="arcfce"):
         FaceNetwork("sface", "arcfce")
-
-
-def test_tuning(tmp_path, monkeypatch, network):
-    monkeypatch.setattr(tuning_runner, "TRIED_SPARSITIES", (0.4,))
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # it is for pictures, and here are none
-    for index, picture in enumerate(pictures(100, 32, seed=4)):
-        save(picture, tmp_path / "data" / f"p{index // 5:02}" / f"{index:02}.png")
-    options = TuningOptions(tmp_path / "data", network, folds=2, resamples=10, use_cache=False)
-    tuning = run_tuning(options)
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-    assert list(tuning.prunings) == [f"0.4 {a} {b}" for a in ("layer", "global") for b in ("conv", "conv+linear")]
-    assert [row[:3] for row in tuning.make_rows()] == [[0.4, *name.split()[1:]] for name in tuning.prunings]
-    assert sum(row[-1] for row in tuning.make_rows()) == 2  # one choice per fold
-    assert tuning.recommended == tuning.prunings[tuning.tuned.recommended]
-    assert tuning.settings.model is None  # a module has no name to load it by
-    tuning.write(tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "tune.json").read_text())["options"]["model"] is None
-    with pytest.raises(InputError, match="resamples >= 2"):
-        TuningOptions(tmp_path, network, resamples=1)

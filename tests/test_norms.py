@@ -18,7 +18,7 @@ from prefiqs_ext.exceptions import InputError
 from tests.duals import ALL, randn, seeded
 from tests.half_emulation import HALF, Emulation
 
-# Values of float32 sums of a few hundred products, against float64: 1e-6 of the largest. A norm of the pruned branch, or
+# Float32 sums of a few hundred products, against float64: 1e-6 of the largest. A norm of the pruned branch, or
 # of a value before its activation, is off by 1e-2 and more.
 TOLERANCE = 1e-5
 

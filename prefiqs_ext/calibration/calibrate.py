@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from prefiqs_ext.calibration.copies import degrade_faces, draw_faces, measure
 from prefiqs_ext.calibration.fit import Copies, Fit, compute_logistic, fit, measure_area
 from prefiqs_ext.calibration.scale import DISCARDED, Calibration, Prior, compute_features
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.faces.degrade import KINDS, degrade, draw_steps
-from prefiqs_ext.inputs import Colour, ImageInput, make_batch, scale_to_levels
+from prefiqs_ext.inputs import Colour, ImageInput
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning
@@ -26,11 +25,9 @@ from prefiqs_ext.utils.check_arguments import check_count
 LEAST_FACES = 50  # different ones; with fewer, no family of degradations has copies enough to be left out
 MOST_FACES = 1000
 FEW_FACES = 200
-_COPIES = 3  # of each face, fewer where the draw leaves one as it is
 _LAYERS = 9  # beside the embedding's
 _ALIKE = 0.5  # median cosine of different faces; of different people it is near 0
 _LEAST_CORRELATION = 0.3
-_BATCH = 64
 
 Numbers = NDArray[np.float64]
 
@@ -79,8 +76,8 @@ def calibrate(
     plain = Scorer(model, pruning, preset=preset, device=device, dtype=dtype, output=output)
     if plain.preset is None:
         raise InputError("calibrate: expected a network with a preset, whose images can be degraded; got none")
-    batch = make_batch(faces, plain.preset, device=plain.device, colour=colour)
-    crops = _draw_faces(scale_to_levels(batch, plain.preset).round().to(torch.uint8).cpu())
+    crops = draw_faces(faces, plain.preset, MOST_FACES, device=plain.device, colour=colour)
+    _check_count_of(crops)
     scorer = Scorer(
         model,
         pruning,
@@ -93,15 +90,15 @@ def calibrate(
         on_bad="nan",
     )
     del plain
-    found = _measure(scorer, list(crops), "faces")
+    found = measure(scorer, crops, "faces")
     good = found.distance.isfinite()
     if not bool(good.all()):
         crops = crops[good]
         found = ScoreOutput(*(field[good] for field in found))
         _check_count_of(crops)
     _warn_of_odd_faces(found)
-    copies, kinds, face = _degrade(crops, seed)
-    measured = _measure(scorer, copies, "degraded copies")
+    copies, kinds, face = degrade_faces(crops, seed)
+    measured = measure(scorer, copies, "degraded copies")
     similarity = (measured.embedding * found.embedding[face]).sum(1).double().numpy()
     known = measured.distance.isfinite().numpy()
     prior = _choose_prior(measured, similarity, known)
@@ -111,15 +108,6 @@ def calibrate(
     _refuse_unrelated(fitted)
     calibration = _make_calibration(fitted, prior, scorer.layers, found)
     return scorer.settings.with_calibration(calibration)
-
-
-def _draw_faces(crops: Tensor) -> Tensor:
-    """Return different faces, at most MOST_FACES of them, at even distances."""
-    different = torch.from_numpy(np.unique(crops.flatten(1).numpy(), axis=0, return_index=True)[1]).sort().values
-    crops = crops[different]
-    _check_count_of(crops)
-    count = min(len(crops), MOST_FACES)
-    return crops[torch.arange(count) * len(crops) // count]
 
 
 def _check_count_of(crops: Tensor) -> None:
@@ -134,31 +122,6 @@ def _choose_layers(names: tuple[str, ...]) -> tuple[str, ...]:
     """Choose layers at even distances, the first among them but not the last, which gives the embedding."""
     count = min(_LAYERS, len(names) - 1)
     return tuple(names[round(index * (len(names) - 1) / max(count, 1))] for index in range(count))
-
-
-def _measure(scorer: Scorer, crops: list[Tensor], what: str) -> ScoreOutput:
-    """Run the scorer over uint8 crops; the result is on the CPU."""
-    outputs = []
-    with tqdm(total=len(crops), desc=what, unit="face", disable=None, leave=False) as bar:
-        for begin in range(0, len(crops), _BATCH):
-            rows = torch.stack(crops[begin : begin + _BATCH]).to(scorer.device)
-            outputs.append(ScoreOutput(*(field.cpu() for field in scorer(rows))))
-            bar.update(len(rows))
-    return ScoreOutput(*(torch.cat(fields) for fields in zip(*outputs, strict=True)))
-
-
-def _degrade(crops: Tensor, seed: int) -> tuple[list[Tensor], list[frozenset[str]], Tensor]:
-    """Degrade each face a few times by all kinds; return the copies, the kinds of each, and which face it is of."""
-    copies, kinds, face = [], [], []
-    for index, crop in enumerate(crops):
-        image = crop.permute(1, 2, 0).numpy()
-        for copy in range(_COPIES):
-            steps = draw_steps(f"{index}/{copy}", seed, image.shape[0], tuple(KINDS))
-            if steps:
-                copies.append(torch.from_numpy(degrade(image, steps)).permute(2, 0, 1))
-                kinds.append(frozenset(step.kind for step in steps))
-                face.append(index)
-    return copies, kinds, torch.tensor(face)
 
 
 def _choose_prior(measured: ScoreOutput, similarity: Numbers, known: NDArray[np.bool_]) -> Prior:

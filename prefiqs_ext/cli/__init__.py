@@ -28,7 +28,7 @@ COMMANDS = {
     "info": "Show what is installed, what it uses on this machine, and the weights.",
     "report": "Score a folder and show it as one HTML page.",
     "score": "Score the faces in photos, or ready crops with --aligned.",
-    "tune": "Find the sparsity, scope and layers that serve your network best.",
+    "tune": "Find the pruning that serves your network best.",
     "weights": "List, fetch and find the weights of the built-in networks.",
 }
 """Each subcommand and the first line of its help. Its function has the same name as its module in this package."""

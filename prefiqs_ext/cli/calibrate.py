@@ -15,6 +15,7 @@ from prefiqs_ext.cli.paths import ImagesPath
 from prefiqs_ext.cli.shared_options import aligned_option, seed_option
 from prefiqs_ext.cli.throughput import Throughput, throughput_options
 from prefiqs_ext.utils.atomic_write import atomic_write
+from prefiqs_ext.utils.pick_evenly import pick_evenly
 from prefiqs_ext.utils.text import format_path
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ def calibrate(
     from prefiqs_ext.files.paths import find_paths
 
     found = find_paths(paths, tell)
-    count = min(len(found), MOST_FACES)
-    files = [found[index * len(found) // count] for index in range(count)]
+    files = [found[index] for index in pick_evenly(len(found), MOST_FACES)]
     preset = scoring.model.get_preset()
     crops: list[RGB] = []
     counts: Counter[str] = Counter()

@@ -10,8 +10,6 @@ from .face_network import FaceNetwork
 from .inference import ImageSet, Scoring, embed_images
 from .runner import Evaluation, EvaluationOptions, run_evaluation
 from .score_files import ScoreFile
-from .tuning import TuningResult, assign_folds, measure_held_out, tune_settings
-from .tuning_runner import Tuning, TuningOptions, run_tuning
 
 __all__ = [
     "BootstrapDraws",
@@ -28,21 +26,14 @@ __all__ = [
     "ScoreFile",
     "Scoring",
     "Templates",
-    "Tuning",
-    "TuningOptions",
-    "TuningResult",
-    "assign_folds",
     "compare",
     "compute_all_pairs_curves",
     "embed_images",
     "error_versus_discard",
-    "measure_held_out",
     "read_data",
     "read_embeddings",
     "read_scores",
     "resample_pairs",
     "resample_persons",
     "run_evaluation",
-    "run_tuning",
-    "tune_settings",
 ]
