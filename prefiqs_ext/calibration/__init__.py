@@ -1,1 +1,1 @@
-"""The calibrated score: scale.py computes it, fit.py has the rule, copies.py degrades, calibrate.py runs the network."""
+"""The calibrated score: scale.py computes it, fit.py has the rule, copies.py degrades, calibrate.py runs a network."""
