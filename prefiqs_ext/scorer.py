@@ -187,8 +187,8 @@ class Scorer(nn.Module):
             fold=fold,
         )
         with torch.inference_mode():
-            expected, _ = _run_pair(self._dual, example[:1])
-        self._embedding_size = expected.shape[1]
+            expected = self._dual(example[:1])
+        self._embedding_size = (expected[0] if layers else expected).shape[1]
         self._run: Callable[[Tensor], tuple[Tensor, ...]]
         if self.dtype == torch.float32:
             self._run = partial(_compare_pair, BufferedGraph(self._dual, example, chunk=self.chunk))
@@ -265,7 +265,7 @@ class Scorer(nn.Module):
 
     def list_layers(self) -> tuple[str, ...]:
         """Returns the names of the network's convolutions and linear layers, in the order in which they run."""
-        return tuple(layer.name.removeprefix(self._prefix) for layer in list_layers(self._dual))
+        return tuple(name.removeprefix(self._prefix) for name in list_layers(self._dual))
 
     @property
     def resident_bytes(self) -> int:
@@ -363,8 +363,8 @@ class Scorer(nn.Module):
         return self
 
 
-def _compare_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Runs the pair of networks; gives D, the two embeddings of each image, the norm of the first, and layers' norms."""
+def _compare_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[Tensor, ...]:
+    """Runs the pair of networks; gives D, both embeddings of each image, the norm of the first, and layers' norms."""
     pair, layer_norms = _run_pair(dual, batch)
     return (*embedding_distance(pair), layer_norms)
 
@@ -372,7 +372,7 @@ def _compare_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[
 def _run_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[Tensor, Tensor]:
     result = dual(batch)
     if isinstance(result, tuple):
-        return result  # type: ignore[return-value]
+        return result
     return result, result.new_empty(batch.shape[0], 0, dtype=torch.float32)
 
 

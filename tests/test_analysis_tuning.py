@@ -211,7 +211,8 @@ def test_command(data: Path, command: Command, monkeypatch: pytest.MonkeyPatch) 
     assert kept["difference"] == pytest.approx(expected.difference, abs=1e-3)
     assert kept["unranked"] == pytest.approx(angle.mean(), rel=1e-5)
     assert kept["norm"] == pytest.approx(measure_slowly(angle, -dense.embedding_norm.numpy()), rel=1e-5)
-    rows = list(csv.DictReader(Path("out/tune.csv").read_text().splitlines()))
+    with Path("out/tune.csv").open() as table:
+        rows = list(csv.DictReader(table))
     assert [float(row["area"]) for row in rows] == list(kept["areas"].values())
     assert sum(int(row["chosen"]) for row in rows) == 2
     assert [row["held_out"] != "" for row in rows] == [row["chosen"] != "0" for row in rows]

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from prefiqs_ext import Preset, Pruning, Scorer, Settings, calibrate, methods
 from prefiqs_ext.calibration.fit import Correction, compute_logistic
 from prefiqs_ext.cli import main
-from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.evaluation.inference import ImageSet, Scoring
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.faces import read_rgb
 from prefiqs_ext.faces.degrade import blur
 
@@ -57,7 +57,10 @@ def test_formula(prior: str) -> None:
     distance, norm, layers = random.uniform(0.01, 2, 50), random.uniform(1, 30, 50), random.uniform(0.5, 90, (50, 3))
     features = np.log(np.column_stack([norm if prior == "norm" else 1 / distance, layers]))
     correction = Correction(
-        np.array(calibration.centre), np.array(calibration.precision), calibration.radius, np.array(calibration.correction)
+        np.array(calibration.centre),
+        np.array(calibration.precision),
+        calibration.radius,
+        np.array(calibration.correction),
     )
     expected = 100 * compute_logistic(correction(features), calibration.offset, calibration.slope)
     got = calibration(*(torch.from_numpy(values) for values in (distance, norm, layers)))
@@ -106,7 +109,9 @@ def test_refused_and_said(network: nn.Module, images: Tensor) -> None:
         calibrate(images, network, **NETWORK, seed=-1)
     with pytest.warns(UserWarning, match="80 faces make a rough score"):
         calibrate(images, network, **NETWORK)
-    one = pictures(1, 32, seed=8).int() + torch.randint(-3, 4, (60, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    one = pictures(1, 32, seed=8).int() + torch.randint(
+        -3, 4, (60, 3, 32, 32), generator=torch.Generator().manual_seed(0)
+    )
     with (
         pytest.warns(UserWarning, match=r"the faces are alike \(median cosine .*, as if of one person"),
         contextlib.suppress(InputError),  # it may be refused after all
@@ -128,7 +133,7 @@ class Blind(nn.Module):
 
 def test_a_network_that_recognises_nothing(images: Tensor) -> None:
     torch.manual_seed(0)
-    with pytest.raises(ValueError, match="^calibrate: .* typical, mostly good faces, and check that the preset"):
+    with pytest.raises(ValueError, match=r"^calibrate: .* typical, mostly good faces, and check that the preset"):
         calibrate(images, Blind().eval(), **NETWORK)
 
 
@@ -158,7 +163,10 @@ def test_method(settings: Settings, network: nn.Module, images: Tensor, tmp_path
         files.append(str(tmp_path / f"{index}.png"))
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(files[-1])
     quality = Scoring(network, PRESET, Pruning(sparsity=0.3)).compute_quality(
-        methods.create("calibrated", network, PRESET, pruning=Pruning(sparsity=0.3)), ImageSet(files), ImageSet(files), 0
+        methods.create("calibrated", network, PRESET, pruning=Pruning(sparsity=0.3)),
+        ImageSet(files),
+        ImageSet(files),
+        0,
     )
     assert np.array_equal(quality, method.score(images).numpy())
 

@@ -1,4 +1,4 @@
-"""The rule by which a calibrated score is fitted, on made-up copies: against other libraries, and where it must not act."""
+"""The rule of the calibrated score on made-up copies: against other libraries, and where it must not act."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def make_copies(seed: int = 0, *, told: float = 1.0, noise: float = 0.1) -> Copi
     layers[:, 0] += 0.3 * (told * rest + signal)
     angle = np.clip(0.8 - 0.2 * signal - 0.2 * rest + noise * random.standard_normal(count), 0, 1.5)
     kinds = tuple(frozenset(random.choice(list(KINDS), random.integers(1, 3), replace=False)) for _ in range(count))
-    return Copies(
-        np.column_stack([0.1 * signal + 2, layers]), np.cos(angle), np.repeat(np.arange(FACES), EACH), kinds
-    )
+    return Copies(np.column_stack([0.1 * signal + 2, layers]), np.cos(angle), np.repeat(np.arange(FACES), EACH), kinds)
 
 
 def test_kinds_have_one_family_each():
@@ -143,5 +141,5 @@ def test_a_layer_that_never_changes_counts_for_nothing():
     constant = replace(copies, features=np.column_stack([copies.features, np.full(FACES * EACH, 3.0)]))
     found, without = fit_correction(constant, 0.1), fit_correction(copies, 0.1)
     assert found.coefficients[-1] == 0
-    other = constant.features + [0, 0, 0, 0, 0, 5.0]
+    other = constant.features + np.array([0, 0, 0, 0, 0, 5.0])
     assert np.allclose(found(other), without(copies.features), atol=1e-10)

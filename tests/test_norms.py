@@ -18,7 +18,7 @@ from prefiqs_ext.exceptions import InputError
 from tests.duals import ALL, randn, seeded
 from tests.half_emulation import HALF, Emulation
 
-# Values of float32 sums of a few hundred products, against float64: 1e-6 of the largest. A norm of the pruned branch, or
+# Float32 sums of a few hundred products, against float64: 1e-6 of the largest. A norm of the pruned branch, or
 # of a value before its activation, is off by 1e-2 and more.
 TOLERANCE = 1e-5
 
@@ -92,15 +92,8 @@ def test_without_folding_a_layer_is_taken_by_itself() -> None:
     torch.testing.assert_close(norms[:, NAMES.index("stem")].double(), stem, rtol=TOLERANCE, atol=0.0)
 
 
-def test_layers_are_listed_in_order_with_their_sizes() -> None:
-    graph = dualize(Net(), PRUNING, example=images())
-    assert list_layers(graph, images()) == [
-        ("stem", 6 * 6 * 9),
-        ("twice", 6 * 6 * 9),
-        ("window", 6 * 6 * 9),
-        ("line", 5 * 52),
-        ("head", 9),
-    ]
+def test_layers_are_listed_in_order() -> None:
+    assert list_layers(dualize(Net(), PRUNING, example=images())) == ("stem", "twice", "window", "line", "head")
 
 
 @pytest.mark.parametrize("name", ["norm", "unused", "other", "nothing"])
@@ -135,7 +128,7 @@ def test_norms_come_out_of_the_part_that_runs_a_few_images_at_a_time(monkeypatch
     batch = randn(5, 3, 61, 57)
     model = chain()
     plain = dualize(model, Pruning(), example=batch)
-    layers = [layer.name for layer in list_layers(plain, batch)]
+    layers = list(list_layers(plain))
     graph = dualize(model, Pruning(), example=batch, norms=layers)
     monkeypatch.setattr(heuristics, "CACHE_BYTES", 160_000)  # what the first layer reads and writes for one image
     monkeypatch.setattr(heuristics, "HIDING_OPERATIONS", 1000)  # every layer waits for what it reads

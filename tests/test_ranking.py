@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from calibrations import make_calibration
+from click.testing import CliRunner, Result
 from onnx import helper
 from PIL import Image
 from torch import Tensor, nn
@@ -112,9 +112,9 @@ def test_the_references_score_is_the_quality(network: nn.Module, images: Tensor)
 
 
 def test_refusals(network: nn.Module) -> None:
-    with pytest.raises(ValueError, match="^expected rank_by 'calibrated', 'quality', 'norm' or None, got 'D'$"):
+    with pytest.raises(ValueError, match=r"^expected rank_by 'calibrated', 'quality', 'norm' or None, got 'D'$"):
         Scorer(network, preset="arcface", rank_by="D")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="^expected settings with a calibration to rank by 'calibrated', got none"):
+    with pytest.raises(ValueError, match=r"^expected settings with a calibration to rank by 'calibrated', got none"):
         Scorer(network, preset="arcface", rank_by="calibrated")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import math
 import pickle
@@ -13,11 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from calibrations import make_calibration
+from click.testing import CliRunner, Result
 from networks import calibrated, network_input, pictures
 from torch import Tensor, nn
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -158,7 +158,7 @@ def compute_features(prior: Prior, distance: Tensor, embedding_norm: Tensor, lay
     return torch.cat([signal[:, None], layer_norms], 1).double().clamp_min(_LEAST).log()
 
 
-def _make_tuples(value: JSON) -> object:
+def _make_tuples(value: JSON) -> Any:
     return tuple(map(_make_tuples, value)) if isinstance(value, list) else value
 
 

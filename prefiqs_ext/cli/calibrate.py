@@ -106,5 +106,7 @@ def _print_calibration(calibration: Calibration) -> None:
         print_result(f"It ranks as {signal} does: no correction helped on kinds of degradation left out.")
         return
     print_result(f"It ranks by {signal}, corrected by the norms of {len(calibration.layers)} layers.")
-    print_result("Kinds left out of the fit, mean angle of what is kept relative to the uncorrected (below 1 is better):")
+    print_result(
+        "Kinds left out of the fit, mean angle of what is kept relative to the uncorrected (below 1 is better):"
+    )
     print_result("  ".join(f"{kind} {value:.3f}" for kind, value in calibration.left_out.items()))

@@ -72,7 +72,7 @@ class ModelOptions:
 
     def get_preset(self) -> Preset:
         """Return the preset that counts: of --preset and --size, else that of the built-in network."""
-        return self.find_preset() or Preset.resolve(KNOWN[self.name].preset)
+        return self.find_preset() or Preset.resolve(KNOWN[self.name].preset or "")  # a file without one was refused
 
     def load(self) -> tuple[nn.Module, Preset]:
         """Return the network, in eval mode on the CPU, and the preset of its input."""

@@ -89,7 +89,6 @@ class Throughput:
                 yield scored
                 bar.update()
 
-
     def read(self, paths: Sequence[str], size: tuple[int, int], *, aligned: bool) -> Generator[FileCrops, None, None]:
         """Read the crops of files one after another, and show on a terminal how far that is.
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from prefiqs_ext.dual.convert.dualize import check_model, dualize, find_recalibration
-from prefiqs_ext.dual.convert.norms import LayerOutput, list_layers
+from prefiqs_ext.dual.convert.norms import list_layers
 from prefiqs_ext.dual.modules import DualConv1d, DualConv2d, DualLinear, duplicate
 from prefiqs_ext.dual.runtime.buffers import BufferedGraph
 from prefiqs_ext.dual.runtime.cuda_graphs import CudaGraphs, is_out_of_memory
@@ -19,7 +19,6 @@ __all__ = [
     "DualConv1d",
     "DualConv2d",
     "DualLinear",
-    "LayerOutput",
     "check_half",
     "check_model",
     "convert_to_half",

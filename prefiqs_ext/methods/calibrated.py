@@ -55,9 +55,7 @@ class Calibrated:
         Raises:
             InputError: What :func:`prefiqs_ext.calibrate` refuses.
         """
-        settings = calibrate(
-            images, self.network, self.pruning, preset=self.preset, output=self.output, seed=self.seed
-        )
+        settings = calibrate(images, self.network, self.pruning, preset=self.preset, output=self.output, seed=self.seed)
         self._scorer = Scorer.from_settings(settings, self.network)
         return self
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from prefiqs_ext.calibration.scale import Calibration
 from prefiqs_ext.files.records import Record
 from prefiqs_ext.ranking import Ranking, format_score
-from prefiqs_ext.report.histogram import HEIGHT, WIDTH, build_histogram
 from prefiqs_ext.report import reliability
+from prefiqs_ext.report.histogram import HEIGHT, WIDTH, build_histogram
 from prefiqs_ext.report.reliability import build_reliability
 from prefiqs_ext.report.selection import STATUS_NAMES, Selection
 from prefiqs_ext.report.thumbnails import SIDE, make_thumbnails
@@ -26,8 +26,8 @@ _QUANTILES = (("worst 5 % below", 0.05), ("median", 0.5), ("best 5 % above", 0.9
 
 
 _MEANINGS: dict[Ranking, str] = {
-    "calibrated": "The score is calibrated, 0 to 100: 100 times the cosine that the network is expected to find between a "
-    "face and a good image of the same face.",
+    "calibrated": "The score is calibrated, 0 to 100: 100 times the cosine that the network is expected to find "
+    "between a face and a good image of the same face.",
     "quality": "The score is the quality, 1 - distance / 2, from 0 to 1: how little the embedding of a face moves when "
     "the recognition network is pruned.",
     "norm": "The score is the norm of a face's embedding before it is normalised. Its range depends on the recognition "

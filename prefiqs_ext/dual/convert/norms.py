@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -17,30 +15,13 @@ from prefiqs_ext.exceptions import InputError
 _NAMED = 5  # layers that an error names
 
 
-class LayerOutput(NamedTuple):
-    """A layer whose output can be measured.
-
-    Attributes:
-        name: Of the module, in the caller's model.
-        floats: How many numbers the output of its first call has for one image, in one branch.
-    """
-
-    name: str
-    floats: int
-
-
-def list_layers(graph_module: fx.GraphModule, example: Tensor) -> list[LayerOutput]:
+def list_layers(graph_module: fx.GraphModule) -> tuple[str, ...]:
     """List the layers that `dualize` takes as `norms`, in the order in which the graph first calls them.
 
     Args:
         graph_module: What `dualize` gave.
-        example: [N, ...], one or more inputs; the first is run.
     """
-    shapes = observe_shapes(graph_module, example[:1])
-    return [
-        LayerOutput(name, prod(shapes[node]) // count_branches(graph_module, node))
-        for name, node in _find_first_calls(graph_module).items()
-    ]
+    return tuple(_find_first_calls(graph_module))
 
 
 def add_norms(graph_module: fx.GraphModule, names: Sequence[str], example: Tensor) -> None:
@@ -54,7 +35,11 @@ def add_norms(graph_module: fx.GraphModule, names: Sequence[str], example: Tenso
     Raises:
         InputError: The graph has no layer of that name.
     """
-    graph, calls, shapes = graph_module.graph, _find_first_calls(graph_module), observe_shapes(graph_module, example[:1])
+    graph, calls, shapes = (
+        graph_module.graph,
+        _find_first_calls(graph_module),
+        observe_shapes(graph_module, example[:1]),
+    )
     norms = []
     for name in names:
         if name not in calls:

@@ -95,8 +95,9 @@ def find_cut(graph_module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]
 
 
 def split_graph(graph_module: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Split a graph after `node`. The first part gives a tuple, its value and all norms before it; the second takes
-    them as its inputs. Both use the modules of the given graph.
+    """Split a graph after `node`. Both parts use the modules of the given graph.
+
+    The first part gives a tuple: the node's value, and all norms before it. The second part takes these as its inputs.
     """
     nodes = list(graph_module.graph.nodes)
     end = nodes.index(node) + 1
