@@ -1,4 +1,4 @@
-"""`prefiqs tune`: which pruning serves a network best, by a rule stated before looking."""
+"""`prefiqs tune`: which pruning serves a network best on your own faces, without anyone's identity."""
 
 from __future__ import annotations
 
