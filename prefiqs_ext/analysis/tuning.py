@@ -1,4 +1,4 @@
-"""Which pruning serves a network best? A rule without anyone's identity, stated before any result was seen.
+"""Which pruning serves a network best? The rule by which it is chosen, without anyone's identity.
 
 1. Faces are degraded. The angle between the embeddings of a copy and of its face says how much the copy lost.
 2. A pruning is as good as its area is low: the mean angle of the copies that are kept, on average over discarding 0 to

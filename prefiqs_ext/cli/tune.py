@@ -1,4 +1,4 @@
-"""`prefiqs tune`: which pruning serves a network best, by a rule stated before looking."""
+"""`prefiqs tune`: which pruning serves a network best on your own faces, without anyone's identity."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from prefiqs_ext.utils.text import format_path
 def tune(*, data: tuple[str, ...], model: ModelOptions, resamples: int, seed: int, output: Path) -> None:
     """Find the pruning that serves your network best.
 
-    DATA is a folder of aligned crops, a single one, or @LIST, a file with one path per line. Give 40 faces or more,
-    mostly good ones; 500 are plenty, and of more as many are drawn evenly. Nobody has to say who they are.
+    DATA is a folder of aligned crops, with or without folders per person, or @LIST, a file with one path per line. Give
+    40 faces or more, mostly good ones; of more than 500, as many are drawn evenly. Nobody has to say who they are.
 
     Each face is degraded in many ways. A pruning is good if the copies that D discards first are those that the network
     recognises least. The default, plain D at sparsity 0.4, stays unless another setting is shown to be better on faces
