@@ -21,7 +21,7 @@ _INTERRUPTED = 130
 
 COMMANDS = {
     "analyse": "Show what pruning does to a network's scores on your own faces, and what it costs.",
-    "calibrate": "Fit a scale of 0 to 100 on your own faces.",
+    "calibrate": "Fit a score of 0 to 100 to your own faces and your network.",
     "degrade": "Make a harder set for `prefiqs evaluate` by degrading faces.",
     "demo": "Score one face and twelve worse versions of it.",
     "evaluate": "Measure how well a quality predicts recognition errors on your own faces.",
