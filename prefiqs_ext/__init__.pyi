@@ -4,6 +4,7 @@ from . import analysis, evaluation, exceptions, faces, files, methods, models, r
 from .analysis.sensitivity import sensitivity
 from .calibration.calibrate import calibrate
 from .calibration.scale import Calibration
+from .default_scorer import score
 from .dual import dualize
 from .exceptions import PrefiqsError
 from .models.preset import Preset
@@ -11,7 +12,7 @@ from .output import ScoreOutput
 from .photo import FaceScore, score_photo
 from .pruning import Pruning
 from .recalibration import Recalibration
-from .scorer import Scorer, score
+from .scorer import Scorer
 from .settings import Settings
 
 __version__: str

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prefiqs_ext.default_scorer import get_default_scorer
 from prefiqs_ext.exceptions import InputError, InputTypeError
 from prefiqs_ext.faces import RGB, Detector, find_faces
 from prefiqs_ext.faces.detect import MIN_FACE
 from prefiqs_ext.inputs import Colour, describe_other, is_pil, read_image
 from prefiqs_ext.output import split_output
-from prefiqs_ext.scorer import Scorer, get_crop_size, get_default_scorer
+from prefiqs_ext.scorer import Scorer, get_crop_size
 from prefiqs_ext.utils.check_arguments import check_positive
 
 if TYPE_CHECKING:

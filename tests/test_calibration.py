@@ -91,6 +91,8 @@ def test_from_faces_to_a_score(settings: Settings, network: nn.Module, images: T
     assert torch.equal(plain(images).layer_norms, out.layer_norms)
     assert Scorer(network, **NETWORK)(images[:2]).layer_norms.shape == (2, 0)
     assert "60" in calibration.describe()
+    with pytest.raises(ValueError, match="expected fold=True with a calibration"):
+        Scorer.from_settings(settings, network, fold=False)
 
 
 def test_the_seed_alone_decides(settings: Settings, network: nn.Module, images: Tensor) -> None:
@@ -195,7 +197,7 @@ def test_real_faces_by_the_command(sface_file: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="60 faces make a rough score"):
         result = run("calibrate", known, "--aligned", "-o", written, "--workers", 0)
     assert "61 files: 60 ok, 1 unreadable; settings written to" in result.stderr
-    assert "A score of 60 means that this network is expected to find a cosine of 0.60" in result.stdout
+    assert "A score of 60 means an expected cosine of 0.60 between the face and a good image" in result.stdout
     values = json.loads(written.read_text())["calibration"]
     assert values["prior"] == "norm"
     assert 2 < values["error"] < 25

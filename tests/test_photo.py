@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import prefiqs_ext
 from prefiqs_ext import FaceScore, Scorer
+from prefiqs_ext.default_scorer import get_default_scorer
 from prefiqs_ext.faces import RGB
 from prefiqs_ext.files.pipeline import score_files
-from prefiqs_ext.scorer import get_default_scorer
 
 data = pytest.importorskip("skimage.data")
 

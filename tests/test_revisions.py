@@ -34,6 +34,7 @@ DIGESTS = Path(__file__).parent / "data" / "revisions.json"
 PACKAGE = "prefiqs_ext"
 _ENGINE = (
     "inputs",
+    "default_scorer",
     "device",
     "fake_ops",
     "pruning_masks",

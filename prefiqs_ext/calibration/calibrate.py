@@ -46,7 +46,7 @@ def calibrate(
 ) -> Settings:
     """Fits a score of 0 to 100 to your faces and your network, without anyone's identity.
 
-    >>> settings = prefiqs_ext.calibrate(prefiqs_ext.faces.load_crops("crops/"))  # doctest: +SKIP
+    >>> settings = prefiqs_ext.calibrate(sorted(Path("crops").glob("*.png")))  # doctest: +SKIP
     >>> scorer = prefiqs_ext.Scorer.from_settings(settings)  # doctest: +SKIP
 
     The score is 100 times the expected similarity of a face to a good image of the same face, see

@@ -129,12 +129,12 @@ class Calibration:
         return any(self.correction)
 
     def describe(self) -> str:
-        """Say in plain sentences what the score and a threshold mean."""
+        """Say what the score and a threshold mean, one sentence per line."""
         one, five, ten = self.thresholds
         return (
-            f"A score of 60 means that this network is expected to find a cosine of 0.60 between the face and a good "
-            f"image of the same face; on faces left out, the expectation was off by {self.error:.0f} points (root mean "
-            f"square). A threshold of {one:.1f}, {five:.1f} or {ten:.1f} discards 1, 5 or 10 % of faces like these."
+            "A score of 60 means an expected cosine of 0.60 between the face and a good image of the same face, by "
+            f"this network.\nOn faces left out, the expectation was off by {self.error:.0f} points (root mean square).\n"
+            f"A threshold of {one:.1f}, {five:.1f} or {ten:.1f} discards 1, 5 or 10 % of faces like these."
         )
 
     def to_dict(self) -> dict[str, JSON]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from prefiqs_ext.calibration.scale import Calibration
     from prefiqs_ext.faces import RGB
 
+_KINDS_PER_LINE = 5
+
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=ImagesPath(), metavar="PATH...")
@@ -100,7 +102,8 @@ def calibrate(
 
 def _print_calibration(calibration: Calibration) -> None:
     """Print what the score means, and how well it does on what it was not fitted on."""
-    print_result(calibration.describe())
+    for line in calibration.describe().splitlines():
+        print_result(line)
     signal = "the embedding's norm" if calibration.prior == "norm" else "D"
     if not calibration.is_corrected:
         print_result(f"It ranks as {signal} does: no correction helped on kinds of degradation left out.")
@@ -109,4 +112,6 @@ def _print_calibration(calibration: Calibration) -> None:
     print_result(
         "Kinds left out of the fit, mean angle of what is kept relative to the uncorrected (below 1 is better):"
     )
-    print_result("  ".join(f"{kind} {value:.3f}" for kind, value in calibration.left_out.items()))
+    kinds = list(calibration.left_out.items())
+    for begin in range(0, len(kinds), _KINDS_PER_LINE):
+        print_result("  ".join(f"{kind} {value:.3f}" for kind, value in kinds[begin : begin + _KINDS_PER_LINE]))

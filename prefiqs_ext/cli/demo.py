@@ -34,9 +34,9 @@ def demo(output: Path) -> None:
       prefiqs demo --output /tmp/demo
     """
     require_packages("demo", "skimage")  # its photo
+    from prefiqs_ext.default_scorer import get_default_scorer
     from prefiqs_ext.demo import find_astronaut, format_table, rank_faces
     from prefiqs_ext.demo.sheet import draw_sheet
-    from prefiqs_ext.scorer import get_default_scorer
 
     make_output_folder(output)
     path = output / _SHEET

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from skimage import data
 
+from prefiqs_ext.default_scorer import get_default_scorer
 from prefiqs_ext.demo.degradations import DEGRADATIONS
 from prefiqs_ext.faces import RGB, Detector, find_faces
-from prefiqs_ext.scorer import get_default_scorer
 
 
 class DemoFace(NamedTuple):
