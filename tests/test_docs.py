@@ -94,9 +94,9 @@ def make_small_network() -> nn.Module:
 @pytest.mark.parametrize("page", [page for page in PAGES if BLOCKS[page]], ids=lambda page: page.name)
 def test_python(page: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     known = dict(names)
-    if page.name in ("methods.md", "usage.md"):  # thousands of passes; other tests run the methods on SFace
-        known["network"] = make_small_network()
-        monkeypatch.setattr("prefiqs_ext.models.load", lambda name: (known["network"], PRESETS["sface"]))
+    if page.name == "methods.md":  # some two thousand passes; test_methods_*.py run the methods on SFace
+        small = make_small_network(), PRESETS["sface"]
+        monkeypatch.setattr("prefiqs_ext.models.load", lambda name: small)
     for block in BLOCKS[page]:
         if "cuda" in block and not torch.cuda.is_available():
             continue
