@@ -4,7 +4,7 @@ Each method is one class. ``list_methods()`` gives the names, ``create(name, net
 importing this package nor listing the names imports torch.
 
 >>> prefiqs_ext.methods.list_methods()[:3]
-('prefiqs', 'prefiqs-recalibrated', 'grafiqs')
+('prefiqs', 'prefiqs-recalibrated', 'calibrated')
 """
 
 import lazy_loader
