@@ -164,7 +164,9 @@ def test_the_option_of_the_commands(file: str, command: Command) -> None:
 
 def test_settings_keep_it(file: str, command: Command) -> None:
     common = ["people", "--aligned", "--model", file, "--preset", "arcface", "--size", f"{SIZE}x{SIZE}"]
-    assert command("calibrate", *common, "--output-name", "1", "-o", "settings.json").code == 0
+    Scorer(file, preset=PRESET, output="1").settings.save("settings.json")
+    refused = command("calibrate", *common, "--output-name", "7", "-o", "none.json")
+    assert refused.err.endswith("the network has no output '7': expected one of '0', '683', '1'\n")
     settings = Settings.load("settings.json")
     assert (settings.output, settings.preset) == ("1", PRESET)
     settings_of = ["score", "people", "--aligned", "--settings", "settings.json", "--workers", "0"]

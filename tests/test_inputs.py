@@ -127,7 +127,7 @@ def test_nothing_is_copied_of_a_tensor_or_a_plain_array(images: Tensor, arrays: 
 
 
 def test_an_empty_array_gives_empty_tensors(scorer: Scorer, arrays: Levels) -> None:
-    assert [len(field) for field in scorer(arrays[:0])] == [0] * 6
+    assert [len(field) for field in scorer(arrays[:0])] == [0] * 7
 
 
 def test_a_camera_that_was_turned(scorer: Scorer, images: Tensor, arrays: Levels, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from prefiqs_ext.exceptions import NotFittedError
 PRESET = Preset("odd", (32, 32), "bgr", (127.5,) * 3, (128.0,) * 3)
 IMAGES = pictures(5, 32)
 # The others have tests of their own.
-OTHERS = ("grafiqs", "froq", "serfiq", "prefiqs+norm", "prefiqs-recalibrated")
+OTHERS = ("grafiqs", "froq", "serfiq", "prefiqs+norm", "prefiqs-recalibrated", "calibrated")
 UNFITTED = [name for name in methods.list_methods() if name not in OTHERS]
 
 
@@ -65,6 +65,7 @@ def test_random_goes_by_seed_and_picture(network: torch.nn.Module) -> None:
     assert torch.equal(methods.create("random", network, PRESET).score(IMAGES.flip(0)), first.flip(0))
 
 
+@pytest.mark.filterwarnings("ignore:calibrate. 60 faces make a rough score")
 @pytest.mark.parametrize("name", methods.list_methods())
 def test_fit_returns_the_method(name: str, network: torch.nn.Module) -> None:
     """Before the fit that a method needs comes NotFittedError, as in scikit-learn."""
@@ -74,12 +75,13 @@ def test_fit_returns_the_method(name: str, network: torch.nn.Module) -> None:
         with_dropout = torch.nn.Sequential(network, torch.nn.Dropout(0.5)).eval()
         method = methods.create(name, with_dropout if name == "serfiq" else network, PRESET)
     assert method.name == name
-    images = pictures(20, 32)
+    count = 60 if name == "calibrated" else 20
+    images = pictures(count, 32)
     if method.needs_fit:
         with pytest.raises(NotFittedError, match=r"call fit\(\) first"):
             method.score(images)
     assert method.fit(images) is method
-    assert method.score(images).shape == (20,)
+    assert method.score(images).shape == (count,)
 
 
 def test_names_are_listed_without_torch() -> None:
