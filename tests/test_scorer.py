@@ -235,7 +235,7 @@ def test_outputs_are_ordinary_tensors(small_scorer: Scorer, images: Tensor) -> N
 
 def test_an_empty_batch_gives_empty_tensors(small_scorer: Scorer) -> None:
     out = small_scorer(torch.zeros(0, 3, 16, 20, dtype=torch.uint8))
-    assert [tuple(field.shape) for field in out] == [(0,), (0,), (0,), (0, 16), (0, 16), (0,)]
+    assert [tuple(field.shape) for field in out] == [(0,), (0,), (0,), (0, 16), (0, 16), (0,), (0, 0)]
     # A network whose reshape could not run on no rows.
     images = torch.rand(1, 3, networks.ZOO_SIZE, networks.ZOO_SIZE)
     scorer = Scorer(networks.calibrated("mobile"), example=images)

@@ -132,8 +132,9 @@ class Calibration:
         """Say what the score and a threshold mean, one sentence per line."""
         one, five, ten = self.thresholds
         return (
-            "A score of 60 means an expected cosine of 0.60 between the face and a good image of the same face, by "
-            f"this network.\nOn faces left out, the expectation was off by {self.error:.0f} points (root mean square).\n"
+            "A score of 60 means an expected cosine of 0.60 between the face and a good image of the same face, "
+            "by this network.\n"
+            f"On faces left out, the expectation was off by {self.error:.0f} points (root mean square).\n"
             f"A threshold of {one:.1f}, {five:.1f} or {ten:.1f} discards 1, 5 or 10 % of faces like these."
         )
 
