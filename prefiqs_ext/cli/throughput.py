@@ -100,9 +100,13 @@ class Throughput:
         Yields:
             The crops of each file, in order. Close the generator, and the processes that read files end.
         """
+        import torch
+
         from prefiqs_ext.faces import Detector
         from prefiqs_ext.files.crops import CropReader, read_crops_of_files
 
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         reader = CropReader(size, None if aligned else Detector())
         ahead = self.batch_size or _AHEAD
         files = read_crops_of_files(paths, reader, workers=self.choose_workers(len(paths)), ahead=ahead)
