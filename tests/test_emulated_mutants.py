@@ -128,7 +128,7 @@ MUTANTS = {
     ),
     "depthwise: the dense weight twice": Mutant("depthwise_conv.cu", "keep ? weight : 0.f", "keep ? weight : weight"),
     "plain: padding not zero": Mutant(LOADER, "k + j < p_.depth && inside(i, tap)", "k + j < p_.depth"),
-    "sums: half of the lanes": Mutant("warp_sum.cuh", "distance = 16;", "distance = 8;"),
+    "sums: half of the lanes": Mutant("row_kernels.cuh", "distance = 16;", "distance = 8;"),
     "norm: the first block for ever": Mutant("dense_norm.cu", "p.step + first;", "p.step;"),
     "norm: no gap between the rows": Mutant("dense_norm.cu", "* p.step", "* p.features"),
     "norm: past the last number": Mutant(
@@ -149,7 +149,7 @@ READERS = {
     GEMM: ["narrow_only.cpp"],
     LOADER: ["narrow_only.cpp"],
     EPILOGUE: ["narrow_only.cpp"],
-    "warp_sum.cuh": ["dense_norm.cu", "distance.cu"],
+    "row_kernels.cuh": ["dense_norm.cu", "distance.cu"],
     SM90: ["dual_conv_sm90_float16.cu"],
     IM2COL: ["dual_conv_sm90_float16.cu"],
 }

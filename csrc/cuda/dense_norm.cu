@@ -4,7 +4,7 @@
 // then one for each row. Nothing is shared. Loop: lane l of a warp adds the squares of numbers l, l + 32, ... of its
 // block. Sums are in double: squares of float32 are exact there and cannot overflow.
 #include "cuda/conv.cuh"
-#include "cuda/warp_sum.cuh"
+#include "cuda/row_kernels.cuh"
 
 namespace prefiqs::cuda {
 namespace {
@@ -52,17 +52,7 @@ cudaError_t launch_type(const NormParams& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch_norm(const NormParams& p, cudaStream_t stream) {
-  switch (p.src_type) {
-    case Type::float16:
-      return launch_type<Float16>(p, stream);
-    case Type::bfloat16:
-      return launch_type<BFloat16>(p, stream);
-    case Type::float32:
-      return launch_type<float>(p, stream);
-    case Type::uint8:
-      break;
-  }
-  return cudaErrorInvalidValue;
+  return launch_as(p.src_type, [&](auto zero) { return launch_type<decltype(zero)>(p, stream); });
 }
 
 }  // namespace prefiqs::cuda

@@ -5,7 +5,7 @@
 // shared. Loop: read both rows for the norms, then again for the difference. Sums are in double, as on the CPU, so that
 // the order of a row's few hundred terms never shows in the float results. A row of norm zero stays zero.
 #include "cuda/conv.cuh"
-#include "cuda/warp_sum.cuh"
+#include "cuda/row_kernels.cuh"
 
 namespace prefiqs::cuda {
 namespace {
@@ -55,17 +55,7 @@ cudaError_t launch_type(const DistanceParams& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch_distance(const DistanceParams& p, cudaStream_t stream) {
-  switch (p.pair_type) {
-    case Type::float16:
-      return launch_type<Float16>(p, stream);
-    case Type::bfloat16:
-      return launch_type<BFloat16>(p, stream);
-    case Type::float32:
-      return launch_type<float>(p, stream);
-    case Type::uint8:
-      break;
-  }
-  return cudaErrorInvalidValue;
+  return launch_as(p.pair_type, [&](auto zero) { return launch_type<decltype(zero)>(p, stream); });
 }
 
 }  // namespace prefiqs::cuda
