@@ -19,6 +19,7 @@ from torch import Tensor
 from prefiqs_ext.exceptions import FileFormatError, InputError, InputTypeError
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.levels import OVERSHOOT
+from prefiqs_ext.utils.pick_evenly import pick_evenly
 from prefiqs_ext.utils.suffixes import refuse_archive_or_video, refuse_url
 from prefiqs_ext.utils.text import describe_wrong_size, escape_unprintable, format_path, join_lines, name_dtype
 
@@ -332,9 +333,9 @@ def make_recalibration_inputs(
         InputError: fewer than 8 images, or all equal; also what :func:`make_batch` and :func:`check_values` refuse.
     """
     batch = make_batch(images, preset, device=device, rank=rank)
-    count = min(len(batch), MOST_RECALIBRATING)
-    batch = batch[torch.arange(count, device=batch.device) * len(batch) // max(count, 1)]
+    batch = batch[pick_evenly(len(batch), MOST_RECALIBRATING)]
     check_images(batch, preset)
+    count = len(batch)
     if count < LEAST_RECALIBRATING or bool((batch == batch[:1]).all()):
         got = "equal ones" if count >= LEAST_RECALIBRATING else count
         raise InputError(f"expected {LEAST_RECALIBRATING} or more different images to recalibrate on, got {got}")

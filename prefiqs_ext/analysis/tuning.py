@@ -20,9 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prefiqs_ext.calibration.fit import measure_area
-
-Numbers = NDArray[np.float64]
+from prefiqs_ext.calibration.fit import Numbers, measure_area
 
 
 class Choice(NamedTuple):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from prefiqs_ext.analysis.tuning import Choice, choose_setting
-from prefiqs_ext.calibration.copies import degrade_faces, draw_faces, measure
+from prefiqs_ext.calibration.copies import check_face_count, degrade_faces, draw_faces, measure
 from prefiqs_ext.calibration.fit import measure_area
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.inputs import Colour, ImageInput
@@ -176,7 +176,7 @@ def run_tuning(
     if preset is None:
         raise InputError("tune: expected a network with a preset, whose images can be degraded; got none")
     crops = draw_faces(faces, preset, MOST_FACES, colour=colour)
-    _check_count_of(crops)
+    check_face_count(crops, LEAST_FACES, "tune")
 
     def make_scorer(setting: Setting) -> Scorer:
         recalibrate = crops if setting.recalibrated else None
@@ -190,7 +190,7 @@ def run_tuning(
     found = measure(scorer, crops, "faces")
     good = _has_direction(found)
     crops, embedding = crops[good], found.embedding[good]
-    _check_count_of(crops)
+    check_face_count(crops, LEAST_FACES, "tune")
     copies, _, face = degrade_faces(crops, seed)
     dense = measure(scorer, copies, "degraded copies")  # recognition is the same by all settings
     tried, distances = {default: scorer.settings}, {default: dense.distance}
@@ -248,10 +248,3 @@ def _name_model(model: object) -> str | None:
 def _has_direction(output: ScoreOutput) -> Tensor:
     """Tell [N] which images have an embedding by the whole network."""
     return output.embedding_norm.isfinite() & (output.embedding_norm > 0)
-
-
-def _check_count_of(crops: Tensor) -> None:
-    if len(crops) < LEAST_FACES:
-        raise InputError(
-            f"tune: expected {LEAST_FACES} or more different faces, got {len(crops)}: give more, as they usually come"
-        )

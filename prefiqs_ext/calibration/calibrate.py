@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prefiqs_ext.calibration.copies import degrade_faces, draw_faces, measure
-from prefiqs_ext.calibration.fit import Copies, Fit, compute_logistic, fit, measure_area
+from prefiqs_ext.calibration.copies import check_face_count, degrade_faces, draw_faces, measure
+from prefiqs_ext.calibration.fit import Copies, Fit, Numbers, compute_angle, compute_logistic, fit, measure_area
 from prefiqs_ext.calibration.scale import DISCARDED, Calibration, Prior, compute_features
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.inputs import Colour, ImageInput
@@ -28,8 +28,6 @@ FEW_FACES = 200
 _LAYERS = 9  # beside the embedding's
 _ALIKE = 0.5  # median cosine of different faces; of different people it is near 0
 _LEAST_CORRELATION = 0.3
-
-Numbers = NDArray[np.float64]
 
 
 def calibrate(
@@ -77,11 +75,11 @@ def calibrate(
     if plain.preset is None:
         raise InputError("calibrate: expected a network with a preset, whose images can be degraded; got none")
     crops = draw_faces(faces, plain.preset, MOST_FACES, device=plain.device, colour=colour)
-    _check_count_of(crops)
+    check_face_count(crops, LEAST_FACES, "calibrate")
     scorer = Scorer(
         model,
         pruning,
-        recalibrate=crops,
+        recalibrate=crops.to(plain.device),
         layers=_choose_layers(plain.list_layers()),
         preset=plain.preset,
         device=plain.device,
@@ -95,7 +93,7 @@ def calibrate(
     if not bool(good.all()):
         crops = crops[good]
         found = ScoreOutput(*(field[good] for field in found))
-        _check_count_of(crops)
+        check_face_count(crops, LEAST_FACES, "calibrate")
     _warn_of_odd_faces(found)
     copies, kinds, face = degrade_faces(crops, seed)
     measured = measure(scorer, copies, "degraded copies")
@@ -110,14 +108,6 @@ def calibrate(
     return scorer.settings.with_calibration(calibration)
 
 
-def _check_count_of(crops: Tensor) -> None:
-    if len(crops) < LEAST_FACES:
-        raise InputError(
-            f"calibrate: expected {LEAST_FACES} or more different faces, got {len(crops)}: give more, as they usually "
-            "come"
-        )
-
-
 def _choose_layers(names: tuple[str, ...]) -> tuple[str, ...]:
     """Choose layers at even distances, the first among them but not the last, which gives the embedding."""
     count = min(_LAYERS, len(names) - 1)
@@ -127,7 +117,7 @@ def _choose_layers(names: tuple[str, ...]) -> tuple[str, ...]:
 def _choose_prior(measured: ScoreOutput, similarity: Numbers, known: NDArray[np.bool_]) -> Prior:
     """The norm, unless it is the same for all copies or does not rank them at all."""
     norm = measured.embedding_norm.double().numpy()[known]
-    angle = np.arccos(np.clip(similarity[known], -1, 1))
+    angle = compute_angle(similarity[known])
     varies = norm.std() > 1e-4 * norm.mean()  # float32 rounding of a norm of 1 is a hundred times less
     return "norm" if varies and measure_area(angle, norm) < angle.mean() else "distance"
 

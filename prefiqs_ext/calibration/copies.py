@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.faces.degrade import KINDS, degrade, draw_steps
 from prefiqs_ext.inputs import Colour, ImageInput, check_images, make_batch, scale_to_levels
 from prefiqs_ext.models.preset import Preset
@@ -56,6 +57,18 @@ def draw_faces(
     crops = scale_to_levels(batch, preset).round().to(torch.uint8).cpu()
     different = np.sort(np.unique(crops.flatten(1).numpy(), axis=0, return_index=True)[1])
     return crops[different[pick_evenly(len(different), most)]]
+
+
+def check_face_count(crops: Tensor, least: int, who: str) -> None:
+    """Check that there are enough faces; `who` asks, and the message begins with it.
+
+    Raises:
+        InputError: There are fewer than `least`.
+    """
+    if len(crops) < least:
+        raise InputError(
+            f"{who}: expected {least} or more different faces, got {len(crops)}: give more, as they usually come"
+        )
 
 
 def degrade_faces(crops: Tensor, seed: int) -> DegradedFaces:

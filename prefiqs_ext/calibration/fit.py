@@ -78,8 +78,7 @@ class Copies:
     @property
     def angle(self) -> Numbers:
         """[M] the angle between the embeddings of a copy and of its face, in radians; LOWER is better."""
-        angle: Numbers = np.arccos(np.clip(self.similarity, -1, 1))
-        return angle
+        return compute_angle(self.similarity)
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Correction:
     def __call__(self, features: Numbers) -> Numbers:
         """Rank faces by their features [N, 1 + K]: [N], HIGHER is better."""
         centred = features - self.centre
-        distance = np.einsum("ni,ij,nj->n", centred, self.precision, centred)
+        distance = _measure_distance(centred, self.precision)
         ranked: Numbers = centred[:, 0] + self.radius / np.maximum(distance, self.radius) * (
             centred @ self.coefficients
         )
@@ -177,14 +176,13 @@ def fit_correction(copies: Copies, penalty: float) -> Correction:
     centre, deviation = features.mean(0), features.std(0)
     if deviation[0] == 0:
         raise InputError("calibrate: the prior's signal is the same for all copies")
-    varies = deviation > 0
-    standard = (features - centre) / np.where(varies, deviation, 1)
+    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)  # 0 for what never varies
+    standard = (features - centre) * scale
     correlation = standard.T @ standard / len(standard)
     inverse = np.linalg.inv(correlation * (1 - _SHRINKAGE) + _SHRINKAGE * np.eye(len(centre)))
-    precision = inverse * np.outer(varies / np.where(varies, deviation, 1), varies / np.where(varies, deviation, 1))
-    distance = np.einsum("ni,ij,nj->n", standard, inverse * np.outer(varies, varies), standard)
+    precision = inverse * np.outer(scale, scale)
+    radius = float(np.quantile(_measure_distance(features - centre, precision), _SEEN))
     coefficients = np.zeros(len(centre))
-    radius = float(np.quantile(distance, _SEEN))
     if np.isfinite(penalty) and len(centre) > 1:
         prior, layers, target = standard[:, 0], standard[:, 1:], -copies.angle
         target = target - target.mean()
@@ -196,9 +194,15 @@ def fit_correction(copies: Copies, penalty: float) -> Correction:
                 rest.T @ (target - slope * prior) / len(rest),
             )
             on_prior = weights / slope * deviation[0]  # in units of the prior's logarithm
-            coefficients[1:] = on_prior * varies[1:] / np.where(varies, deviation, 1)[1:]
-            coefficients[0] = -(on_prior @ shares) / deviation[0]
+            coefficients[1:] = on_prior * scale[1:]
+            coefficients[0] = -(on_prior @ shares) * scale[0]
     return Correction(centre, precision, radius, coefficients)
+
+
+def compute_angle(similarity: Numbers) -> Numbers:
+    """Turn cosines [M] into angles in radians."""
+    angle: Numbers = np.arccos(np.clip(similarity, -1, 1))
+    return angle
 
 
 def measure_area(angle: Numbers, score: Numbers) -> float:
@@ -249,3 +253,9 @@ def _measure_left_out(copies: Copies, kinds: tuple[str, ...], penalty: float) ->
         score = fit_correction(fitted_on, penalty)(tested.features)
         areas.append(measure_area(tested.angle, score) / measure_area(tested.angle, tested.features[:, 0]))
     return float(np.mean(areas))
+
+
+def _measure_distance(centred: Numbers, precision: Numbers) -> Numbers:
+    """The squared Mahalanobis distances [N] of features [N, 1 + K] from their centre."""
+    distance: Numbers = np.einsum("ni,ij,nj->n", centred, precision, centred)
+    return distance

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 from tqdm import tqdm
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prefiqs_ext.scorer import Scorer
 
 _P = ParamSpec("_P")
+_T = TypeVar("_T")
 _NAMES = ("workers", "batch_size", "threads")
 _MOST_WORKERS = 8
 # A process takes two or three seconds to start, in which this one finds the faces of a dozen photos.
@@ -68,13 +69,10 @@ class Throughput:
         Yields:
             What each file gave, in order. Close the generator, and the processes that read files end.
         """
-        import torch
-
         from prefiqs_ext.faces.detect import MIN_FACE
         from prefiqs_ext.files.pipeline import score_files
 
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
+        self._set_threads()
         scored_files = score_files(
             (paths[index] for index in range(done, len(paths))),
             scorer,
@@ -83,11 +81,7 @@ class Throughput:
             workers=self.choose_workers(len(paths) - done),
             min_face=min_face or MIN_FACE,
         )
-        # Closing ends the workers when this is interrupted. disable=None: there is a bar on a terminal only.
-        with closing(scored_files), tqdm(total=len(paths), initial=done, unit="file", disable=None, leave=False) as bar:
-            for scored in scored_files:
-                yield scored
-                bar.update()
+        yield from _show_progress(scored_files, len(paths), done)
 
     def read(self, paths: Sequence[str], size: tuple[int, int], *, aligned: bool) -> Generator[FileCrops, None, None]:
         """Read the crops of files one after another, and show on a terminal how far that is.
@@ -100,20 +94,28 @@ class Throughput:
         Yields:
             The crops of each file, in order. Close the generator, and the processes that read files end.
         """
-        import torch
-
         from prefiqs_ext.faces import Detector
         from prefiqs_ext.files.crops import CropReader, read_crops_of_files
 
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
+        self._set_threads()
         reader = CropReader(size, None if aligned else Detector())
         ahead = self.batch_size or _AHEAD
         files = read_crops_of_files(paths, reader, workers=self.choose_workers(len(paths)), ahead=ahead)
-        with closing(files), tqdm(total=len(paths), unit="file", disable=None, leave=False) as bar:
-            for file in files:
-                yield file
-                bar.update()
+        yield from _show_progress(files, len(paths))
+
+    def _set_threads(self) -> None:
+        import torch
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+
+
+def _show_progress(files: Generator[_T, None, None], total: int, done: int = 0) -> Generator[_T, None, None]:
+    """Pass on what each file gives, with a bar on a terminal (disable=None); close with it, which ends the workers."""
+    with closing(files), tqdm(total=total, initial=done, unit="file", disable=None, leave=False) as bar:
+        for file in files:
+            yield file
+            bar.update()
 
 
 _OPTIONS = (

@@ -60,7 +60,7 @@ class EvaluationOptions:
         data: The images, in one of the layouts that :func:`~prefiqs_ext.evaluation.datasets.read_data` reads; with
             `paper`, a folder that holds any of the paper's eight benchmarks.
         network: The network that scores the faces, and compares them where no verifier is given.
-        pruning: What is pruned for `prefiqs`, `prefiqs-recalibrated` and `prefiqs+norm`.
+        pruning: What is pruned for `prefiqs`, `prefiqs-recalibrated`, `calibrated` and `prefiqs+norm`.
         output: Which of several outputs of `network` is the embedding, as Scorer takes it.
         device: Where the Scorer computes: "cpu" or "cuda".
         dtype: What it computes in. None: float32 on the CPU, float16 on a GPU.

@@ -13,9 +13,8 @@ from tqdm import tqdm
 from prefiqs_ext.calibration.scale import Calibration
 from prefiqs_ext.files.records import Record
 from prefiqs_ext.ranking import Ranking, format_score
-from prefiqs_ext.report import reliability
 from prefiqs_ext.report.histogram import HEIGHT, WIDTH, build_histogram
-from prefiqs_ext.report.reliability import build_reliability
+from prefiqs_ext.report.reliability import DIAGRAM_SIDE, build_reliability
 from prefiqs_ext.report.selection import STATUS_NAMES, Selection
 from prefiqs_ext.report.thumbnails import SIDE, make_thumbnails
 from prefiqs_ext.utils.text import format_path
@@ -84,7 +83,7 @@ def render(
         histogram=build_histogram(selection.scores) if selection.counts["ok"] else None,
         quantiles=[(label, format_score(selection.scores.quantile(share), rank_by)) for label, share in _QUANTILES],
         reliability=build_reliability(calibration) if calibration and rank_by == "calibrated" else None,
-        reliability_side=reliability.SIDE,
+        reliability_side=DIAGRAM_SIDE,
         width=WIDTH,
         height=HEIGHT,
         side=SIDE,

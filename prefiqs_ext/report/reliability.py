@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from prefiqs_ext.calibration.scale import Calibration
 
-SIDE = 240
+DIAGRAM_SIDE = 240
 """The side of the diagram in pixels; 0 to 100 points on both axes."""
 
 
@@ -29,8 +29,8 @@ def build_reliability(calibration: Calibration) -> Reliability:
     """Build the diagram: expected similarity to the right, found similarity upwards, on faces left out of the fit."""
     dots = [
         Dot(
-            round(_clamp(expected) * SIDE / 100, 2),
-            round((100 - _clamp(found)) * SIDE / 100, 2),
+            round(_clamp(expected) * DIAGRAM_SIDE / 100, 2),
+            round((100 - _clamp(found)) * DIAGRAM_SIDE / 100, 2),
             f"expected {expected:.1f}, found {found:.1f}, {count:,} copies",
         )
         for expected, found, count in calibration.reliability
