@@ -98,7 +98,7 @@ def test_methods_and_cache(data, monkeypatch):
             calls.append(len(images))
             return images.float().mean((1, 2, 3))
 
-        return SimpleNamespace(name=name, higher_is_better=False, needs_fit=False, score=score)
+        return SimpleNamespace(name=name, higher_is_better=False, fit_images=0, score=score)
 
     monkeypatch.setattr(methods, "list_methods", lambda: ("dark",))
     monkeypatch.setattr(methods, "create", create)
@@ -225,7 +225,7 @@ def test_fitted_on_other_faces(data, monkeypatch):
         return SimpleNamespace(
             name=name,
             higher_is_better=True,
-            needs_fit=True,
+            fit_images=200,
             fit=lambda images: fitted.append(images),
             score=lambda images: images.float().mean((1, 2, 3)),
         )

@@ -31,7 +31,7 @@ def network() -> torch.nn.Module:
 def test_batch_does_not_matter(name: str, network: torch.nn.Module) -> None:
     method = methods.create(name, network, PRESET)
     assert method.name == name
-    assert not method.needs_fit
+    assert method.fit_images == 0
     scores = method.score(IMAGES)
     assert scores.dtype == torch.float32
     assert scores.shape == (5,)
@@ -77,7 +77,7 @@ def test_fit_returns_the_method(name: str, network: torch.nn.Module) -> None:
     assert method.name == name
     count = 60 if name == "calibrated" else 20
     images = pictures(count, 32)
-    if method.needs_fit:
+    if method.fit_images:
         with pytest.raises(NotFittedError, match=r"call fit\(\) first"):
             method.score(images)
     assert method.fit(images) is method

@@ -17,7 +17,7 @@ IMAGES = pictures(11, 32)
 def test_is_the_difference_of_z_scores():
     network, pruning = calibrated("residual"), Pruning(sparsity=0.3)
     method = methods.create("prefiqs+norm", network, PRESET, pruning=pruning)
-    assert method.needs_fit
+    assert method.fit_images == 200
     assert method.higher_is_better
     with pytest.raises(NotFittedError, match=r"call fit\(\) first"):
         method.score(IMAGES)

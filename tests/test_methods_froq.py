@@ -33,7 +33,7 @@ def network() -> nn.Module:
 def fitted(network: nn.Module) -> FROQ:
     method = methods.create("froq", network, PRESET, seed=3)
     assert isinstance(method, FROQ)
-    assert method.needs_fit
+    assert method.fit_images == 200
     method.fit(IMAGES)
     return method
 
@@ -222,7 +222,7 @@ def test_goes_by_its_seed() -> None:
     network, images = tiny(), pictures(50, (36, 44), seed=6)
     found = []
     for seed in (3, 3, 4):
-        method = FROQ(network, PRESET, seed=seed, images=40)  # of the 50, drawn
+        method = FROQ(network, PRESET, seed=seed, fit_images=40)  # of the 50, drawn
         method.fit(images)
         assert method.selection is not None
         assert method.selection.images == 40
@@ -325,7 +325,7 @@ def test_refusals(network: nn.Module, fitted: FROQ, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="all equal"):
         fresh.fit(IMAGES[:1].repeat(20, 1, 1, 1))
     with pytest.raises(ValueError, match="20 or more images and a chunk of 1 or more, got 19 and 8"):
-        FROQ(network, PRESET, images=19)
+        FROQ(network, PRESET, fit_images=19)
 
 
 def test_images_without_a_direction() -> None:

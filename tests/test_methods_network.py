@@ -80,7 +80,7 @@ def test_train_mode_afterwards_moves_no_statistics(name: str, network: nn.Module
     method = made(name, network)
     norm = network.body[0].res_layer[0].train()
     before = norm.running_mean.clone()
-    for use in (method.score, method.fit) if method.needs_fit else (method.score,):
+    for use in (method.score, method.fit) if method.fit_images else (method.score,):
         with pytest.raises(ValueError, match="train mode"):
             use(pictures(20, 48))
     assert torch.equal(norm.running_mean, before)

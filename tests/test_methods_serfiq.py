@@ -98,7 +98,7 @@ def test_is_torchs_dropout() -> None:
 def test_seeded_and_the_same_bits_in_any_batch(network: nn.Module) -> None:
     method = methods.create("serfiq", network, PRESET, seed=1)
     assert method.higher_is_better
-    assert not method.needs_fit
+    assert method.fit_images == 0
     scores = method.score(IMAGES)
     assert torch.equal(scores, torch.cat([method.score(IMAGES[i : i + 1]) for i in range(4)]))
     assert torch.equal(scores, methods.create("serfiq", network, PRESET, seed=1).score(IMAGES))

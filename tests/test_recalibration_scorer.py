@@ -166,7 +166,7 @@ def test_constants_of_another_network(network: nn.Module, scorer: Scorer) -> Non
 
 def test_as_a_method(network: nn.Module, scorer: Scorer) -> None:
     method = methods.create("prefiqs-recalibrated", network, PRESET)
-    assert (method.needs_fit, method.higher_is_better) == (True, False)
+    assert (method.fit_images, method.higher_is_better) == (200, False)
     with pytest.raises(NotFittedError, match=r"prefiqs-recalibrated: call fit\(\) first"):
         method.score(IMAGES)
     assert torch.equal(method.fit(FACES).score(IMAGES), scorer(IMAGES).distance)

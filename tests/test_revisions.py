@@ -140,7 +140,7 @@ def test_another_revision_computes_again(tmp_path: Path, monkeypatch: pytest.Mon
         calls.append(len(crops))
         return crops.float().mean((1, 2, 3))
 
-    method = SimpleNamespace(name="sharpness", higher_is_better=True, needs_fit=False, score=score)
+    method = SimpleNamespace(name="sharpness", higher_is_better=True, fit_images=0, score=score)
     for expected in (1, 1):
         scoring.compute_quality(method, images, images, 0)
         assert len(calls) == expected

@@ -86,8 +86,8 @@ MODES = ("crfiqa", "rethresholded", "fixed-threshold", "normalised")
     "--fit-on",
     type=INPUT_FOLDER,
     metavar="FOLDER",
-    help="A folder of crops, one folder per person, on which the methods that need fitting are fitted. At most 200 are "
-    "used, sampled at random. [default: DATA]",
+    help="A folder of crops, one folder per person. The methods that need fitting are fitted on these, sampled at "
+    "random: up to 1,000 for calibrated, up to 200 for the others. [default: DATA]",
 )
 @click.option(
     "--mode",

@@ -224,7 +224,7 @@ class Scoring:
         """
         if isinstance(method, ScorerMethod):
             scoring = replace(self, recalibrate_on=fit_on) if method.recalibrates else self
-            if method.needs_fit:
+            if method.fit_images:
                 fitting = scoring.score_images(fit_on)
                 method.fit_signals(fitting.distance, fitting.norm)
             scored = scoring.score_images(images)
@@ -238,7 +238,7 @@ class Scoring:
             }
             if isinstance(method, Calibrated):
                 facts["pruning"] = asdict(method.pruning)
-            if method.needs_fit:
+            if method.fit_images:
                 facts["fitted on"] = fit_on.hash
             score = _fit_when_needed(method, fit_on, self.preset)
             arrays = images.compute(method.name, ("score",), lambda crops: {"score": score(crops)}, self.preset, facts)
@@ -260,7 +260,7 @@ def embed_images(images: ImageSet, network: nn.Module, preset: Preset) -> NDArra
 
 def _fit_when_needed(method: Method, fit_on: ImageSet, preset: Preset) -> Callable[[Tensor], Tensor]:
     """The method's `score`, which fits the method first. Scores from the cache thus cost no fit."""
-    fitted = not method.needs_fit
+    fitted = method.fit_images == 0
 
     def score(crops: Tensor) -> Tensor:
         nonlocal fitted

@@ -48,8 +48,6 @@ from prefiqs_ext.utils.text import format_path, join_lines
 PAPER_FMRS = (1e-3, 1e-4)
 _FAULTS_OF_DATA = (InputError, FileFormatError, FileAccessError)
 """What other data may not have. Too little memory, or weights or packages that are missing, would stop any data."""
-FIT_IMAGES = 200
-"""The number of images that a method is fitted on, sampled from those given."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class EvaluationOptions:
         verifiers: Other networks that compare the faces, instead of `network`.
         embeddings: Saved embeddings that compare the faces: a .npy of [N, d], or a folder of .npy.
         fit_on: A folder of crops, with one folder per person, to fit methods on. None: the images themselves. In
-            either case FIT_IMAGES of them are sampled.
+            either case as many as each method makes use of are sampled.
         mode: The rule of the curves and areas, see :mod:`prefiqs_ext.evaluation.edc`. None: "crfiqa" with `paper`,
             "rethresholded" otherwise.
         max_discard: Where the curves end, as a share of the pairs.
@@ -286,6 +284,7 @@ class _Networks:
         self._options = options
         self._cache = load_or_compute if options.use_cache else make_memory_cache()
         self._verifiers = {each.name: each.load() for each in options.verifiers}
+        self._samples: dict[int, ImageSet] = {}
         self._fit_sources = None if options.fit_on is None else read_folders(options.fit_on, tell).images
 
     @cached_property
@@ -310,7 +309,7 @@ class _Networks:
     def score(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.float32 | np.float64]]:
         """Return the quality [N] by each method, HIGHER is better."""
         found: dict[str, NDArray[np.float32 | np.float64]] = {}
-        options, fit_on = self._options, self._sample(sources)
+        options = self._options
         for name in dict.fromkeys(options.methods):
             scoring = self._scoring
             method = methods.create(
@@ -321,6 +320,7 @@ class _Networks:
                 seed=options.seed,
                 output=options.output,
             )
+            fit_on = self._sample(sources, method.fit_images)
             found[name] = scoring.compute_quality(method, images, fit_on, options.seed)
         return found
 
@@ -333,10 +333,13 @@ class _Networks:
             return {name: embed_images(images, *loaded) for name, loaded in self._verifiers.items()}
         return {self._options.network.name: self._scoring.score_images(images).embeddings}
 
-    def _sample(self, sources: Sequence[Source]) -> ImageSet:
-        """The images to fit methods on."""
-        pool = list(sources if self._fit_sources is None else self._fit_sources)
-        return self.collect(random.Random(self._options.seed).sample(pool, min(FIT_IMAGES, len(pool))))
+    def _sample(self, sources: Sequence[Source], count: int) -> ImageSet:
+        """Up to `count` images to fit a method on; the same ones for the same count."""
+        if count not in self._samples:
+            pool = list(sources if self._fit_sources is None else self._fit_sources)
+            sampled = random.Random(self._options.seed).sample(pool, min(count, len(pool)))
+            self._samples[count] = self.collect(sampled)
+        return self._samples[count]
 
     def describe(self) -> dict[str, dict[str, object]]:
         """Return the weights' hash and the preset of each network that was loaded, by name."""

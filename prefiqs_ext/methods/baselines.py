@@ -27,7 +27,7 @@ class _PixelMethod(ABC):
 
     name: str
     higher_is_better = True
-    needs_fit = False
+    fit_images = 0
 
     def __init__(self, preset: Preset) -> None:
         self._preset = preset

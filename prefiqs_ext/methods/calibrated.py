@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from prefiqs_ext.calibration.calibrate import calibrate
+from prefiqs_ext.calibration.calibrate import MOST_FACES, calibrate
 from prefiqs_ext.exceptions import NotFittedError
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
@@ -34,7 +34,7 @@ class Calibrated:
 
     name = "calibrated"
     higher_is_better = True
-    needs_fit = True
+    fit_images = MOST_FACES
 
     def __init__(
         self,

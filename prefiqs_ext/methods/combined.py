@@ -75,7 +75,7 @@ class Combined(ScorerMethod):
 
     name = "prefiqs+norm"
     higher_is_better = True
-    needs_fit = True
+    fit_images = 200
 
     _z_scores: ZScores | None = None
 

@@ -88,7 +88,7 @@ class FROQ:
         network: In eval mode, in float32 and on the CPU.
         preset: What the network wants done to an image.
         seed: Of the noise and of the draw of the images.
-        images: The most images that `fit` draws from those that it is given.
+        fit_images: The most images that `fit` draws from those that it is given.
         chunk: Images run together.
         output: Which of the network's several outputs is the embedding, as in :class:`Scorer`.
 
@@ -101,7 +101,6 @@ class FROQ:
 
     name = "froq"
     higher_is_better = True
-    needs_fit = True
 
     def __init__(
         self,
@@ -109,15 +108,15 @@ class FROQ:
         preset: Preset,
         *,
         seed: int = 0,
-        images: int = 200,
+        fit_images: int = 200,
         chunk: int = 8,
         output: int | str | None = None,
     ) -> None:
-        if images < _LEAST_IMAGES or chunk < 1:
+        if fit_images < _LEAST_IMAGES or chunk < 1:
             raise InputError(
-                f"expected {_LEAST_IMAGES} or more images and a chunk of 1 or more, got {images} and {chunk}"
+                f"expected {_LEAST_IMAGES} or more images and a chunk of 1 or more, got {fit_images} and {chunk}"
             )
-        self.network, self.preset, self.seed, self.images, self.chunk = network, preset, seed, images, chunk
+        self.network, self.preset, self.seed, self.fit_images, self.chunk = network, preset, seed, fit_images, chunk
         self.output = output
         check_network(self)
         self.selection: LayerSelection | None = None
@@ -128,7 +127,8 @@ class FROQ:
     def fit(self, images: Tensor) -> Self:
         """Select the modules on uint8 RGB faces [N, 3, H, W], and return the method itself.
 
-        It takes 20 images or more, and draws some of them at random if there are more than the constructor's `images`.
+        It takes 20 images or more, and draws some of them at random if there are more than the constructor's
+        `fit_images`.
         Each image costs 97 passes of the network, see `compute_pseudo_labels`.
 
         Raises:
@@ -138,8 +138,8 @@ class FROQ:
         check_uint8(images, self.preset)
         if len(images) < _LEAST_IMAGES:
             raise InputError(f"froq: expected {_LEAST_IMAGES} or more calibration images, got {len(images)}")
-        if len(images) > self.images:
-            drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))[: self.images]
+        if len(images) > self.fit_images:
+            drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))[: self.fit_images]
             images = images[drawn.sort().values]
         names, norms = self._measure_candidates(images)
         labels = compute_pseudo_labels(images, self.network, self.preset, seed=self.seed, output=self.output)

@@ -52,7 +52,7 @@ class GraFIQs:
 
     name = "grafiqs"
     higher_is_better = False
-    needs_fit = False
+    fit_images = 0
 
     @torch_defaults()
     def __init__(

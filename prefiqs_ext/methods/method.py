@@ -16,12 +16,13 @@ class Method(Protocol):
     Attributes:
         name: What :func:`prefiqs_ext.methods.create` calls it.
         higher_is_better: The direction of the raw scores. PreFIQs, for example, gives a distance: LOWER is better.
-        needs_fit: Whether :meth:`fit` must be called before :meth:`score`.
+        fit_images: The number of images that :meth:`fit` makes use of, at most. 0: it need not be called before
+            :meth:`score`.
     """
 
     name: str
     higher_is_better: bool
-    needs_fit: bool
+    fit_images: int
 
     def fit(self, images: Tensor) -> Self:
         """Calibrate on uint8 RGB images [N, 3, H, W], and return the method itself.

@@ -29,7 +29,7 @@ class ScorerMethod(ABC):
 
     name: str
     higher_is_better: bool
-    needs_fit = False
+    fit_images = 0
     recalibrates = False
 
     def __init__(
@@ -94,7 +94,7 @@ class RecalibratedPreFIQs(PreFIQs):
     """The distance D in [0, 2] of a pruned branch that is recalibrated on the images of `fit`, LOWER is better."""
 
     name = "prefiqs-recalibrated"
-    needs_fit = True
+    fit_images = 200
     recalibrates = True
 
     @cached_property

@@ -49,7 +49,7 @@ class SERFIQ:
 
     name = "serfiq"
     higher_is_better = True
-    needs_fit = False
+    fit_images = 0
 
     @torch_defaults()
     def __init__(
