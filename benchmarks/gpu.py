@@ -301,17 +301,24 @@ def measure_accuracy(bench: Bench, arguments: argparse.Namespace) -> None:
     on_device = batch.to(bench.device)
     parts = torch.split(on_device, 20)  # float64 takes room
     model = model.to(bench.device)
-    exact = torch.cat([reference.score(model, part, preset=preset).distance for part in parts]).cpu()
-    kinds = (torch.float16, torch.bfloat16) if bench.on_gpu else (torch.float32,)
-    for dtype in kinds:
-        distance = Scorer(model, preset=preset, device=bench.device, dtype=dtype)(on_device).distance.cpu()
-        error = float((distance.double() - exact).abs().max())
-        rank = float(spearmanr(distance, exact).statistic)
-        what = f"{len(batch)} {'real faces' if folder else 'pictures'}"
-        text = f"{arguments.model}, {dtype}, {what}: max |dD| {error:.1e}, Spearman {rank:.5f}"
-        record("accuracy", model=arguments.model, dtype=str(dtype), max_error=error, spearman=rank, text=text)
-        if dtype != torch.bfloat16 and not (error < _D_TOLERANCE and rank >= _SPEARMAN):
-            raise SystemExit(f"expected max |dD| below {_D_TOLERANCE} and Spearman of {_SPEARMAN} or more, got {text}")
+    recalibration = Scorer(model, preset=preset, device=bench.device, recalibrate=on_device).recalibration
+    for constants, pruned in ((None, "plain"), (recalibration, "recalibrated")):
+        exact = torch.cat(
+            [reference.score(model, part, preset=preset, recalibration=constants).distance for part in parts]
+        ).cpu()
+        for dtype in (torch.float16, torch.bfloat16) if bench.on_gpu else (torch.float32,):
+            scorer = Scorer(model, preset=preset, device=bench.device, dtype=dtype, recalibrate=constants)
+            distance = scorer(on_device).distance.cpu()
+            error = float((distance.double() - exact).abs().max())
+            rank = float(spearmanr(distance, exact).statistic)
+            what = f"{len(batch)} {'real faces' if folder else 'pictures'}"
+            text = f"{arguments.model}, {pruned}, {dtype}, {what}: max |dD| {error:.1e}, Spearman {rank:.5f}"
+            values = {"pruned": pruned, "dtype": str(dtype), "max_error": error, "spearman": rank}
+            record("accuracy", model=arguments.model, **values, text=text)
+            if dtype != torch.bfloat16 and not (error < _D_TOLERANCE and rank >= _SPEARMAN):
+                raise SystemExit(
+                    f"expected max |dD| below {_D_TOLERANCE} and Spearman of {_SPEARMAN} or more, got {text}"
+                )
 
 
 def _read_faces(folder: Path) -> Tensor:
