@@ -20,7 +20,7 @@ from prefiqs_ext.faces import RGB, Detector, find_faces
 from prefiqs_ext.faces.detect import MIN_FACE
 from prefiqs_ext.inputs import Colour, describe_other, is_pil, read_image
 from prefiqs_ext.output import split_output
-from prefiqs_ext.scorer import Scorer, get_crop_size
+from prefiqs_ext.scorer import Scorer, get_template
 from prefiqs_ext.utils.check_arguments import check_positive
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def score_photo(
             fetched.
     """
     scorer = get_default_scorer() if scorer is None else scorer
-    size = get_crop_size(scorer)
+    template = get_template(scorer)
     check_positive(min_face, "min_face")
-    faces = find_faces(_read(photo, colour), _get_detector(min_face), size)
+    faces = find_faces(_read(photo, colour), _get_detector(min_face), template)
     if not faces:
         return []
     scores = split_output(scorer(np.stack([face.crop for face in faces])))

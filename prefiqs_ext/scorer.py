@@ -38,6 +38,7 @@ from prefiqs_ext.models.fingerprint import hash_weights
 from prefiqs_ext.models.loading import resolve_network
 from prefiqs_ext.models.normalize import NormalizedNetwork
 from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.models.template import CropTemplate
 from prefiqs_ext.ops import embedding_distance
 from prefiqs_ext.output import ScoreOutput
 from prefiqs_ext.pruning import Pruning, check_pruning
@@ -378,8 +379,8 @@ def _run_pair(dual: fx.GraphModule | BufferedGraph, batch: Tensor) -> tuple[Tens
     return result, result.new_empty(batch.shape[0], 0, dtype=torch.float32)
 
 
-def get_crop_size(scorer: Scorer) -> tuple[int, int]:
-    """Gets the height and width of the crops that a scorer takes.
+def get_template(scorer: Scorer) -> CropTemplate:
+    """Gets what the crops are like that a scorer takes.
 
     Raises:
         InputTypeError: it is no Scorer.
@@ -390,4 +391,4 @@ def get_crop_size(scorer: Scorer) -> tuple[int, int]:
         raise InputTypeError(f"expected a Scorer, got {type(scorer).__name__}{remedy}")
     if scorer.preset is None:
         raise InputError("expected a scorer with a preset, which says how large a crop is; got none")
-    return scorer.preset.size
+    return scorer.preset.template

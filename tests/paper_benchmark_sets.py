@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from networks import pictures
+from photos import TEMPLATE
 from PIL import Image
 from torch import Tensor
-
-from prefiqs_ext.faces.align import TEMPLATE
 
 BINS = ("lfw", "agedb_30", "cfp_fp", "calfw", "cplfw")
 PEOPLE, EACH = 6, 4

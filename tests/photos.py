@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prefiqs_ext.exceptions import FileAccessError
-from prefiqs_ext.faces import UnreadableImage, get_reason, read_rgb
+from prefiqs_ext.faces import CropTemplate, UnreadableImage, get_reason, read_rgb
 
 Levels = NDArray[np.uint8]
+TEMPLATE = np.array(CropTemplate().landmarks)
+"""[5, 2] in a crop of 112 x 112 pixels, as InsightFace cuts it."""
 
 
 def saved(path: Path, levels: NDArray[np.generic], mode: str | None = None, **options: object) -> Path:

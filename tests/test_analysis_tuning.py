@@ -191,7 +191,7 @@ def test_command(data: Path, command: Command, monkeypatch: pytest.MonkeyPatch) 
 
     # The same by Scorers made by hand.
     network, _ = load("small.onnx", SMALL)
-    crops = torch.stack(list(read_every_crop(sorted(map(str, Path("crops").glob("*/*.png"))), SMALL.size)))
+    crops = torch.stack(list(read_every_crop(sorted(map(str, Path("crops").glob("*/*.png"))), SMALL.template)))
     crops = torch.cat([crops[:15], crops[16:]])  # 0/twin.png
     copies, _, face = degrade_faces(crops, 0)
     outputs = {}

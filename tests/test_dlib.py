@@ -14,10 +14,13 @@ import torch
 import torch.nn.functional as F
 from dlib_files import Record, alias, boolean, changed, integer, join, records, string
 from networks import pictures
+from skimage.data import astronaut
 from torch import Tensor
 
 from prefiqs_ext import Pruning, Scorer, models, reference
+from prefiqs_ext.faces import CropTemplate, align
 from prefiqs_ext.models.dlib import DlibResNet, load_dlib
+from prefiqs_ext.models.template import INSIGHTFACE_112
 
 
 def dlibs_embeddings(file: Path, images: Tensor) -> np.ndarray:
@@ -51,6 +54,45 @@ def chips(faces: tuple[Tensor, list[str]]) -> Tensor:
 def test_embeddings_are_dlibs(network: DlibResNet, chips: Tensor, dlib_file: Path) -> None:
     # Values are below 1; both sum in float32, in another order.
     assert np.abs(embeddings(network, chips) - dlibs_embeddings(dlib_file, chips)).max() < 1e-5
+
+
+# dlib, interpolation.h, get_face_chip_details: of five landmarks, the corners of both eyes and the base of the nose.
+DLIBS_FIVE = (
+    (0.8595674595992, 0.2134981538014),
+    (0.6460604764104, 0.2289674387677),
+    (0.1205750620789, 0.2137274526848),
+    (0.3340850613712, 0.2290642403242),
+    (0.4901123135679, 0.6277975316475),
+)
+
+
+def test_photos_are_cut_as_dlib_cuts_them() -> None:
+    """The two find a face by other points, on a face that has dlib's mean shape."""
+    dlib = pytest.importorskip("dlib")
+    photo = np.ascontiguousarray(astronaut()[50:250, 100:350])
+    turn = np.array([(1.1, 0.2), (-0.2, 1.1)]) / 2  # from a chip to the photo
+    chip = (np.array(DLIBS_FIVE) + 0.25) / 1.5 * 150
+    points = [dlib.point(*np.rint(point).astype(int)) for point in chip @ turn.T + (70, 30)]
+    theirs = dlib.get_face_chip(photo, dlib.full_object_detection(dlib.rectangle(0, 0, 150, 150), points), 150, 0.25)
+    template = models.load("dlib")[1].template
+    ours = align(photo, np.array(template.landmarks) @ turn.T + (70, 30), template)
+    # dlib takes points at whole pixels, and its eyes' corners are half a pixel off those of its own mean shape.
+    assert np.abs(ours.astype(int) - theirs).mean() < 6
+    other = align(photo, np.array(template.landmarks) @ turn.T + (70, 30), CropTemplate((150, 150)))
+    assert np.abs(other.astype(int) - theirs).mean() > 30
+
+
+def test_real_faces_are_told_apart_at_dlibs_threshold(network: DlibResNet, faces: tuple[Tensor, list[str]]) -> None:
+    """In crops cut as dlib cuts them: "distances below 0.6" are one person (dlib, face_recognition.py)."""
+    crops, names = faces
+    template = models.load("dlib")[1].template
+    cut = [align(crop.permute(1, 2, 0).numpy(), INSIGHTFACE_112.landmarks, template) for crop in crops]
+    found = embeddings(network, torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2))
+    near = np.linalg.norm(found[:, None] - found[None], axis=2) < 0.6
+    same = np.equal(*np.meshgrid(names, names))
+    pairs = np.triu(np.ones_like(same), 1).astype(bool)
+    assert near[same & pairs].mean() > 0.9
+    assert near[~same & pairs].mean() < 0.1  # .77 if the crops are cut as InsightFace cuts them
 
 
 @pytest.mark.parametrize("pruning", [Pruning(), Pruning(layers="conv+linear", scope="global")], ids=["layer", "global"])

@@ -12,6 +12,7 @@ from prefiqs_ext.evaluation.datasets.ijbc import Templates
 from prefiqs_ext.evaluation.datasets.paper_benchmarks import BENCHMARKS, find_benchmarks
 from prefiqs_ext.evaluation.datasets.readers import Images, PairList
 from prefiqs_ext.evaluation.datasets.sources import SwappedCrop, read_every_crop
+from prefiqs_ext.faces import CropTemplate
 
 IDENTITIES = np.repeat(np.arange(sets.PEOPLE), sets.EACH)
 
@@ -24,7 +25,7 @@ def assert_like(crops, faces):
 
 
 def read(data):
-    return torch.stack(list(read_every_crop(data.images, (112, 112))))
+    return torch.stack(list(read_every_crop(data.images, CropTemplate())))
 
 
 def assert_pair_list(data, seed):

@@ -21,6 +21,7 @@ from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
 from prefiqs_ext.evaluation.datasets.sources import read_every_crop
 from prefiqs_ext.evaluation.edc import TOO_FEW, Mode
 from prefiqs_ext.evaluation.inference import ImageSet
+from prefiqs_ext.faces import CropTemplate
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +242,7 @@ def test_fitted_on_other_faces(data, monkeypatch):
     result = run(data, *common, "--fit-on", str(others))
     assert result.exit_code == 0, result.output
     (images,) = fitted
-    expected = torch.stack(list(read_every_crop(sorted(map(str, others.glob("p0/*.png"))), (112, 112))))
+    expected = torch.stack(list(read_every_crop(sorted(map(str, others.glob("p0/*.png"))), CropTemplate())))
     assert sorted(map(bytes, images.flatten(1).numpy())) == sorted(map(bytes, expected.flatten(1).numpy()))
     assert run(data, *common).exit_code == 0
     assert len(fitted[1]) == 18  # another fit: nothing of the first was taken from the cache

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from networks import pictures
+from photos import TEMPLATE
 from PIL import Image
 
 from prefiqs_ext.evaluation.datasets.readers import read_folders
@@ -20,12 +21,13 @@ from prefiqs_ext.evaluation.datasets.sources import (
     read_every_crop,
 )
 from prefiqs_ext.exceptions import FileAccessError, FileFormatError, MissingFileError
-from prefiqs_ext.faces import UnreadableImage, align, decode_rgb, read_rgb
-from prefiqs_ext.faces.align import TEMPLATE, estimate_similarity
+from prefiqs_ext.faces import CropTemplate, UnreadableImage, align, decode_rgb, read_rgb
+from prefiqs_ext.faces.align import estimate_similarity
 
 transform = pytest.importorskip("skimage.transform")
 
 SIZE = (112, 96)
+NARROW = CropTemplate(SIZE)
 
 
 def png(picture):
@@ -46,11 +48,11 @@ def test_every_kind_in_order(tmp_path, photo):
     (tmp_path / "crop.png").write_bytes(png(faces[0]))
     landmarks = TEMPLATE * 1.2 + (3, 20)
     sources = [str(tmp_path / "crop.png"), EncodedCrop(png(faces[1]), "image 1"), LandmarkedPhoto(photo, landmarks)]
-    crops = list(read_every_crop(sources, SIZE))
+    crops = list(read_every_crop(sources, NARROW))
     assert all(crop.dtype == torch.uint8 and crop.is_contiguous() for crop in crops)
     assert torch.equal(torch.stack(crops[:2]), faces)
-    assert torch.equal(next(read_every_crop([SwappedCrop(str(tmp_path / "crop.png"))], SIZE)), faces[0].flip(0))
-    assert np.array_equal(crops[2].permute(1, 2, 0), align(read_rgb(photo), landmarks, SIZE))
+    assert torch.equal(next(read_every_crop([SwappedCrop(str(tmp_path / "crop.png"))], NARROW)), faces[0].flip(0))
+    assert np.array_equal(crops[2].permute(1, 2, 0), align(read_rgb(photo), landmarks, NARROW))
 
 
 def test_mpo_is_its_first_picture(tmp_path):
@@ -59,12 +61,12 @@ def test_mpo_is_its_first_picture(tmp_path):
     (tmp_path / "people" / "ann").mkdir(parents=True)
     first.save(tmp_path / "people" / "ann" / "1.MPO", "MPO", save_all=True, append_images=[second], quality=95)
     first.save(tmp_path / "alone.jpg", quality=95)
-    (crop,) = read_every_crop(read_folders(tmp_path / "people").images, SIZE)
+    (crop,) = read_every_crop(read_folders(tmp_path / "people").images, NARROW)
     assert np.array_equal(crop.permute(1, 2, 0), read_rgb(tmp_path / "alone.jpg"))
 
 
 def test_lazy(photo):
-    crops = read_every_crop((LandmarkedPhoto(path, TEMPLATE) for path in (photo, "missing.png")), SIZE)
+    crops = read_every_crop((LandmarkedPhoto(path, TEMPLATE) for path in (photo, "missing.png")), NARROW)
     assert next(crops).shape == (3, *SIZE)
     with pytest.raises(MissingFileError, match=r"missing\.png"):
         next(crops)
@@ -86,15 +88,15 @@ def test_lazy(photo):
 )
 def test_refused(source, message):
     with pytest.raises((FileFormatError, MissingFileError), match=message) as caught:
-        list(read_every_crop([source], SIZE))
+        list(read_every_crop([source], NARROW))
     assert "\n" not in str(caught.value)
 
 
 def test_refused_files(photo):
     with pytest.raises(ValueError, match=r"photo\.png: expected a crop of 96 x 112 pixels, got 130 x 150"):
-        next(read_every_crop([photo], SIZE))
+        next(read_every_crop([photo], NARROW))
     with pytest.raises(ValueError, match=r"photo\.png: expected five different landmarks"):
-        next(read_every_crop([LandmarkedPhoto(photo, TEMPLATE[[0] * 5])], SIZE))
+        next(read_every_crop([LandmarkedPhoto(photo, TEMPLATE[[0] * 5])], NARROW))
 
 
 def test_published_landmarks_are_taken_whatever_they_are(photo):
@@ -102,11 +104,11 @@ def test_published_landmarks_are_taken_whatever_they_are(photo):
     points = TEMPLATE[[1, 0, 2, 4, 3]] + np.arange(10).reshape(5, 2)
     template = TEMPLATE * (SIZE[0] / 112) + ((SIZE[1] - SIZE[0]) / 2, 0)
     theirs = transform.SimilarityTransform.from_estimate(points, template).params[:2]
-    np.testing.assert_allclose(estimate_similarity(points, SIZE, any_fit=True), theirs, atol=1e-9)
+    np.testing.assert_allclose(estimate_similarity(points, NARROW, any_fit=True), theirs, atol=1e-9)
     with pytest.raises(ValueError, match="landmarks of a face"):
-        estimate_similarity(points, SIZE)
-    (crop,) = read_every_crop([LandmarkedPhoto(photo, points)], SIZE)
-    assert np.array_equal(crop.permute(1, 2, 0), align(read_rgb(photo), points, SIZE, any_fit=True))
+        estimate_similarity(points, NARROW)
+    (crop,) = read_every_crop([LandmarkedPhoto(photo, points)], NARROW)
+    assert np.array_equal(crop.permute(1, 2, 0), align(read_rgb(photo), points, NARROW, any_fit=True))
 
 
 def test_content_with_too_many_pixels_is_refused_before_decoding():

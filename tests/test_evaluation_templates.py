@@ -3,10 +3,10 @@
 import numpy as np
 import paper_benchmark_sets as sets
 import pytest
+from photos import TEMPLATE
 
 from prefiqs_ext.evaluation.datasets import ijbc as module
 from prefiqs_ext.evaluation.datasets.ijbc import Templates, pool_embeddings, pool_qualities, read_ijbc
-from prefiqs_ext.faces.align import TEMPLATE
 
 
 @pytest.fixture

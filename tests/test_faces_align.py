@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from photos import TEMPLATE
 
-from prefiqs_ext.faces import align
-from prefiqs_ext.faces.align import TEMPLATE, estimate_similarity
+from prefiqs_ext.faces import CropTemplate, align
+from prefiqs_ext.faces.align import estimate_similarity
 
 cv2 = pytest.importorskip("cv2")
 data = pytest.importorskip("skimage.data")
@@ -70,17 +71,17 @@ def test_the_crop_is_scikit_images(astronaut: Levels) -> None:
 
 @pytest.mark.parametrize("size", [(112, 112), (224, 224), (56, 56), (112, 96), (150, 150), (1, 1)])
 def test_other_sizes_scale_the_template(astronaut: Levels, size: tuple[int, int]) -> None:
-    crop = align(astronaut, LANDMARKS, size)
+    crop = align(astronaut, LANDMARKS, CropTemplate(size))
     assert crop.shape == (*size, 3)
     assert crop.dtype == np.uint8
-    matrix, plain = estimate_similarity(LANDMARKS, size), estimate_similarity(LANDMARKS)
+    matrix, plain = estimate_similarity(LANDMARKS, CropTemplate(size)), estimate_similarity(LANDMARKS)
     np.testing.assert_allclose(matrix[:, :2], plain[:, :2] * size[0] / 112)
     middle = np.array([size[1] / 2, size[0] / 2])
     np.testing.assert_allclose(matrix[:, 2] - middle, (plain[:, 2] - 56) * size[0] / 112)
 
 
 def test_narrow_crops_are_the_middle_of_square_ones(astronaut: Levels) -> None:
-    square, narrow = align(astronaut, LANDMARKS), align(astronaut, LANDMARKS, (112, 96))
+    square, narrow = align(astronaut, LANDMARKS), align(astronaut, LANDMARKS, CropTemplate((112, 96)))
     assert np.abs(square[:, 8:-8].astype(int) - narrow).max() <= 1
 
 
@@ -196,4 +197,4 @@ def test_images_that_are_none(image: object, error: type[Exception]) -> None:
 
 def test_sizes_that_are_none(astronaut: Levels) -> None:
     with pytest.raises(ValueError, match="1 x 1 or more, got 0 x 112"):
-        align(astronaut, LANDMARKS, (0, 112))
+        align(astronaut, LANDMARKS, CropTemplate((0, 112)))

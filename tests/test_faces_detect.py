@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from photos import TEMPLATE
 from torch.utils.data import DataLoader, Dataset
 
 from prefiqs_ext.exceptions import MissingWeightsError
-from prefiqs_ext.faces import Detection, Detector, align, detect, find_faces
-from prefiqs_ext.faces.align import TEMPLATE, estimate_similarity
+from prefiqs_ext.faces import CropTemplate, Detection, Detector, align, detect, find_faces
+from prefiqs_ext.faces.align import estimate_similarity
 from prefiqs_ext.models import weights
 
 cv2 = pytest.importorskip("cv2")
@@ -105,8 +106,8 @@ def test_several_faces_largest_first(detector: Detector, head: Levels) -> None:
 
 def test_the_crop_is_aligned_from_the_landmarks(detector: Detector, astronaut: Levels) -> None:
     for size in ((112, 112), (150, 130)):
-        [face] = find_faces(astronaut, detector, size)
-        np.testing.assert_array_equal(face.crop, align(astronaut, face.detection.landmarks, size))
+        [face] = find_faces(astronaut, detector, CropTemplate(size))
+        np.testing.assert_array_equal(face.crop, align(astronaut, face.detection.landmarks, CropTemplate(size)))
 
 
 def test_mirrored(detector: Detector, astronaut: Levels) -> None:

@@ -211,7 +211,7 @@ def test_photos(scorer: Scorer, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "pair.png"), pair[..., ::-1])
     cv2.imwrite(str(tmp_path / "none.png"), np.full((300, 300, 3), 90, dtype=np.uint8))
     paths = [str(tmp_path / "none.png"), str(tmp_path / "pair.png")]
-    faces = find_faces(read_rgb(paths[1]), Detector(), (112, 112))
+    faces = find_faces(read_rgb(paths[1]), Detector())
     assert len(faces) == 2
     output = scorer(torch.stack([torch.from_numpy(face.crop) for face in faces]).permute(0, 3, 1, 2))
     for workers in (0, 1):

@@ -21,6 +21,8 @@ from prefiqs_ext.utils.text import format_path
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prefiqs_ext.models.template import CropTemplate
+
 _LEAST = 10  # images, for a rank correlation to mean anything
 
 
@@ -63,7 +65,7 @@ def analyse(
 
     files = find_paths(paths, tell)
     network, preset = model.load()
-    faces = _sample(files, preset.size, aligned, images, seed)
+    faces = _sample(files, preset.template, aligned, images, seed)
     if len(faces) < _LEAST:
         raise InputError(f"expected {_LEAST} faces or more in {', '.join(map(format_path, paths))}, found {len(faces)}")
     make_output_folder(output)
@@ -75,8 +77,8 @@ def analyse(
     tell(f"analysed {len(faces)} faces; tables and analysis.png are in {format_path(str(output))}")
 
 
-def _sample(files: Sequence[str], size: tuple[int, int], aligned: bool, count: int, seed: int) -> Tensor:
-    """Read faces [n, 3, *size], uint8, at most `count` of them, from the files in an order drawn at random."""
+def _sample(files: Sequence[str], template: CropTemplate, aligned: bool, count: int, seed: int) -> Tensor:
+    """Read faces [n, 3, *template.size], uint8, at most `count` of them, from the files in an order drawn at random."""
     import torch
     from tqdm import tqdm
 
@@ -86,9 +88,9 @@ def _sample(files: Sequence[str], size: tuple[int, int], aligned: bool, count: i
     random.Random(seed).shuffle(shuffled)
     crops: list[Tensor] = []
     with tqdm(total=min(count, len(files)), unit="face", disable=None, leave=False) as bar:
-        for crop in find_largest_faces(shuffled, size, aligned=aligned):
+        for crop in find_largest_faces(shuffled, template, aligned=aligned):
             crops.append(crop)
             bar.update()
             if len(crops) == count:
                 break
-    return torch.stack(crops) if crops else torch.empty(0, 3, *size, dtype=torch.uint8)
+    return torch.stack(crops) if crops else torch.empty(0, 3, *template.size, dtype=torch.uint8)

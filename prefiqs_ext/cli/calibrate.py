@@ -77,7 +77,7 @@ def calibrate(
     crops: list[RGB] = []
     counts: Counter[str] = Counter()
     with atomic_write(str(output)) as file:
-        with closing(throughput.read(files, preset.size, aligned=aligned)) as read:
+        with closing(throughput.read(files, preset.template, aligned=aligned)) as read:
             for each in read:
                 counts[each.status] += max(len(each.crops), 1)
                 crops += each.crops

@@ -17,6 +17,7 @@ from prefiqs_ext.cli.options import omit, pick
 if TYPE_CHECKING:
     from prefiqs_ext.files.crops import FileCrops
     from prefiqs_ext.files.pipeline import ScoredFile
+    from prefiqs_ext.models.template import CropTemplate
     from prefiqs_ext.scorer import Scorer
 
 _P = ParamSpec("_P")
@@ -83,12 +84,12 @@ class Throughput:
         )
         yield from _show_progress(scored_files, len(paths), done)
 
-    def read(self, paths: Sequence[str], size: tuple[int, int], *, aligned: bool) -> Generator[FileCrops, None, None]:
+    def read(self, paths: Sequence[str], template: CropTemplate, *, aligned: bool) -> Generator[FileCrops, None, None]:
         """Read the crops of files one after another, and show on a terminal how far that is.
 
         Args:
             paths: the files.
-            size: height and width of a crop.
+            template: what a crop is like.
             aligned: the files are ready crops of this size.
 
         Yields:
@@ -98,7 +99,7 @@ class Throughput:
         from prefiqs_ext.files.crops import CropReader, read_crops_of_files
 
         self._set_threads()
-        reader = CropReader(size, None if aligned else Detector())
+        reader = CropReader(template, None if aligned else Detector())
         ahead = self.batch_size or _AHEAD
         files = read_crops_of_files(paths, reader, workers=self.choose_workers(len(paths)), ahead=ahead)
         yield from _show_progress(files, len(paths))

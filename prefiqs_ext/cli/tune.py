@@ -48,7 +48,7 @@ def tune(*, data: tuple[str, ...], model: ModelOptions, resamples: int, seed: in
 
     found = find_paths(data, tell)
     files = [found[index] for index in pick_evenly(len(found), MOST_FACES)]
-    crops = torch.stack(list(read_every_crop(files, model.get_preset().size)))
+    crops = torch.stack(list(read_every_crop(files, model.get_preset().template)))
     make_output_folder(output)
     tuning = run_tuning(
         crops, model.name, preset=model.find_preset(), output=model.output, resamples=resamples, seed=seed

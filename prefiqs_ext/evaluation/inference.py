@@ -73,7 +73,7 @@ class ImageSet:
 
     def read_crops(self, preset: Preset) -> Tensor:
         """Read all crops: uint8 [N, 3, H, W]."""
-        return torch.stack(list(read_every_crop(self._different, preset.size)))[self.contents]
+        return torch.stack(list(read_every_crop(self._different, preset.template)))[self.contents]
 
     def compute(
         self,
@@ -119,7 +119,7 @@ class ImageSet:
         self, what: str, function: Callable[[Tensor], Mapping[str, Tensor]], preset: Preset, batch_size: int
     ) -> Iterator[Arrays]:
         images = self._different
-        crops = iter(tqdm(read_every_crop(images, preset.size), what, len(images), disable=None, leave=False))
+        crops = iter(tqdm(read_every_crop(images, preset.template), what, len(images), disable=None, leave=False))
         start = 0
         while batch := list(islice(crops, batch_size)):
             with torch.no_grad():

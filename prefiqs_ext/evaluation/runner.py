@@ -304,7 +304,7 @@ class _Networks:
         if self._options.methods or not (self._verifiers or self._options.embeddings):
             presets.append(self._scoring.preset)
         for preset in presets:
-            next(read_every_crop(sources, preset.size))
+            next(read_every_crop(sources, preset.template))
 
     def score(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.float32 | np.float64]]:
         """Return the quality [N] by each method, HIGHER is better."""

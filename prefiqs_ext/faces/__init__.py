@@ -7,6 +7,7 @@ from typing import NamedTuple
 from prefiqs_ext.faces.align import align
 from prefiqs_ext.faces.detect import Detection, Detector
 from prefiqs_ext.faces.image import RGB, UnreadableImage, decode_rgb, get_reason, hash_file, read_rgb
+from prefiqs_ext.models.template import INSIGHTFACE_112, CropTemplate
 
 
 class Face(NamedTuple):
@@ -18,13 +19,13 @@ class Face(NamedTuple):
     """Where it is in the photo."""
 
 
-def find_faces(image: RGB, detector: Detector, size: tuple[int, int] = (112, 112)) -> list[Face]:
+def find_faces(image: RGB, detector: Detector, template: CropTemplate = INSIGHTFACE_112) -> list[Face]:
     """Finds all faces of a photo and aligns them.
 
     Args:
         image: uint8 ``[H, W, 3]`` RGB, as :func:`read_rgb` gives it.
         detector: Finds the faces.
-        size: Height and width of the crops.
+        template: The size of the crops, and where the face shall be in them.
 
     Returns:
         The faces, largest box first.
@@ -33,11 +34,12 @@ def find_faces(image: RGB, detector: Detector, size: tuple[int, int] = (112, 112
         InputTypeError: The image is no uint8 array.
         InputError: The image has another shape, or the size is below 1 x 1.
     """
-    return [Face(align(image, found.landmarks, size), found) for found in detector.detect(image)]
+    return [Face(align(image, found.landmarks, template), found) for found in detector.detect(image)]
 
 
 __all__ = [
     "RGB",
+    "CropTemplate",
     "Detection",
     "Detector",
     "Face",

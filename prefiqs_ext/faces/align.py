@@ -1,4 +1,4 @@
-"""From a photo and five points to an aligned crop, by the similarity transform onto the field's usual template."""
+"""From a photo and five points to an aligned crop, by the similarity transform onto a template."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from prefiqs_ext.exceptions import InputError, InputTypeError
 from prefiqs_ext.faces.image import RGB
-
-TEMPLATE: NDArray[np.float64] = np.array(
-    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
-)
-"""[5, 2], x and y in a 112 x 112 crop: right eye, left eye, nose tip, right and left corner of the mouth. Right is the
-person's right. It is InsightFace's template, with which recognisers are trained."""
-TEMPLATE.setflags(write=False)
-_TEMPLATE_SIZE = 112
+from prefiqs_ext.models.template import INSIGHTFACE_112, CropTemplate
 
 # The share of the template's spread that the transformed landmarks must explain. Faces reach .9 and more; even five
 # points on one vertical line (a profile) reach .61. With right and left swapped it is .05.
@@ -25,16 +18,15 @@ _MOST_SIDE = 32_000  # OpenCV warps from images of less than 2^15
 
 
 def estimate_similarity(
-    landmarks: ArrayLike, size: tuple[int, int] = (112, 112), *, any_fit: bool = False
+    landmarks: ArrayLike, template: CropTemplate = INSIGHTFACE_112, *, any_fit: bool = False
 ) -> NDArray[np.float64]:
-    """Estimates the least-squares similarity transform of landmarks onto TEMPLATE.
+    """Estimates the least-squares similarity transform of landmarks onto a template's.
 
     Source: Umeyama, TPAMI 1991, without reflection.
 
     Args:
-        landmarks: ``[5, 2]``, x and y in the photo, in TEMPLATE's order. Pixel centres are whole numbers.
-        size: Height and width of the crop. The template is scaled by height / 112 and moved sideways to the middle, so
-            (112, 96) is the 112 x 112 crop without its outer columns.
+        landmarks: ``[5, 2]``, x and y in the photo, in the template's order. Pixel centres are whole numbers.
+        template: The size of the crop, and where the face shall be in it.
         any_fit: Take five points that do not look like a face as well. Benchmarks publish such landmarks.
 
     Returns:
@@ -48,11 +40,10 @@ def estimate_similarity(
         raise InputError(f"expected landmarks [5, 2], got {list(points.shape)}")
     if not (np.abs(points) < _MOST_COORDINATE).all():  # NaN fails too
         raise InputError("expected landmarks in pixels of the photo, got NaN, infinity or numbers beyond any photo")
-    if min(size) < 1:
-        raise InputError(f"expected a size of 1 x 1 or more, got {size[0]} x {size[1]}")
+    if min(template.size) < 1:
+        raise InputError(f"expected a size of 1 x 1 or more, got {template.size[0]} x {template.size[1]}")
     # In the plane a rotation with scaling is one complex factor, so least squares are a division.
-    scale = size[0] / _TEMPLATE_SIZE
-    target = (TEMPLATE @ (1, 1j)) * scale + (size[1] - size[0]) / 2
+    target = np.array(template.landmarks) @ (1, 1j)
     source = points @ (1, 1j)
     source_mean, target_mean = source.mean(), target.mean()
     source_spread, target_spread = source - source_mean, target - target_mean
@@ -71,26 +62,27 @@ def estimate_similarity(
     return np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
 
 
-def align(image: RGB, landmarks: ArrayLike, size: tuple[int, int] = (112, 112), *, any_fit: bool = False) -> RGB:
-    """Cuts a face out of a photo as recognisers want it, with eyes, nose and mouth moved onto TEMPLATE.
+def align(image: RGB, landmarks: ArrayLike, template: CropTemplate = INSIGHTFACE_112, *, any_fit: bool = False) -> RGB:
+    """Cuts a face out of a photo as recognisers want it, with eyes, nose and mouth moved onto a template's.
 
     Pixels are interpolated bilinearly and are 0 outside the photo.
 
     Args:
         image: uint8 ``[H, W, 3]``, any channel order.
         landmarks: As for :func:`estimate_similarity`.
-        size: Height and width of the crop.
+        template: As for :func:`estimate_similarity`.
         any_fit: As for :func:`estimate_similarity`.
 
     Returns:
-        uint8 ``[*size, 3]``.
+        uint8 ``[*template.size, 3]``.
 
     Raises:
         InputTypeError: The image is no uint8 array.
         InputError: The image has another shape, or the landmarks are refused as by :func:`estimate_similarity`.
     """
     check_rgb(image)
-    matrix = estimate_similarity(landmarks, size, any_fit=any_fit)
+    matrix = estimate_similarity(landmarks, template, any_fit=any_fit)
+    size = template.size
     height, width = image.shape[:2]
     if max(height, width) > _MOST_SIDE:
         image, matrix = _cut_part(image, matrix, size)

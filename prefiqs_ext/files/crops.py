@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prefiqs_ext.exceptions import FileAccessError
-from prefiqs_ext.faces import RGB, Detector, Face, UnreadableImage, find_faces, get_reason, read_rgb
+from prefiqs_ext.faces import RGB, CropTemplate, Detector, Face, UnreadableImage, find_faces, get_reason, read_rgb
 from prefiqs_ext.files.records import Status
 from prefiqs_ext.files.workers import read_ahead
 from prefiqs_ext.utils.text import describe_wrong_size, join_lines
@@ -47,12 +47,12 @@ class CropReader:
     """Reads one file after another and gives its crops. It is pickled and sent to the workers.
 
     Args:
-        size: Height and width of a crop.
+        template: What a crop is like.
         detector: Finds the faces in photos; None if the files are ready crops.
     """
 
-    def __init__(self, size: tuple[int, int], detector: Detector | None) -> None:
-        self._size = size
+    def __init__(self, template: CropTemplate, detector: Detector | None) -> None:
+        self._template = template
         self._detector = detector
 
     def __call__(self, path: str) -> FileCrops:
@@ -64,7 +64,7 @@ class CropReader:
         if self._detector is None:
             return self._check_crop(path, image)
         try:
-            faces = find_faces(image, self._detector, self._size)
+            faces = find_faces(image, self._detector, self._template)
         except Exception as error:  # OpenCV raises classes of its own; one photo must not end the others
             reason = join_lines(error) or type(error).__name__
             return FileCrops(path, status="not_assessable", reason=reason)
@@ -73,8 +73,8 @@ class CropReader:
         return FileCrops(path, crops=[face.crop for face in faces], boxes=[_make_box(face) for face in faces])
 
     def _check_crop(self, path: str, image: RGB) -> FileCrops:
-        if image.shape[:2] != self._size:
-            reason = f"{describe_wrong_size(image.shape, self._size)}; a photo needs no --aligned"
+        if image.shape[:2] != self._template.size:
+            reason = f"{describe_wrong_size(image.shape, self._template.size)}; a photo needs no --aligned"
             return FileCrops(path, status="not_assessable", reason=reason)
         return FileCrops(path, crops=[image], boxes=[FaceBox()])
 
@@ -95,18 +95,18 @@ def read_crops_of_files(
     return (reader(path) for path in paths)
 
 
-def find_largest_faces(paths: Iterable[str], size: tuple[int, int], *, aligned: bool = False) -> Iterator[Tensor]:
+def find_largest_faces(paths: Iterable[str], template: CropTemplate, *, aligned: bool = False) -> Iterator[Tensor]:
     """Finds the largest face of each file and skips files without one, in this process.
 
     Args:
         paths: The files.
-        size: Height and width of a crop.
+        template: What a crop is like.
         aligned: The files are ready crops of exactly this size; others are skipped.
 
     Yields:
         One crop per file with a face, in the order of the files, uint8 [3, H, W] RGB.
     """
-    reader = CropReader(size, None if aligned else Detector())
+    reader = CropReader(template, None if aligned else Detector())
     for path in paths:
         crops = reader(path).crops
         if crops:

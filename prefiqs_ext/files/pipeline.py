@@ -26,7 +26,7 @@ from prefiqs_ext.files.batches import Batch, collect_batches, upload_ahead
 from prefiqs_ext.files.crops import CropReader, FaceBox, FileCrops, read_crops_of_files
 from prefiqs_ext.files.records import Record
 from prefiqs_ext.output import ImageScore, split_output
-from prefiqs_ext.scorer import Scorer, get_crop_size
+from prefiqs_ext.scorer import Scorer, get_template
 from prefiqs_ext.utils.check_arguments import check_count, check_path
 
 _NO_DIRECTION = "its embedding has no direction: a blank image, or broken weights"
@@ -75,15 +75,15 @@ def score_files(
     """
     if isinstance(paths, (str, bytes, PathLike)):
         raise InputTypeError(f"expected several paths, as a list has them, got one {type(paths).__name__}")
-    size = get_crop_size(scorer)
+    template = get_template(scorer)
     if batch_size is None:
         batch_size = choose_batch_size(scorer.device)
     check_count(batch_size, "batch_size")
     check_count(workers, "workers", least=0)
     detector = None if aligned else Detector(min_face=min_face)  # it fetches its weights before workers start
-    reader = CropReader(size, detector)
+    reader = CropReader(template, detector)
     files = read_crops_of_files(map(check_path, paths), reader, workers=workers, ahead=2 * batch_size)
-    return _score(files, scorer, size, batch_size)
+    return _score(files, scorer, template.size, batch_size)
 
 
 def _score(

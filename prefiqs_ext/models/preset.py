@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from prefiqs_ext.exceptions import InputError, InputTypeError
+from prefiqs_ext.models.template import Alignment, CropTemplate
 
 if TYPE_CHECKING:  # the command line must list presets without importing torch
     from prefiqs_ext.models.normalize import Normalize
@@ -32,6 +33,7 @@ class Preset:
             are reordered for you.
         mean: Three finite levels (of 0-255), in the network's channel order.
         std: Three finite numbers above 0, in the same order. A level x becomes ``(x - mean) / std``.
+        alignment: Where the face is in an image: as in "insightface" crops or in "dlib" crops. Photos are cut so.
 
     Raises:
         InputError: A field has a wrong value; the message names it.
@@ -42,10 +44,15 @@ class Preset:
     colour: Literal["rgb", "bgr"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    alignment: Alignment = "insightface"
 
     def __post_init__(self) -> None:
         if self.colour not in ("rgb", "bgr"):
             raise InputError(f"preset {self.name!r}: expected colour 'rgb' or 'bgr', got {self.colour!r}")
+        if self.alignment not in get_args(Alignment):
+            raise InputError(
+                f"preset {self.name!r}: expected alignment 'insightface' or 'dlib', got {self.alignment!r}"
+            )
         if not isinstance(self.name, str):
             raise InputError(f"expected a preset's name as text, got {self.name!r}")
         if (
@@ -94,6 +101,11 @@ class Preset:
         """
         return replace(self, size=(size, size) if isinstance(size, int) else size)
 
+    @property
+    def template(self) -> CropTemplate:
+        """The size of an image, and where the face is in it."""
+        return CropTemplate(self.size, self.alignment)
+
     def normalize(self) -> Normalize:
         """Return a new module that turns RGB images of levels 0-255 into the network's input."""
         from prefiqs_ext.models.normalize import Normalize
@@ -101,8 +113,8 @@ class Preset:
         return Normalize(self.mean, self.std, flip=self.colour == "bgr")
 
 
-def _make_preset(name: str, colour: Literal["rgb", "bgr"], mean: float, std: float, size: int = 112) -> Preset:
-    return Preset(name, (size, size), colour, (mean,) * 3, (std,) * 3)
+def _make_preset(name: str, colour: Literal["rgb", "bgr"], mean: float, std: float) -> Preset:
+    return Preset(name, (112, 112), colour, (mean,) * 3, (std,) * 3)
 
 
 PRESETS: dict[str, Preset] = {
@@ -120,7 +132,7 @@ PRESETS: dict[str, Preset] = {
         # OpenCV Zoo's ONNX file: the graph itself subtracts the mean and scales.
         _make_preset("sface", "rgb", 0.0, 1.0),
         # dlib: the network itself subtracts the mean, which is in its file, and scales.
-        _make_preset("dlib", "rgb", 0.0, 1.0, 150),
+        Preset("dlib", (150, 150), "rgb", (0.0,) * 3, (1.0,) * 3, "dlib"),
     )
 }
 """All known presets by name. They take images of 112 x 112 pixels; only dlib's takes 150 x 150. The numbers come from

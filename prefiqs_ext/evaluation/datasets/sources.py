@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prefiqs_ext.evaluation.array_types import Floats
 from prefiqs_ext.exceptions import FileFormatError
-from prefiqs_ext.faces import RGB, align, decode_rgb, hash_file, read_rgb
+from prefiqs_ext.faces import RGB, CropTemplate, align, decode_rgb, hash_file, read_rgb
 from prefiqs_ext.utils.text import describe_wrong_size
 
 
@@ -39,7 +39,7 @@ class LandmarkedPhoto(NamedTuple):
 
     Attributes:
         path: Its file.
-        landmarks: [5, 2] x and y in pixels, in the order of TEMPLATE in faces/align.py.
+        landmarks: [5, 2] x and y in pixels, in the order of models/template.py.
     """
 
     path: str
@@ -72,14 +72,14 @@ def hash_source(image: Source) -> bytes:
     return hash_file(image)
 
 
-def read_every_crop(images: Iterable[Source], size: tuple[int, int]) -> Iterator[Tensor]:
+def read_every_crop(images: Iterable[Source], template: CropTemplate) -> Iterator[Tensor]:
     """Read every image as uint8 RGB [3, H, W], in order, each when it is asked for.
 
     A bad image is an error here, because an evaluation without it would be another one. Crops are never resized.
 
     Args:
         images: What to read.
-        size: Height and width. A LandmarkedPhoto is aligned to it.
+        template: What a crop is like. A LandmarkedPhoto is aligned to it.
 
     Raises:
         MissingFileError, FileAccessError: A file is not there, or cannot be opened. The error names it.
@@ -87,17 +87,17 @@ def read_every_crop(images: Iterable[Source], size: tuple[int, int]) -> Iterator
             points. The error names the image.
     """
     for image in images:
-        yield torch.from_numpy(_read_crop(image, size)).permute(2, 0, 1).contiguous()
+        yield torch.from_numpy(_read_crop(image, template)).permute(2, 0, 1).contiguous()
 
 
-def _read_crop(image: Source, size: tuple[int, int]) -> RGB:
+def _read_crop(image: Source, template: CropTemplate) -> RGB:
     if isinstance(image, LandmarkedPhoto):
         photo = read_rgb(image.path)
         try:
-            return align(photo, image.landmarks, size, any_fit=True)
+            return align(photo, image.landmarks, template, any_fit=True)
         except ValueError as error:
             raise FileFormatError(f"{image.path}: {error}") from None
     crop = decode_rgb(*image) if isinstance(image, EncodedCrop) else read_rgb(get_name(image))
-    if crop.shape[:2] != size:
-        raise FileFormatError(f"{get_name(image)}: {describe_wrong_size(crop.shape, size)}")
+    if crop.shape[:2] != template.size:
+        raise FileFormatError(f"{get_name(image)}: {describe_wrong_size(crop.shape, template.size)}")
     return np.ascontiguousarray(crop[..., ::-1]) if isinstance(image, SwappedCrop) else crop
