@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
-from prefiqs_ext.exceptions import InputError, MissingFileError
+from prefiqs_ext.exceptions import FileFormatError, InputError, MissingFileError
 from prefiqs_ext.files.records import Status
-from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.partial_file import PartialFile
-from prefiqs_ext.utils.strict_json import JSON
-from prefiqs_ext.utils.text import format_path
+from prefiqs_ext.utils.strict_json import JSON, build_dataclass, check_names, read_strict_json
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,18 @@ class RunState:
         Raises:
             FileAccessError: The file is there but cannot be read.
         """
-        try:
-            with explain_read_errors(format_path(str(file))):
-                state = json.loads(file.read_bytes())
-            return cls(settings=state["settings"], progress=Progress(**state["done"]))
-        except (MissingFileError, ValueError, TypeError, KeyError):
-            return None
+        with suppress(MissingFileError, FileFormatError):
+            return read_strict_json(file, "the state of a run", cls._from_json)
+        return None
+
+    @classmethod
+    def _from_json(cls, values: Any) -> RunState:
+        named = check_names(values, ("settings", "done"), "a state")
+        progress: Progress = build_dataclass(Progress, named["done"])
+        counts = (progress.paths, progress.rows, progress.columns, *progress.sizes.values(), *progress.counts.values())
+        if not all(type(count) is int and count >= 0 for count in counts) or type(progress.digest) is not str:
+            raise FileFormatError("counts of 0 or more and a digest")
+        return cls(settings=dict(named["settings"]), progress=progress)
 
     def write(self, file: Path) -> None:
         """Replaces the state; after a power cut there is the old one or the new one.

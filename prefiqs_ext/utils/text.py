@@ -1,55 +1,15 @@
-"""Lines of text files, tables, and paths for people to read."""
+"""Tables, and paths and errors for people to read."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
-
-from prefiqs_ext.exceptions import FileFormatError
-from prefiqs_ext.utils.os_errors import explain_read_errors
 
 if TYPE_CHECKING:
     import torch
-
-_MARK = b"\xef\xbb\xbf"
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_LONGEST = 1 << 16
-
-
-def read_lines(file: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """Reads the lines of a text file that are not blank, as editors of all systems save them.
-
-    A byte order mark and CRLF do no harm. Names that are not UTF-8 are kept as os.fsdecode gives them.
-
-    Args:
-        file: The path of the file.
-
-    Yields:
-        Each line's number, from 1, and the line without its end.
-
-    Raises:
-        MissingFileError: There is no such file.
-        FileAccessError: It cannot be read.
-        FileFormatError: It is no text: UTF-16, NUL bytes, or a line of more than 64 KiB.
-    """
-    name = format_path(os.fspath(file))
-    with explain_read_errors(name), open(file, "rb") as stream:
-        number = 0
-        while line := stream.readline(_LONGEST + 1):
-            number += 1
-            if number == 1 and line.startswith(_UTF_16):
-                raise FileFormatError(f"{name}: expected UTF-8 text, got UTF-16; save it as UTF-8")
-            if b"\0" in line or len(line) > _LONGEST:
-                what = "NUL bytes" if b"\0" in line else f"a line of more than {_LONGEST} bytes"
-                raise FileFormatError(f"{name}:{number}: expected text, got {what}")
-            if number == 1:
-                line = line.removeprefix(_MARK)
-            line = line.removesuffix(b"\n").removesuffix(b"\r")
-            if line.strip():
-                yield number, os.fsdecode(line)
 
 
 def format_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
@@ -87,6 +47,11 @@ def describe_wrong_size(got: Sequence[int], expected: tuple[int, int], *, why: s
 def join_lines(text: object) -> str:
     """Joins the lines of a text, such as that of an error, into one. Any run of white space becomes one blank."""
     return " ".join(str(text).split())
+
+
+def describe_error(error: BaseException) -> str:
+    """Gives the text of an error as one line; the name of its class where it has none, as MemoryError has."""
+    return join_lines(error) or type(error).__name__
 
 
 def escape_unprintable(text: str) -> str:

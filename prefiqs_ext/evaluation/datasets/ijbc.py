@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -17,7 +18,8 @@ from prefiqs_ext.evaluation.array_types import Floats
 from prefiqs_ext.evaluation.datasets.sources import LandmarkedPhoto
 from prefiqs_ext.exceptions import FileFormatError, InputError
 from prefiqs_ext.utils.os_errors import explain_read_errors
-from prefiqs_ext.utils.text import format_path, read_lines
+from prefiqs_ext.utils.regular_file import LONGEST_LINE, MARK, open_regular, read_lines
+from prefiqs_ext.utils.text import format_path
 
 _BLOCK = 20_000  # images summed at a time: 40 MB of embeddings of 2 kB
 _LINES = 1_000_000  # pairs looked up at a time: 24 MB
@@ -191,7 +193,11 @@ def _read_pairs(file: Path, ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], 
     try:
         if next(read_lines(file), None) is None:  # np.loadtxt would warn
             raise ValueError
-        rows = np.loadtxt(file, np.int32, comments=None, ndmin=2, encoding="utf-8-sig")
+        with open_regular(file, "name a list of pairs") as stream:
+            stream.seek(len(MARK) if stream.read(len(MARK)) == MARK else 0)
+            # In pieces of bounded length, so that a file without line ends is refused before it fills the memory.
+            pieces = iter(partial(stream.readline, LONGEST_LINE), b"")
+            rows = np.loadtxt(pieces, np.int32, comments=None, ndmin=2)
         if rows.shape[1] != 3:
             raise ValueError
         pairs, mated = np.empty((len(rows), 2), np.int32), np.empty(len(rows), bool)

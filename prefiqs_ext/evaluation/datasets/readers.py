@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from prefiqs_ext.evaluation.array_types import Floats
 from prefiqs_ext.evaluation.datasets.image_names import Names
 from prefiqs_ext.evaluation.datasets.sources import Source, get_name
-from prefiqs_ext.exceptions import FileAccessError, FileFormatError
+from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.files.folders import (
     SUFFIXES,
     FolderReader,
@@ -28,11 +28,13 @@ from prefiqs_ext.files.folders import (
     list_folder,
     strip_image_suffix,
 )
-from prefiqs_ext.utils.os_errors import explain_read_errors
+from prefiqs_ext.utils.regular_file import open_regular, read_lines
 from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.tell import Tell, tell_nobody
-from prefiqs_ext.utils.text import format_path, join_lines, read_lines
+from prefiqs_ext.utils.text import describe_error, format_path
 
+_MOST_NUMBERS = 1 << 16  # of one embedding: so many images cannot take more memory than so many such embeddings
+_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _SAME = 1e-5  # relative difference of scores of one image: in two batches on a GPU (H200) they differ by less
 
 
@@ -267,6 +269,7 @@ def read_embeddings(
         found = read_array(path)
         if found.ndim != 2:
             raise FileFormatError(f"{path}: expected embeddings [N, d], got {list(found.shape)}")
+        _check_length(path, found.shape[1])
         if listed is not None:
             found = found[_match_rows(listed, images, len(found))]
         if len(found) != len(images):
@@ -296,11 +299,17 @@ def _read_folder_of_embeddings(folder: Path, images: Sequence[Source]) -> Floats
                 f"{file}: expected one embedding per image; {get_name(images[files[file]])} has it too"
             )
         row = read_array(file)
+        _check_length(file, row.size)
         length = rows[0].size if rows else row.size
         if row.shape not in ((length,), (1, length)):
             raise FileFormatError(f"{file}: expected [{length if rows else 'd'}], got {list(row.shape)}")
         rows.append(np.ravel(row))
     return np.stack(rows)
+
+
+def _check_length(file: str | os.PathLike[str], numbers: int) -> None:
+    if numbers > _MOST_NUMBERS:
+        raise FileFormatError(f"{file}: expected at most {_MOST_NUMBERS} numbers per embedding, got {numbers}")
 
 
 def _match_rows(listed: str | os.PathLike[str], images: Sequence[Source], count: int) -> list[int]:
@@ -334,16 +343,26 @@ def read_array(file: str | os.PathLike[str]) -> Floats:
         FileAccessError: The file cannot be read.
         FileFormatError: The file is anything else.
     """
-    try:
-        with explain_read_errors(format_path(os.fspath(file)), remedy="name a .npy file"):
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileAccessError:
-        raise
-    except Exception as error:  # NumPy parses the header as Python, which can raise anything
-        raise FileFormatError(f"{file}: expected a .npy of numbers; {join_lines(error)[:120]}") from None
-    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
+    with open_regular(file, "name a .npy file", if_denied="name a .npy file") as stream:
+        try:
+            array = _map_array(stream)
+        except Exception as error:  # NumPy parses the header as Python, which can raise anything
+            raise FileFormatError(f"{file}: expected a .npy of numbers; {describe_error(error)[:120]}") from None
+    if not np.issubdtype(array.dtype, np.floating):
         raise FileFormatError(f"{file}: expected a .npy of floating-point numbers")
     return array
+
+
+def _map_array(stream: IO[bytes]) -> Floats:
+    """Map the array of an open .npy, as `np.load` does of a path, which it would open once more."""
+    version = np.lib.format.read_magic(stream)
+    if version not in _READ_HEADER:
+        raise ValueError(f"its format is of version {version[0]}.{version[1]}")
+    shape, column_major, dtype = _READ_HEADER[version](stream)
+    if dtype.hasobject:
+        raise ValueError("it has Python objects, which are not loaded")
+    order: Literal["F", "C"] = "F" if column_major else "C"
+    return np.memmap(stream, dtype, "r", stream.tell(), shape, order)
 
 
 def _get_index(index: dict[str, int], path: str) -> int:
