@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 from prefiqs_ext.exceptions import FileFormatError, InputError, MissingFileError
 from prefiqs_ext.files.records import Status
@@ -79,7 +78,7 @@ class RunState:
         return None
 
     @classmethod
-    def _from_json(cls, values: Any) -> RunState:
+    def _from_json(cls, values: object) -> RunState:
         named = check_names(values, ("settings", "done"), "a state")
         progress: Progress = build_dataclass(Progress, named["done"])
         counts = (progress.paths, progress.rows, progress.columns, *progress.sizes.values(), *progress.counts.values())

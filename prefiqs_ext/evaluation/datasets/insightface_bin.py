@@ -81,8 +81,9 @@ def read_bin(file: str | os.PathLike[str]) -> PairList:
         if len(encoded) != 2 * len(mated):
             raise FileFormatError(f"twice as many images as labels are needed, it has {len(encoded)} and {len(mated)}")
     except Exception as error:  # damaged bytes can make pickle raise anything
+        reason = describe_error(error)[:120]
         raise FileFormatError(
-            f"{file}: expected InsightFace's (images, labels); {describe_error(error)[:120]}. If you trust it, save it with {_SAVE}"
+            f"{file}: expected InsightFace's (images, labels); {reason}. If you trust it, save it with {_SAVE}"
         ) from None
     return make_pair_list(file, encoded, np.arange(len(encoded)).reshape(-1, 2).tolist(), mated)
 
