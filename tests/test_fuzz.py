@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,7 @@ def raise_error(error):
 CASES = {
     b"good": (lambda: None, None),
     b"refused": (lambda: raise_error(FileFormatError("expected a, got b")), None),
-    b"no file": (lambda: open("/nowhere"), None),
+    b"no file": (Path("/nowhere").read_bytes, None),
     b"hangs": (lambda: time.sleep(60), "more than 3 s"),
     b"dies": (os.abort, "the process died with exit code -6"),
     b"memory": (fill_memory, "too much memory"),

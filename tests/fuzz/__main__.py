@@ -1,8 +1,8 @@
 """Fuzzes the package: `python -m tests.fuzz [TARGET ...] --seconds N`.
 
-First each target's corpus is run, then inputs that the targets make, until the seconds are over, in equal shares. Input
-number i of a target depends on the seed, the target and i alone. An input that is a finding is saved in build/fuzz; once
-its cause is mended, it belongs into tests/fuzz/corpus. The exit code is 1 if there is any.
+First each target's corpus is run, then inputs that the targets make, until the seconds are over, in equal shares.
+Input number i of a target depends on the seed, the target and i alone. An input that is a finding is saved in
+build/fuzz; once its cause is mended, it belongs into tests/fuzz/corpus. The exit code is 1 if there is any.
 """
 
 from __future__ import annotations
