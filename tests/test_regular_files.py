@@ -1,4 +1,4 @@
-"""What is no regular file, or has no end, is refused by every reader of files that others have made; none of them waits."""
+"""What is no regular file, or has no end, is refused by every reader of files of others; none of them waits."""
 
 from __future__ import annotations
 

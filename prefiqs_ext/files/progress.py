@@ -15,6 +15,8 @@ from prefiqs_ext.files.records import Status
 from prefiqs_ext.utils.partial_file import PartialFile
 from prefiqs_ext.utils.strict_json import JSON, build_dataclass, check_names, read_strict_json
 
+_MOST_BYTES = 1 << 25  # of a state; it has the text of the settings in it, which may have 8 MiB
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -74,7 +76,7 @@ class RunState:
             FileAccessError: The file is there but cannot be read.
         """
         with suppress(MissingFileError, FileFormatError):
-            return read_strict_json(file, "the state of a run", cls._from_json)
+            return read_strict_json(file, "the state of a run", cls._from_json, most=_MOST_BYTES)
         return None
 
     @classmethod
@@ -93,9 +95,12 @@ class RunState:
             FileAccessError: The file cannot be written.
         """
         new = PartialFile(file, ".new")
-        new.truncate(0)
-        new.write(json.dumps({"settings": self.settings, "done": asdict(self.progress)}).encode())
-        new.complete()
+        try:
+            new.truncate(0)
+            new.write(json.dumps({"settings": self.settings, "done": asdict(self.progress)}).encode())
+            new.complete()
+        finally:
+            new.discard()
 
     def check_same_run(self, part: str, settings: Mapping[str, JSON], paths: Sequence[str]) -> None:
         """Checks that a run with these settings and paths can go on from here.

@@ -20,13 +20,16 @@ _T = TypeVar("_T")
 _MAX_BYTES = 1 << 23  # settings with the constants of the largest networks have a few MiB
 
 
-def read_strict_json(path: str | os.PathLike[str], what: str, make: Callable[[Any], _T]) -> _T:
+def read_strict_json(
+    path: str | os.PathLike[str], what: str, make: Callable[[Any], _T], *, most: int = _MAX_BYTES
+) -> _T:
     """Reads a JSON file and turns it into an object.
 
     Args:
-        path: The file. It may have 8 MiB at most, its numbers must be finite, and no object may have a name twice.
+        path: The file. Its numbers must be finite, and no object may have a name twice.
         what: What the file should hold, for errors: "a Scorer's settings".
         make: Turns the JSON value into the object. ValueError and TypeError mean that the value is not acceptable.
+        most: The most bytes that the file may have.
 
     Returns:
         What `make` gives.
@@ -39,10 +42,10 @@ def read_strict_json(path: str | os.PathLike[str], what: str, make: Callable[[An
     name = format_path(os.fspath(path))
     remedy = f"name a file with {what}"
     with open_regular(path, remedy, if_denied=remedy) as file, explain_read_errors(name):
-        data = file.read(_MAX_BYTES + 1)
+        data = file.read(most + 1)
     try:
-        if len(data) > _MAX_BYTES:
-            raise FileFormatError(f"expected at most {_MAX_BYTES} bytes")
+        if len(data) > most:
+            raise FileFormatError(f"expected at most {most} bytes")
         return make(json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         reason = escape_unprintable(describe_error(error))[:400]
