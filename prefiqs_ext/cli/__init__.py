@@ -13,6 +13,7 @@ import traceback
 import click
 from click.shell_completion import CompletionItem
 
+from prefiqs_ext.cli.messages import open_closed_descriptors
 from prefiqs_ext.exceptions import PrefiqsError
 from prefiqs_ext.utils.text import describe_error, escape_unprintable
 from prefiqs_ext.version import __version__
@@ -56,6 +57,7 @@ class _LazyGroup(click.Group):
         return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> object:
+        open_closed_descriptors()
         try:
             return super().invoke(ctx)
         except (BrokenPipeError, click.ClickException, click.exceptions.Exit, click.Abort):

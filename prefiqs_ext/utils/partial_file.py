@@ -167,11 +167,17 @@ class PartialFile:
 
 
 class StandardOutput:
-    """Standard output as bytes, with those methods of PartialFile that make sense for it."""
+    """Standard output as bytes, with those methods of PartialFile that make sense for it.
+
+    Raises:
+        FileAccessError: It is closed.
+    """
 
     size = 0
 
     def __init__(self) -> None:
+        if sys.stdout is None:
+            raise FileAccessError("cannot write standard output (it is closed); name a file, or open it")
         sys.stdout.flush()
         self.stream = sys.stdout.buffer
 

@@ -12,14 +12,35 @@ if TYPE_CHECKING:
     import torch
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What spreadsheets take for the beginning of a formula. Source: OWASP, CSV Injection."""
+
+
+def format_csv_path(path: str) -> str:
+    """Formats a path for a CSV file: one that looks like a formula gets ``./`` before it, and names the same file."""
+    return f"./{path}" if path.startswith(_FORMULA) else path
+
+
 def format_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
     """Formats a CSV file: one line with the columns' names, then one line per row.
 
-    Names that are not UTF-8, as os.fsdecode gives them, come out as the bytes they are.
+    Names that are not UTF-8, as os.fsdecode gives them, come out as the bytes they are. A text that spreadsheets would
+    take for a formula gets an apostrophe before it, as OWASP says; paths go through :func:`format_csv_path` first.
     """
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    text = "".join(format_csv_line(map(_quote_formula, row)) for row in (columns, *rows))
+    return text.encode("utf-8", "surrogateescape")
+
+
+def format_csv_line(cells: Iterable[object]) -> str:
+    """Formats one line of a CSV file, its end included. None becomes an empty cell."""
+    line = io.StringIO()
+    # csv quotes those line ends alone that it writes itself, and readers take a carriage return for one too.
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _quote_formula(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def format_path(path: str) -> str:
