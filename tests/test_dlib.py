@@ -17,7 +17,8 @@ from networks import pictures
 from torch import Tensor
 
 from prefiqs_ext import Pruning, Scorer, models, reference
-from prefiqs_ext.models.dlib import DlibResNet, load_dlib
+from prefiqs_ext.models import load
+from prefiqs_ext.models.dlib import DlibResNet
 
 
 def dlibs_embeddings(file: Path, images: Tensor) -> np.ndarray:
@@ -38,7 +39,7 @@ def embeddings(network: DlibResNet, images: Tensor) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def network(dlib_file: Path) -> DlibResNet:
-    return load_dlib(dlib_file)
+    return load(dlib_file)[0]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def written(request: pytest.FixtureRequest, random_network: DlibResNet) -> list[
 def test_random_weights(written: list[Record], random_network: DlibResNet, tmp_path: Path) -> None:
     file = tmp_path / "model.dat"
     file.write_bytes(join(written))
-    loaded = load_dlib(file)
+    loaded = load(file)[0]
     assert not loaded.training
     for name, value in random_network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
@@ -104,7 +105,7 @@ def test_random_weights(written: list[Record], random_network: DlibResNet, tmp_p
 def refused(path: Path, data: bytes) -> str:
     path.write_bytes(data)
     with pytest.raises(ValueError, match=f"^cannot load {path}: ") as error:
-        load_dlib(path)
+        load(path)
     assert str(error.value).isprintable()
     return str(error.value)
 
@@ -197,9 +198,9 @@ def test_not_such_a_file(written: list[Record], tmp_path: Path) -> None:
     with path.open("wb") as sparse:
         sparse.truncate(1 << 40)
     with pytest.raises(ValueError, match="expected at most 268435456 bytes, got 1099511627776"):
-        load_dlib(path)
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        load_dlib(tmp_path / "none.dat")
+        load(path)
+    with pytest.raises(FileNotFoundError, match="no such model or file"):
+        load(tmp_path / "none.dat")
 
 
 def test_random_changes(written: list[Record], tmp_path: Path) -> None:
@@ -213,5 +214,5 @@ def test_random_changes(written: list[Record], tmp_path: Path) -> None:
         old, data[at] = data[at], int(generator.integers(256))
         path.write_bytes(data)
         with suppress(ValueError):
-            load_dlib(path)
+            load(path)
         data[at] = old

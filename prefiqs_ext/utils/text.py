@@ -75,6 +75,17 @@ def describe_error(error: BaseException) -> str:
     return join_lines(error) or type(error).__name__
 
 
+def format_untrusted(text: object, longest: int = 80) -> str:
+    """Formats a text that a file or a server may have made up: one printable line of bounded length.
+
+    Args:
+        text: A name in a file, a message of another program, or the like.
+        longest: The most characters of the result, 4 or more. A longer text loses its end.
+    """
+    line = escape_unprintable(join_lines(str(text)[: longest + 1]))
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
+
+
 def escape_unprintable(text: str) -> str:
     """Escapes all that would move a terminal's cursor, change its colour or begin a new line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -19,13 +19,13 @@ import numpy as np
 from prefiqs_ext.evaluation.datasets.readers import PairList, make_pair_list
 from prefiqs_ext.evaluation.datasets.sources import EncodedCrop
 from prefiqs_ext.exceptions import FileFormatError
+from prefiqs_ext.utils.budget import MAX_BIN_BYTES
 from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.regular_file import open_regular
 from prefiqs_ext.utils.text import describe_error, format_path
 
 _Words: TypeAlias = "str | bytes"
 
-_BIN_BYTES = 4 << 30  # ten times the largest published .bin, and a bound for the memory that a wrong file takes
 # The opcodes that lists of bytes, truth values and NumPy arrays need. REDUCE and BUILD can only call what find_class
 # gives.
 _HARMLESS = (
@@ -63,10 +63,10 @@ def read_bin(file: str | os.PathLike[str]) -> PairList:
         FileAccessError: It is missing or cannot be read.
     """
     with (
-        open_regular(file, _REMEDY, most=_BIN_BYTES, if_denied=_REMEDY) as stream,
+        open_regular(file, _REMEDY, most=MAX_BIN_BYTES, if_denied=_REMEDY) as stream,
         explain_read_errors(format_path(os.fspath(file))),
     ):
-        data = stream.read(_BIN_BYTES)
+        data = stream.read(MAX_BIN_BYTES)
     try:
         for opcode, argument, _ in pickletools.genops(data):
             # A place in the memo allocates memory. A real one is below the number of objects, hence of bytes.
