@@ -14,6 +14,7 @@ from prefiqs_ext.exceptions import FileFormatError, InputError, MissingFileError
 from prefiqs_ext.files.records import Status
 from prefiqs_ext.utils.partial_file import PartialFile
 from prefiqs_ext.utils.strict_json import JSON, build_dataclass, check_names, read_strict_json
+from prefiqs_ext.utils.text import format_untrusted
 
 _MOST_BYTES = 1 << 25  # of a state; it has the text of the settings in it, which may have 8 MiB
 
@@ -82,7 +83,9 @@ class RunState:
     @classmethod
     def _from_json(cls, values: object) -> RunState:
         named = check_names(values, ("settings", "done"), "a state")
-        progress: Progress = build_dataclass(Progress, named["done"])
+        progress: Progress | None = build_dataclass(Progress, named["done"], "progress")
+        if progress is None or not all(isinstance(each, dict) for each in (progress.sizes, progress.counts)):
+            raise FileFormatError("sizes and counts by name")
         counts = (progress.paths, progress.rows, progress.columns, *progress.sizes.values(), *progress.counts.values())
         if not all(type(count) is int and count >= 0 for count in counts) or type(progress.digest) is not str:
             raise FileFormatError("counts of 0 or more and a digest")
@@ -116,7 +119,8 @@ class RunState:
         remedy = f"go on with the same, or delete {part}.state to begin anew"
         for name, value in settings.items():
             if self.settings.get(name) != value:
-                raise InputError(f"{part} was made with {name} {self.settings.get(name)!r}, not {value!r}: {remedy}")
+                made, given = (format_untrusted(repr(each)) for each in (self.settings.get(name), value))
+                raise InputError(f"{part} was made with {name} {made}, not {given}: {remedy}")
         finished = self.progress.paths
         if _digest_paths(paths[:finished]) != self.progress.digest:
             raise InputError(f"{part} was made from other files than this run's first {finished}: {remedy}")

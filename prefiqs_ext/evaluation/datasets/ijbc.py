@@ -142,7 +142,7 @@ def _read_faces(file: Path, crops: Path) -> tuple[list[str], NDArray[np.int64], 
         if len(words) != 3 or not _is_template(words[1]) or not (words[2].isdecimal() and len(words[2]) < 19):
             raise FileFormatError(f"{file}:{number}: expected `name template media`, got {line[:80]!r}")
         if words[0] not in present:
-            raise FileFormatError(f"{file}:{number}: no image {crops / words[0]}")
+            raise FileFormatError(f"{file}:{number}: no image {words[0][:80]!r} in {crops}")
         names.append(words[0])
         numbers.extend((int(words[1]), int(words[2])))
     if not names:
@@ -174,7 +174,7 @@ def _read_landmarks(file: Path, names: list[str]) -> NDArray[np.float64]:
     bad = np.flatnonzero(~np.isfinite(landmarks).all((1, 2)))
     if len(bad):
         raise FileFormatError(
-            f"{file}: expected finite landmarks, got {landmarks[bad[0]].tolist()} for {names[bad[0]]!r}"
+            f"{file}: expected finite landmarks, got {landmarks[bad[0]].tolist()} for {names[bad[0]][:80]!r}"
         )
     return landmarks
 

@@ -22,7 +22,7 @@ from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.utils.budget import MAX_BIN_BYTES
 from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.regular_file import open_regular
-from prefiqs_ext.utils.text import describe_error, format_path
+from prefiqs_ext.utils.text import describe_error, format_path, format_untrusted
 
 _Words: TypeAlias = "str | bytes"
 
@@ -81,7 +81,7 @@ def read_bin(file: str | os.PathLike[str]) -> PairList:
         if len(encoded) != 2 * len(mated):
             raise FileFormatError(f"twice as many images as labels are needed, it has {len(encoded)} and {len(mated)}")
     except Exception as error:  # damaged bytes can make pickle raise anything
-        reason = describe_error(error)[:120]
+        reason = format_untrusted(describe_error(error), 120)
         raise FileFormatError(
             f"{file}: expected InsightFace's (images, labels); {reason}. If you trust it, save it with {_SAVE}"
         ) from None

@@ -31,7 +31,7 @@ from prefiqs_ext.files.folders import (
 from prefiqs_ext.utils.regular_file import open_regular, read_lines
 from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.tell import Tell, tell_nobody
-from prefiqs_ext.utils.text import describe_error, format_path
+from prefiqs_ext.utils.text import describe_error, format_path, format_untrusted
 
 _MOST_NUMBERS = 1 << 16  # of one embedding: so many images cannot take more memory than so many such embeddings
 _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -136,16 +136,16 @@ def read_lfw_pairs(file: str | os.PathLike[str], root: str | os.PathLike[str]) -
         words = line.split()
         if number == 1 and len(words) <= 2:
             continue
-        if len(words) not in (3, 4) or not (words[1].isdecimal() and words[-1].isdecimal()):
+        if len(words) not in (3, 4) or not (_is_number(words[1]) and _is_number(words[-1])):
             raise FileFormatError(f"{file}:{number}: expected `name i j` or `name i other j`, got {line[:80]!r}")
         pair = []
         for name, which in ((words[0], words[1]), (words[-2] if len(words) == 4 else words[0], words[-1])):
             if not os.path.isdir(Path(root) / name):
-                raise FileFormatError(f"{file}:{number}: no folder of {name!r} in {root}")
+                raise FileFormatError(f"{file}:{number}: no folder of {name[:80]!r} in {root}")
             image = f"{name}_{int(which):04d}"
             found = find_images_of(name).get(image, [])
             if not found:
-                raise FileFormatError(f"{file}:{number}: no image {Path(root) / name / image}")
+                raise FileFormatError(f"{file}:{number}: no image {_format_long(Path(root) / name / image)}")
             if len(found) > 1:
                 raise FileFormatError(
                     f"{file}:{number}: {image!r} may be {format_path(found[0])} or {format_path(found[1])}"
@@ -198,7 +198,7 @@ def read_image_list(file: str | os.PathLike[str]) -> list[str]:
         places = (folder / path, folder.absolute().parent.parent / path, folder / "images" / Path(path).name)
         found = next((place for place in places if os.path.isfile(place)), None)
         if found is None:
-            raise FileFormatError(f"{file}:{number}: no image {places[0]}")
+            raise FileFormatError(f"{file}:{number}: no image {_format_long(places[0])}")
         _get_index(index, str(found))
     if not index:
         raise FileFormatError(f"{file}: expected images, found none")
@@ -212,7 +212,7 @@ def _find_place(names: Names, word: str, where: str, none: str) -> int:
     except ValueError as error:
         raise FileFormatError(f"{where}: {error}") from None
     if place is None:
-        raise FileFormatError(f"{where}: {word!r} is {none}")
+        raise FileFormatError(f"{where}: {word[:80]!r} is {none}")
     return place
 
 
@@ -234,11 +234,11 @@ def read_scores(file: str | os.PathLike[str], images: Sequence[Source]) -> NDArr
             raise FileFormatError(f"{file}:{number}: expected `path score`, got {line[:80]!r}") from None
         place = _find_place(names, path, f"{file}:{number}", "none of the images")
         if not math.isfinite(score):
-            raise FileFormatError(f"{file}:{number}: expected a finite score, got {value}")
+            raise FileFormatError(f"{file}:{number}: expected a finite score, got {value[:80]!r}")
         if np.isnan(scores[place]):
             scores[place] = score
         elif not math.isclose(scores[place], score, rel_tol=_SAME):
-            raise FileFormatError(f"{file}:{number}: another score of {path!r}, {score:g} after {scores[place]:g}")
+            raise FileFormatError(f"{file}:{number}: another score of {path[:80]!r}, {score:g} after {scores[place]:g}")
     missing = np.flatnonzero(np.isnan(scores))
     if len(missing):
         raise FileFormatError(f"{file}: no score of {len(missing)} images, the first {get_name(images[missing[0]])}")
@@ -323,7 +323,7 @@ def _match_rows(listed: str | os.PathLike[str], images: Sequence[Source], count:
         except ValueError as error:
             raise FileFormatError(f"{listed}:{number}: {error}") from None
         if place in rows:
-            raise FileFormatError(f"{listed}:{number}: {line.strip()!r} is listed twice")
+            raise FileFormatError(f"{listed}:{number}: {line.strip()[:80]!r} is listed twice")
         if place is not None:
             rows[place] = count_listed
         count_listed += 1
@@ -347,7 +347,9 @@ def read_array(file: str | os.PathLike[str]) -> Floats:
         try:
             array = _map_array(stream)
         except Exception as error:  # NumPy parses the header as Python, which can raise anything
-            raise FileFormatError(f"{file}: expected a .npy of numbers; {describe_error(error)[:120]}") from None
+            raise FileFormatError(
+                f"{file}: expected a .npy of numbers; {format_untrusted(describe_error(error), 120)}"
+            ) from None
     if not np.issubdtype(array.dtype, np.floating):
         raise FileFormatError(f"{file}: expected a .npy of floating-point numbers")
     return array
@@ -363,6 +365,15 @@ def _map_array(stream: IO[bytes]) -> Floats:
         raise ValueError("it has Python objects, which are not loaded")
     order: Literal["F", "C"] = "F" if column_major else "C"
     return np.memmap(stream, dtype, "r", stream.tell(), shape, order)
+
+
+def _is_number(word: str) -> bool:
+    return word.isdecimal() and len(word) < 10
+
+
+def _format_long(path: Path) -> str:
+    """Formats a path that a file made up, which may be long: what a person needs of it is its beginning."""
+    return format_untrusted(format_path(os.fspath(path)), 400)
 
 
 def _get_index(index: dict[str, int], path: str) -> int:
