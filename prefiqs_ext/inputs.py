@@ -21,7 +21,7 @@ from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.levels import OVERSHOOT
 from prefiqs_ext.utils.pick_evenly import pick_evenly
 from prefiqs_ext.utils.suffixes import refuse_archive_or_video, refuse_url
-from prefiqs_ext.utils.text import describe_wrong_size, escape_unprintable, format_path, join_lines, name_dtype
+from prefiqs_ext.utils.text import describe_error, describe_wrong_size, escape_unprintable, format_path, name_dtype
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -163,7 +163,7 @@ def _from_pil(image: Image) -> NDArray[np.uint8]:
     try:
         return np.array(upright)
     except (OSError, SyntaxError, ValueError) as error:  # PIL reads files late
-        raise FileFormatError(f"cannot read this PIL image: {escape_unprintable(join_lines(error))}") from error
+        raise FileFormatError(f"cannot read this PIL image: {escape_unprintable(describe_error(error))}") from error
 
 
 def _read_file(path: str) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -313,13 +314,13 @@ def test_a_guess_has_the_size_of_the_network(tmp_path: Path) -> None:
 
 
 def test_a_file_too_large_or_missing_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefiqs_ext.models.state_dict.MAX_BYTES", 10)
+    monkeypatch.setattr("prefiqs_ext.models.loading.MAX_CHECKPOINT_BYTES", 10)
     (tmp_path / "model.pth").write_bytes(bytes(11))
-    with pytest.raises(ValueError, match="expected at most 10 bytes, the file has 11"):
+    with pytest.raises(ValueError, match="expected at most 10 bytes, got 11"):
         load(tmp_path / "model.pth", "arcface")
     with pytest.raises(FileNotFoundError, match="no such model or file"):
         load(tmp_path / "none.pth")
-    with pytest.raises(ValueError, match="expected a regular file"):
+    with pytest.raises(FileAccessError, match="expected a file, got a folder"):
         load(tmp_path, "arcface")
     with pytest.raises(ValueError, match=r"^no such model or file: r50; known: sface, "):
         Scorer("r50")
@@ -358,7 +359,7 @@ def test_a_file_that_may_not_be_read(name: str, tmp_path: Path, monkeypatch: pyt
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(FileAccessError, match=rf"^cannot read .*{name} \(Permission denied\); check the path"):
         load(path, "arcface")
 
@@ -371,5 +372,5 @@ def test_a_path_that_cannot_be_looked_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.pth", "model.onnx", "model.dat"])
 def test_a_folder_instead_of_a_file(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
-    with pytest.raises(FileFormatError, match="expected a regular file"):
+    with pytest.raises(FileAccessError, match="expected a file, got a folder"):
         load(tmp_path / name, "arcface")

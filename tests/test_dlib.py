@@ -19,7 +19,8 @@ from torch import Tensor
 
 from prefiqs_ext import Pruning, Scorer, models, reference
 from prefiqs_ext.faces import CropTemplate, align
-from prefiqs_ext.models.dlib import DlibResNet, load_dlib
+from prefiqs_ext.models import load
+from prefiqs_ext.models.dlib import DlibResNet
 from prefiqs_ext.models.template import INSIGHTFACE_112
 
 
@@ -41,7 +42,7 @@ def embeddings(network: DlibResNet, images: Tensor) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def network(dlib_file: Path) -> DlibResNet:
-    return load_dlib(dlib_file)
+    return load(dlib_file)[0]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_photos_are_cut_as_dlib_cuts_them() -> None:
     chip = (np.array(DLIBS_FIVE) + 0.25) / 1.5 * 150
     points = [dlib.point(*np.rint(point).astype(int)) for point in chip @ turn.T + (70, 30)]
     theirs = dlib.get_face_chip(photo, dlib.full_object_detection(dlib.rectangle(0, 0, 150, 150), points), 150, 0.25)
-    template = models.load("dlib")[1].template
+    template = load("dlib")[1].template
     ours = align(photo, np.array(template.landmarks) @ turn.T + (70, 30), template)
     # dlib takes points at whole pixels, and its eyes' corners are half a pixel off those of its own mean shape.
     assert np.abs(ours.astype(int) - theirs).mean() < 6
@@ -85,7 +86,7 @@ def test_photos_are_cut_as_dlib_cuts_them() -> None:
 def test_real_faces_are_told_apart_at_dlibs_threshold(network: DlibResNet, faces: tuple[Tensor, list[str]]) -> None:
     """In crops cut as dlib cuts them: "distances below 0.6" are one person (dlib, face_recognition.py)."""
     crops, names = faces
-    template = models.load("dlib")[1].template
+    template = load("dlib")[1].template
     cut = [align(crop.permute(1, 2, 0).numpy(), INSIGHTFACE_112.landmarks, template) for crop in crops]
     found = embeddings(network, torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2))
     near = np.linalg.norm(found[:, None] - found[None], axis=2) < 0.6
@@ -108,7 +109,7 @@ def test_every_byte_is_understood(network: DlibResNet, dlib_file: Path) -> None:
 
 
 def test_load(network: DlibResNet, dlib_file: Path) -> None:
-    model, preset = models.load(dlib_file)
+    model, preset = load(dlib_file)
     assert preset is models.PRESETS["dlib"]
     x = pictures(1, 150).float()
     with torch.no_grad():
@@ -133,7 +134,7 @@ def written(request: pytest.FixtureRequest, random_network: DlibResNet) -> list[
 def test_random_weights(written: list[Record], random_network: DlibResNet, tmp_path: Path) -> None:
     file = tmp_path / "model.dat"
     file.write_bytes(join(written))
-    loaded = load_dlib(file)
+    loaded = load(file)[0]
     assert not loaded.training
     for name, value in random_network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
@@ -146,7 +147,7 @@ def test_random_weights(written: list[Record], random_network: DlibResNet, tmp_p
 def refused(path: Path, data: bytes) -> str:
     path.write_bytes(data)
     with pytest.raises(ValueError, match=f"^cannot load {path}: ") as error:
-        load_dlib(path)
+        load(path)
     assert str(error.value).isprintable()
     return str(error.value)
 
@@ -239,9 +240,9 @@ def test_not_such_a_file(written: list[Record], tmp_path: Path) -> None:
     with path.open("wb") as sparse:
         sparse.truncate(1 << 40)
     with pytest.raises(ValueError, match="expected at most 268435456 bytes, got 1099511627776"):
-        load_dlib(path)
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        load_dlib(tmp_path / "none.dat")
+        load(path)
+    with pytest.raises(FileNotFoundError, match="no such model or file"):
+        load(tmp_path / "none.dat")
 
 
 def test_random_changes(written: list[Record], tmp_path: Path) -> None:
@@ -255,5 +256,5 @@ def test_random_changes(written: list[Record], tmp_path: Path) -> None:
         old, data[at] = data[at], int(generator.integers(256))
         path.write_bytes(data)
         with suppress(ValueError):
-            load_dlib(path)
+            load(path)
         data[at] = old

@@ -27,6 +27,7 @@ from onnx_files import (
 from torch import Tensor, fx, nn
 
 from prefiqs_ext import Scorer
+from prefiqs_ext.exceptions import FileAccessError, FileFormatError, MissingFileError
 from prefiqs_ext.models import import_onnx, onnx_import
 
 _IMAGE = (4, 7, 6)
@@ -386,13 +387,15 @@ def test_other_files(content: bytes, tmp_path: Path) -> None:
 
 
 def test_too_large_a_file_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_import, "MAX_BYTES", 100)
+    monkeypatch.setattr(onnx_import, "MAX_ONNX_BYTES", 100)
     path = tmp_path / "large.onnx"
     path.write_bytes(b"\0" * 101)
-    assert_refused(path, "expected at most 100 bytes, the file has 101")
+    with pytest.raises(FileFormatError, match="expected at most 100 bytes, got 101"):
+        import_onnx(path)
 
 
 def test_folder_and_missing_file(tmp_path: Path) -> None:
-    assert_refused(tmp_path, "expected a regular file")
-    with pytest.raises(FileNotFoundError, match=r"no such file: .*none\.onnx"):
+    with pytest.raises(FileAccessError, match="expected a file, got a folder"):
+        import_onnx(tmp_path)
+    with pytest.raises(MissingFileError, match=r"cannot read .*none\.onnx \(No such file"):
         import_onnx(tmp_path / "none.onnx")

@@ -212,7 +212,9 @@ def test_files_of_something_else(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a Scorer's settings in") as error:
         Settings.load(path)
     assert str(error.value).isprintable()
-    with pytest.raises(OSError, match=r"cannot read .* \(Is a directory\); name a file with a Scorer's settings"):
+    with pytest.raises(
+        OSError, match=r"cannot read .* \(expected a file, got a folder\); name a file with a Scorer's settings"
+    ):
         Settings.load(tmp_path)
 
 

@@ -12,8 +12,8 @@ from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputError,
 from prefiqs_ext.utils.atomic_write import atomic_write, make_output_folder, write_folder
 from prefiqs_ext.utils.os_errors import build_write_error
 from prefiqs_ext.utils.partial_file import PartialFile
+from prefiqs_ext.utils.regular_file import read_lines
 from prefiqs_ext.utils.strict_json import read_strict_json
-from prefiqs_ext.utils.text import read_lines
 
 
 def test_both_ways_of_writing_say_the_same_of_a_bad_place(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_what_cannot_be_read(read, tmp_path: Path) -> None:
         read(tmp_path / "none")
     with pytest.raises(MissingFileError, match=r"^cannot read .*/file/x \(Not a directory\); "):
         read(tmp_path / "file" / "x")
-    with pytest.raises(FileAccessError, match=r"^cannot read .* \(Is a directory\); ") as caught:
+    with pytest.raises(FileAccessError, match=r"^cannot read .* \(expected a file, got a folder\); ") as caught:
         read(tmp_path)
     assert not isinstance(caught.value, FileNotFoundError)
     with pytest.raises(FileFormatError):

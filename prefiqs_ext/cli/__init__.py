@@ -13,8 +13,9 @@ import traceback
 import click
 from click.shell_completion import CompletionItem
 
+from prefiqs_ext.cli.messages import open_closed_descriptors
 from prefiqs_ext.exceptions import PrefiqsError
-from prefiqs_ext.utils.text import escape_unprintable, join_lines
+from prefiqs_ext.utils.text import describe_error, escape_unprintable
 from prefiqs_ext.version import __version__
 
 _INTERRUPTED = 130
@@ -56,6 +57,7 @@ class _LazyGroup(click.Group):
         return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> object:
+        open_closed_descriptors()
         try:
             return super().invoke(ctx)
         except (BrokenPipeError, click.ClickException, click.exceptions.Exit, click.Abort):
@@ -66,14 +68,14 @@ class _LazyGroup(click.Group):
         except Exception as error:
             if ctx.params["debug"]:
                 raise
-            line = escape_unprintable(join_lines(error))
+            line = escape_unprintable(describe_error(error))
             if isinstance(error, PrefiqsError):
                 raise click.ClickException(line) from error
             if _is_out_of_memory(error):
-                what = f"out of memory: {line}" if line else "out of memory"
+                what = f"out of memory: {line}" if str(error) else "out of memory"
                 raise click.ClickException(f"{what}; use fewer images, or allow more memory") from error
             traceback.print_exc()
-            what = f"{type(error).__name__}: {line}" if line else type(error).__name__
+            what = f"{type(error).__name__}: {line}" if str(error) else line
             raise click.ClickException(
                 f"{what} (this is a fault of prefiqs: please report it with the lines above and `prefiqs info`)"
             ) from error

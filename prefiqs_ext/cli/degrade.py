@@ -17,7 +17,7 @@ from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.utils.atomic_write import atomic_write, make_output_folder, write_folder
 from prefiqs_ext.utils.os_errors import explain_read_errors
-from prefiqs_ext.utils.text import format_csv, format_path
+from prefiqs_ext.utils.text import format_csv, format_csv_path, format_path
 
 if TYPE_CHECKING:
     from prefiqs_ext.faces.degrade import Step
@@ -91,7 +91,7 @@ def degrade(data: Path, output: Path, seed: int, kinds: str | None, allow_duplic
             make_output_folder((output / target).parent)
         with atomic_write(str(output / target)) as file:
             Image.fromarray(degrade_image(image, steps)).save(file, "png")
-        rows.append([target, *_format_steps(steps)])
+        rows.append([format_csv_path(target), *_format_steps(steps)])
     write_folder(output, {_TABLE: format_csv(_COLUMNS, rows)})
     tell(f"{describe_files(len(targets))} degraded; written to {format_path(str(output))}")
 

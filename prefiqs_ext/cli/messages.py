@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,21 @@ from tqdm import tqdm
 
 from prefiqs_ext.utils.partial_file import StandardOutput
 from prefiqs_ext.utils.text import escape_unprintable, format_path
+
+
+def open_closed_descriptors() -> None:
+    """Open what the caller has closed of the descriptors 0 to 2, as the null device.
+
+    The next file that is opened would get the number of a closed one. Whatever writes to that number, as C libraries
+    do with their complaints, would then write into the file.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    if sys.stderr is None:  # print() and tqdm would take standard output instead
+        sys.stderr = os.fdopen(2, "w")
 
 
 def print_result(text: str) -> None:

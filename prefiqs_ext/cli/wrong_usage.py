@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import click
 
 from prefiqs_ext.exceptions import PrefiqsError
-from prefiqs_ext.utils.text import escape_unprintable, join_lines
+from prefiqs_ext.utils.text import describe_error, escape_unprintable
 
 
 @contextmanager
@@ -28,5 +28,5 @@ def refuse_usage(option: str = "", kind: type[PrefiqsError] = PrefiqsError) -> I
     try:
         yield
     except kind as error:
-        line = escape_unprintable(join_lines(error))
+        line = escape_unprintable(describe_error(error))
         raise click.UsageError(f"{option}: {line}" if option else line) from error

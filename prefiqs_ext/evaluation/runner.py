@@ -43,7 +43,7 @@ from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.utils.atomic_write import make_output_folder
 from prefiqs_ext.utils.optional_packages import require_packages
 from prefiqs_ext.utils.tell import Tell, tell_nobody
-from prefiqs_ext.utils.text import format_path, join_lines
+from prefiqs_ext.utils.text import describe_error, format_path
 
 PAPER_FMRS = (1e-3, 1e-4)
 _FAULTS_OF_DATA = (InputError, FileFormatError, FileAccessError)
@@ -202,7 +202,7 @@ def run_evaluation(
         except _FAULTS_OF_DATA as error:
             if not options.paper:
                 raise
-            failed[each.name] = join_lines(error)
+            failed[each.name] = describe_error(error)
             tell(f"{each.name}: {failed[each.name]}")
     evaluation = Evaluation(options, found, failed, networks.describe())
     if found and folder is not None:

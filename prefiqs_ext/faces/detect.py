@@ -93,7 +93,7 @@ class Detector:
         check_positive(min_face, "min_face")
         self.score_threshold = score_threshold
         self.min_face = min_face
-        self._file = str(weights.fetch("yunet"))  # here, so that worker processes find it ready
+        weights.fetch("yunet")  # here, so that worker processes find it ready
         self._idle: list[tuple[int, cv2.FaceDetectorYN]] = []  # networks, and the processes that loaded them
 
     def __getstate__(self) -> dict[str, Any]:
@@ -202,10 +202,10 @@ class Detector:
                 break
             if process == os.getpid():  # one that was forked may have been in use
                 return network
+        content = np.frombuffer(weights.read("yunet"), np.uint8)
+        settings = (_COARSE, _COARSE), self.score_threshold, _SAME_FACE, _MOST_CANDIDATES
         with _creating_network, _silence_opencv():
-            return cv2.FaceDetectorYN.create(
-                self._file, "", (_COARSE, _COARSE), self.score_threshold, _SAME_FACE, _MOST_CANDIDATES
-            )
+            return cv2.FaceDetectorYN.create("onnx", content, np.empty(0, np.uint8), *settings)
 
 
 def _make_detection(row: NDArray[np.float32]) -> Detection:

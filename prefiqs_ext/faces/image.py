@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import io
 import logging
 import os
-import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,8 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputTypeError
 from prefiqs_ext.utils.check_arguments import check_path
 from prefiqs_ext.utils.levels import OVERSHOOT
-from prefiqs_ext.utils.os_errors import explain_read_errors
-from prefiqs_ext.utils.text import escape_unprintable, format_path
+from prefiqs_ext.utils.regular_file import open_regular
+from prefiqs_ext.utils.text import escape_unprintable
 
 RGB = NDArray[np.uint8]
 """Levels 0-255, [H, W, 3], red first."""
@@ -83,7 +81,7 @@ def read_rgb(path: str | os.PathLike[str]) -> RGB:
         UnreadableImage: Its content is no image: it is empty, too large, in an unknown format, damaged or cut off.
     """
     name = check_path(path, "; an image's bytes go to decode_rgb")
-    with _explain_failures(path), _open_regular(name) as stream:
+    with _explain_failures(path), _open_image(name) as stream:
         return _decode(stream)
 
 
@@ -120,7 +118,7 @@ def hash_file(path: str | os.PathLike[str]) -> bytes:
     """
     found = hashlib.sha256()
     name = check_path(path)
-    with _explain_failures(path), _open_regular(name) as stream:
+    with _explain_failures(path), _open_image(name) as stream:
         while block := stream.read(1 << 20):
             found.update(block)
     return found.digest()
@@ -137,24 +135,17 @@ class _Refusal(Exception):
     """What this module itself finds wrong with a file, in one line."""
 
 
-def _open_regular(path: str) -> IO[bytes]:
-    """Opens a file and refuses folders, pipes, devices and what is too large, without waiting for a pipe's writer."""
-    with explain_read_errors(format_path(path)):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+def _open_image(path: str) -> IO[bytes]:
+    stream = open_regular(path, "name an image file")
     try:
-        with explain_read_errors(format_path(path), remedy="name an image file"):
-            status = os.fstat(descriptor)
-            if stat.S_ISDIR(status.st_mode):
-                raise IsADirectoryError(errno.EISDIR, "expected a file, got a folder")
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "expected a regular file, got a pipe or a device")
-        if not status.st_size:
+        size = os.fstat(stream.fileno()).st_size
+        if not size:
             raise _Refusal("the file is empty")
-        if status.st_size > _MAX_BYTES:
-            raise _Refusal(f"expected at most {_MAX_BYTES / 1e6:.0f} MB, got {status.st_size / 1e6:.0f} MB")
-        return os.fdopen(descriptor, "rb")
+        if size > _MAX_BYTES:
+            raise _Refusal(f"expected at most {_MAX_BYTES / 1e6:.0f} MB, got {size / 1e6:.0f} MB")
+        return stream
     except BaseException:
-        os.close(descriptor)
+        stream.close()
         raise
 
 

@@ -12,7 +12,7 @@ from prefiqs_ext.exceptions import FileAccessError
 from prefiqs_ext.faces import RGB, CropTemplate, Detector, Face, UnreadableImage, find_faces, get_reason, read_rgb
 from prefiqs_ext.files.records import Status
 from prefiqs_ext.files.workers import read_ahead
-from prefiqs_ext.utils.text import describe_wrong_size, join_lines
+from prefiqs_ext.utils.text import describe_error, describe_wrong_size
 
 
 class FaceBox(NamedTuple):
@@ -66,7 +66,7 @@ class CropReader:
         try:
             faces = find_faces(image, self._detector, self._template)
         except Exception as error:  # OpenCV raises classes of its own; one photo must not end the others
-            reason = join_lines(error) or type(error).__name__
+            reason = describe_error(error)
             return FileCrops(path, status="not_assessable", reason=reason)
         if not faces:
             return FileCrops(path, status="no_face", reason="no face found")

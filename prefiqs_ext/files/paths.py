@@ -10,9 +10,10 @@ from prefiqs_ext.exceptions import InputError, InputTypeError
 from prefiqs_ext.files.folders import FolderReader, describe_ignored
 from prefiqs_ext.utils.check_arguments import check_path
 from prefiqs_ext.utils.os_errors import explain_read_errors
+from prefiqs_ext.utils.regular_file import read_lines
 from prefiqs_ext.utils.suffixes import refuse_archive_or_video, refuse_url
 from prefiqs_ext.utils.tell import Tell, tell_nobody
-from prefiqs_ext.utils.text import format_path, read_lines
+from prefiqs_ext.utils.text import format_path
 
 
 def find_paths(arguments: Iterable[str | os.PathLike[str]], tell: Tell = tell_nobody) -> list[str]:

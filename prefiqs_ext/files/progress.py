@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
-from prefiqs_ext.exceptions import InputError, MissingFileError
+from prefiqs_ext.exceptions import FileFormatError, InputError, MissingFileError
 from prefiqs_ext.files.records import Status
-from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.partial_file import PartialFile
-from prefiqs_ext.utils.strict_json import JSON
-from prefiqs_ext.utils.text import format_path
+from prefiqs_ext.utils.strict_json import JSON, build_dataclass, check_names, read_strict_json
+from prefiqs_ext.utils.text import format_untrusted
+
+_MOST_BYTES = 1 << 25  # of a state; it has the text of the settings in it, which may have 8 MiB
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,20 @@ class RunState:
         Raises:
             FileAccessError: The file is there but cannot be read.
         """
-        try:
-            with explain_read_errors(format_path(str(file))):
-                state = json.loads(file.read_bytes())
-            return cls(settings=state["settings"], progress=Progress(**state["done"]))
-        except (MissingFileError, ValueError, TypeError, KeyError):
-            return None
+        with suppress(MissingFileError, FileFormatError):
+            return read_strict_json(file, "the state of a run", cls._from_json, most=_MOST_BYTES)
+        return None
+
+    @classmethod
+    def _from_json(cls, values: object) -> RunState:
+        named = check_names(values, ("settings", "done"), "a state")
+        progress: Progress | None = build_dataclass(Progress, named["done"], "progress")
+        if progress is None or not all(isinstance(each, dict) for each in (progress.sizes, progress.counts)):
+            raise FileFormatError("sizes and counts by name")
+        counts = (progress.paths, progress.rows, progress.columns, *progress.sizes.values(), *progress.counts.values())
+        if not all(type(count) is int and count >= 0 for count in counts) or type(progress.digest) is not str:
+            raise FileFormatError("counts of 0 or more and a digest")
+        return cls(settings=dict(named["settings"]), progress=progress)
 
     def write(self, file: Path) -> None:
         """Replaces the state; after a power cut there is the old one or the new one.
@@ -88,9 +98,12 @@ class RunState:
             FileAccessError: The file cannot be written.
         """
         new = PartialFile(file, ".new")
-        new.truncate(0)
-        new.write(json.dumps({"settings": self.settings, "done": asdict(self.progress)}).encode())
-        new.complete()
+        try:
+            new.truncate(0)
+            new.write(json.dumps({"settings": self.settings, "done": asdict(self.progress)}).encode())
+            new.complete()
+        finally:
+            new.discard()
 
     def check_same_run(self, part: str, settings: Mapping[str, JSON], paths: Sequence[str]) -> None:
         """Checks that a run with these settings and paths can go on from here.
@@ -106,7 +119,8 @@ class RunState:
         remedy = f"go on with the same, or delete {part}.state to begin anew"
         for name, value in settings.items():
             if self.settings.get(name) != value:
-                raise InputError(f"{part} was made with {name} {self.settings.get(name)!r}, not {value!r}: {remedy}")
+                made, given = (format_untrusted(repr(each)) for each in (self.settings.get(name), value))
+                raise InputError(f"{part} was made with {name} {made}, not {given}: {remedy}")
         finished = self.progress.paths
         if _digest_paths(paths[:finished]) != self.progress.digest:
             raise InputError(f"{part} was made from other files than this run's first {finished}: {remedy}")

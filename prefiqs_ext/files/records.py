@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.utils.suffixes import get_suffix
-from prefiqs_ext.utils.text import format_path
+from prefiqs_ext.utils.text import format_csv_line, format_csv_path, format_path
 
 Status = Literal["ok", "no_face", "unreadable", "not_assessable"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -84,7 +83,7 @@ def choose_format(table: Path | None) -> Format:
 
 def format_header(table_format: Format) -> str:
     """Formats what stands before the first record: a line with the columns in csv, nothing in the others."""
-    return _format_csv_line(COLUMNS) if table_format == "csv" else ""
+    return format_csv_line(COLUMNS) if table_format == "csv" else ""
 
 
 def select_records(table_format: Format, records: Iterable[Record]) -> list[Record]:
@@ -98,11 +97,15 @@ def select_records(table_format: Format, records: Iterable[Record]) -> list[Reco
 
 
 def format_record(table_format: Format, record: Record) -> str:
-    """Formats a record, line end included. Each number has the fewest digits that give the same float32 back."""
+    """Formats a record, line end included. Each number has the fewest digits that give the same float32 back.
+
+    In csv, a relative path that a spreadsheet would take for a formula begins with ``./``.
+    """
     if table_format == "txt":
         return f"{escape_line_ends(record.path)} {_format_number(record.score)}\n"
     if table_format == "csv":
-        return _format_csv_line(_format_number(value) if isinstance(value, float) else value for value in record[:-1])
+        numbers = (_format_number(value) if isinstance(value, float) else value for value in record[1:-1])
+        return format_csv_line([format_csv_path(record.path), *numbers])
     values = (float(_format_number(value)) if isinstance(value, float) else value for value in record[:-1])
     return json.dumps(dict(zip(COLUMNS, values, strict=True))) + "\n"
 
@@ -115,7 +118,7 @@ def read_rows(table_format: Format, file: IO[str]) -> Iterator[TableRow]:
         place = COLUMNS.index("score")
         for cells in reader:
             score = float(cells[place]) if cells[place] else None
-            yield TableRow(path=cells[0], score=score, text=_format_csv_line(cells))
+            yield TableRow(path=cells[0], score=score, text=format_csv_line(cells))
         return
     for line in file:
         if table_format == "jsonl":
@@ -133,9 +136,3 @@ def escape_line_ends(path: str) -> str:
 
 def _format_number(value: float | None) -> str:
     return str(np.float32(value))
-
-
-def _format_csv_line(values: Iterable[object]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(["" if value is None else value for value in values])
-    return line.getvalue()

@@ -91,9 +91,7 @@ class Writer:
         if embeddings is not None:
             files |= {"embeddings": embeddings, "paths": embeddings.with_suffix(".paths")}
         try:
-            if resume:
-                self._turn_into_parts(files)
-            for kind, file in files.items():
+            for kind, file in files.items():  # the table first: its lock is the run's
                 self._parts[kind] = PartialFile(file) if file or pick else StandardOutput()
             self._go_on(paths, resume)
         except BaseException:
@@ -111,21 +109,16 @@ class Writer:
                     f"delete {part}.state to begin anew"
                 )
             earlier.check_same_run(part, self._settings, paths)
-            if any(each.size < earlier.progress.sizes[kind] for kind, each in self._parts.items()):
-                raise InputError(f"{part}, or a file beside it, has lost its end: delete {part}.state to begin anew")
+            for kind, each in self._parts.items():
+                size = earlier.progress.sizes.get(kind, 0)
+                each.take_back(size)  # as long as the state is there, so is each part, under its own name or its file's
+                if each.size < size:
+                    raise InputError(
+                        f"{part}, or a file beside it, has lost its end: delete {part}.state to begin anew"
+                    )
             self.progress = earlier.progress
         for kind, each in self._parts.items():
             each.truncate(self.progress.sizes.get(kind, 0))
-
-    def _turn_into_parts(self, files: Mapping[str, Path | None]) -> None:
-        """Takes names back that an earlier run had given when it ended before it had given them all."""
-        earlier = self._read_state()
-        for kind, file in files.items():
-            if earlier is None or file is None or add_suffix(file, ".part").exists():
-                continue
-            with suppress(OSError):
-                if file.stat().st_size == earlier.progress.sizes.get(kind):
-                    os.replace(file, add_suffix(file, ".part"))
 
     def _read_state(self) -> RunState | None:
         return None if self._state_file is None else RunState.read(self._state_file)
@@ -185,28 +178,40 @@ class Writer:
             embeddings.overwrite_start(format_npy_header(self.progress.rows, self.progress.columns))
         finished, rows = (self._parts, self.progress.rows) if self._pick is None else self._write_pick(self._pick)
         self._finishing = True  # from here on there is nothing to save
-        # The table last: where it is, the others are complete too.
-        for kind in sorted(finished):  # embeddings, paths, table
-            finished[kind].complete()
-        # As long as the state is there, so is each part, under its own name or its file's.
-        if self._state_file is not None:
-            with explain_write_errors(format_path(str(self._state_file))):
-                self._state_file.unlink(missing_ok=True)
-        self._finished = True
         try:
+            # The table last: where it is, the others are complete too.
+            for kind in sorted(finished):  # embeddings, paths, table
+                finished[kind].complete()
+            if self._state_file is not None:
+                with explain_write_errors(format_path(str(self._state_file))):
+                    self._state_file.unlink(missing_ok=True)
+            self._finished = True
             for kind, part in self._parts.items():
                 if finished[kind] is not part:
                     part.discard()
         finally:
-            self._close()
+            # All are locked up to here, so that no other run takes a name back before the state is gone.
+            for part in (*finished.values(), *self._parts.values()):
+                part.close()
         return rows
 
     def _write_pick(self, pick: Pick) -> tuple[dict[str, PartialFile | StandardOutput], int]:
         """Writes the picked rows to files beside the parts, which stay; gives these files and the number of rows."""
-        files = {kind: part.file for kind, part in self._parts.items() if isinstance(part, PartialFile)}
-        outputs = {kind: PartialFile(file, ".pick") if file else StandardOutput() for kind, file in files.items()}
-        for output in outputs.values():
-            output.truncate(0)
+        outputs: dict[str, PartialFile | StandardOutput] = {}
+        try:
+            for kind, part in self._parts.items():
+                file = part.file if isinstance(part, PartialFile) else None
+                outputs[kind] = PartialFile(file, ".pick") if file else StandardOutput()
+                outputs[kind].truncate(0)
+            return outputs, self._write_rows(pick, outputs)
+        except BaseException:
+            for output in outputs.values():
+                with suppress(OSError):
+                    output.discard()
+            raise
+
+    def _write_rows(self, pick: Pick, outputs: Mapping[str, PartialFile | StandardOutput]) -> int:
+        """Writes the picked rows and gives their number."""
         embeddings = outputs.get("embeddings")
         outputs["table"].write(_encode(format_header(self._format)))
         if embeddings is not None:
@@ -220,7 +225,7 @@ class Writer:
             count += 1
         if isinstance(embeddings, PartialFile):
             embeddings.overwrite_start(format_npy_header(count, self.progress.columns))
-        return outputs, count
+        return count
 
     def _read_table(self) -> Iterator[TableRow]:
         stream = self._parts["table"].stream
@@ -248,10 +253,8 @@ class Writer:
             self._close()
 
     def _close(self) -> None:
-        # A run that failed before its first row leaves nothing; parts that an earlier run has to go on with stay.
-        empty = not self._finished and not self.progress.paths and self._read_state() is None
         for part in self._parts.values():
-            part.discard() if empty else part.close()
+            part.close()
 
 
 def _encode(text: str) -> bytes:

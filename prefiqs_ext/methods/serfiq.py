@@ -17,7 +17,7 @@ from prefiqs_ext.inputs import make_example_images
 from prefiqs_ext.methods.network_method import check_network, score_chunks
 from prefiqs_ext.models.embedding import select_embedding
 from prefiqs_ext.models.preset import Preset
-from prefiqs_ext.utils.text import join_lines
+from prefiqs_ext.utils.text import describe_error
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class SERFIQ:
         try:
             together = self._embed(image, self._masks)
         except RuntimeError as error:
-            raise InputError(self._explain_mixing(join_lines(error)[:100])) from error
+            raise InputError(self._explain_mixing(describe_error(error)[:100])) from error
         last = self._embed(image, self._masks[-1:])
         if len(together) != len(self._masks):
             raise InputError(self._explain_mixing(f"{len(together)} embeddings for {len(self._masks)} masks"))

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +32,13 @@ from prefiqs_ext.models.iresnet import IResNet
 from prefiqs_ext.models.mobilefacenet import Bottlenecks, MobileFaceNet
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.models.state_dict import QUANTISED, read_state_dict
+from prefiqs_ext.utils.budget import MAX_BLOCKS, MAX_SIDE
 from prefiqs_ext.utils.os_errors import explain_read_errors
-from prefiqs_ext.utils.text import format_path
+from prefiqs_ext.utils.suffixes import get_suffix
+from prefiqs_ext.utils.text import format_path, format_untrusted
 
 _EPS = {"magface": 2e-5}  # the eps of the batch norms, by preset; it is 1e-5 for all other presets
+_MOST_MESSAGE = 400  # characters of an error
 _SHOWN = 4  # names that a message lists before it says "and N more"
 _READ = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -61,11 +65,12 @@ class Family:
     extra: str = r"(?!)"
 
 
-def load_checkpoint(path: Path, preset: Preset | None = None) -> tuple[nn.Module, Preset]:
+def load_checkpoint(file: IO[bytes], path: Path, preset: Preset | None = None) -> tuple[nn.Module, Preset]:
     """Load the recognition network of a PyTorch checkpoint or a .safetensors file.
 
     Args:
-        path: The file.
+        file: The open file.
+        path: Its path. A name that ends in ".safetensors" chooses that format.
         preset: The input that the network was trained on. If it is None, the layout of the file suggests one, and a
             warning says which. (The size of the images is known from the weights in either case.)
 
@@ -73,23 +78,24 @@ def load_checkpoint(path: Path, preset: Preset | None = None) -> tuple[nn.Module
         The network, in eval mode on the CPU in float32, and the preset that the layout suggests.
 
     Raises:
-        MissingFileError: There is no such file.
         FileAccessError: The file cannot be read.
         FileFormatError: The file is damaged, would do harm or has an unknown layout; or weights are missing, are too
             many, have the wrong shape or are not finite.
         UnsupportedNetworkError: The layout is known, but this network of it cannot be built: an IR network of
             bottleneck blocks, or a quantised network.
     """
+    name = format_path(str(path))
     try:
-        with explain_read_errors(format_path(str(path))):
-            network, guess = _build_network(read_state_dict(path), preset)
+        with explain_read_errors(name):
+            state = read_state_dict(file, safe=get_suffix(path) == ".safetensors")
+        network, guess = _build_network(state, preset)
     except UnsupportedNetworkError as error:
-        raise UnsupportedNetworkError(f"cannot load {path}: {error}") from error
-    except ValueError as error:  # FileFormatError, and what torch raises for a layer of size 0
-        raise FileFormatError(f"cannot load {path}: {error}") from error
+        raise UnsupportedNetworkError(f"cannot load {name}: {error}") from error
+    except (ValueError, RuntimeError) as error:  # FileFormatError, and what torch raises for a layer of a strange size
+        raise FileFormatError(f"cannot load {name}: {format_untrusted(error, _MOST_MESSAGE)}") from error
     if preset is None:
         warnings.warn(
-            f"{path.name}: taken for input of preset {guess.name!r} ({guess.colour.upper()}, (x - {guess.mean[0]:g}) / "
+            f"{format_path(path.name)}: taken for input of preset {guess.name!r} ({guess.colour.upper()}, (x - {guess.mean[0]:g}) / "
             f"{guess.std[0]:g}), a guess by its layout: pass preset= to be sure",
             stacklevel=5,
         )
@@ -103,12 +109,16 @@ def _build_network(state: dict[str, Tensor], preset: Preset | None) -> tuple[nn.
     guess = Preset.resolve(family.guess(prefix, shapes))
     with torch.device("meta"):
         network = family.build(shapes, (preset or guess).name)
+    if network.input_size > MAX_SIDE:
+        side = network.input_size
+        raise FileFormatError(f"expected a network of images of at most {MAX_SIDE} x {MAX_SIDE} pixels, got {side}")
     guess = guess.with_size(network.input_size)
     # Names are compared with their prefix: a head outside may have the name that a layer has inside the network.
     own = {prefix + name for name in network.state_dict()}
     own |= {prefix + name for name in inside if re.fullmatch(family.extra, name)}
     heads = _find_heads({name: tensor for name, tensor in state.items() if name not in own}, network)
-    unknown = [name for name in state if name not in own and name not in heads]
+    own.update(heads)
+    unknown = [name for name in state if name not in own]
     if unknown:
         raise FileFormatError(
             f"expected the weights of {family.name} alone, the file also has {_format_names(unknown)}"
@@ -131,7 +141,7 @@ def _find_family(state: Mapping[str, Tensor]) -> tuple[Family, str]:
         known = ", ".join(f"{family.name} ({family.marker})" for family in FAMILIES)
         raise FileFormatError(f"expected the weights of {known}; the file has {_format_names(list(state))}")
     if len(found) > 1:
-        prefixes = ", ".join(repr(prefix) for _, prefix in found)
+        prefixes = ", ".join(f"'{format_untrusted(prefix)}'" for _, prefix in found[:_SHOWN])
         raise FileFormatError(f"expected one network, the file has several: below {prefixes}")
     return found[0]
 
@@ -143,10 +153,11 @@ def _find_heads(others: Mapping[str, Tensor], network: nn.Module) -> list[str]:
     same parent name: a bias, or running statistics of the margin.
     """
     size = next(module for module in reversed(list(network.modules())) if isinstance(module, nn.Linear)).out_features
-    centres = [name for name, tensor in others.items() if tensor.dim() == 2 and size in tensor.shape]
+    centres = {name for name, tensor in others.items() if tensor.dim() == 2 and size in tensor.shape}
     parents = {name.rpartition(".")[0] for name in centres}
-    numbers = [n for n, tensor in others.items() if tensor.dim() <= 1 and n.rpartition(".")[0] in parents]
-    return [name for name in others if name in centres or name in numbers]
+    numbers = {n for n, tensor in others.items() if tensor.dim() <= 1 and n.rpartition(".")[0] in parents}
+    heads = centres | numbers
+    return [name for name in others if name in heads]
 
 
 def _fill(network: nn.Module, state: Mapping[str, Tensor], family: Family) -> None:
@@ -178,12 +189,17 @@ def _check_values(name: str, tensor: Tensor, like: Tensor) -> None:
 
 
 def _format_names(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return ", ".join(map(format_untrusted, names[:_SHOWN])) + (
+        f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    )
 
 
 def _count_indices(shapes: Shapes, pattern: str) -> int:
     """Return how many different values the one group of the pattern takes over all names."""
-    return len({match[1] for name in shapes if (match := re.match(pattern, name))})
+    count = len({match[1] for name in shapes if (match := re.match(pattern, name))})
+    if count > MAX_BLOCKS:
+        raise FileFormatError(f"expected at most {MAX_BLOCKS} blocks of a kind, the file has {count}")
+    return count
 
 
 def _get_shape(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:

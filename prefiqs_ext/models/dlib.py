@@ -9,17 +9,17 @@ layers, in the opposite order.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefiqs_ext.exceptions import FileFormatError, MissingFileError
+from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.models.file_kinds import refuse_other_kinds
 from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.text import format_path
@@ -27,7 +27,6 @@ from prefiqs_ext.utils.text import format_path
 SIZE = 150
 """The height and width of an image in pixels."""
 
-_MAX_BYTES = 256 << 20
 _NOT_FINITE = 32000  # this exponent and larger ones mean infinity or NaN
 _STEM = 32
 _EMBEDDING = 128
@@ -127,34 +126,29 @@ class DlibResNet(nn.Module):
         return embedding
 
 
-def load_dlib(path: str | os.PathLike[str]) -> DlibResNet:
+def load_dlib(file: IO[bytes], path: Path) -> DlibResNet:
     """Load dlib_face_recognition_resnet_model_v1.dat, or another file of the same network.
 
     Args:
-        path: The file.
+        file: The open file.
+        path: Its path, for errors.
 
     Returns:
         The network, in eval mode on the CPU in float32.
 
     Raises:
-        MissingFileError: There is no such file.
         FileAccessError: The file cannot be read.
         FileFormatError: The file is damaged, would do harm or has another network.
     """
-    path = Path(path)
+    name = format_path(str(path))
     try:
-        with explain_read_errors(format_path(str(path))):
-            if not path.exists():
-                raise MissingFileError(f"no such file: {path}")
-            if not path.is_file():
-                raise FileFormatError("expected a regular file")
-            if path.stat().st_size > _MAX_BYTES:
-                raise FileFormatError(f"expected at most {_MAX_BYTES} bytes, got {path.stat().st_size}")
-            refuse_other_kinds(path, "dlib")
-            data = path.read_bytes()
+        with explain_read_errors(name):
+            refuse_other_kinds(file, "dlib")
+            file.seek(0)
+            data = file.read()
         return _read_network(_Reader(data))
     except FileFormatError as error:
-        raise FileFormatError(f"cannot load {path}: {error}") from error
+        raise FileFormatError(f"cannot load {name}: {error}") from error
 
 
 def _read_network(file: _Reader) -> DlibResNet:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from typing import IO
 
 from prefiqs_ext.exceptions import FileFormatError
 
@@ -43,18 +43,18 @@ _PYTORCH, _SAFETENSORS, _ONNX = (
 _READ = (("PyTorch", _PYTORCH, ".pth"), ("safetensors", _SAFETENSORS, ".safetensors"), ("ONNX", _ONNX, ".onnx"))
 
 
-def refuse_other_kinds(path: Path, expected: str) -> None:
+def refuse_other_kinds(file: IO[bytes], expected: str) -> None:
     """Refuse a file if its first bytes show that it is of another kind than expected.
 
     Args:
-        path: The file.
+        file: The open file.
         expected: "PyTorch", "safetensors", "ONNX" or "dlib".
 
     Raises:
         FileFormatError: The file is of another known kind. The text says which and what to do; it lacks the path.
     """
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
+    file.seek(0)
+    head = file.read(_HEAD)
     for pattern, what, remedy in _KINDS:
         if pattern.match(head):
             raise FileFormatError(f"expected {_add_article(expected)} file, this one is {what}: {remedy}")
@@ -68,10 +68,10 @@ def _add_article(kind: str) -> str:
     return f"{'an' if kind == 'ONNX' else 'a'} {kind}"
 
 
-def is_zip(path: Path) -> bool:
+def is_zip(file: IO[bytes]) -> bool:
     """Return whether a file begins like a zip archive, which is what torch.load looks at too."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+    file.seek(0)
+    return file.read(4) == b"PK\x03\x04"
 
 
 def refuse_other_archives(names: Sequence[str]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import nn
 
@@ -16,12 +17,16 @@ from prefiqs_ext.models import weights
 from prefiqs_ext.models.checkpoint import load_checkpoint
 from prefiqs_ext.models.dlib import load_dlib
 from prefiqs_ext.models.input_size import check_input
-from prefiqs_ext.models.onnx_import import import_onnx
+from prefiqs_ext.models.onnx_import import read_onnx
 from prefiqs_ext.models.preset import Preset
+from prefiqs_ext.utils.budget import MAX_CHECKPOINT_BYTES, MAX_DLIB_BYTES, MAX_ONNX_BYTES
 from prefiqs_ext.utils.os_errors import explain_read_errors
+from prefiqs_ext.utils.regular_file import open_regular
 from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.text import format_path
 from prefiqs_ext.utils.torch_defaults import torch_defaults
+
+_MAX_BYTES = {".onnx": MAX_ONNX_BYTES, ".dat": MAX_DLIB_BYTES}
 
 
 @torch_defaults()
@@ -68,7 +73,8 @@ def load(model: str | os.PathLike[str], preset: Preset | str | None = None) -> t
                 f"{said.name!r}: leave the preset out",
                 stacklevel=2,
             )
-        network, _ = _read(weights.fetch(str(model)), own)
+        entry = weights.KNOWN[str(model)]
+        network, _ = _read(io.BytesIO(weights.read(entry.name)), Path(entry.file), own)
         check_input(network, said or own)
         return network, said or own
     path = Path(model)
@@ -77,12 +83,14 @@ def load(model: str | os.PathLike[str], preset: Preset | str | None = None) -> t
     if not exists:
         name_alone = isinstance(model, str) and path.name == model == path.stem
         raise (InputError if name_alone else MissingFileError)(weights.describe_unknown(os.fspath(model)))
-    network, guess = _read(path, said)
+    most = _MAX_BYTES.get(get_suffix(path), MAX_CHECKPOINT_BYTES)
+    with open_regular(path, "name the file of a network", most=most) as file:
+        network, guess = _read(file, path, said)
     if said is not None:
         try:
             check_input(network, said)
         except UnsupportedNetworkError as error:
-            raise UnsupportedNetworkError(f"cannot load {path}: {error}") from error
+            raise UnsupportedNetworkError(f"cannot load {format_path(str(path))}: {error}") from error
     return network, said or guess
 
 
@@ -111,14 +119,14 @@ def resolve_network(
     return network, said
 
 
-def _read(path: Path, preset: Preset | None) -> tuple[nn.Module, Preset | None]:
-    """Read the network of a file. Return it with the preset that the file suggests, or None."""
+def _read(file: IO[bytes], path: Path, preset: Preset | None) -> tuple[nn.Module, Preset | None]:
+    """Read the network of an open file. Return it with the preset that the file suggests, or None."""
     kind = get_suffix(path)
     if kind == ".onnx":
-        return import_onnx(path), None
+        return read_onnx(file, path), None
     if kind == ".dat":
-        return load_dlib(path), Preset.resolve("dlib")
-    return load_checkpoint(path, preset)
+        return load_dlib(file, path), Preset.resolve("dlib")
+    return load_checkpoint(file, path, preset)
 
 
 def _copy_to_cpu(model: nn.Module) -> nn.Module:

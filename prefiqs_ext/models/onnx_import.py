@@ -11,26 +11,29 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import onnx
 from torch import fx
 
-from prefiqs_ext.exceptions import FileFormatError, MissingFileError, UnsupportedNetworkError
+from prefiqs_ext.exceptions import FileAccessError, FileFormatError, UnsupportedNetworkError
 from prefiqs_ext.models.file_kinds import refuse_other_kinds
-from prefiqs_ext.models.onnx_node import Node, State, evaluate, make_identifier
+from prefiqs_ext.models.onnx_cost import check_cost
+from prefiqs_ext.models.onnx_fields import charge_message
+from prefiqs_ext.models.onnx_node import Node, State, evaluate
 from prefiqs_ext.models.onnx_operators import OPERATORS, SHAPED_BY_INFERENCE
 from prefiqs_ext.models.onnx_shapes import infer_shapes
 from prefiqs_ext.models.state_dict import QUANTISED
+from prefiqs_ext.utils.budget import MAX_NODES, MAX_ONNX_BYTES, Budget
 from prefiqs_ext.utils.os_errors import explain_read_errors
-from prefiqs_ext.utils.text import format_path, join_lines
+from prefiqs_ext.utils.regular_file import open_regular
+from prefiqs_ext.utils.text import describe_error, format_path, format_untrusted
 from prefiqs_ext.utils.torch_defaults import torch_defaults
-
-MAX_BYTES = 1 << 30
-"""The largest file that is read. It is more than twice as large as an IResNet-200 in float32."""
 
 _OLDEST_OPSET = 7  # the first one with NumPy's rules of broadcasting
 _MAX_MESSAGE = 400  # characters of an error
+_USUAL_SIDE = 112  # of images, in pixels, where the file leaves it open
+_SHOWN = 4  # names that an error lists
 
 _IN_FLOAT32 = ": export the network in float32"
 _DATA_TYPES = frozenset(onnx.TensorProto.DataType.Value(name) for name in ("FLOAT", "DOUBLE", "INT32", "INT64", "BOOL"))
@@ -64,7 +67,6 @@ def _restore(make: Callable[..., fx.GraphModule], arguments: Any, declared: tupl
     return module
 
 
-@torch_defaults()
 def import_onnx(path: str | os.PathLike[str]) -> ImportedNetwork:
     """Import the network of an ONNX file as a module, in eval mode on the CPU.
 
@@ -86,53 +88,57 @@ def import_onnx(path: str | os.PathLike[str]) -> ImportedNetwork:
         UnsupportedNetworkError: The network has an operator, a type or a shape that cannot be reproduced exactly.
     """
     path = Path(path)
+    with open_regular(path, "name an ONNX file", most=MAX_ONNX_BYTES) as file:
+        return read_onnx(file, path)
+
+
+@torch_defaults()
+def read_onnx(file: IO[bytes], path: Path) -> ImportedNetwork:
+    """Import the network of an open file, as :func:`import_onnx` does.
+
+    Args:
+        file: The file.
+        path: Its path, for errors.
+    """
+    name = format_path(str(path))
     try:
-        with explain_read_errors(format_path(str(path))):
-            if not path.exists():
-                raise MissingFileError(f"no such file: {path}")
-            model = _read_model(path)
-        return _build_network(model)
-    except _ERRORS as error:
-        message = join_lines(error) or type(error).__name__
+        with explain_read_errors(name):
+            refuse_other_kinds(file, "ONNX")
+            file.seek(0)
+            data = file.read()
+        budget = Budget(len(data))
+        return _build_network(_parse_model(data, budget), budget)
+    except FileAccessError:
+        raise
+    except Exception as error:  # damaged bytes can make onnx and torch raise anything
         kind = UnsupportedNetworkError if isinstance(error, UnsupportedNetworkError) else FileFormatError
-        raise kind(f"cannot import {path}: {message[:_MAX_MESSAGE]}") from error
+        raise kind(f"cannot import {name}: {format_untrusted(describe_error(error), _MAX_MESSAGE)}") from error
 
 
-# What this package, torch and onnx raise for a bad file. MissingFileError and FileAccessError are none of them.
-_ERRORS: tuple[type[Exception], ...] = (
-    ValueError,
-    TypeError,
-    RuntimeError,
-    onnx.checker.ValidationError,
-    onnx.shape_inference.InferenceError,
-)
-
-
-def _read_model(path: Path) -> onnx.ModelProto:
-    """Read a model and check it, as far as this is possible without looking at the single nodes."""
-    if not path.is_file():
-        raise FileFormatError("expected a regular file")
-    refuse_other_kinds(path, "ONNX")
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise FileFormatError(f"expected at most {MAX_BYTES} bytes, the file has {path.stat().st_size}")
+def _parse_model(data: bytes, budget: Budget) -> onnx.ModelProto:
+    """Parse a model and check it, as far as this is possible without looking at the single nodes."""
     model = onnx.ModelProto()
     try:
+        charge_message(data, model.DESCRIPTOR, budget)
         model.ParseFromString(data)
+    except FileFormatError:
+        raise
     except Exception as error:  # protobuf's error has no public class
+        reason = format_untrusted(error)
         raise FileFormatError(
-            f"expected an ONNX file; this one is truncated, damaged or something else ({error})"
+            f"expected an ONNX file; this one is truncated, damaged or something else ({reason})"
         ) from error
     if not model.graph.node:
         raise FileFormatError("expected an ONNX model with a graph, found none (an empty file, or not ONNX)")
+    if len(model.graph.node) > MAX_NODES:
+        raise FileFormatError(f"expected a graph of at most {MAX_NODES} nodes, it has {len(model.graph.node)}")
     if model.functions:
-        raise UnsupportedNetworkError(
-            f"expected plain operators, found the model-local function {model.functions[0].name!r}"
-        )
+        name = format_untrusted(model.functions[0].name)
+        raise UnsupportedNetworkError(f"expected plain operators, found the model-local function '{name}'")
     for value in model.graph.input:
         if not value.HasField("type"):
-            raise FileFormatError(f"expected a float32 input [N, ...]; the file does not say what {value.name!r} is")
+            name = format_untrusted(value.name)
+            raise FileFormatError(f"expected a float32 input [N, ...]; the file does not say what '{name}' is")
     for value in model.graph.output:
         if not value.HasField("type"):  # some tools leave it out; the inference tells whether it is float32
             value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
@@ -150,22 +156,24 @@ def _refuse_hidden_data(graph: onnx.GraphProto) -> None:
     """Refuse tensors in other files or of unsupported types, sparse tensors, and graphs inside of nodes."""
     tensors = list(graph.initializer)
     for node in graph.node:
+        what = f"{format_untrusted(node.op_type)} node '{format_untrusted(node.name)}'"
         for attribute in node.attribute:
             tensors += [attribute.t] if attribute.HasField("t") else []
             tensors += attribute.tensors
             if attribute.HasField("g") or attribute.graphs:
-                raise UnsupportedNetworkError(f"{node.op_type} node {node.name!r}: control flow is not supported")
+                raise UnsupportedNetworkError(f"{what}: control flow is not supported")
             if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
-                raise UnsupportedNetworkError(f"{node.op_type} node {node.name!r}: sparse tensors are not supported")
+                raise UnsupportedNetworkError(f"{what}: sparse tensors are not supported")
     if graph.sparse_initializer:
         raise UnsupportedNetworkError("sparse initialisers are not supported")
     for tensor in tensors:
+        name = format_untrusted(tensor.name)
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            raise FileFormatError(f"the data of {tensor.name!r} are in another file; save the model as one file")
+            raise FileFormatError(f"the data of '{name}' are in another file; save the model as one file")
         if tensor.data_type not in _DATA_TYPES:
             kind = _get_type_name(tensor.data_type)
             remedy = _IN_FLOAT32 if kind.endswith("FLOAT16") else f", {QUANTISED}" if "8" in kind else ""
-            raise UnsupportedNetworkError(f"the data of {tensor.name!r} have the unsupported ONNX type {kind}{remedy}")
+            raise UnsupportedNetworkError(f"the data of '{name}' have the unsupported ONNX type {kind}{remedy}")
 
 
 def _get_type_name(data_type: int) -> str:
@@ -181,12 +189,14 @@ def _get_opset(model: onnx.ModelProto) -> int:
 _ONNX_DOMAINS = ("", "ai.onnx")
 
 
-def _build_network(model: onnx.ModelProto) -> ImportedNetwork:
+def _build_network(model: onnx.ModelProto, budget: Budget) -> ImportedNetwork:
     """Translate a checked model."""
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     source = _find_input([value for value in model.graph.input if value.name not in constants])
-    state = State(_get_opset(model), constants, infer_shapes(model, source.name, _get_opset(model)))
-    placeholder = state.graph.placeholder(make_identifier(source.name) or "input")
+    opset = _get_opset(model)
+    shapes = infer_shapes(model, source.name, opset, budget)
+    state = State(opset, constants, shapes, budget)
+    placeholder = state.graph.placeholder("images")
     declared = tuple(size.dim_value or None for size in source.type.tensor_type.shape.dim)
     if len(declared) == 4 and declared[3] == 3 and declared[1] != 3:
         batch, height, width, channels = declared
@@ -195,11 +205,17 @@ def _build_network(model: onnx.ModelProto) -> ImportedNetwork:
     state.activations[source.name] = placeholder
 
     results = [value.name for value in model.graph.output]
-    for proto in _select_needed(model.graph.node, results):
+    needed = _select_needed(model.graph.node, results)
+    if None in declared[1:]:
+        shapes = infer_shapes(model, source.name, opset, budget, side=_USUAL_SIDE)
+    check_cost(needed, shapes, constants)
+    for proto in needed:
         _add_node(state, proto)
     for name in results:
         if name not in state.activations:
-            raise UnsupportedNetworkError(f"expected an output that depends on the input; {name!r} does not")
+            raise UnsupportedNetworkError(
+                f"expected an output that depends on the input; '{format_untrusted(name)}' does not"
+            )
     outputs = {name: state.activations[name] for name in results}
     state.graph.output(outputs if len(outputs) > 1 else outputs[results[0]])
     module = ImportedNetwork(state.owned, state.graph, class_name="Network").eval()
@@ -210,15 +226,15 @@ def _build_network(model: onnx.ModelProto) -> ImportedNetwork:
 def _find_input(inputs: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
     """Return the one input. Refuse a network with several, or with one that is not float32 of known rank."""
     if len(inputs) != 1:
-        raise UnsupportedNetworkError(
-            f"expected one input, the file has {len(inputs)}: {[value.name for value in inputs]}"
-        )
+        names = ", ".join(f"'{format_untrusted(value.name)}'" for value in inputs[:_SHOWN])
+        raise UnsupportedNetworkError(f"expected one input, the file has {len(inputs)}: [{names}]")
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type != onnx.TensorProto.FLOAT or len(tensor.shape.dim) < 2:
         is_half = tensor.elem_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
         kind, remedy = _get_type_name(tensor.elem_type), _IN_FLOAT32 if is_half else ""
         got = f"of type {kind} and rank {len(tensor.shape.dim)}{remedy}"
-        raise UnsupportedNetworkError(f"expected a float32 input [N, ...] of known rank; {inputs[0].name!r} is {got}")
+        name = format_untrusted(inputs[0].name)
+        raise UnsupportedNetworkError(f"expected a float32 input [N, ...] of known rank; '{name}' is {got}")
     return inputs[0]
 
 
@@ -241,11 +257,12 @@ def _add_node(state: State, proto: onnx.NodeProto) -> None:
     standard = proto.domain in _ONNX_DOMAINS
     if standard and node.op in _CONSTANT_OPERATORS and all(name in state.constants for name in node.inputs):
         known = {name: state.constants[name] for name in node.inputs}
-        state.constants[node.outputs[0]] = evaluate(proto, known, state.opset)
+        state.budget.charge_bytes(sum(value.nbytes for value in known.values()) + proto.ByteSize())
+        state.constants[node.outputs[0]] = evaluate(proto, known, state.opset, state.budget)
         return
     if not standard or node.op not in OPERATORS:
         kind = node.op if standard else f"{proto.domain}.{node.op}"
-        node.refuse(f"operator {kind} is not supported; supported: {', '.join(sorted(OPERATORS))}")
+        node.refuse(f"operator {format_untrusted(kind)} is not supported; supported: {', '.join(sorted(OPERATORS))}")
     if unknown := sorted(node.attributes.keys() - OPERATORS[node.op].attributes):
-        node.refuse(f"attribute {unknown[0]} is not supported")
+        node.refuse(f"attribute {format_untrusted(unknown[0])} is not supported")
     state.activations[node.outputs[0]] = OPERATORS[node.op].build(node)

@@ -18,6 +18,11 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, fx, nn
 
 from prefiqs_ext.exceptions import UnsupportedNetworkError
+from prefiqs_ext.utils.budget import Budget
+from prefiqs_ext.utils.text import format_untrusted
+
+_LONGEST = 200  # characters of an attribute's name
+_MOST_ATOMS = 20  # modules in one another
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int | None, ...]
@@ -31,6 +36,7 @@ class State:
         opset: The opset of the file.
         constants: The initialisers by name. Constants that follow from them are added during the import.
         shapes: The shape of every value, from :func:`~prefiqs_ext.models.onnx_shapes.infer_shapes`.
+        budget: What the file may still cost.
 
     Attributes:
         graph: The torch graph so far.
@@ -38,8 +44,9 @@ class State:
         owned: The modules and buffers of the torch graph by name.
     """
 
-    def __init__(self, opset: int, constants: dict[str, Array], shapes: dict[str, Shape]) -> None:
+    def __init__(self, opset: int, constants: dict[str, Array], shapes: dict[str, Shape], budget: Budget) -> None:
         self.opset = opset
+        self.budget = budget
         self.constants = constants
         self.shapes = shapes
         self.graph = fx.Graph()
@@ -118,12 +125,16 @@ class Node:
 
     def refuse(self, why: str) -> NoReturn:
         """Raise an UnsupportedNetworkError that names the node and says why it cannot be imported."""
-        raise UnsupportedNetworkError(f"{self.op} node {self.name!r}: {why}")
+        op, name = format_untrusted(self.op), format_untrusted(self.name)
+        raise UnsupportedNetworkError(f"{op} node '{name}': {why}")
 
     def expect(self, condition: bool, what: str) -> None:
         """Refuse the node unless the condition holds; `what` completes "expected ..."."""
         if not condition:
             self.refuse(f"expected {what}")
+
+    def _quote(self, index: int) -> str:
+        return f"'{format_untrusted(self.inputs[index])}'"
 
     def has(self, index: int) -> bool:
         """Return whether the node has this optional input."""
@@ -137,7 +148,7 @@ class Node:
         """Return the node of the torch graph that computes the input. Refuse a constant."""
         node = self._state.activations.get(self.inputs[index])
         if node is None:
-            self.refuse(f"expected input {index} to depend on the network's input; {self.inputs[index]!r} does not")
+            self.refuse(f"expected input {index} to depend on the network's input; {self._quote(index)} does not")
         return node
 
     def get_shape(self, index: int = 0) -> Shape:
@@ -158,20 +169,21 @@ class Node:
 
     def _look_up_shape(self, name: str) -> Shape:
         if name not in self._state.shapes:
-            self.refuse(f"the rank of {name!r} is unknown")
+            self.refuse(f"the rank of '{format_untrusted(name)}' is unknown")
         return self._state.shapes[name]
 
     def get_constant(self, index: int) -> Array:
         """Return the values of a constant input. Refuse an activation."""
         value = self._state.constants.get(self.inputs[index])
         if value is None:
-            self.refuse(f"expected a constant as input {index}; {self.inputs[index]!r} is none")
+            self.refuse(f"expected a constant as input {index}; {self._quote(index)} is none")
         return value
 
     def get_tensor(self, index: int) -> Tensor:
         """Return a copy of a constant input, which must be float32."""
         value = self.get_constant(index)
         self.expect(value.dtype == np.float32, f"float32 as input {index}, not {value.dtype}")
+        self._state.budget.charge_bytes(value.nbytes)
         return torch.from_numpy(np.array(value, order="C"))
 
     def get_vector(self, index: int, length: int) -> Tensor:
@@ -264,7 +276,9 @@ class Node:
         """
         name = ""
         if weight is not None and self.inputs[weight].endswith(".weight"):
-            name = ".".join(filter(None, map(make_identifier, self.inputs[weight].split(".")[:-1])))
+            atoms = self.inputs[weight].split(".")[:-1]
+            if len(atoms) <= _MOST_ATOMS:
+                name = ".".join(filter(None, map(make_identifier, atoms)))
         name = (name or make_identifier(self.name) or self.op.lower()) + suffix
         return self._state.graph.call_module(
             self._state.keep(name, module), (self.get_activation() if x is None else x,)
@@ -283,26 +297,30 @@ class Node:
         return self._state.graph.get_attr(self._state.keep(make_identifier(self.inputs[index]) or "constant", value))
 
 
+_EVALUATION = 50  # parts that it costs to evaluate a node
+
 _BARE = fx.GraphModule(nn.Module(), fx.Graph())  # nothing from a file may replace an attribute that this has
 
 
 def make_identifier(name: str) -> str:
     """Return a name that a module's attribute can have: "/layer1/conv" becomes "layer1_conv".
 
-    The result is "" if the name has no letters or digits.
+    The result is "" if the name has no letters or digits. A long name loses its beginning.
     """
-    name = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")
+    name = re.sub(r"\W+", "_", name[-_LONGEST:], flags=re.ASCII).strip("_")
     return name + "_" if keyword.iskeyword(name) or hasattr(_BARE, name) else name
 
 
-def evaluate(node: onnx.NodeProto, inputs: dict[str, Array], opset: int) -> Array:
+def evaluate(node: onnx.NodeProto, inputs: dict[str, Array], opset: int, budget: Budget) -> Array:
     """Compute the first output of a node with ONNX's reference implementation.
 
     Args:
         node: The node.
         inputs: The values of all its inputs by name.
         opset: The opset of the file.
+        budget: What the file may still cost.
     """
+    budget.charge_parts(_EVALUATION)
     values = [onnx.ValueInfoProto(name=name) for name in (*inputs, node.output[0])]
     graph = onnx.helper.make_graph([node], "node", values[:-1], values[-1:])
     # The evaluator respects an opset only if it comes with a model.

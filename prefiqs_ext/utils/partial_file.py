@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from prefiqs_ext.exceptions import FileAccessError
-from prefiqs_ext.utils.atomic_write import refuse_folder, replace_durably
+from prefiqs_ext.utils.atomic_write import refuse_folder, replace_durably, sync_folder_of
 from prefiqs_ext.utils.os_errors import build_write_error, explain_write_errors
 from prefiqs_ext.utils.text import format_path
 
@@ -22,7 +22,7 @@ NPY_HEADER_BYTES = 128
 
 
 class PartialFile:
-    """A file under construction: FILE.part, open and locked.
+    """A file under construction: FILE.part, open, and locked until it is closed.
 
     Every method that touches the disk raises FileAccessError, which names the file, when that fails.
 
@@ -32,7 +32,7 @@ class PartialFile:
 
     Attributes:
         file: The name of the finished file, or None.
-        part: The name until then, or None.
+        part: The name until then; None when it is complete, or for a temporary file.
         stream: The open file.
 
     Raises:
@@ -42,6 +42,7 @@ class PartialFile:
     def __init__(self, file: Path | None, suffix: str = ".part") -> None:
         self.file = file
         self.part = None if file is None else add_suffix(file, suffix)
+        self._named = False  # whether a power cut leaves the name
         self.stream: IO[bytes] = self._open()
 
     def _open(self) -> IO[bytes]:
@@ -49,17 +50,48 @@ class PartialFile:
             if self.file is None or self.part is None:
                 return tempfile.TemporaryFile()
             refuse_folder(self.file)
-            stream = os.fdopen(os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BaseException as error:
+            while True:
+                stream = self._lock(os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666), self.part)
+                if stream is not None:
+                    return stream
+
+    def _lock(self, descriptor: int, path: Path) -> IO[bytes] | None:
+        """Locks a file that was opened by this name; None if the name is another file's by now."""
+        stream = os.fdopen(descriptor, "r+b")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another run may have renamed or removed it between the opening and the locking.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    return stream
+        except BlockingIOError:
+            stream.close()
+            part = format_path(str(self.part))
+            raise FileAccessError(f"{part} is being written by another run: wait for it or end it") from None
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()
+        return None
+
+    def take_back(self, size: int) -> None:
+        """Makes the finished file the part again, where an earlier run had renamed it and ended soon after.
+
+        Args:
+            size: Its bytes. A file of another size is not this run's.
+        """
+        if self.file is None or self.part is None or self.size:
+            return
+        with self._explain_errors(), suppress(FileNotFoundError):
+            stream = self._lock(os.open(self.file, os.O_RDWR), self.file)
+            if stream is None:
+                return
+            if os.fstat(stream.fileno()).st_size != size:
                 stream.close()
-                if not isinstance(error, BlockingIOError):
-                    raise
-                raise FileAccessError(
-                    f"{format_path(str(self.part))} is being written by another run: wait for it or end it"
-                ) from None
-        return stream
+                return
+            os.replace(self.file, self.part)
+            self.stream.close()
+            self.stream, self._named = stream, False
 
     @property
     def size(self) -> int:
@@ -90,29 +122,42 @@ class PartialFile:
             os.pwrite(self.stream.fileno(), data, 0)
 
     def sync(self) -> None:
-        """Brings everything to the disk, where it survives a power cut."""
+        """Brings everything to the disk, the name too, where it survives a power cut."""
         self.flush()
         if self.part is not None:
             with self._explain_errors():
                 os.fsync(self.stream.fileno())
+            if not self._named:
+                sync_folder_of(self.part)
+                self._named = True
 
     def complete(self) -> None:
-        """Gives the file its final name and closes it."""
+        """Gives the file its final name. It stays locked until it is closed."""
         with self._explain_errors():
             if self.part is not None and self.file is not None:
                 replace_durably(self.stream, self.part, self.file)
-        self.close()
+                self.part = None
 
     def discard(self) -> None:
-        """Closes the file and removes it."""
-        self.close()
-        if self.part is not None:
-            with self._explain_errors():
-                self.part.unlink(missing_ok=True)
+        """Closes the file and removes it, unless it is complete."""
+        try:
+            if self.part is not None:
+                with self._explain_errors():
+                    self.part.unlink(missing_ok=True)
+        finally:
+            self.part = None
+            self.close()
 
     def close(self) -> None:
-        """Closes the file and leaves FILE.part where it is."""
+        """Closes the file. FILE.part stays where it is, unless it is empty."""
+        if self.stream.closed:
+            return
         with suppress(OSError):  # of bytes that did not fit; that was said when they were written
+            self.stream.flush()
+        with suppress(OSError):
+            if self.part is not None and not self.size:
+                self.part.unlink()
+        with suppress(OSError):
             self.stream.close()
 
     def _explain_errors(self) -> AbstractContextManager[None]:
@@ -122,11 +167,17 @@ class PartialFile:
 
 
 class StandardOutput:
-    """Standard output as bytes, with those methods of PartialFile that make sense for it."""
+    """Standard output as bytes, with those methods of PartialFile that make sense for it.
+
+    Raises:
+        FileAccessError: It is closed.
+    """
 
     size = 0
 
     def __init__(self) -> None:
+        if sys.stdout is None:
+            raise FileAccessError("cannot write standard output (it is closed); name a file, or open it")
         sys.stdout.flush()
         self.stream = sys.stdout.buffer
 
@@ -146,6 +197,9 @@ class StandardOutput:
 
     def truncate(self, size: int) -> None:
         """Does nothing: output begins where it begins."""
+
+    def take_back(self, size: int) -> None:
+        """Does nothing: there is no earlier run."""
 
     def complete(self) -> None:
         """Does the same as flush."""

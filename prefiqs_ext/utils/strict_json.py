@@ -6,12 +6,12 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.utils.os_errors import explain_read_errors
-from prefiqs_ext.utils.text import escape_unprintable, format_path, join_lines
+from prefiqs_ext.utils.regular_file import open_regular
+from prefiqs_ext.utils.text import describe_error, escape_unprintable, format_path
 
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
 """A value that a JSON file can hold."""
@@ -20,13 +20,16 @@ _T = TypeVar("_T")
 _MAX_BYTES = 1 << 23  # settings with the constants of the largest networks have a few MiB
 
 
-def read_strict_json(path: str | os.PathLike[str], what: str, make: Callable[[Any], _T]) -> _T:
+def read_strict_json(
+    path: str | os.PathLike[str], what: str, make: Callable[[Any], _T], *, most: int = _MAX_BYTES
+) -> _T:
     """Reads a JSON file and turns it into an object.
 
     Args:
-        path: The file. It may have 8 MiB at most, its numbers must be finite, and no object may have a name twice.
+        path: The file. Its numbers must be finite, and no object may have a name twice.
         what: What the file should hold, for errors: "a Scorer's settings".
         make: Turns the JSON value into the object. ValueError and TypeError mean that the value is not acceptable.
+        most: The most bytes that the file may have.
 
     Returns:
         What `make` gives.
@@ -37,14 +40,15 @@ def read_strict_json(path: str | os.PathLike[str], what: str, make: Callable[[An
         FileFormatError: The file holds something else; the error names the file and `what`.
     """
     name = format_path(os.fspath(path))
-    with explain_read_errors(name, remedy=f"name a file with {what}"), Path(path).open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
+    remedy = f"name a file with {what}"
+    with open_regular(path, remedy, if_denied=remedy) as file, explain_read_errors(name):
+        data = file.read(most + 1)
     try:
-        if len(data) > _MAX_BYTES:
-            raise FileFormatError(f"expected at most {_MAX_BYTES} bytes")
+        if len(data) > most:
+            raise FileFormatError(f"expected at most {most} bytes")
         return make(json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        reason = escape_unprintable(join_lines(error))[:400]
+        reason = escape_unprintable(describe_error(error))[:400]
         raise FileFormatError(f"expected {what} in {name}: {reason}") from error
 
 

@@ -1,65 +1,46 @@
-"""Lines of text files, tables, and paths for people to read."""
+"""Tables, and paths and errors for people to read."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
-
-from prefiqs_ext.exceptions import FileFormatError
-from prefiqs_ext.utils.os_errors import explain_read_errors
 
 if TYPE_CHECKING:
     import torch
 
-_MARK = b"\xef\xbb\xbf"
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_LONGEST = 1 << 16
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What spreadsheets take for the beginning of a formula. Source: OWASP, CSV Injection."""
 
 
-def read_lines(file: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """Reads the lines of a text file that are not blank, as editors of all systems save them.
-
-    A byte order mark and CRLF do no harm. Names that are not UTF-8 are kept as os.fsdecode gives them.
-
-    Args:
-        file: The path of the file.
-
-    Yields:
-        Each line's number, from 1, and the line without its end.
-
-    Raises:
-        MissingFileError: There is no such file.
-        FileAccessError: It cannot be read.
-        FileFormatError: It is no text: UTF-16, NUL bytes, or a line of more than 64 KiB.
-    """
-    name = format_path(os.fspath(file))
-    with explain_read_errors(name), open(file, "rb") as stream:
-        number = 0
-        while line := stream.readline(_LONGEST + 1):
-            number += 1
-            if number == 1 and line.startswith(_UTF_16):
-                raise FileFormatError(f"{name}: expected UTF-8 text, got UTF-16; save it as UTF-8")
-            if b"\0" in line or len(line) > _LONGEST:
-                what = "NUL bytes" if b"\0" in line else f"a line of more than {_LONGEST} bytes"
-                raise FileFormatError(f"{name}:{number}: expected text, got {what}")
-            if number == 1:
-                line = line.removeprefix(_MARK)
-            line = line.removesuffix(b"\n").removesuffix(b"\r")
-            if line.strip():
-                yield number, os.fsdecode(line)
+def format_csv_path(path: str) -> str:
+    """Formats a path for a CSV file: one that looks like a formula gets ``./`` before it, and names the same file."""
+    return f"./{path}" if path.startswith(_FORMULA) else path
 
 
 def format_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
     """Formats a CSV file: one line with the columns' names, then one line per row.
 
-    Names that are not UTF-8, as os.fsdecode gives them, come out as the bytes they are.
+    Names that are not UTF-8, as os.fsdecode gives them, come out as the bytes they are. A text that spreadsheets would
+    take for a formula gets an apostrophe before it, as OWASP says; paths go through :func:`format_csv_path` first.
     """
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    text = "".join(format_csv_line(map(_quote_formula, row)) for row in (columns, *rows))
+    return text.encode("utf-8", "surrogateescape")
+
+
+def format_csv_line(cells: Iterable[object]) -> str:
+    """Formats one line of a CSV file, its end included. None becomes an empty cell."""
+    line = io.StringIO()
+    # csv quotes those line ends alone that it writes itself, and readers take a carriage return for one too.
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _quote_formula(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def format_path(path: str) -> str:
@@ -87,6 +68,22 @@ def describe_wrong_size(got: Sequence[int], expected: tuple[int, int], *, why: s
 def join_lines(text: object) -> str:
     """Joins the lines of a text, such as that of an error, into one. Any run of white space becomes one blank."""
     return " ".join(str(text).split())
+
+
+def describe_error(error: BaseException) -> str:
+    """Gives the text of an error as one line; the name of its class where it has none, as MemoryError has."""
+    return join_lines(error) or type(error).__name__
+
+
+def format_untrusted(text: object, longest: int = 80) -> str:
+    """Formats a text that a file or a server may have made up: one printable line of bounded length.
+
+    Args:
+        text: A name in a file, a message of another program, or the like.
+        longest: The most characters of the result, 4 or more. A longer text loses its end.
+    """
+    line = escape_unprintable(join_lines(str(text)[: longest + 1]))
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
 def escape_unprintable(text: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -17,7 +18,8 @@ from prefiqs_ext.evaluation.array_types import Floats
 from prefiqs_ext.evaluation.datasets.sources import LandmarkedPhoto
 from prefiqs_ext.exceptions import FileFormatError, InputError
 from prefiqs_ext.utils.os_errors import explain_read_errors
-from prefiqs_ext.utils.text import format_path, read_lines
+from prefiqs_ext.utils.regular_file import LONGEST_LINE, MARK, open_regular, read_lines
+from prefiqs_ext.utils.text import format_path
 
 _BLOCK = 20_000  # images summed at a time: 40 MB of embeddings of 2 kB
 _LINES = 1_000_000  # pairs looked up at a time: 24 MB
@@ -140,7 +142,7 @@ def _read_faces(file: Path, crops: Path) -> tuple[list[str], NDArray[np.int64], 
         if len(words) != 3 or not _is_template(words[1]) or not (words[2].isdecimal() and len(words[2]) < 19):
             raise FileFormatError(f"{file}:{number}: expected `name template media`, got {line[:80]!r}")
         if words[0] not in present:
-            raise FileFormatError(f"{file}:{number}: no image {crops / words[0]}")
+            raise FileFormatError(f"{file}:{number}: no image {words[0][:80]!r} in {crops}")
         names.append(words[0])
         numbers.extend((int(words[1]), int(words[2])))
     if not names:
@@ -172,7 +174,7 @@ def _read_landmarks(file: Path, names: list[str]) -> NDArray[np.float64]:
     bad = np.flatnonzero(~np.isfinite(landmarks).all((1, 2)))
     if len(bad):
         raise FileFormatError(
-            f"{file}: expected finite landmarks, got {landmarks[bad[0]].tolist()} for {names[bad[0]]!r}"
+            f"{file}: expected finite landmarks, got {landmarks[bad[0]].tolist()} for {names[bad[0]][:80]!r}"
         )
     return landmarks
 
@@ -191,7 +193,11 @@ def _read_pairs(file: Path, ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], 
     try:
         if next(read_lines(file), None) is None:  # np.loadtxt would warn
             raise ValueError
-        rows = np.loadtxt(file, np.int32, comments=None, ndmin=2, encoding="utf-8-sig")
+        with open_regular(file, "name a list of pairs") as stream:
+            stream.seek(len(MARK) if stream.read(len(MARK)) == MARK else 0)
+            # In pieces of bounded length, so that a file without line ends is refused before it fills the memory.
+            pieces = iter(partial(stream.readline, LONGEST_LINE), b"")
+            rows = np.loadtxt(pieces, np.int32, comments=None, ndmin=2)
         if rows.shape[1] != 3:
             raise ValueError
         pairs, mated = np.empty((len(rows), 2), np.int32), np.empty(len(rows), bool)

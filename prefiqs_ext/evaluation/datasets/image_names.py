@@ -56,7 +56,7 @@ class Names:
                 found = [i for i in found if self._has_suffix_of(path, i)] or found
             if len(found) > 1:
                 one, other = (format_path(get_name(self._images[i])) for i in found[:2])
-                raise FileFormatError(f"{path!r} may be {one} or {other}")
+                raise FileFormatError(f"{path[:80]!r} may be {one} or {other}")
             if found:
                 return found[0]
         return None

@@ -12,7 +12,6 @@ import pickle
 import pickletools
 import re
 from math import prod
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -20,12 +19,13 @@ import numpy as np
 from prefiqs_ext.evaluation.datasets.readers import PairList, make_pair_list
 from prefiqs_ext.evaluation.datasets.sources import EncodedCrop
 from prefiqs_ext.exceptions import FileFormatError
+from prefiqs_ext.utils.budget import MAX_BIN_BYTES
 from prefiqs_ext.utils.os_errors import explain_read_errors
-from prefiqs_ext.utils.text import format_path, join_lines
+from prefiqs_ext.utils.regular_file import open_regular
+from prefiqs_ext.utils.text import describe_error, format_path, format_untrusted
 
 _Words: TypeAlias = "str | bytes"
 
-_BIN_BYTES = 4 << 30  # ten times the largest published .bin, and a bound for the memory that a wrong file takes
 # The opcodes that lists of bytes, truth values and NumPy arrays need. REDUCE and BUILD can only call what find_class
 # gives.
 _HARMLESS = (
@@ -49,6 +49,7 @@ _HARMLESS = (
     | {"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"}
 )
 _PLAIN = re.compile("b1|[iu][1248]")
+_REMEDY = "name a .bin file of InsightFace"
 _SAVE = "pickle.dump(([bytes(x) for x in images], [bool(x) for x in labels]), file)"
 
 
@@ -61,15 +62,15 @@ def read_bin(file: str | os.PathLike[str]) -> PairList:
         FileFormatError: The file is anything else.
         FileAccessError: It is missing or cannot be read.
     """
-    with explain_read_errors(format_path(os.fspath(file)), remedy="name a .bin file of InsightFace"):
-        size = os.path.getsize(file)
-        if size > _BIN_BYTES:
-            raise FileFormatError(f"{file}: expected at most {_BIN_BYTES} bytes, got {size}")
-        data = Path(file).read_bytes()
+    with (
+        open_regular(file, _REMEDY, most=MAX_BIN_BYTES, if_denied=_REMEDY) as stream,
+        explain_read_errors(format_path(os.fspath(file))),
+    ):
+        data = stream.read(MAX_BIN_BYTES)
     try:
         for opcode, argument, _ in pickletools.genops(data):
             # A place in the memo allocates memory. A real one is below the number of objects, hence of bytes.
-            too_far = opcode.name in ("PUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= size
+            too_far = opcode.name in ("PUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= len(data)
             if opcode.name not in _HARMLESS or too_far:
                 raise FileFormatError(f"a pickle with {opcode.name}, which image lists do not need")
         images, labels = _Unpickler(data).load()
@@ -80,7 +81,7 @@ def read_bin(file: str | os.PathLike[str]) -> PairList:
         if len(encoded) != 2 * len(mated):
             raise FileFormatError(f"twice as many images as labels are needed, it has {len(encoded)} and {len(mated)}")
     except Exception as error:  # damaged bytes can make pickle raise anything
-        reason = join_lines(error)[:120] or type(error).__name__
+        reason = format_untrusted(describe_error(error), 120)
         raise FileFormatError(
             f"{file}: expected InsightFace's (images, labels); {reason}. If you trust it, save it with {_SAVE}"
         ) from None

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from prefiqs_ext.evaluation.array_types import Floats
 from prefiqs_ext.evaluation.datasets.image_names import Names
 from prefiqs_ext.evaluation.datasets.sources import Source, get_name
-from prefiqs_ext.exceptions import FileAccessError, FileFormatError
+from prefiqs_ext.exceptions import FileFormatError
 from prefiqs_ext.files.folders import (
     SUFFIXES,
     FolderReader,
@@ -28,11 +28,13 @@ from prefiqs_ext.files.folders import (
     list_folder,
     strip_image_suffix,
 )
-from prefiqs_ext.utils.os_errors import explain_read_errors
+from prefiqs_ext.utils.regular_file import open_regular, read_lines
 from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.tell import Tell, tell_nobody
-from prefiqs_ext.utils.text import format_path, join_lines, read_lines
+from prefiqs_ext.utils.text import describe_error, format_path, format_untrusted
 
+_MOST_NUMBERS = 1 << 16  # of one embedding: so many images cannot take more memory than so many such embeddings
+_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _SAME = 1e-5  # relative difference of scores of one image: in two batches on a GPU (H200) they differ by less
 
 
@@ -134,16 +136,16 @@ def read_lfw_pairs(file: str | os.PathLike[str], root: str | os.PathLike[str]) -
         words = line.split()
         if number == 1 and len(words) <= 2:
             continue
-        if len(words) not in (3, 4) or not (words[1].isdecimal() and words[-1].isdecimal()):
+        if len(words) not in (3, 4) or not (_is_number(words[1]) and _is_number(words[-1])):
             raise FileFormatError(f"{file}:{number}: expected `name i j` or `name i other j`, got {line[:80]!r}")
         pair = []
         for name, which in ((words[0], words[1]), (words[-2] if len(words) == 4 else words[0], words[-1])):
             if not os.path.isdir(Path(root) / name):
-                raise FileFormatError(f"{file}:{number}: no folder of {name!r} in {root}")
+                raise FileFormatError(f"{file}:{number}: no folder of {name[:80]!r} in {root}")
             image = f"{name}_{int(which):04d}"
             found = find_images_of(name).get(image, [])
             if not found:
-                raise FileFormatError(f"{file}:{number}: no image {Path(root) / name / image}")
+                raise FileFormatError(f"{file}:{number}: no image {_format_long(Path(root) / name / image)}")
             if len(found) > 1:
                 raise FileFormatError(
                     f"{file}:{number}: {image!r} may be {format_path(found[0])} or {format_path(found[1])}"
@@ -196,7 +198,7 @@ def read_image_list(file: str | os.PathLike[str]) -> list[str]:
         places = (folder / path, folder.absolute().parent.parent / path, folder / "images" / Path(path).name)
         found = next((place for place in places if os.path.isfile(place)), None)
         if found is None:
-            raise FileFormatError(f"{file}:{number}: no image {places[0]}")
+            raise FileFormatError(f"{file}:{number}: no image {_format_long(places[0])}")
         _get_index(index, str(found))
     if not index:
         raise FileFormatError(f"{file}: expected images, found none")
@@ -210,7 +212,7 @@ def _find_place(names: Names, word: str, where: str, none: str) -> int:
     except ValueError as error:
         raise FileFormatError(f"{where}: {error}") from None
     if place is None:
-        raise FileFormatError(f"{where}: {word!r} is {none}")
+        raise FileFormatError(f"{where}: {word[:80]!r} is {none}")
     return place
 
 
@@ -232,11 +234,11 @@ def read_scores(file: str | os.PathLike[str], images: Sequence[Source]) -> NDArr
             raise FileFormatError(f"{file}:{number}: expected `path score`, got {line[:80]!r}") from None
         place = _find_place(names, path, f"{file}:{number}", "none of the images")
         if not math.isfinite(score):
-            raise FileFormatError(f"{file}:{number}: expected a finite score, got {value}")
+            raise FileFormatError(f"{file}:{number}: expected a finite score, got {value[:80]!r}")
         if np.isnan(scores[place]):
             scores[place] = score
         elif not math.isclose(scores[place], score, rel_tol=_SAME):
-            raise FileFormatError(f"{file}:{number}: another score of {path!r}, {score:g} after {scores[place]:g}")
+            raise FileFormatError(f"{file}:{number}: another score of {path[:80]!r}, {score:g} after {scores[place]:g}")
     missing = np.flatnonzero(np.isnan(scores))
     if len(missing):
         raise FileFormatError(f"{file}: no score of {len(missing)} images, the first {get_name(images[missing[0]])}")
@@ -267,6 +269,7 @@ def read_embeddings(
         found = read_array(path)
         if found.ndim != 2:
             raise FileFormatError(f"{path}: expected embeddings [N, d], got {list(found.shape)}")
+        _check_length(path, found.shape[1])
         if listed is not None:
             found = found[_match_rows(listed, images, len(found))]
         if len(found) != len(images):
@@ -296,11 +299,17 @@ def _read_folder_of_embeddings(folder: Path, images: Sequence[Source]) -> Floats
                 f"{file}: expected one embedding per image; {get_name(images[files[file]])} has it too"
             )
         row = read_array(file)
+        _check_length(file, row.size)
         length = rows[0].size if rows else row.size
         if row.shape not in ((length,), (1, length)):
             raise FileFormatError(f"{file}: expected [{length if rows else 'd'}], got {list(row.shape)}")
         rows.append(np.ravel(row))
     return np.stack(rows)
+
+
+def _check_length(file: str | os.PathLike[str], numbers: int) -> None:
+    if numbers > _MOST_NUMBERS:
+        raise FileFormatError(f"{file}: expected at most {_MOST_NUMBERS} numbers per embedding, got {numbers}")
 
 
 def _match_rows(listed: str | os.PathLike[str], images: Sequence[Source], count: int) -> list[int]:
@@ -314,7 +323,7 @@ def _match_rows(listed: str | os.PathLike[str], images: Sequence[Source], count:
         except ValueError as error:
             raise FileFormatError(f"{listed}:{number}: {error}") from None
         if place in rows:
-            raise FileFormatError(f"{listed}:{number}: {line.strip()!r} is listed twice")
+            raise FileFormatError(f"{listed}:{number}: {line.strip()[:80]!r} is listed twice")
         if place is not None:
             rows[place] = count_listed
         count_listed += 1
@@ -334,16 +343,37 @@ def read_array(file: str | os.PathLike[str]) -> Floats:
         FileAccessError: The file cannot be read.
         FileFormatError: The file is anything else.
     """
-    try:
-        with explain_read_errors(format_path(os.fspath(file)), remedy="name a .npy file"):
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileAccessError:
-        raise
-    except Exception as error:  # NumPy parses the header as Python, which can raise anything
-        raise FileFormatError(f"{file}: expected a .npy of numbers; {join_lines(error)[:120]}") from None
-    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
+    with open_regular(file, "name a .npy file", if_denied="name a .npy file") as stream:
+        try:
+            array = _map_array(stream)
+        except Exception as error:  # NumPy parses the header as Python, which can raise anything
+            raise FileFormatError(
+                f"{file}: expected a .npy of numbers; {format_untrusted(describe_error(error), 120)}"
+            ) from None
+    if not np.issubdtype(array.dtype, np.floating):
         raise FileFormatError(f"{file}: expected a .npy of floating-point numbers")
     return array
+
+
+def _map_array(stream: IO[bytes]) -> Floats:
+    """Map the array of an open .npy, as `np.load` does of a path, which it would open once more."""
+    version = np.lib.format.read_magic(stream)
+    if version not in _READ_HEADER:
+        raise ValueError(f"its format is of version {version[0]}.{version[1]}")
+    shape, column_major, dtype = _READ_HEADER[version](stream)
+    if dtype.hasobject:
+        raise ValueError("it has Python objects, which are not loaded")
+    order: Literal["F", "C"] = "F" if column_major else "C"
+    return np.memmap(stream, dtype, "r", stream.tell(), shape, order)
+
+
+def _is_number(word: str) -> bool:
+    return word.isdecimal() and len(word) < 10
+
+
+def _format_long(path: Path) -> str:
+    """Formats a path that a file made up, which may be long: what a person needs of it is its beginning."""
+    return format_untrusted(format_path(os.fspath(path)), 400)
 
 
 def _get_index(index: dict[str, int], path: str) -> int:
