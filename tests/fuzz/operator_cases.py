@@ -23,11 +23,7 @@ from torch import Tensor
 
 Case = dict[str, Any]
 ISAS = ("scalar", "avx2", "avx512")
-OPS = ("dual_conv2d", "dual_linear", "embedding_distance", "dense_norm")
 HUGE = (2**31, 2**32 + 1, 2**40, 2**47, 2**48, 2**61, 2**62, (2**64 + 2) // 3, 2**63 - 1)
-LIMITS = {"special": math.inf, "large": 3e38}
-"""The kinds of values whose results may overflow float32."""
-
 _VALUES = ("normal", "normal", "normal", "normal", "positive", "tiny", "large", "special", "zeros")
 _MASKS = ("normal", "normal", "normal", "zeros", "ones", "one bit")
 _WRONG_DTYPES = ("float64", "float16", "bfloat16", "int8", "int16", "int64", "bool", "complex64", "float8_e5m2")
@@ -66,12 +62,12 @@ def _draw_companions(draw: random.Random, filters: int, depth: int) -> Case:
     return tensors
 
 
-def _draw_far_window(draw: random.Random, kernel: Sequence[int], images: Sequence[int], axis: int) -> list[int]:
+def _draw_far_window(draw: random.Random, kernel: Sequence[int], image: Sequence[int], axis: int) -> dict[str, int]:
     """Stride, padding and dilation of one axis in millions and more, of which few outputs meet the image."""
     padding = draw.choice((2**20, 2**31 + 7, 2**35))
-    dilation = 1 if kernel[axis] == 1 else (2 * padding + images[axis] - 1) // (kernel[axis] - 1) - draw.randint(0, 9)
-    left = 2 * padding + images[axis] - 1 - dilation * (kernel[axis] - 1)
-    return [max(1, left // draw.randint(1, 4) - draw.randint(0, 2)), padding, dilation]
+    dilation = 1 if kernel[axis] == 1 else (2 * padding + image[axis] - 1) // (kernel[axis] - 1) - draw.randint(0, 9)
+    left = 2 * padding + image[axis] - 1 - dilation * (kernel[axis] - 1)
+    return {"stride": max(1, left // draw.randint(1, 4) - draw.randint(0, 2)), "padding": padding, "dilation": dilation}
 
 
 def _draw_conv(draw: random.Random) -> Case:
@@ -107,7 +103,8 @@ def _draw_any_conv(draw: random.Random) -> Case:
         settings |= {"stride": [draw.choice((1, 2))] * 2, "dilation": [1, 1]}
     if draw.random() < 0.03 and min(image) > 0:
         axis = draw.randrange(2)
-        for name, value in zip(("stride", "padding", "dilation"), _draw_far_window(draw, kernel, image, axis)):
+        far = _draw_far_window(draw, kernel, image, axis)
+        for name, value in far.items():
             settings[name][axis] = value
     dtype = "uint8" if not paired and draw.random() < 0.1 else "float32"
     tensors = {
@@ -181,14 +178,17 @@ def _draw_norm(draw: random.Random) -> Case:
     return {"tensors": {"src": src}, "settings": {"paired": paired}, "expect": "result"}
 
 
-_MAKERS: dict[str, Callable[[random.Random], Case]] = dict(
-    zip(OPS, (_draw_conv, _draw_linear, _draw_distance, _draw_norm))
-)
+_MAKERS: dict[str, Callable[[random.Random], Case]] = {
+    "dual_conv2d": _draw_conv,
+    "dual_linear": _draw_linear,
+    "embedding_distance": _draw_distance,
+    "dense_norm": _draw_norm,
+}
 
 
 def draw_case(draw: random.Random) -> Case:
     """A call: most are good, the others have one flaw."""
-    op = draw.choices(OPS, (14, 3, 1, 2))[0]
+    op = draw.choices(list(_MAKERS), (14, 3, 1, 2))[0]
     threads, algorithm = draw.choice((1, 2)), "gemm" if draw.random() < 0.2 else ""
     case: Case = {"op": op, "seed": draw.randrange(2**31), "isa": draw.choice(ISAS), "threads": threads}
     case |= {"algorithm": algorithm, "out": None} | _MAKERS[op](draw)
@@ -307,8 +307,9 @@ def fill_storage(tensor: Case, numbers: int, generator: torch.Generator) -> tupl
     """Make a storage of so many numbers. Returns it and where no number of the tensor is, which holds guards."""
     dtype = getattr(torch, tensor["dtype"])
     own = torch.zeros(numbers, dtype=torch.bool)
-    kept = [(min(size, 1) if stride == 0 else size, stride) for size, stride in zip(tensor["shape"], tensor["strides"])]
-    own.as_strided([size for size, _ in kept], [stride for _, stride in kept], tensor["offset"]).fill_(True)
+    strides = tensor["strides"]
+    kept = [min(size, 1) if stride == 0 else size for size, stride in zip(tensor["shape"], strides, strict=True)]
+    own.as_strided(kept, strides, tensor["offset"]).fill_(True)
     basis = dtype if dtype in _GUARD else torch.float32
     values = draw_values(numbers, basis, tensor["values"], generator)
     guards = torch.full_like(values, _GUARD.get(basis, math.nan))

@@ -50,6 +50,9 @@ class OperatorTarget:
 
 TARGETS = (OperatorTarget(),)
 
+# Torch imports much more when it first meets a tensor without data, which no input should be charged for.
+torch.nn.functional.conv2d(*(torch.empty(1, 1, 1, 1, device="meta") for _ in range(2)))
+
 
 class Call:
     """A case's tensors and arguments.
@@ -189,12 +192,12 @@ def _check_error(case: Case, call: Call, message: str) -> None:
     assert case["expect"] != "result" or by_torch, f"refused: {message}"
     if any(words in message for words in _MEMORY) or any(t.get("flaw") for t in case["tensors"].values()):
         return
+    said = ""
     try:
         call.run_fake(case["op"])
     except RuntimeError as error:
-        assert str(error) == message, f"the fake kernel says {str(error)!r}, the native one {message!r}"
-    else:
-        raise AssertionError(f"the fake kernel accepts it, the native one says {message!r}")
+        said = str(error)
+    assert said == message, f"the fake kernel says {said!r}, the native one {message!r}"
 
 
 def _is_of_geometry(case: Case, message: str) -> bool:
@@ -312,15 +315,14 @@ def _check_bits(case: Case, call: Call, results: tuple[Tensor, ...]) -> None:
     call.out = None
     for result, again in zip(results, call.run(case["op"]), strict=True):
         assert is_same(result, again), f"other bits by {threads} threads"
-    inputs, name = dict(call.inputs), "pair" if case["op"] == "embedding_distance" else "src"
-    count = len(inputs[name]) // (1 + bool(inputs.get("paired", True)))
+    inputs = dict(call.inputs)
+    count = len(inputs["pair" if "pair" in inputs else "src"]) // (1 + bool(inputs.get("paired", True)))
     row = case["seed"] % count
 
     def cut(rows: Tensor) -> Tensor:  # a view, for the order in which norms are added up is that of the memory
         return rows[row::count] if len(rows) > count else rows[row : row + 1]
 
-    for name in {name, "residual"} & {name for name, value in inputs.items() if isinstance(value, Tensor)}:
-        inputs[name] = cut(inputs[name])
+    inputs |= {name: cut(inputs[name]) for name in ("src", "pair", "residual") if name in inputs}
     alone = getattr(ops, case["op"])(**inputs)
     for result, again in zip(results, alone if isinstance(alone, tuple) else (alone,), strict=True):
         assert is_same(cut(result), again), "a row alone has other bits"

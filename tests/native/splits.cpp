@@ -3,9 +3,9 @@
 // AddressSanitizer's: `make sanitize` builds this program with either. It sees plain loads and stores, not the masked
 // ones of AVX, which the portable kernels, the same code over four plain floats, stand for.
 //
-// What an item of work computes depends on the layer alone, so two things are tried: all items at once, each by a thread
-// of its own, where every pair of items meets; and ranges of items, as every cut in two gives them, torch's even chunks,
-// and for few items every way to cut at all.
+// What an item of work computes depends on the layer alone, so two things are tried: all items at once, each by a
+// thread of its own, where every pair of items meets; and ranges of items, as every cut in two gives them, torch's even
+// chunks, and for few items every way to cut at all.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -190,10 +190,9 @@ void try_convolutions(const std::string& isa) {
     for (const bool plain : {false, true}) {
       const Layer layer(shape, plain, plain);
       const ConvKernel& kernel = prefiqs::choose_conv_kernel(layer.params);
-      try_all_splits<float>(isa + ", " + shape.name + (plain ? ", plain pair" : ""), kernel.work_items(layer.params),
-                     layer.results, [&](float* result, int64_t begin, int64_t end) {
-                       run_layer(kernel, layer.params, result, begin, end);
-                     });
+      try_all_splits<float>(
+          isa + ", " + shape.name + (plain ? ", plain pair" : ""), kernel.work_items(layer.params), layer.results,
+          [&](float* result, int64_t begin, int64_t end) { run_layer(kernel, layer.params, result, begin, end); });
     }
   }
 }
