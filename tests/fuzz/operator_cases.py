@@ -64,7 +64,7 @@ def _draw_companions(draw: random.Random, filters: int, depth: int) -> Case:
 
 def _draw_far_window(draw: random.Random, kernel: Sequence[int], image: Sequence[int], axis: int) -> dict[str, int]:
     """Stride, padding and dilation of one axis in millions and more, of which few outputs meet the image."""
-    padding = draw.choice((2**20, 2**31 + 7, 2**35))
+    padding = draw.choice((2**20, 2**31 + 7, 2**33))
     dilation = 1 if kernel[axis] == 1 else (2 * padding + image[axis] - 1) // (kernel[axis] - 1) - draw.randint(0, 9)
     left = 2 * padding + image[axis] - 1 - dilation * (kernel[axis] - 1)
     return {"stride": max(1, left // draw.randint(1, 4) - draw.randint(0, 2)), "padding": padding, "dilation": dilation}

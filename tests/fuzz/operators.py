@@ -60,12 +60,14 @@ class Call:
     Attributes:
         inputs: All arguments but ``out``.
         out: Where the result goes, if anywhere.
+        overlaps: Whether ``out`` has a number in common with an argument.
     """
 
     def __init__(self, case: Case) -> None:
         generator = torch.Generator().manual_seed(case["seed"])
         self.inputs: dict[str, Any] = dict(case["settings"])
         self.out: Tensor | None = None
+        self.overlaps = False
         self._kept: list[tuple[Tensor, Tensor, Tensor | None]] = []  # storage, a copy, what must not change of it
         for name, tensor in case["tensors"].items():
             # With a dtype of another size the argument is refused anyway.
@@ -79,12 +81,13 @@ class Call:
         """Make an argument, and ``out`` in the same memory if it is to be there."""
         if out is not None:
             before, after = max(0, -out["offset"]), max(0, out["offset"] + find_span(out) - find_span(tensor))
-            made = self._place(tensor | {"offset": before}, generator, after=after)
-            storage, copy, _ = self._kept.pop()
+            made = self._place(tensor | {"offset": before}, generator, may_change=True, after=after)
+            storage, copy, around = self._kept.pop()
             self.out = storage.view(torch.float32).as_strided(out["shape"], out["strides"], before + out["offset"])
             written = torch.zeros(len(storage), dtype=torch.bool)
             written.as_strided(out["shape"], out["strides"], before + out["offset"]).fill_(True)
             self._kept.append((storage, copy, ~written))
+            self.overlaps = bool((written & ~around).any())
         else:
             made = self._place(tensor, generator)
         return spoil(made, tensor.get("flaw"))
@@ -166,6 +169,7 @@ def check_case(case: Case) -> str:
             return "error"
         call.assert_untouched()
         assert case["expect"] != "error", "accepted"
+        assert not call.overlaps, "accepted a result over an argument"
         if case["op"] == "dual_conv2d":
             assert not is_refused_by_torch(call.inputs), "accepted what torch refuses"
         with torch.no_grad():
