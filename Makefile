@@ -9,7 +9,7 @@ BIN := .venv/bin
 SOURCES := $(shell find csrc cmake -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml \
 	$(shell find prefiqs_ext -mindepth 1 -type d -not -name __pycache__)
 
-.PHONY: demo test lint bench fuzz sanitize clean
+.PHONY: demo test lint bench fuzz sanitize soak clean
 
 demo: .venv/installed
 	$(BIN)/prefiqs weights fetch --source pip
@@ -35,17 +35,30 @@ SEED ?= 0
 fuzz: .venv/installed
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED)
 
-# The operators under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of their own.
+# The operators' tests and fuzzer under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of their own;
+# and the CPU kernels without torch (tests/native), by threads in every split, under these and under ThreadSanitizer.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 SANITIZED := build/sanitized
+RUN_SANITIZED := LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) \
+	$$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0:allocator_may_return_null=1 \
+	$(SANITIZED)/bin/python
 sanitize:
 	test -d $(SANITIZED) || $(PYTHON) -m venv $(SANITIZED)
-	$(SANITIZED)/bin/python -m pip install --quiet $(PIP_ARGS) $(TORCH)
+	$(SANITIZED)/bin/python -m pip install --quiet $(PIP_ARGS) $(TORCH) cmake
+	for kind in thread address,undefined; do \
+		$(SANITIZED)/bin/cmake -S tests/native -B build/splits-$$kind -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+			-DCMAKE_CXX_FLAGS="-fsanitize=$$kind -fno-sanitize-recover=all" && \
+		$(SANITIZED)/bin/cmake --build build/splits-$$kind --parallel 2 && build/splits-$$kind/splits || exit 1; done
 	SKBUILD_CMAKE_ARGS="-DCMAKE_CXX_FLAGS=$(SANITIZE);-DCMAKE_BUILD_TYPE=RelWithDebInfo" $(SANITIZED)/bin/python -m pip \
 		install --quiet $(PIP_ARGS) $(TORCH) --config-settings=build-dir=build/sanitized-objects --editable '.[test]'
-	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0:allocator_may_return_null=1 \
-		$(SANITIZED)/bin/python -m pytest tests/test_ops.py tests/test_ops_geometry.py tests/test_buffers.py
+	$(RUN_SANITIZED) -m pytest tests/test_ops*.py tests/test_buffers.py
+	$(RUN_SANITIZED) -m tests.fuzz operators --seconds 120
+
+# A service's day in MINUTES: random batches, errors, threads, copies, files (tests/soak.py). Bits, memory, descriptors
+# and threads must stay.
+MINUTES ?= 20
+soak: .venv/installed
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 # Editable, so that Python changes need no install; the native parts are rebuilt when their sources change.
 .venv/installed: $(SOURCES)

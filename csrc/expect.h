@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cstdint>
 #include <optional>
 #include <sstream>
@@ -97,8 +98,8 @@ inline void expect_stored(const char* op, const char* name, const Tensor& t) {
          " bytes or more, got ", stored);
 }
 
-// As Python calls the dtype, without "torch."; rare dtypes as C++ calls them.
-inline const char* dtype_name(ScalarType dtype) {
+// As Python calls the dtype, without "torch.".
+inline std::string dtype_name(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float:
       return "float32";
@@ -120,16 +121,20 @@ inline const char* dtype_name(ScalarType dtype) {
       return "int64";
     case ScalarType::Bool:
       return "bool";
+    case ScalarType::ComplexHalf:
+      return "complex32";
     case ScalarType::ComplexFloat:
       return "complex64";
     case ScalarType::ComplexDouble:
       return "complex128";
-    default:
-      return torch::headeronly::toString(dtype);
+    default:  // of rare dtypes the two names differ in capitals only
+      std::string name = torch::headeronly::toString(dtype);
+      std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+      return name;
   }
 }
 
-inline const char* dtype_name(const Tensor& t) { return dtype_name(t.scalar_type()); }
+inline std::string dtype_name(const Tensor& t) { return dtype_name(t.scalar_type()); }
 
 inline void expect_dtype(const char* op, const char* name, const Tensor& t, ScalarType dtype) {
   expect(t.scalar_type() == dtype, op, "expected ", name, " of dtype ", dtype_name(dtype), ", got ", dtype_name(t));

@@ -222,7 +222,8 @@ def dense_norm(src: Tensor, *, paired: bool = False) -> Tensor:
     """Take the L2 norm of each row of the dense branch, over all other dimensions; the pruned rows are not read.
 
     Numbers are read in the order in which they lie in memory, whatever the layout; a tensor with gaps is copied first.
-    NaN passes on. On the CPU, a number beyond 1.8e19, whose square float32 cannot hold, gives infinity.
+    NaN passes on. On the CPU squares are float32: a number beyond 1.8e19 gives infinity, and numbers below 2e-23 count
+    as 0.
 
     Args:
         src: ``[N, ...]`` shared by both branches or, with ``paired``, a pair ``[2N, ...]``, dense rows first. float32,

@@ -125,6 +125,10 @@ BAD_CONV: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "groups zero": ({"groups": 0}, "non-positive groups is not supported: expected 1 or more, got 0"),
     "mask dtype": ({"mask": torch.zeros(6, 2, dtype=torch.int64)}, "expected mask of dtype int32, got int64"),
+    "mask of a rare dtype": (
+        {"mask": torch.zeros(6, 2).to(torch.float8_e5m2)},
+        "expected mask of dtype int32, got float8_e5m2",
+    ),
     "mask words": (
         {"mask": torch.zeros(6, 3, dtype=torch.int32)},
         "expected mask of shape [6, 2], got [6, 3]",

@@ -22,19 +22,14 @@ def unpack_mask(packed: Tensor, weight_shape: Sequence[int]) -> Tensor:
     """
     filters, channels, *kernel = weight_shape
     kh, kw = (1, 1, *kernel)[-2:]
-    keep = torch.zeros(filters, channels, kh, kw, dtype=torch.bool)
-    words = packed.cpu()
-    for r in range(kh):
-        for s in range(kw):
-            for c in range(channels):
-                k = (r * kw + s) * channels + c
-                keep[:, c, r, s] = (words[:, k // 32] >> (k % 32)) & 1 == 1
-    return keep.reshape(tuple(weight_shape)).to(packed.device)
+    k = torch.arange(kh * kw * channels, device=packed.device)
+    bits = (packed[:, k // 32] >> (k % 32)) & 1
+    return (bits == 1).view(filters, kh, kw, channels).permute(0, 3, 1, 2).reshape(tuple(weight_shape))
 
 
 def branch_weights(weight: Tensor, mask: Tensor | None) -> list[Tensor]:
     """The weight of every branch: [dense] without a mask, else [dense, pruned]."""
-    return [weight] if mask is None else [weight, weight * unpack_mask(mask, weight.shape)]
+    return [weight] if mask is None else [weight, torch.where(unpack_mask(mask, weight.shape), weight, 0)]
 
 
 def branch_sources(src: Tensor, mask: Tensor | None, paired: bool) -> list[Tensor]:

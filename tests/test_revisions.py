@@ -48,6 +48,7 @@ _ENGINE = (
 FILES = {
     "ENGINE": [
         "CMakeLists.txt",
+        "cmake/cpu.cmake",
         "cmake/cuda.cmake",
         "csrc/**/*",
         *(f"{PACKAGE}/{name}.py" for name in _ENGINE),
