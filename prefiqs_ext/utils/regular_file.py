@@ -1,4 +1,4 @@
-"""Opens files that others have made. Pipes and devices are refused: nothing waits for them or reads without end."""
+"""Opens files that others have made. Pipes and devices are refused: nothing waits for them or reads them for ever."""
 
 from __future__ import annotations
 

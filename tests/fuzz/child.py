@@ -63,7 +63,9 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        if self._process is not None:
+            self._ours.close()  # which ends it
+            self._process.join()
         self._folder.cleanup()
 
     def run(self, name: str, data: bytes) -> Outcome:
