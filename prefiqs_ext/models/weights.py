@@ -185,9 +185,18 @@ def get_cache_folder() -> Path:
 
     It is the folder in the environment variable PREFIQS_HOME or, if that is not set, the user's cache folder for
     prefiqs_ext.
+
+    Raises:
+        MissingWeightsError: No home folder is known that it could be in.
     """
     home = os.environ.get("PREFIQS_HOME")
-    return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("prefiqs_ext"))
+    try:
+        folder = Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("prefiqs_ext")).expanduser()
+    except RuntimeError as error:  # neither HOME nor the list of users knows a home
+        raise MissingWeightsError(
+            "no home folder is known for the cache; set PREFIQS_HOME to a folder you can write"
+        ) from error
+    return folder
 
 
 def find_file(name: str) -> Path:
