@@ -112,6 +112,15 @@ def _not_http(handler: Handler) -> None:
     handler.send(b"\x00\xff\r\n" * 1000)
 
 
+def _send_chunks(*lengths: bytes) -> Callable[[Handler], None]:
+    def answer(handler: Handler) -> None:
+        handler.head(Transfer_Encoding="chunked")
+        for length in lengths:
+            handler.send(length + b"\r\n" + CONTENT[:16] + b"\r\n")
+
+    return answer
+
+
 _ANSWERS: dict[str, Callable[[Handler], None]] = {
     "whole": _whole,
     "without_length": _without_length,
@@ -125,6 +134,9 @@ _ANSWERS: dict[str, Callable[[Handler], None]] = {
     "stalls": _stalls,
     "silent": _silent,
     "not_http": _not_http,
+    "chunk_of_no_number": _send_chunks(b"10", b"zz"),
+    "chunk_below_zero": _send_chunks(b"10", b"-5"),
+    "chunk_without_end": _send_chunks(b"f" * 40),
 }
 
 
