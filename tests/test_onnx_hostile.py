@@ -134,6 +134,16 @@ def test_little_gives_the_right_value_and_much_is_refused(what: str, tmp_path: P
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < (1 << 20) + path.stat().st_size * 8 >> 10 << 10
 
 
+def test_the_cost_is_that_of_one_image(tmp_path: Path) -> None:
+    """A file that fixes a large batch computes no more for each of its images, but a map of any size is one."""
+    nodes = [helper.make_node("Conv", ["x", "c"], ["y"], pads=[1] * 4)]
+    path = saved(make_model(nodes, (64, 3, 112, 112), {"c": floats(64, 3, 3, 3)}), tmp_path)
+    assert import_onnx(path).declared_input == (64, 3, 112, 112)
+    nodes = [helper.make_node("Expand", ["c", "s"], ["z"]), helper.make_node("Add", ["x", "z"], ["y"])]
+    constants = {"c": floats(1, 1, 1, 1), "s": ints(1, 1, 100_000, 100_000)}
+    assert_refused(saved(make_model(nodes, (1 << 30, 1, 1, 1), constants), tmp_path), "keeps at most")
+
+
 def test_empty_messages_are_counted_before_they_are_parsed(tmp_path: Path) -> None:
     """Five million empty nodes have 10 MB in a file and 2 GB in memory."""
     graph = b"\x0a\x00" * 5_000_000
