@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random as _random
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ _UNARY = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Clip", "Dropou
 _SHAPED = ("BatchNormalization", "PRelu", "Add", "Mul", "MaxPool", "AveragePool", "Pad", "Concat", "Squeeze", "Chain")
 _RARE = ("Sub", "Div", "Expand", "Reshape", "Transpose", "Tile", "ReduceMean", "Gemm", "MatMul", "Shape", "Constant")
 _OTHERS = ("Gather", "Cast", "Slice", "ConstantOfShape", "Range", "Resize", "Loop", "Einsum")
+_SCORED = 10  # of so many files, one becomes a Scorer
 _SIDES = (1, 3, 8, 12)
 
 
@@ -41,16 +43,25 @@ class _OnnxFiles:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.onnx"
             path.write_bytes(data)
-            height, width = (*import_onnx(path).declared_input[2:], None, None)[:2]
+            network = import_onnx(path)
+            height, width = (*network.declared_input[2:], None, None)[:2]
             preset = Preset.resolve("arcface").with_size((min(height or 12, 224), min(width or 12, 224)))
-            scorer = Scorer(path, preset=preset)
-            images = torch.full((1, 3, *preset.size), 9, dtype=torch.uint8)
-            out = scorer(images)
-            _compare(path, preset.normalize()(images).numpy(), out.embedding.numpy() * out.embedding_norm.numpy())
+            if hashlib.sha256(data).digest()[0] % _SCORED == 0:
+                Scorer(path, preset=preset)(torch.full((1, 3, *preset.size), 9, dtype=torch.uint8))
+                return
+            images = torch.linspace(-1, 1, 3 * preset.size[0] * preset.size[1]).view(1, 3, *preset.size)
+            try:
+                with torch.no_grad():
+                    result = network(images)
+            except RuntimeError:  # for which a Scorer has a message
+                Scorer(path, preset=preset)
+                return
+            if isinstance(result, torch.Tensor):
+                _compare(path, images.numpy(), result.numpy())
 
 
 def _compare(path: Path, images: np.ndarray, ours: np.ndarray) -> None:
-    """Compares embeddings, [1, d], with those of ONNX Runtime, where it takes the file."""
+    """Compares the result for one image with that of ONNX Runtime, where it takes the file."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
     try:
@@ -58,11 +69,10 @@ def _compare(path: Path, images: np.ndarray, ours: np.ndarray) -> None:
         outputs = session.run(None, {session.get_inputs()[0].name: images})
     except Exception:  # it has bounds of its own
         return
-    if not any(output.shape == ours.shape for output in outputs):
-        return
+    assert outputs[0].shape == ours.shape, f"expected the shape {outputs[0].shape}, got {ours.shape}"
     # Networks with random weights lose digits; a wrong operator is off by far more than a hundredth.
-    errors = [np.abs(output - ours).max() / np.abs(output).max() for output in outputs if output.shape == ours.shape]
-    assert min(errors) < 1e-2, f"{min(errors):g} away from ONNX Runtime"
+    error, size = np.abs(outputs[0] - ours).max(initial=0), np.abs(outputs[0]).max(initial=1e-6)
+    assert not error > 1e-2 * size, f"{error / size:g} away from ONNX Runtime"
 
 
 class _Graph:
