@@ -65,9 +65,8 @@ def _compare(path: Path, images: np.ndarray, ours: np.ndarray) -> None:
     """Compares the result for one image with that of ONNX Runtime, where it takes the file."""
     graph = onnx.load(path).graph
     numbers = [number for node in graph.node for attribute in node.attribute for number in attribute.ints]
-    numbers += [
-        int(n) for t in graph.initializer if t.data_type == TensorProto.INT64 for n in numpy_helper.to_array(t).ravel()
-    ]
+    tensors = [numpy_helper.to_array(each) for each in graph.initializer if each.data_type == TensorProto.INT64]
+    numbers += [number for tensor in tensors for number in tensor.ravel().tolist()]
     if max(numbers, default=0) > _LARGEST:  # it computes what no result depends on too
         return
     options = onnxruntime.SessionOptions()
