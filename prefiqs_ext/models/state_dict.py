@@ -10,7 +10,8 @@ from torch import Tensor
 
 from prefiqs_ext.exceptions import FileFormatError, UnsupportedNetworkError
 from prefiqs_ext.models.file_kinds import refuse_other_kinds
-from prefiqs_ext.models.torch_pickle import OddTensor, View, read_pickle
+from prefiqs_ext.models.torch_pickle import read_pickle
+from prefiqs_ext.models.torch_unpickler import OddTensor, View
 from prefiqs_ext.utils.budget import MAX_NAME_LENGTH, MAX_NESTING, Budget
 from prefiqs_ext.utils.text import describe_error, format_untrusted
 

@@ -1,4 +1,4 @@
-"""Writes the corpus: `python -m tests.fuzz.make_corpus`. What the fuzzers find is added to it by hand.
+"""Writes the corpus: `python -m tests.fuzz.tools.make_corpus`. What the fuzzers find is added to it by hand.
 
 The seeds are files that once took hours, gigabytes or a traceback, and one good file of each kind.
 """
