@@ -81,7 +81,8 @@ _CASES = {
     ),
     "two runs at a time": Case(
         "$PREFIQS -o t.csv --workers 0 & first=$!; while [ ! -e t.csv.part ]; do sleep 0.02; done;"
-        "kill -STOP $first; $PREFIQS -o t.csv --workers 0 2>other; kill -CONT $first; grep -q 'written by another run' other && wait $first"
+        "kill -STOP $first; $PREFIQS -o t.csv --workers 0 2>other; kill -CONT $first;"
+        "grep -q 'written by another run' other && wait $first"
     ),
     "a reader that has gone": Case("$PREFIQS | head -n 1 >head; $PREFIQS -o t.csv --workers 0"),
 }
