@@ -22,7 +22,7 @@ CASES = {
     b"good": (lambda: None, None),
     b"refused": (lambda: raise_error(FileFormatError("expected a, got b")), None),
     b"no file": (Path("/nowhere").read_bytes, None),
-    b"hangs": (lambda: time.sleep(60), "more than 3 s"),
+    b"hangs": (lambda: time.sleep(60), "more than 2 s"),
     b"dies": (os.abort, "the process died with exit code -6"),
     b"memory": (fill_memory, "too much memory"),
     b"fault": (lambda: raise_error(ValueError("x")), "ValueError at test_fuzz.py line "),
@@ -46,7 +46,7 @@ def find_cases():
 
 @pytest.fixture(scope="module")
 def child():
-    with Child(find_cases, max_seconds=3) as child:
+    with Child(find_cases, max_seconds=2) as child:
         yield child
 
 

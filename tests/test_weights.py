@@ -100,6 +100,9 @@ def test_official(answer: str, tiny: Weights, server: Server, cache: Path, monke
         ("stalls", r"official: no answer within 0\.3 s"),
         ("silent", r"official: no answer within 0\.3 s"),
         ("not_http", r"official: not a valid HTTP answer \(BadStatusLine\)"),
+        ("chunk_of_no_number", "official: "),
+        ("chunk_below_zero", "official: "),
+        ("chunk_without_end", "official: "),
     ],
 )
 def test_official_gone_wrong(

@@ -130,6 +130,15 @@ def _redirects_for_ever(handler: Handler) -> None:
     handler.head(302, Location=handler.server.url("redirects_for_ever"))
 
 
+def _send_chunks(*lengths: bytes) -> Callable[[Handler], None]:
+    def answer(handler: Handler) -> None:
+        handler.head(Transfer_Encoding="chunked")
+        for length in lengths:
+            handler.send(length + b"\r\n" + CONTENT[:16] + b"\r\n")
+
+    return answer
+
+
 _ANSWERS: dict[str, Callable[[Handler], None]] = {
     "whole": _whole,
     "without_length": _without_length,
@@ -146,6 +155,9 @@ _ANSWERS: dict[str, Callable[[Handler], None]] = {
     "drips": _drips,
     "drips_its_head": _drips_its_head,
     "redirects_for_ever": _redirects_for_ever,
+    "chunk_of_no_number": _send_chunks(b"10", b"zz"),
+    "chunk_below_zero": _send_chunks(b"10", b"-5"),
+    "chunk_without_end": _send_chunks(b"f" * 40),
 }
 
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputTypeError
+from prefiqs_ext.utils.budget import MAX_IMAGE_BYTES, MAX_PARTS, MAX_PIXELS, MAX_SCANNED_PIXELS
 from prefiqs_ext.utils.check_arguments import check_path
 from prefiqs_ext.utils.levels import OVERSHOOT
 from prefiqs_ext.utils.regular_file import open_regular
@@ -25,10 +27,6 @@ from prefiqs_ext.utils.text import escape_unprintable
 
 RGB = NDArray[np.uint8]
 """Levels 0-255, [H, W, 3], red first."""
-
-MAX_PIXELS = 50_000_000
-"""More is refused before decoding: a few kilobytes can declare an image that fills the memory."""
-_MAX_BYTES = 1 << 30  # some decoders read the whole file first; 50 megapixels of 16-bit RGBA have 400 MB
 
 # Pillow knows more. Left out are those that start other programs (EPS) and those that hold no photos.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", "AVIF", "PPM")
@@ -141,8 +139,8 @@ def _open_image(path: str) -> IO[bytes]:
         size = os.fstat(stream.fileno()).st_size
         if not size:
             raise _Refusal("the file is empty")
-        if size > _MAX_BYTES:
-            raise _Refusal(f"expected at most {_MAX_BYTES / 1e6:.0f} MB, got {size / 1e6:.0f} MB")
+        if size > MAX_IMAGE_BYTES:
+            raise _Refusal(f"expected at most {MAX_IMAGE_BYTES / 1e6:.0f} MB, got {size / 1e6:.0f} MB")
         return stream
     except BaseException:
         stream.close()
@@ -240,10 +238,41 @@ def _decode(stream: IO[bytes]) -> RGB:
             raise _Refusal(
                 f"expected at most {MAX_PIXELS / 1e6:g} megapixels, got {width} x {height} = {width * height / 1e6:.0f}"
             )
+        if image.format in ("JPEG", "MPO"):
+            _refuse_many_scans(stream, width * height)
         with _without_stderr if image.format == "TIFF" else nullcontext():
             image.load()
         _turn_upright(image)
         return _convert_to_rgb(image)
+
+
+# A marker of a JPEG, which is a byte after 0xFF. Those that stand inside of a scan are left out.
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_START, _END, _SCAN, _EMPTY = 0xD8, 0xD9, 0xDA, 0x01
+
+
+def _refuse_many_scans(stream: IO[bytes], pixels: int) -> None:
+    """Refuses a JPEG that stores its picture in very many passes. Each takes as long as a picture, and few bytes.
+
+    Source: ITU-T T.81, annex B.
+    """
+    place = stream.tell()
+    stream.seek(0)
+    data = stream.read()
+    stream.seek(place)
+    at, scans = 0, 0
+    for _ in range(MAX_PARTS):
+        found = _MARKER.search(data, at)
+        kind = _END if found is None else data[found.start() + 1]
+        if found is None or kind == _END:  # what follows, such as a video, is not decoded
+            return
+        at = found.end()
+        if kind not in (_START, _EMPTY):
+            at += int.from_bytes(data[at : at + 2], "big")
+        scans += kind == _SCAN
+        if scans * pixels > MAX_SCANNED_PIXELS:
+            break
+    raise _Refusal(f"expected a JPEG of at most {max(1, MAX_SCANNED_PIXELS // pixels)} scans, got more; save it again")
 
 
 def _turn_upright(image: Image.Image) -> None:

@@ -95,8 +95,8 @@ def load_checkpoint(file: IO[bytes], path: Path, preset: Preset | None = None) -
         raise FileFormatError(f"cannot load {name}: {format_untrusted(error, _MOST_MESSAGE)}") from error
     if preset is None:
         warnings.warn(
-            f"{format_path(path.name)}: taken for input of preset {guess.name!r} ({guess.colour.upper()}, (x - {guess.mean[0]:g}) / "
-            f"{guess.std[0]:g}), a guess by its layout: pass preset= to be sure",
+            f"{format_path(path.name)}: taken for input of preset {guess.name!r} ({guess.colour.upper()}, "
+            f"(x - {guess.mean[0]:g}) / {guess.std[0]:g}), a guess by its layout: pass preset= to be sure",
             stacklevel=5,
         )
     return network, guess
@@ -189,9 +189,8 @@ def _check_values(name: str, tensor: Tensor, like: Tensor) -> None:
 
 
 def _format_names(names: list[str]) -> str:
-    return ", ".join(map(format_untrusted, names[:_SHOWN])) + (
-        f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    )
+    shown = ", ".join(map(format_untrusted, names[:_SHOWN]))
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 def _count_indices(shapes: Shapes, pattern: str) -> int:

@@ -59,6 +59,8 @@ def _list_large_types(field: Any) -> tuple[int, ...]:
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     """Return the number at a position, and the position behind it."""
+    if data[at] < 0x80:
+        return data[at], at + 1
     value = 0
     for index in range(_MOST_VARINT):
         byte = data[at + index]

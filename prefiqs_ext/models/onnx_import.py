@@ -208,7 +208,7 @@ def _build_network(model: onnx.ModelProto, budget: Budget) -> ImportedNetwork:
     needed = _select_needed(model.graph.node, results)
     if None in declared[1:]:
         shapes = infer_shapes(model, source.name, opset, budget, side=_USUAL_SIDE)
-    check_cost(needed, shapes, constants)
+    check_cost(needed, shapes, constants, declared[0] or 1)
     for proto in needed:
         _add_node(state, proto)
     for name in results:

@@ -308,7 +308,8 @@ def make_identifier(name: str) -> str:
     The result is "" if the name has no letters or digits. A long name loses its beginning.
     """
     name = re.sub(r"\W+", "_", name[-_LONGEST:], flags=re.ASCII).strip("_")
-    return name + "_" if keyword.iskeyword(name) or hasattr(_BARE, name) else name
+    # In the code that torch.fx writes, each value has a name like that of its module; `self` is taken there.
+    return name + "_" if keyword.iskeyword(name) or name == "self" or hasattr(_BARE, name) else name
 
 
 def evaluate(node: onnx.NodeProto, inputs: dict[str, Array], opset: int, budget: Budget) -> Array:

@@ -21,9 +21,10 @@ MAX_IMAGE_BYTES = 1 << 30
 MAX_BIN_BYTES = 4 << 30
 """Of a .bin of images; ten times the largest published one."""
 
-MAX_PARTS = 1_000_000
-"""Opcodes of a pickle, or fields of an ONNX file. (A checkpoint of an IResNet-200 with its optimiser has 100,000.)"""
-MAX_NAMES = 10_000
+MAX_PARTS = 500_000
+"""Opcodes of a pickle, fields of an ONNX file, or segments of a JPEG. (A checkpoint of an IResNet-200 with the state of
+its optimiser has 120,000.)"""
+MAX_NAMES = 1_000
 """Different classes and functions that a pickle names."""
 MAX_NAME_LENGTH = 1000
 """Characters of the name of a tensor or a storage."""
