@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -95,6 +96,18 @@ def test_processes_that_do_not_start_end_the_run() -> None:
         OSError, match=r"ended with exit code 3 before it had one; guard .* `if __name__ == .*memory may be short"
     ):
         _run(["a"], Stillborn())
+
+
+def test_too_few_descriptors_end_the_run(capfd: pytest.CaptureFixture[str]) -> None:
+    """And the server of processes prints no traceback of its own."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 6, limits[1]))
+    try:
+        with pytest.raises(WorkerError, match=r"cannot start a process that reads files \(.*Too many open files"):
+            _run(["a"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert capfd.readouterr().err == ""
 
 
 def test_threads_that_do_not_start_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

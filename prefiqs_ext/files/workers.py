@@ -8,13 +8,14 @@ beyond its end kills the process.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
@@ -28,6 +29,7 @@ from prefiqs_ext.exceptions import WorkerError
 _T = TypeVar("_T")
 
 _CHUNK = 4  # paths a worker takes at a time: few, so that a handful of photos keeps all workers busy
+_DESCRIPTORS = 12  # a process takes seven to start and keeps two
 _REAP_S = 5.0  # how long to wait for the news of how a process ended, which only goes into the error
 _REMEDY = (
     "out of memory? Take fewer workers (--workers) or a smaller batch size (--batch-size), or allow more memory; "
@@ -122,17 +124,17 @@ class _Worker(Generic[_T]):
         with self._starting:
             if self._ended:
                 raise _WorkerDied
-            self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(self._read, theirs), daemon=True)
-            self._serves = False
             try:
-                self._process.start()
+                _check_descriptors()
+                self._pipe, theirs = context.Pipe()
+                with theirs:
+                    self._process = context.Process(target=_serve, args=(self._read, theirs), daemon=True)
+                    self._serves = False
+                    self._process.start()
             except (OSError, EOFError) as error:
                 raise WorkerError(
                     f"cannot start a process that reads files ({error or 'its server died'}): {_REMEDY}"
                 ) from error
-            finally:
-                theirs.close()
 
     def end(self) -> None:
         """Kills the process, and lets no other one start."""
@@ -198,6 +200,13 @@ class _Worker(Generic[_T]):
         with _detect_death():
             answer: object = self._pipe.recv()
             return answer
+
+
+def _check_descriptors() -> None:
+    """Raises an OSError where too few descriptors are free for one more process; its server would print a traceback."""
+    with ExitStack() as stack:
+        for _ in range(_DESCRIPTORS):
+            stack.enter_context(open(os.devnull, "rb"))
 
 
 @contextmanager

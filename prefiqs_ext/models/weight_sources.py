@@ -114,6 +114,7 @@ class _TimeLimit:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._timer.cancel()
+        self._timer.join()
         for own in self._sockets:
             own.close()
         if self._is_over and isinstance(error, Exception):

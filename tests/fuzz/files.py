@@ -228,7 +228,7 @@ def _read_ijbc(file: Path, folder: Path) -> None:
 
 
 def _make_ijbc() -> list[bytes]:
-    return [f"{'abc'[at]}\n{_IJBC[name]}".encode() for at, name in zip((1, 2, 0), sorted(_IJBC), strict=True)]
+    return [f"{letter}\n{_IJBC[name]}".encode() for letter, name in zip("cab", sorted(_IJBC), strict=True)]
 
 
 def _read_scores(file: Path, folder: Path) -> None:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.fuzz import files
 from tests.fuzz.target import FOLDER, find_targets
 
 sys.path.insert(0, str(FOLDER.parent))
@@ -32,7 +33,7 @@ def list_seeds() -> Iterator[tuple[str, str, bytes]]:
     yield "onnx", "a map of any size", onnx_files.write_expand(100_000).SerializeToString()
     yield "onnx", "a shared name", onnx_files.write_nodes(3).SerializeToString().replace(b"v0", b"\x1b\n")
     targets = find_targets()
-    for name in ("torch_zip", "torch_old", "safetensors", "onnx"):
+    for name in ("torch_zip", "torch_old", "safetensors", "onnx", *(target.name for target in files.TARGETS)):
         for index in range(100):
             data = targets[name].make(random.Random(f"seed {index}"))
             try:
