@@ -126,6 +126,8 @@ class Soak:
         self._of_photos = [subject for subject in self._subjects if subject.scorer.preset is not None]
         self._paths = self._write_files()
         self._rows = {s.name: self._score_files(s, 0) for s in self._of_photos}
+        for subject in self._of_photos[:1]:
+            self._score_files(subject, 2)  # the first workers start a server that stays
         for subject in self._subjects:  # which keeps buffers of its largest batch for as many calls as came at once
             with ThreadPoolExecutor(4) as pool:
                 list(pool.map(subject.scorer, [subject.images] * 12))
