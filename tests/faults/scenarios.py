@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from onnx import helper
 
-import prefiqs_ext.files.writer
 from prefiqs_ext import Scorer
 from prefiqs_ext.cli import main
 from prefiqs_ext.cli.options import ScoringOptions
@@ -23,9 +22,6 @@ from prefiqs_ext.evaluation.cache import load_or_compute
 from prefiqs_ext.exceptions import PrefiqsError
 from prefiqs_ext.models import weights
 from tests.onnx_files import floats, make_model
-
-prefiqs_ext.files.writer._SAVE_S = 0.0  # after each file, so that there are many states to go on from
-prefiqs_ext.files.writer._SAVE_SHARE = 0
 
 
 @dataclasses.dataclass(frozen=True)
