@@ -178,8 +178,13 @@ def test_measurements_on_the_cpu(tmp_path: Path) -> None:
     assert set(network["time"]) == {"two models", "prefiqs_ext", "prefiqs_ext, engine alone"}  # type: ignore[call-overload]
     assert network["time_over_ours"]["prefiqs_ext"]["median"] == 1  # type: ignore[index]
     assert weights["half_bytes"] == pytest.approx(2 * 24e6, rel=0.01)  # type: ignore[arg-type]
-    found = measure("accuracy", "iresnet18", "8", results=tmp_path / "accuracy")
-    assert [each["pruned"] for each in found] == ["plain", "recalibrated"]
-    assert all(each["max_error"] < 1e-5 for each in found)  # type: ignore[operator]
     (cases,) = measure(module="gpu_cases", results=tmp_path / "cases")
     assert cases["left_out"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("sface_file")
+def test_accuracy_on_the_cpu(tmp_path: Path) -> None:
+    found = measure("accuracy", "sface", "8", results=tmp_path / "accuracy")
+    assert [each["pruned"] for each in found] == ["plain", "recalibrated"]
+    assert all(each["max_error"] < 1e-5 for each in found)  # type: ignore[operator]
