@@ -87,7 +87,8 @@ class Call:
             written = torch.zeros(len(storage), dtype=torch.bool)
             written.as_strided(out["shape"], out["strides"], before + out["offset"]).fill_(True)
             self._kept.append((storage, copy, ~written))
-            self.overlaps = bool((written & ~around).any())
+            # Of a negated view torch makes a copy first, which is apart from the result.
+            self.overlaps = tensor.get("flaw") != "negated" and bool((written & ~around).any())
         else:
             made = self._place(tensor, generator)
         return spoil(made, tensor.get("flaw"))
