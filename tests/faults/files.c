@@ -62,7 +62,11 @@ static int fails(const char* what, const char* name, const char* other, int need
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-static int open_any(const char* path, int flags, mode_t mode) {
+int open64(const char* path, int flags, ...) {
+  va_list more;
+  va_start(more, flags);
+  mode_t mode = va_arg(more, mode_t);
+  va_end(more);
   const char* name = find_inside(path);
   int changes = (flags & (O_WRONLY | O_RDWR)) != 0, is_folder = (flags & O_DIRECTORY) == O_DIRECTORY;
   if (!name || !(changes || is_folder)) return REAL(open64)(path, flags, mode);
@@ -72,21 +76,7 @@ static int open_any(const char* path, int flags, mode_t mode) {
   return file;
 }
 
-int open64(const char* path, int flags, ...) {
-  va_list more;
-  va_start(more, flags);
-  mode_t mode = va_arg(more, mode_t);
-  va_end(more);
-  return open_any(path, flags, mode);
-}
-
-int open(const char* path, int flags, ...) {
-  va_list more;
-  va_start(more, flags);
-  mode_t mode = va_arg(more, mode_t);
-  va_end(more);
-  return open_any(path, flags, mode);
-}
+int open(const char* path, int flags, ...) __attribute__((alias("open64")));
 
 ssize_t write(int file, const void* data, size_t size) {
   const char* name = find_open(file);

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from prefiqs_ext import Scorer
 from prefiqs_ext.models import load
 from tests import layouts
-from tests.fuzz.mutate import NAMES, NUMBERS, damage
+from tests.fuzz.mutations import NAMES, NUMBERS, mutate_bytes
 
 _SCORED = 10  # of so many files, one becomes a Scorer too
 
@@ -176,13 +176,13 @@ class _ZipFiles:
         entries[pickled] = _change_pickle(entries[pickled], random)
         if random.random() < 0.1:
             name = random.choice(list(entries))
-            entries[random.choice((name, *NAMES[1:]))] = damage(entries[name], random)
+            entries[random.choice((name, *NAMES[1:]))] = mutate_bytes(entries[name], random)
         stream = io.BytesIO()
         packed = random.choice((zipfile.ZIP_STORED,) * 20 + (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA))
         with zipfile.ZipFile(stream, "w", packed) as archive:
             for name, data in entries.items():
                 archive.writestr(name, data)
-        return damage(stream.getvalue(), random) if random.random() < 0.1 else stream.getvalue()
+        return mutate_bytes(stream.getvalue(), random) if random.random() < 0.1 else stream.getvalue()
 
     def run(self, data: bytes) -> None:
         _load(data, ".pth")
@@ -202,7 +202,7 @@ class _OldFiles:
             count = count if random.random() < 0.99 else random.choice(NUMBERS)
             parts += [struct.pack("<q", count), data]
         whole = b"".join(parts)
-        return damage(whole, random) if random.random() < 0.1 else whole
+        return mutate_bytes(whole, random) if random.random() < 0.1 else whole
 
     def run(self, data: bytes) -> None:
         _load(data, ".pth")
@@ -237,7 +237,7 @@ class _Safetensors:
         if random.random() < 0.05:
             text = text.replace(b"[", b"[" * random.choice((2, 1000)), 1)
         whole = struct.pack("<Q", len(text)) + text + body
-        return damage(whole, random) if random.random() < 0.2 else whole
+        return mutate_bytes(whole, random) if random.random() < 0.2 else whole
 
     def run(self, data: bytes) -> None:
         _load(data, ".safetensors")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prefiqs_ext.models import load
 from tests import dlib_files
-from tests.fuzz.mutate import NUMBERS, damage
+from tests.fuzz.mutations import NUMBERS, mutate_bytes
 
 
 @functools.cache
@@ -34,7 +34,7 @@ class _DlibFiles:
             )
             written[at : at + random.choice((0, 1, 1, 1))] = [("changed", new)]
         data = b"".join(record for _, record in written)
-        return damage(data, random) if random.random() < 0.3 else data
+        return mutate_bytes(data, random) if random.random() < 0.3 else data
 
     def run(self, data: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:

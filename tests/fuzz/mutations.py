@@ -1,4 +1,4 @@
-"""Changes to bytes, lines and JSON values, as damage, mistakes and malice make them."""
+"""Changes to bytes, lines and JSON values, as damage, mistakes and malice make them, and values that do harm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import random
 
 Json = str | int | float | bool | list["Json"] | dict[str, "Json"] | None
 
-_NUMBERS = (
+NUMBERS = (0, 1, -1, 2, 3, 7, 64, 255, 256, 8000, 65_535, 100_000, 1 << 24, 1 << 31, -(1 << 31), 1 << 40, (1 << 63) - 1)
+NAMES = (
+    *("", "0", "112", "1x", "self", "class", "x", "fc.weight", "a.b.c", "forward", "weight", "None", "_modules"),
+    *("\x1b[2J\n", "a" * 3000, "state_dict", "../x", "'+x+'", "\ud800".encode("utf-8", "replace").decode(), "é" * 90),
+)
+"""Numbers and names for fields of a file, which readers often get wrong."""
+_BORDERS = (
     0,
     1,
     127,
@@ -63,7 +69,7 @@ def mutate_bytes(data: bytes, random: random.Random) -> bytes:
             found[at] = random.randrange(256)
         elif kind == 2:
             width = random.choice((1, 2, 4, 8))
-            number = random.choice(_NUMBERS) & ((1 << 8 * width) - 1)
+            number = random.choice(_BORDERS) & ((1 << 8 * width) - 1)
             found[at : at + width] = number.to_bytes(width, random.choice(("little", "big")))
         elif kind == 3:
             del found[at : at + length]

@@ -17,7 +17,7 @@ from prefiqs_ext import Scorer
 from prefiqs_ext.models import import_onnx
 from prefiqs_ext.models.onnx_operators import OPERATORS
 from prefiqs_ext.models.preset import Preset
-from tests.fuzz.mutate import NAMES, NUMBERS, damage
+from tests.fuzz.mutations import NAMES, NUMBERS, mutate_bytes
 
 _UNARY = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Clip", "Dropout", "Identity")
 _SHAPED = ("BatchNormalization", "PRelu", "Add", "Mul", "MaxPool", "AveragePool", "Pad", "Concat", "Squeeze", "Chain")
@@ -38,7 +38,7 @@ class _OnnxFiles:
         for _ in range(random.choice((0, 0, 1, 1, 2, 4))):
             random.choice(_CHANGES)(model, random)
         data = model.SerializeToString()
-        return damage(data, random) if random.random() < 0.1 else data
+        return mutate_bytes(data, random) if random.random() < 0.1 else data
 
     def run(self, data: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
