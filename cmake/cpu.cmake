@@ -1,18 +1,17 @@
 # The CPU kernels, which include no torch header: what the operators are made of, and what tests/native runs by itself.
-# Gives prefiqs_kernels, and the flags of all C++ here as `warnings`.
-add_library(warnings INTERFACE)
-target_compile_options(warnings INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra>
-  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>)
+# Gives prefiqs_kernels.
+include(${CMAKE_CURRENT_LIST_DIR}/warnings.cmake)
 
 set(csrc ${CMAKE_CURRENT_LIST_DIR}/../csrc)
 add_library(prefiqs_kernels OBJECT ${csrc}/cpu/dense_norm.cpp ${csrc}/cpu/dispatch.cpp ${csrc}/cpu/distance.cpp
   ${csrc}/cpu/workspace.cpp)
 target_include_directories(prefiqs_kernels PUBLIC ${csrc})
 target_link_libraries(prefiqs_kernels PRIVATE warnings)
+set_source_files_properties(${csrc}/cpu/dense_norm.cpp ${csrc}/cpu/distance.cpp PROPERTIES
+  COMPILE_OPTIONS -ffp-contract=off)
 
 # One file per algorithm and instruction set, each with its own flags, chosen at run time.
-set(isa_flags_scalar "")
+set(isa_flags_scalar -ffp-contract=off) # see vec.h
 set(isa_flags_avx2 -mavx2 -mfma)
 set(isa_flags_avx512 -mavx512f -mavx512vl -mavx512dq -mavx512bw -mfma -mprefer-vector-width=512)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)

@@ -125,6 +125,16 @@ struct Vec {
 
 #else
 
+// c + a * b, rounded once where the machine's baseline has the instruction (NEON), else twice. Code of this kind is
+// compiled with -ffp-contract=off: a compiler that chooses by what stands around gives a row other bits in a tail.
+inline float multiply_add(float a, float b, float c) {
+#if defined(__FP_FAST_FMAF)
+  return __builtin_fmaf(a, b, c);
+#else
+  return c + a * b;
+#endif
+}
+
 // Four plain floats: the compiler uses whatever the baseline of the machine has (SSE2, NEON, nothing).
 struct Vec {
   static constexpr int width = 4;
@@ -145,11 +155,11 @@ struct Vec {
     for (int64_t i = 0; i < n; ++i) p[i] = v[i];
   }
   static Vec fma(Vec a, Vec b, Vec c) {
-    for (int i = 0; i < 4; ++i) c.v[i] += a.v[i] * b.v[i];
+    for (int i = 0; i < 4; ++i) c.v[i] = multiply_add(a.v[i], b.v[i], c.v[i]);
     return c;
   }
   static Vec fnma(Vec a, Vec b, Vec c) {
-    for (int i = 0; i < 4; ++i) c.v[i] -= a.v[i] * b.v[i];
+    for (int i = 0; i < 4; ++i) c.v[i] = multiply_add(-a.v[i], b.v[i], c.v[i]);
     return c;
   }
   friend Vec operator+(Vec a, Vec b) {
