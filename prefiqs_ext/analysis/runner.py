@@ -25,6 +25,7 @@ from prefiqs_ext.analysis.pruning_variation import Variation, count_variations, 
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.atomic_write import make_output_folder, write_folder
 from prefiqs_ext.utils.optional_packages import require_packages
+from prefiqs_ext.utils.tables import Cell, format_table
 from prefiqs_ext.utils.text import format_csv
 from prefiqs_ext.version import __version__
 
@@ -47,7 +48,8 @@ class Analysis:
 
     def format(self) -> list[str]:
         """Return the costs as lines of text."""
-        return ["share  time / recognition   time / all layers   Spearman   from", *map(_format_cost, self.costs)]
+        columns = ("share", "time / recognition", "time / all layers", "Spearman", "from")
+        return format_table(columns, list(map(_describe_cost, self.costs)), floats=".3f")
 
     def write(self, folder: str | PathLike[str], title: str, facts: Mapping[str, object] | None = None) -> None:
         """Write variation.csv, late.csv, analysis.png and analysis.json.
@@ -110,7 +112,7 @@ def _make_cost_row(cost: Cost) -> list[object]:
     return [cost.share, cost.first, round(cost.milliseconds, 3), *spreads, round(cost.agreement, 4), *cost.layers]
 
 
-def _format_cost(cost: Cost) -> str:
-    recognition, full = (f"{m:5.2f} ({low:.2f}-{high:.2f})" for m, low, high in (cost.of_recognition, cost.of_full))
+def _describe_cost(cost: Cost) -> list[Cell]:
+    recognition, full = (f"{m:.2f} ({low:.2f}-{high:.2f})" for m, low, high in (cost.of_recognition, cost.of_full))
     what = cost.first or "nothing pruned: recognition alone"
-    return f"{cost.share:5.0%}  {recognition:<19}  {full:<18}  {cost.agreement:8.3f}   {what}"
+    return [f"{cost.share:.0%}", recognition, full, cost.agreement, what]

@@ -34,6 +34,7 @@ from prefiqs_ext.scorer import Scorer
 from prefiqs_ext.settings import Settings
 from prefiqs_ext.utils.atomic_write import make_output_folder, write_folder
 from prefiqs_ext.utils.check_arguments import check_count
+from prefiqs_ext.utils.tables import Cell, format_table
 from prefiqs_ext.utils.text import format_csv
 from prefiqs_ext.version import __version__
 
@@ -84,24 +85,21 @@ class Tuning:
         """Those to score with: of the default, plain D, unless another setting is shown to be better."""
         return self.tried[self.choice.recommended]
 
-    def make_rows(self) -> list[list[object]]:
+    def make_rows(self) -> list[list[Cell]]:
         """Return one row per setting, by COLUMNS. `chosen` counts halves; `held_out` is empty if there is none."""
-        rows: list[list[object]] = []
+        rows: list[list[Cell]] = []
         for name, settings in self.tried.items():
             pruning, area = settings.pruning, self.choice.areas[name]
             held_out = [a for own, a in zip(self.choice.chosen, self.choice.held_out, strict=True) if own == name]
             recalibrated = "no" if settings.recalibration is None else "yes"
             mean = float(np.mean(held_out)) if held_out else ""
-            rows.append([recalibrated, pruning.sparsity, pruning.scope, pruning.layers, area, len(held_out), mean])
+            rows.append([recalibrated, pruning.sparsity, pruning.scope, str(pruning.layers), area, len(held_out), mean])
         return rows
 
     def format(self) -> list[str]:
         """Return the table, the choices and the interval as lines of text."""
         choice = self.choice
-        lines = ["  ".join(f"{column:>12}" for column in COLUMNS)]
-        for row in self.make_rows():
-            cells = (f"{v:.2f}" if isinstance(v, float) else str(v) for v in row)
-            lines.append("  ".join(f"{cell:>12}" for cell in cells).rstrip())
+        lines = format_table(COLUMNS, self.make_rows(), floats=".2f")
         lines.append(f"area by the embedding norm {self.norm:.2f}, at random {self.unranked:.2f}")
         for half, name in enumerate(choice.chosen):
             own, of_default = choice.held_out[half], choice.held_out_default[half]

@@ -35,7 +35,7 @@ def demo(output: Path) -> None:
     """
     require_packages("demo", "skimage")  # its photo
     from prefiqs_ext.default_scorer import get_default_scorer
-    from prefiqs_ext.demo import find_astronaut, format_table, rank_faces
+    from prefiqs_ext.demo import find_astronaut, format_faces, rank_faces
     from prefiqs_ext.demo.sheet import draw_sheet
 
     make_output_folder(output)
@@ -44,5 +44,6 @@ def demo(output: Path) -> None:
         faces = rank_faces(find_astronaut())
         rank_by = get_default_scorer().rank_by
         draw_sheet(faces, _TITLE.format(NAMES[rank_by]), rank_by).save(file, "png", optimize=True)
-    print_result(format_table(faces))
+    for line in format_faces(faces):
+        print_result(line)
     tell(f"{len(faces)} faces; the picture is in {format_path(str(path))}")

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import click
 
 from prefiqs_ext.cli.messages import print_result
 from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.models import weights as _weights
+from prefiqs_ext.utils.tables import format_table
 
 
-def describe_weights() -> Iterator[str]:
-    """Yield one line for each known file, as `prefiqs weights list` prints it."""
+def describe_weights() -> list[str]:
+    """Return one line for each known file, as `prefiqs weights list` prints it."""
+    rows = []
     for entry in _weights.KNOWN.values():
         file = _weights.get_cache_folder() / entry.file
         state = "missing"
         if os.path.exists(file):  # False too where the folder may not be searched
             state = "ready" if _weights.find_problem(entry.name) is None else "damaged"
-        yield f"{entry.name:<9} {entry.kind:<11} {entry.size:>11,} {entry.licence:<14} {state:<8} {file}"
+        rows.append((entry.name, entry.kind, entry.size, entry.licence, state, str(file)))
+    return format_table((), rows)
 
 
 @click.group()

@@ -14,6 +14,7 @@ from skimage import data
 from prefiqs_ext.default_scorer import get_default_scorer
 from prefiqs_ext.demo.degradations import DEGRADATIONS
 from prefiqs_ext.faces import RGB, Detector, find_faces
+from prefiqs_ext.utils.tables import format_table
 
 
 class DemoFace(NamedTuple):
@@ -59,10 +60,8 @@ def rank_faces(face: RGB) -> list[DemoFace]:
     return sorted(faces, key=lambda scored: scored.score, reverse=True)
 
 
-def format_table(faces: list[DemoFace]) -> str:
+def format_faces(faces: list[DemoFace]) -> list[str]:
     """Return the table that the command prints: a line of headings, and one line per face."""
-    lines = [f"{'face':<22}{'quality':>9}{'distance':>10}{'norm':>8}{'similarity to untouched':>25}"]
-    for face in faces:
-        scores = f"{face.quality:>9.3f}{face.distance:>10.3f}{face.embedding_norm:>8.2f}{face.similarity:>25.3f}"
-        lines.append(f"{face.label:<22}{scores}")
-    return "\n".join(lines)
+    columns = ("face", "quality", "distance", "norm", "similarity to untouched")
+    rows = [(face.label, face.quality, face.distance, face.embedding_norm, face.similarity) for face in faces]
+    return format_table(columns, rows, floats=".3f")

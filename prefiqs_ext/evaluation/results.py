@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,8 @@ from prefiqs_ext.evaluation.edc import TOO_FEW, Curve
 from prefiqs_ext.utils.atomic_write import write_folder
 from prefiqs_ext.utils.optional_packages import require_packages
 from prefiqs_ext.utils.strict_json import JSON
+from prefiqs_ext.utils.tables import Cell, format_table
 from prefiqs_ext.utils.text import format_csv
-
-Cell: TypeAlias = str | int | float | None
 
 COLUMNS = ("data", "verifier", "method", "mode", "fmr", "fnmr", "pauc", "auc", "useless", "low", "high", "published")
 _DIFFERENCES = ("data", "verifier", "fmr", "method", "other", "difference", "low", "high")
@@ -168,7 +167,11 @@ def _describe_curve(curve: Curve) -> JSON:
 
 def format_rows(result: Result, protocol: Protocol) -> list[str]:
     """Format a result for a terminal: a title, a table without its empty columns, and a hint."""
-    return [result.title, *_format_table(COLUMNS[2:], [row[2:] for row in result.make_rows(protocol)]), *result.hint]
+    return [
+        result.title,
+        *_format_used_columns(COLUMNS[2:], [row[2:] for row in result.make_rows(protocol)]),
+        *result.hint,
+    ]
 
 
 def format_averages(results: Sequence[Result], protocol: Protocol) -> list[str]:
@@ -189,20 +192,14 @@ def format_averages(results: Sequence[Result], protocol: Protocol) -> list[str]:
         table.append([*key, len(values), mean, AVERAGE_TARGET if as_published else None])
     return [
         f"mean without {LEFT_OUT}",
-        *_format_table(("verifier", "method", "fmr", "sets", "pauc", "published"), table),
+        *_format_used_columns(("verifier", "method", "fmr", "sets", "pauc", "published"), table),
     ]
 
 
-def _format_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
+def _format_used_columns(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
     used = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
-    cells = [[_format_cell(row[i]) for i in used] for row in (columns, *rows)]
-    widths = [max(10, *map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return format_table([columns[i] for i in used], [[row[i] for i in used] for row in rows])
 
 
 def _join_fmrs(fmrs: Sequence[float]) -> str:
     return ", ".join(f"{fmr:g}" for fmr in fmrs)
-
-
-def _format_cell(value: Cell) -> str:
-    return "" if value is None else value if isinstance(value, str) else f"{value:.4g}"
