@@ -126,6 +126,7 @@ import importlib.machinery, importlib.util
 loader = importlib.machinery.ExtensionFileLoader("prefiqs_ext._C", sys.argv[2])
 module = importlib.util.module_from_spec(importlib.util.spec_from_loader("prefiqs_ext._C", loader))
 module.__file__ = sys.argv[3]
+module.built_with_nvcc = "13.0.88"  # of a library that was built apart
 sys.modules["prefiqs_ext._C"] = module
 import prefiqs_ext
 prefiqs_ext._C = module
