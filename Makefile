@@ -24,7 +24,7 @@ test: .venv/installed lint
 lint: .venv/installed
 	$(BIN)/pre-commit run --all-files
 
-# A wheel for each Python from 3.10 on that is on PATH, in dist, tried beside the oldest and the newest torch.
+# A wheel for each Python from 3.10 on that is on PATH, in dist, tried beside torch 2.10 and 2.13.
 # PYTHONS="--python python3.12" and TORCHES="--torch 2.13.0" choose others (cmake/wheels.py).
 wheel: .venv/installed
 	$(BIN)/prefiqs weights fetch --source pip

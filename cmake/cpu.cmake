@@ -7,11 +7,12 @@ add_library(prefiqs_kernels OBJECT ${csrc}/cpu/dense_norm.cpp ${csrc}/cpu/dispat
   ${csrc}/cpu/workspace.cpp)
 target_include_directories(prefiqs_kernels PUBLIC ${csrc})
 target_link_libraries(prefiqs_kernels PRIVATE warnings)
+set(own_roundings -ffp-contract=off) # of the portable code: see multiply_add in vec.h
 set_source_files_properties(${csrc}/cpu/dense_norm.cpp ${csrc}/cpu/distance.cpp PROPERTIES
-  COMPILE_OPTIONS -ffp-contract=off)
+  COMPILE_OPTIONS ${own_roundings})
 
 # One file per algorithm and instruction set, each with its own flags, chosen at run time.
-set(isa_flags_scalar -ffp-contract=off) # see vec.h
+set(isa_flags_scalar ${own_roundings})
 set(isa_flags_avx2 -mavx2 -mfma)
 set(isa_flags_avx512 -mavx512f -mavx512vl -mavx512dq -mavx512bw -mfma -mprefer-vector-width=512)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)

@@ -1,4 +1,4 @@
-"""Makes a wheel for each Python that is there, and tries it: `python cmake/wheels.py --output dist`.
+"""Makes a wheel for each Python that is there, and tries it: `make wheel`.
 
 The operators' libraries are built once and shared by all wheels. `auditwheel` gives each wheel the tag of the oldest
 glibc that it runs on; torch's libraries stay outside. Each wheel is then installed into a new environment beside each

@@ -19,6 +19,7 @@ PACKAGE = Path(_C.__file__).parent
 LIBRARIES = sorted([*PACKAGE.glob("libprefiqs_*.so"), Path(_C.__file__)])
 CMAKE = Path(__file__).parents[1] / "cmake"
 EXPORTS = Path(__file__).parent / "data" / "torch_2_10_symbols.txt"
+needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake on PATH")
 
 
 def configure(
@@ -95,7 +96,7 @@ def test_a_wheel_of_built_libraries_needs_no_torch(monkeypatch: pytest.MonkeyPat
     assert not importlib.import_module("build_backend").missing_torch()
 
 
-@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake on PATH")
+@needs_cmake
 def test_wheels_share_the_libraries_of_one_build(tmp_path: Path) -> None:
     done = configure(tmp_path / "build", f"-DPREFIQS_LIBRARIES={PACKAGE}")
     assert done.returncode == 0, done.stderr
@@ -113,7 +114,7 @@ def test_wheels_share_the_libraries_of_one_build(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [str(installed / Path(_C.__file__).name), *expected, _C.cpu_isa()]
 
 
-@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake on PATH")
+@needs_cmake
 def test_a_folder_without_libraries_is_refused(tmp_path: Path) -> None:
     done = configure(tmp_path / "build", f"-DPREFIQS_LIBRARIES={tmp_path}")
     assert done.returncode != 0

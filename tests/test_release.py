@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,12 @@ for (const path of process.argv.slice(2))
 """
 
 
+def read_tested() -> list[dict[str, str]]:
+    """Return the pairs of Python and torch that every change is tested on."""
+    jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]
+    return jobs["test"]["strategy"]["matrix"]["include"]
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == prefiqs_ext.__version__
@@ -41,22 +48,16 @@ def test_the_pythons_are_the_same_everywhere() -> None:
     minors = re.search(r'^build = "cp3\{(.+)\}-manylinux_x86_64"', PYPROJECT, re.MULTILINE)
     assert minors is not None
     assert [f"3.{minor}" for minor in minors[1].split(",")] == PYTHONS
-    spec = importlib.util.spec_from_file_location("wheels", ROOT / "cmake/wheels.py")
-    assert spec is not None
-    assert spec.loader is not None
-    wheels = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(wheels)
-    assert [python.removeprefix("python") for python in wheels.PYTHONS] == PYTHONS
-    tested = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
-    assert [each["python"] for each in tested["include"]] == [PYTHONS[0], PYTHONS[-1]]
+    wheels = runpy.run_path(str(ROOT / "cmake/wheels.py"))
+    assert [python.removeprefix("python") for python in wheels["PYTHONS"]] == PYTHONS
+    assert [each["python"] for each in read_tested()] == [PYTHONS[0], PYTHONS[-1]]
 
 
 def test_the_oldest_torch_is_the_same_everywhere() -> None:
     oldest = re.search(r'"torch>=([\d.]+)"', PYPROJECT)
     assert oldest is not None
-    tested = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
-    assert tested["include"][0]["torch"] == f"torch=={oldest[1]}.0"
-    assert f'TORCHES = ("{oldest[1]}.0", ' in (ROOT / "cmake/wheels.py").read_text()
+    assert read_tested()[0]["torch"] == f"torch=={oldest[1]}.0"
+    assert runpy.run_path(str(ROOT / "cmake/wheels.py"))["TORCHES"][0] == f"{oldest[1]}.0"
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
