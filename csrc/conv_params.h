@@ -2,7 +2,12 @@
 #pragma once
 #include <cstdint>
 
+#include "bfloat16.h"
+
 namespace prefiqs {
+
+// What a tensor's numbers are.
+enum class Format { float32, bfloat16 };
 
 // Layouts: src [images, in_h, in_w, in_c], dst and residual [images, out_h, out_w, out_c] (NHWC), weight
 // [out_c, kernel_h, kernel_w, in_c / groups], mask [out_c, mask_words] with bit k = (r * kernel_w + s) * (in_c /
@@ -35,9 +40,11 @@ struct ConvGeometry {
   int64_t in_plane() const { return in_h * in_w * in_c; }
 };
 
+// Formats: all float32; or weights in bfloat16, and src and dst in either format. Sums are float32 in any case.
 struct ConvParams : ConvGeometry {
-  const float* src;
-  const float* weight;
+  Format src_format, weight_format, dst_format;  // the last is that of residual, too
+  const void* src;
+  const void* weight;
   const uint32_t* mask;  // null: every branch uses the weights as they are
 
   const float* pruned_scale;  // of each channel of branch 1, which its sums are multiplied by; null: by 1
@@ -50,16 +57,49 @@ struct ConvParams : ConvGeometry {
   int64_t col_classes;
   int64_t bias_branch_stride;  // in floats; 0 when both branches share the table
 
-  const float* slope;     // null: no activation; else PReLU with slope[c * slope_stride]
-  const float* residual;  // null: none
-  float* dst;
+  const float* slope;    // null: no activation; else PReLU with slope[c * slope_stride]
+  const void* residual;  // null: none
+  void* dst;
 
-  const float* branch_src(int64_t branch) const { return src + (src_shared ? 0 : branch * images * in_plane()); }
-  const float* branch_bias(int64_t branch) const { return bias + branch * bias_branch_stride; }
-  float* branch_dst(int64_t branch) const { return dst + branch * pixels() * out_c; }
-  const float* branch_residual(int64_t branch) const {
-    return residual == nullptr ? nullptr : residual + (residual_shared ? 0 : branch * pixels() * out_c);
+  // These take the type that the format stands for.
+  template <class Number>
+  const Number* branch_src(int64_t branch) const {
+    return static_cast<const Number*>(src) + (src_shared ? 0 : branch * images * in_plane());
   }
+  template <class Number>
+  const Number* filter(int64_t channel) const {
+    return static_cast<const Number*>(weight) + channel * depth();
+  }
+  template <class Number>
+  Number* branch_dst(int64_t branch) const {
+    return static_cast<Number*>(dst) + branch * pixels() * out_c;
+  }
+  template <class Number>
+  const Number* branch_residual(int64_t branch) const {
+    return static_cast<const Number*>(residual) + (residual_shared ? 0 : branch * pixels() * out_c);
+  }
+  // Where a number lies, whatever the format; to fetch it ahead.
+  const void* dst_address(int64_t branch, int64_t index) const {
+    return static_cast<const char*>(dst) + (branch * pixels() * out_c + index) * dst_size();
+  }
+  const void* residual_address(int64_t branch, int64_t index) const {
+    return static_cast<const char*>(residual) +
+           ((residual_shared ? 0 : branch * pixels() * out_c) + index) * dst_size();
+  }
+  int64_t dst_size() const { return dst_format == Format::float32 ? 4 : 2; }
+  const float* branch_bias(int64_t branch) const { return bias + branch * bias_branch_stride; }
 };
+
+// Calls `run.template operator()<Src, Weight>()` with the types of src and weight.
+template <class Run>
+void with_formats(const ConvParams& p, const Run& run) {
+  if (p.weight_format == Format::float32) {
+    run.template operator()<float, float>();
+  } else if (p.src_format == Format::float32) {
+    run.template operator()<float, BFloat16>();
+  } else {
+    run.template operator()<BFloat16, BFloat16>();
+  }
+}
 
 }  // namespace prefiqs

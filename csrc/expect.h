@@ -140,15 +140,14 @@ inline void expect_dtype(const char* op, const char* name, const Tensor& t, Scal
   expect(t.scalar_type() == dtype, op, "expected ", name, " of dtype ", dtype_name(dtype), ", got ", dtype_name(t));
 }
 
-// CPU kernels compute in float32. CUDA kernels multiply in float16 or bfloat16; float32 is converted on the way in.
+// CPU kernels take float32 and bfloat16, CUDA kernels float16 too; there, float32 is converted on the way in.
 inline bool is_float(const Tensor& t, const Tensor& src) {
   const ScalarType dtype = t.scalar_type();
-  const bool half = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
-  return dtype == ScalarType::Float || (half && src.is_cuda());
+  return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || (dtype == ScalarType::Half && src.is_cuda());
 }
 
 inline const char* float_names(const Tensor& src) {
-  return src.is_cuda() ? "float32 or float16 or bfloat16" : "float32";
+  return src.is_cuda() ? "float32 or float16 or bfloat16" : "float32 or bfloat16";
 }
 
 inline void expect_float(const char* op, const char* name, const Tensor& t, const Tensor& src) {

@@ -27,7 +27,8 @@ def _expect_dtype(op: str, name: str, t: Tensor, dtype: torch.dtype) -> None:
 
 def _get_float_dtypes(src: Tensor) -> tuple[torch.dtype, ...]:
     """Return the dtypes that the kernels of src's device compute with."""
-    return (torch.float32, torch.float16, torch.bfloat16) if src.device.type == "cuda" else (torch.float32,)
+    half = (torch.float16, torch.bfloat16) if src.device.type == "cuda" else (torch.bfloat16,)
+    return (torch.float32, *half)
 
 
 def _name_float_dtypes(src: Tensor) -> str:

@@ -248,30 +248,38 @@ ONLY_CUDA: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"src": torch.randn(2, 4, 5, 5).half(), "weight": torch.randn(6, 4, 3, 3).bfloat16()},
         "expected src of dtype float32 or of weight's, bfloat16, got float16",
     ),
-    "half src of a float32 weight": (
+}
+
+# Of two formats in one call, on either device.
+TWO_FORMATS: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "bfloat16 src of a float32 weight": (
         ops.dual_linear,
-        {"src": torch.randn(2, 40).half()},
-        "expected src of dtype float32 or of weight's, float32, got float16",
+        {"src": torch.randn(2, 40).bfloat16()},
+        "expected src of dtype float32 or of weight's, float32, got bfloat16",
     ),
     "residual of another dtype than src": (
         ops.dual_conv2d,
-        {"src": torch.randn(2, 4, 5, 5).half(), "weight": torch.randn(6, 4, 3, 3).half()},
-        "expected residual of dtype float16, got float32",
+        {"src": torch.randn(2, 4, 5, 5).bfloat16(), "weight": torch.randn(6, 4, 3, 3).bfloat16()},
+        "expected residual of dtype bfloat16, got float32",
     ),
     "residual of another dtype than the weight of a uint8 src": (
         ops.dual_conv2d,
         {"src": torch.zeros(2, 4, 5, 5, dtype=torch.uint8), "weight": torch.randn(6, 4, 3, 3).bfloat16()},
         "expected residual of dtype bfloat16, got float32",
     ),
-    "half residual of a float32 src": (
+    "bfloat16 residual of a float32 src": (
         ops.dual_conv2d,
-        {"weight": torch.randn(6, 4, 3, 3).half(), "residual": torch.randn(2, 6, 5, 5).half()},
-        "expected residual of dtype float32, got float16",
+        {"weight": torch.randn(6, 4, 3, 3).bfloat16(), "residual": torch.randn(2, 6, 5, 5).bfloat16()},
+        "expected residual of dtype float32, got bfloat16",
     ),
-    "half bias": (
+    "bfloat16 bias": (
         ops.dual_linear,
-        {"src": torch.randn(2, 40).half(), "weight": torch.randn(6, 40).half(), "bias": torch.randn(6).half()},
-        "expected bias of dtype float32, got float16",
+        {
+            "src": torch.randn(2, 40).bfloat16(),
+            "weight": torch.randn(6, 40).bfloat16(),
+            "bias": torch.randn(6).bfloat16(),
+        },
+        "expected bias of dtype float32, got bfloat16",
     ),
 }
 
@@ -287,4 +295,4 @@ TABLES = (
     (ops.embedding_distance, BAD_PAIR),
     (ops.dense_norm, BAD_NORM),
 )
-BAD_CALLS = {f"{op.__name__}-{name}": (op, *bad) for op, table in TABLES for name, bad in table.items()}
+BAD_CALLS = {f"{op.__name__}-{name}": (op, *bad) for op, table in TABLES for name, bad in table.items()} | TWO_FORMATS

@@ -27,7 +27,9 @@ def seeded() -> None:
 
 # "fake-cuda": what tracing sees of CUDA tensors, on any machine. "meta" stands for the CPU.
 CUDA = ("fake-cuda", pytest.param("cuda", marks=pytest.mark.cuda))
-FLOATS = {"cpu": "float32", "meta": "float32"} | dict.fromkeys(("fake-cuda", "cuda"), "float32 or float16 or bfloat16")
+FLOATS = dict.fromkeys(("cpu", "meta"), "float32 or bfloat16") | dict.fromkeys(
+    ("fake-cuda", "cuda"), "float32 or float16 or bfloat16"
+)
 
 
 def call_on(device: str, op: Any, inputs: dict[str, Any]) -> Any:

@@ -14,11 +14,13 @@ namespace {
 constexpr int64_t lanes = 32;  // eight of the shortest vectors: enough to hide the time that an addition takes
 constexpr int64_t run_length = 1024;
 
-void add_squares(const float* numbers, int64_t count, float* sums) {
-  for (int64_t lane = 0; lane < count; ++lane) sums[lane] += numbers[lane] * numbers[lane];
+template <class Number>
+void add_squares(const Number* numbers, int64_t count, float* sums) {
+  for (int64_t lane = 0; lane < count; ++lane) sums[lane] += to_float(numbers[lane]) * to_float(numbers[lane]);
 }
 
-double sum_of_squares(const float* numbers, int64_t count) {
+template <class Number>
+double sum_of_squares(const Number* numbers, int64_t count) {
   double sums[lanes] = {};
   for (int64_t begin = 0; begin < count; begin += run_length) {
     const int64_t end = std::min(begin + run_length, count);
@@ -35,12 +37,16 @@ double sum_of_squares(const float* numbers, int64_t count) {
 
 }  // namespace
 
-void square_blocks(const float* src, int64_t step, int64_t features, double* sums, int64_t begin, int64_t end) {
+template <class Number>
+void square_blocks(const Number* src, int64_t step, int64_t features, double* sums, int64_t begin, int64_t end) {
   const int64_t blocks = (features + norm_block - 1) / norm_block;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t first = i % blocks * norm_block;
     sums[i] = sum_of_squares(src + i / blocks * step + first, std::min(norm_block, features - first));
   }
 }
+
+template void square_blocks(const float*, int64_t, int64_t, double*, int64_t, int64_t);
+template void square_blocks(const BFloat16*, int64_t, int64_t, double*, int64_t, int64_t);
 
 }  // namespace prefiqs

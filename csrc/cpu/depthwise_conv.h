@@ -34,27 +34,31 @@ struct DepthwisePlan {
 };
 
 // Packs the filters as [c / lanes][tap][lanes]; channels past the last one get zeros.
+template <class Weight>
 void pack_filters(const ConvParams& p, bool masked, float* dst) {
   for (int64_t vector = 0; vector < ceil_div(p.out_c, lanes); ++vector) {
     for (int64_t k = 0; k < p.taps(); ++k) {
       for (int64_t c = vector * lanes; c < (vector + 1) * lanes; ++c, ++dst) {
         const bool keep = c < p.out_c && (!masked || ((p.mask[c * p.mask_words + k / 32] >> (k % 32)) & 1u) != 0);
-        *dst = keep ? p.weight[c * p.taps() + k] : 0.0f;
+        *dst = keep ? to_float(p.filter<Weight>(c)[k]) : 0.0f;
       }
     }
   }
 }
 
 // Some rows of one image, for one block of channels of one branch.
+template <class Src>
 struct DepthwiseTask {
-  const float* src;      // of the image, at the block's first channel
+  const Src* src;        // of the image, at the block's first channel
   const float* filters;  // of the block
   int64_t branch, image, row_begin, row_end;
   int64_t channel, channels;  // the block's first, and how many it has
 };
 
 // Copies row `row` of the padded image to its place in the ring. Meanwhile the next row is fetched from slow memory.
-void fill_ring_row(const ConvParams& p, const DepthwisePlan& plan, const DepthwiseTask& t, int64_t row, float* ring) {
+template <class Src>
+void fill_ring_row(
+    const ConvParams& p, const DepthwisePlan& plan, const DepthwiseTask<Src>& t, int64_t row, float* ring) {
   float* dst = ring + row % plan.ring_rows * plan.ring_cols * plan.block;
   const int64_t src_row = row - p.pad_h, line = p.in_w * p.in_c;
   const bool inside = src_row >= 0 && src_row < p.in_h;
@@ -64,7 +68,7 @@ void fill_ring_row(const ConvParams& p, const DepthwisePlan& plan, const Depthwi
       for (int64_t c = 0; c < plan.block; c += lanes) Vec::zero().store(dst + c);
       continue;
     }
-    const float* src = t.src + src_row * line + src_col * p.in_c;
+    const Src* src = t.src + src_row * line + src_col * p.in_c;
     for (int64_t c = 0; c < t.channels; c += cache_line) __builtin_prefetch(src + line + c);
     int64_t c = 0;
     for (; c + lanes <= t.channels; c += lanes) Vec::load(src + c).store(dst + c);
@@ -82,12 +86,12 @@ struct DepthwisePixels {
 };
 
 // Computes `count` pixels of one vector of channels, which `filters` and the ring point to.
-template <int count, bool full>
+template <int count, class Weight, bool full>
 __attribute__((always_inline)) inline void depthwise_vector(const ConvParams& p,
                                                             const DepthwisePlan& plan,
                                                             const DepthwisePixels& at,
                                                             const float* filters,
-                                                            const Epilogue<full>& epilogue) {
+                                                            const Epilogue<Weight, full>& epilogue) {
   Vec sum[count];
   for (int m = 0; m < count; ++m) {
     sum[m] = Vec::zero();
@@ -112,25 +116,26 @@ __attribute__((always_inline)) inline void depthwise_vector(const ConvParams& p,
 }
 
 // Computes `count` pixels, at most `most`, of all channels of the block.
-template <int most>
+template <class Weight, int most, class Src>
 void depthwise_pixels(
-    const ConvParams& p, const DepthwisePlan& plan, const DepthwiseTask& t, DepthwisePixels at, int64_t count) {
+    const ConvParams& p, const DepthwisePlan& plan, const DepthwiseTask<Src>& t, DepthwisePixels at, int64_t count) {
   if (count < most) {
-    if constexpr (most > 1) depthwise_pixels<most - 1>(p, plan, t, at, count);
+    if constexpr (most > 1) depthwise_pixels<Weight, most - 1>(p, plan, t, at, count);
     return;
   }
   const float* filters = t.filters;
   for (int64_t c = 0; c < t.channels; c += lanes, at.ring += lanes, filters += p.taps() * lanes) {
     const int64_t left = t.channels - c;
     if (left >= lanes) {
-      depthwise_vector<most>(p, plan, at, filters, Epilogue<true>(p, t.branch, t.channel + c, left));
+      depthwise_vector<most>(p, plan, at, filters, Epilogue<Weight, true>(p, t.branch, t.channel + c, left));
     } else {
-      depthwise_vector<most>(p, plan, at, filters, Epilogue<false>(p, t.branch, t.channel + c, left));
+      depthwise_vector<most>(p, plan, at, filters, Epilogue<Weight, false>(p, t.branch, t.channel + c, left));
     }
   }
 }
 
-void depthwise_rows(const ConvParams& p, const DepthwisePlan& plan, const DepthwiseTask& t, float* ring) {
+template <class Weight, class Src>
+void depthwise_rows(const ConvParams& p, const DepthwisePlan& plan, const DepthwiseTask<Src>& t, float* ring) {
   int64_t filled = 0;  // the first row of the padded image that was not copied yet
   for (int64_t row = t.row_begin; row < t.row_end; ++row) {
     const int64_t first = row * p.stride_h, last = first + plan.ring_rows;
@@ -141,7 +146,7 @@ void depthwise_rows(const ConvParams& p, const DepthwisePlan& plan, const Depthw
       const int64_t col = p.out_w * i / blocks, count = p.out_w * (i + 1) / blocks - col;
       const DepthwisePixels at{ring, first % plan.ring_rows, col, ((t.image * p.out_h + row) * p.out_w + col) * p.out_c,
                                p.row_class[row] * p.col_classes * p.out_c};
-      depthwise_pixels<most_pixels>(p, plan, t, at, count);
+      depthwise_pixels<Weight, most_pixels>(p, plan, t, at, count);
     }
   }
 }
@@ -155,32 +160,39 @@ bool depthwise_fits(const ConvParams& p) {
 
 int64_t depthwise_work_items(const ConvParams& p) { return p.images * p.out_h; }
 
-// An item of work is one output row of one image, for both branches.
-void depthwise_run(const ConvParams& p, int64_t begin, int64_t end) {
+template <class Src, class Weight>
+void depthwise_items(const ConvParams& p, int64_t begin, int64_t end) {
   const DepthwisePlan plan(p);
   const int64_t filter_floats = ceil_div(p.out_c, lanes) * lanes * p.taps();
   const int64_t tables = p.mask == nullptr ? 1 : 2;
   float* filters = thread_workspace(static_cast<size_t>(tables * filter_floats + plan.ring_floats()));
   float* ring = filters + tables * filter_floats;
-  for (int64_t table = 0; table < tables; ++table) pack_filters(p, table == 1, filters + table * filter_floats);
+  for (int64_t table = 0; table < tables; ++table) {
+    pack_filters<Weight>(p, table == 1, filters + table * filter_floats);
+  }
   while (begin < end) {
     const int64_t image = begin / p.out_h, row = begin % p.out_h, rows = min_of(p.out_h - row, end - begin);
     for (int64_t branch = 0; branch < p.branches; ++branch) {
       const float* branch_filters = filters + (tables == 2 ? branch * filter_floats : 0);
       for (int64_t c = 0; c < p.out_c; c += plan.block) {
-        const DepthwiseTask task{p.branch_src(branch) + image * p.in_plane() + c,
-                                 branch_filters + c * p.taps(),
-                                 branch,
-                                 image,
-                                 row,
-                                 row + rows,
-                                 c,
-                                 min_of(plan.block, p.out_c - c)};
-        depthwise_rows(p, plan, task, ring);
+        const DepthwiseTask<Src> task{p.branch_src<Src>(branch) + image * p.in_plane() + c,
+                                      branch_filters + c * p.taps(),
+                                      branch,
+                                      image,
+                                      row,
+                                      row + rows,
+                                      c,
+                                      min_of(plan.block, p.out_c - c)};
+        depthwise_rows<Weight>(p, plan, task, ring);
       }
     }
     begin += rows;
   }
+}
+
+// An item of work is one output row of one image, for both branches.
+void depthwise_run(const ConvParams& p, int64_t begin, int64_t end) {
+  with_formats(p, [&]<class Src, class Weight>() { depthwise_items<Src, Weight>(p, begin, end); });
 }
 
 }  // namespace

@@ -1,11 +1,12 @@
 // Implicit GEMM, for any convolution: dst[pixel, co] = sum over k of im2col(src)[pixel, k] * weight[co, k].
 //
 // Layout: k = (r, s, c); a panel of filters is [k][2 vectors of co], a copied tile of pixels [k / lanes][pixel][lanes].
-// In fast memory: a block of panels, packed once and masked in place after the dense branch; one tile of pixels.
+// In fast memory: a block of panels, packed once and masked in place after the dense branch; one tile of pixels; the
+// sums of some tiles, where there are several blocks of k. Bfloat16 numbers are widened when they are packed or copied.
 // Loop: for each block of filters, for each block of k: pack; for each branch: mask; for each tile of `tile_pixels`
-// pixels: use its inputs in place if they are evenly spaced, else copy them; for each panel: sum in registers, finish.
-// A sum is one chain in the order of k within a block of k; the blocks' sums are added in dst. So no tiling, batch or
-// number of threads changes a bit.
+// pixels: use its inputs in place if they are evenly spaced float32, else copy them; for each panel: sum in registers,
+// finish. A sum is one chain in the order of k within a block of k; then the blocks' sums are added. So no tiling,
+// batch or number of threads changes a bit.
 #pragma once
 #include <cstring>
 
@@ -21,6 +22,7 @@ struct Plan {
   int64_t k_block, k_blocks;
   int64_t panels_per_block, out_blocks;  // of the output channels of one group
   int64_t tiles;                         // of one branch
+  int64_t tiles_at_once;                 // whose sums are kept from one block of k to the next
   bool both;                             // both branches read the same source, so they share its tiles
 
   explicit Plan(const ConvParams& p) {
@@ -35,7 +37,10 @@ struct Plan {
     panels_per_block = ceil_div(panels, out_blocks);
     out_blocks = ceil_div(panels, panels_per_block);
     tiles = ceil_div(p.pixels(), tile_pixels);
+    tiles_at_once = k_blocks == 1 ? tiles : max_of(1, heuristics::gemm_sum_floats / (p.branches * tile_sums()));
   }
+
+  int64_t tile_sums() const { return panels_per_block * panel_width * tile_pixels; }
 };
 
 struct Tile {
@@ -80,18 +85,21 @@ struct Workspace {
   float* panels;  // of one branch after the other, or of both if they read the same tiles
   int64_t branch_floats;
   float* tile;
+  float* sums;  // [branch][tile][panel][pixel][panel_width], if there are several blocks of k
   Run* runs;
   TileInputs* inputs;  // one for each run
 
-  Workspace(const ConvParams& p, const Plan& plan) {
+  Workspace(const ConvParams& p, const Plan& plan, int64_t tiles) {
     branch_floats = plan.panels_per_block * plan.k_block * panel_width;
     const int64_t panel_floats = (plan.both ? 2 : 1) * branch_floats;
     const int64_t tile_floats = ceil_div(plan.k_block, lanes) * tile_step;
+    const int64_t sum_floats = plan.k_blocks == 1 ? 0 : p.branches * tiles * plan.tile_sums();
     const int64_t most_runs = min_of(p.taps(), plan.k_block / p.group_in_c() + 2);
     const int64_t run_floats = most_runs * static_cast<int64_t>((sizeof(Run) + sizeof(TileInputs)) / sizeof(float));
-    panels = thread_workspace(static_cast<size_t>(panel_floats + tile_floats + run_floats));
+    panels = thread_workspace(static_cast<size_t>(panel_floats + tile_floats + sum_floats + run_floats));
     tile = panels + panel_floats;
-    runs = reinterpret_cast<Run*>(tile + tile_floats);
+    sums = tile + tile_floats;
+    runs = reinterpret_cast<Run*>(sums + sum_floats);
     inputs = reinterpret_cast<TileInputs*>(runs + most_runs);
   }
 };
@@ -111,10 +119,10 @@ int64_t split_runs(const ConvParams& p, int64_t k_begin, int64_t k_end, Run* run
   return count;
 }
 
-// Copies floats [begin, end) of a run, or zeros, to their places in a tile's pixel; the run's first float is that of
-// `k`. Meanwhile the floats that lie `ahead` of them are fetched from slow memory.
-template <bool zeros>
-void place_run(const float* src, int64_t begin, int64_t end, int64_t k, int64_t ahead, float* dst) {
+// Copies numbers [begin, end) of a run, or zeros, to their places in a tile's pixel; the run's first number is that of
+// `k`. Meanwhile the numbers that lie `ahead` of them are fetched from slow memory.
+template <bool zeros, class Src>
+void place_run(const Src* src, int64_t begin, int64_t end, int64_t k, int64_t ahead, float* dst) {
   int64_t lane = (k + begin) % lanes;
   dst += (k + begin) / lanes * tile_step;
   for (; lane == 0 && begin + lanes <= end; begin += lanes, dst += tile_step) {
@@ -128,7 +136,8 @@ void place_run(const float* src, int64_t begin, int64_t end, int64_t k, int64_t 
   }
 }
 
-void im2col(const ConvParams& p, const Tile& tile, const float* src, const Run* runs, int64_t run_count, float* dst) {
+template <class Src>
+void im2col(const ConvParams& p, const Tile& tile, const Src* src, const Run* runs, int64_t run_count, float* dst) {
   const int64_t channels = p.group_in_c(), ahead = tile_pixels * p.stride_w * p.in_c;  // the next tile, in one row
   int64_t k = 0;
   for (const Run* run = runs; run < runs + run_count; k += run->length, ++run) {
@@ -136,16 +145,16 @@ void im2col(const ConvParams& p, const Tile& tile, const float* src, const Run* 
       const int64_t row = tile.in_row[m] + run->row, col = tile.in_col[m] + run->col;
       float* pixel = dst + m * lanes;
       if (row < 0 || row >= p.in_h) {
-        place_run<true>(nullptr, 0, run->length, k, 0, pixel);
+        place_run<true, Src>(nullptr, 0, run->length, k, 0, pixel);
         continue;
       }
-      const float* line = src + tile.image[m] + (row * p.in_w + col) * p.in_c + run->channel;
+      const Src* line = src + tile.image[m] + (row * p.in_w + col) * p.in_c + run->channel;
       // The run lies within [begin, end) of the image's row, the rest on padding.
       const int64_t begin = min_of(run->length, max_of(0, -col * channels - run->channel));
       const int64_t end = max_of(begin, min_of(run->length, (p.in_w - col) * channels - run->channel));
-      if (begin > 0) place_run<true>(nullptr, 0, begin, k, 0, pixel);
+      if (begin > 0) place_run<true, Src>(nullptr, 0, begin, k, 0, pixel);
       place_run<false>(line, begin, end, k, ahead, pixel);
-      if (end < run->length) place_run<true>(nullptr, end, run->length, k, 0, pixel);
+      if (end < run->length) place_run<true, Src>(nullptr, end, run->length, k, 0, pixel);
     }
   }
 }
@@ -170,11 +179,16 @@ bool inputs_in_place(
   return true;
 }
 
+bool inputs_in_place(const ConvParams&, const Tile&, const BFloat16*, const Run*, int64_t, TileInputs*) {
+  return false;
+}
+
 struct PanelTask {
   const TileInputs* inputs;
   int64_t input_count;
   int64_t ahead;  // floats to the inputs of the next tile, which are fetched meanwhile; 0: do not fetch
   const float* panel;
+  float* sums;  // of the earlier blocks of k, [pixel][panel_width]
   const Tile* tile;
   int64_t branch;
   int64_t channel;   // the panel's first
@@ -182,9 +196,9 @@ struct PanelTask {
   bool first, last;  // of the k blocks
 };
 
-// Adds what earlier blocks of k left, and finishes or stores the sums. Pixels past the tile's last one repeat it, so
+// Adds what earlier blocks of k left, and finishes or keeps the sums. Pixels past the tile's last one repeat it, so
 // storing them is harmless. `full`: the panel has all its filters.
-template <bool full>
+template <class Weight, bool full>
 __attribute__((always_inline)) inline void finish_panel(const ConvParams& p,
                                                         const PanelTask& t,
                                                         Sums<tile_pixels>& sums) {
@@ -192,51 +206,54 @@ __attribute__((always_inline)) inline void finish_panel(const ConvParams& p,
   for (int v = 0; v < 2; ++v) {
     const int64_t count = t.filters - v * lanes;
     if (!full && count <= 0) return;
-    const Epilogue<full> epilogue(p, t.branch, t.channel + v * lanes, count);
-    const auto& place = t.tile->dst;
-    if (!t.first) {
-#pragma GCC unroll 16
-      for (int m = 0; m < tile_pixels; ++m) sums.acc[m][v] = sums.acc[m][v] + epilogue.stored(place[m]);
-    }
+    const Epilogue<Weight, full> epilogue(p, t.branch, t.channel + v * lanes, count);
+    float* kept = t.sums + v * lanes;
 #pragma GCC unroll 16
     for (int m = 0; m < tile_pixels; ++m) {
+      if (!t.first) sums.acc[m][v] = sums.acc[m][v] + Vec::load(kept + m * panel_width);
       if (t.last) {
-        epilogue.finish(sums.acc[m][v], place[m], t.tile->bias[m]);
+        epilogue.finish(sums.acc[m][v], t.tile->dst[m], t.tile->bias[m]);
       } else {
-        epilogue.store(sums.acc[m][v], place[m]);
+        sums.acc[m][v].store(kept + m * panel_width);
       }
     }
   }
 }
 
+template <class Weight>
 void run_panel(const ConvParams& p, const PanelTask& t) {
-  const float* dst = p.branch_dst(t.branch) + t.channel;
-  for (int m = 0; m < tile_pixels; ++m) {
-    for (int v = 0; v < 2; ++v) __builtin_prefetch(dst + t.tile->dst[m] + v * lanes, 1);
+  for (int m = 0; t.last && m < tile_pixels; ++m) {
+    for (int v = 0; v < 2; ++v) {
+      __builtin_prefetch(p.dst_address(t.branch, t.tile->dst[m] + t.channel + v * lanes), 1);
+    }
   }
   Sums<tile_pixels> sums;
   const float* panel = t.panel;
   for (int64_t i = 0; i < t.input_count; ++i) panel = sums.add(t.inputs[i], panel, t.ahead);
   if (t.filters == panel_width) {
-    finish_panel<true>(p, t, sums);
+    finish_panel<Weight, true>(p, t, sums);
   } else {
-    finish_panel<false>(p, t, sums);
+    finish_panel<Weight, false>(p, t, sums);
   }
 }
 
 // Multiplies one tile by the panels of filters [begin, end) of one branch.
+template <class Weight>
 void run_tile(const ConvParams& p, PanelTask task, int64_t panel_floats, int64_t begin, int64_t end) {
   for (task.channel = begin; task.channel < end; task.channel += panel_width) {
     task.filters = min_of(panel_width, end - task.channel);
-    run_panel(p, task);
+    run_panel<Weight>(p, task);
     task.panel += panel_floats;
+    task.sums += tile_pixels * panel_width;
     task.ahead = 0;
   }
 }
 
 // Runs tiles [tile_begin, tile_end) of both branches for one block of filters. `block` counts the blocks of all groups.
+template <class Src, class Weight>
 void run_block(const ConvParams& p, const Plan& plan, int64_t block, int64_t tile_begin, int64_t tile_end) {
-  const Workspace ws(p, plan);
+  const int64_t tiles = tile_end - tile_begin;
+  const Workspace ws(p, plan, tiles);
   const int64_t group = block / plan.out_blocks;
   const int64_t group_begin = group * p.group_out_c();
   const int64_t begin = group_begin + block % plan.out_blocks * plan.panels_per_block * panel_width;
@@ -250,13 +267,13 @@ void run_block(const ConvParams& p, const Plan& plan, int64_t block, int64_t til
       for (int64_t c = begin; c < end; c += panel_width, panel += k_count * panel_width) {
         const int64_t filters = min_of(panel_width, end - c);
         float* pruned = plan.both ? panel + ws.branch_floats : panel;
-        if (source == 0) pack_panel(p.weight + c * p.depth() + k_begin, p.depth(), filters, k_count, panel);
+        if (source == 0) pack_panel(p.filter<Weight>(c) + k_begin, p.depth(), filters, k_count, panel);
         if (plan.both) std::memcpy(pruned, panel, static_cast<size_t>(k_count * panel_width) * sizeof(float));
         if (p.mask != nullptr && (plan.both || source == 1)) {
           prune_panel(p.mask + c * p.mask_words + k_begin / 32, p.mask_words, filters, k_count, pruned);
         }
       }
-      const float* src = p.branch_src(source) + group * p.group_in_c();
+      const Src* src = p.branch_src<Src>(source) + group * p.group_in_c();
       for (int64_t index = tile_begin; index < tile_end; ++index) {
         const Tile tile(p, index);
         PanelTask task{};
@@ -274,8 +291,9 @@ void run_block(const ConvParams& p, const Plan& plan, int64_t block, int64_t til
         task.last = k_end == p.depth();
         for (int64_t branch = source; branch < (plan.both ? p.branches : source + 1); ++branch) {
           task.panel = ws.panels + (branch - source) * ws.branch_floats;
+          task.sums = ws.sums + (branch * tiles + index - tile_begin) * plan.tile_sums();
           task.branch = branch;
-          run_tile(p, task, k_count * panel_width, begin, end);
+          run_tile<Weight>(p, task, k_count * panel_width, begin, end);
         }
       }
     }
@@ -292,11 +310,14 @@ int64_t gemm_work_items(const ConvParams& p) {
 // An item of work is one tile of one block of filters. Tiles vary fastest, so a thread packs a block once for many.
 void gemm_run(const ConvParams& p, int64_t begin, int64_t end) {
   const Plan plan(p);
-  while (begin < end) {
-    const int64_t tile_begin = begin % plan.tiles, tile_end = min_of(plan.tiles, tile_begin + end - begin);
-    run_block(p, plan, begin / plan.tiles, tile_begin, tile_end);
-    begin += tile_end - tile_begin;
-  }
+  with_formats(p, [&]<class Src, class Weight>() {
+    for (int64_t item = begin; item < end;) {
+      const int64_t tile_begin = item % plan.tiles;
+      const int64_t tile_end = min_of(min_of(plan.tiles, tile_begin + end - item), tile_begin + plan.tiles_at_once);
+      run_block<Src, Weight>(p, plan, item / plan.tiles, tile_begin, tile_end);
+      item += tile_end - tile_begin;
+    }
+  });
 }
 
 }  // namespace

@@ -16,6 +16,7 @@ constexpr int64_t cache_line = 16;  // floats
 // half the panels are 3 % faster on one layer and no faster on the others (Zen 3).
 constexpr int64_t gemm_k_block = 384;  // most k of a block, so that a tile stays in first-level cache (bits)
 constexpr int64_t gemm_panel_floats = 128 * 1024;  // half of a 1 MiB second-level cache; the pixels need the rest
+constexpr int64_t gemm_sum_floats = 512 * 1024;    // of tiles whose sums wait for the next block of k
 constexpr int64_t gemm_widest_step = 256;  // floats between pixels read in place; wider steps crowd few cache sets
 
 // Winograd: Zen 4, 2026-11-23; stride 2: Zen 4, 2026-11-24. Measured one by one: smaller blocks of tiles are no faster,
@@ -31,6 +32,7 @@ constexpr int64_t winograd_steps_ahead = 4;         // of a tile: how early pixe
 constexpr int64_t linear_least_weights = 256 * 1024;  // 1 MiB; fewer stay in second-level cache anyway (bits)
 constexpr int64_t linear_k_block = 512;               // of a few rows: 12 to 24 KB (bits)
 constexpr int64_t linear_filter_block = 64;           // 128 KB of weights, and as much of masked ones
+constexpr int64_t linear_most_rows = 256;             // whose sums are kept; beyond, weights are masked once more
 
 // Depthwise: Zen 3, 2026-11-24; pixels at a time: 2026-11-23, machine not recorded. The largest ring is a bound and was
 // not measured.

@@ -17,19 +17,26 @@ namespace {
 using torch::headeronly::MemoryFormat;
 using OptionalTensor = std::optional<Tensor>;
 
-Tensor empty_float(const char* op, const std::vector<int64_t>& shape, MemoryFormat format = MemoryFormat::Contiguous) {
-  return expect_memory(op, shape, ScalarType::Float, "cpu", [&] {
-    return torch::stable::empty(shape, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt, format);
+Tensor empty(const char* op,
+             const std::vector<int64_t>& shape,
+             ScalarType dtype = ScalarType::Float,
+             MemoryFormat format = MemoryFormat::Contiguous) {
+  return expect_memory(op, shape, dtype, "cpu", [&] {
+    return torch::stable::empty(shape, dtype, std::nullopt, std::nullopt, std::nullopt, format);
   });
 }
 
-// A tensor as the kernels want it: float32, without gaps in `format`. Most tensors are so already.
-Tensor dense_float(const char* op, const Tensor& t, MemoryFormat format = MemoryFormat::Contiguous) {
+// A tensor as the kernels want it: float32 or bfloat16, without gaps in `format`. Most tensors are so already.
+Tensor dense(const char* op, const Tensor& t, MemoryFormat format = MemoryFormat::Contiguous) {
   return expect_memory(op, t.sizes(), ScalarType::Float, "cpu", [&] {
     // An 8-bit image is a few kilobytes: widening it costs nothing beside the layer it feeds.
     return torch::stable::contiguous(t.scalar_type() == ScalarType::Byte ? torch::stable::to(t, ScalarType::Float) : t,
                                      format);
   });
+}
+
+Format format_of(const Tensor& t) {
+  return t.scalar_type() == ScalarType::BFloat16 ? Format::bfloat16 : Format::float32;
 }
 
 const float* data_or_null(const OptionalTensor& t) { return t ? t->const_data_ptr<float>() : nullptr; }
@@ -62,14 +69,15 @@ Tensor dual_conv2d_into(OptionalTensor out,
   const ConvGeometry geometry = check_conv2d(src, weight, mask, pruned_scale, bias, tap_shift, slope, residual, stride,
                                              padding, dilation, groups, paired);
   const std::vector<int64_t> dst_shape = conv_dst_shape(geometry);
+  const ScalarType dtype = result_dtype(src, weight);
   if (out) {
-    check_out("dual_conv2d", *out, ScalarType::Float, dst_shape, src,
+    check_out("dual_conv2d", *out, dtype, dst_shape, src,
               {weight, mask, pruned_scale, bias, tap_shift, slope, residual});
   }
-  Tensor dst = out ? *out : empty_float("dual_conv2d", dst_shape, MemoryFormat::ChannelsLast);
+  Tensor dst = out ? *out : empty("dual_conv2d", dst_shape, dtype, MemoryFormat::ChannelsLast);
   if (dst.numel() == 0) return dst;
 
-  const auto channels_last = [](const Tensor& t) { return dense_float("dual_conv2d", t, MemoryFormat::ChannelsLast); };
+  const auto channels_last = [](const Tensor& t) { return dense("dual_conv2d", t, MemoryFormat::ChannelsLast); };
   const Tensor src_nhwc = channels_last(src), weight_nhwc = channels_last(weight);
   const OptionalTensor residual_nhwc = residual ? OptionalTensor(channels_last(*residual)) : std::nullopt;
   const OptionalTensor mask_rows = contiguous(mask), scales = contiguous(pruned_scale), biases = contiguous(bias),
@@ -84,8 +92,9 @@ Tensor dual_conv2d_into(OptionalTensor out,
       bias_by_class(rows, cols, tables, p.out_c, p.kernel_h, p.kernel_w, data_or_null(biases),
                     p.bias_shared ? 0 : p.out_c, data_or_null(shifts));
 
-  p.src = src_nhwc.const_data_ptr<float>();
-  p.weight = weight_nhwc.const_data_ptr<float>();
+  p.src_format = format_of(src_nhwc), p.weight_format = format_of(weight_nhwc), p.dst_format = format_of(dst);
+  p.src = src_nhwc.const_data_ptr();
+  p.weight = weight_nhwc.const_data_ptr();
   p.mask = mask_rows ? reinterpret_cast<const uint32_t*>(mask_rows->const_data_ptr<int32_t>()) : nullptr;
   p.pruned_scale = data_or_null(scales);
   p.bias = bias_table.data();
@@ -94,8 +103,8 @@ Tensor dual_conv2d_into(OptionalTensor out,
   p.col_classes = cols.classes();
   p.bias_branch_stride = tables == 2 ? rows.classes() * cols.classes() * p.out_c : 0;
   p.slope = data_or_null(slopes);
-  p.residual = data_or_null(residual_nhwc);
-  p.dst = dst.mutable_data_ptr<float>();
+  p.residual = residual_nhwc ? residual_nhwc->const_data_ptr() : nullptr;
+  p.dst = dst.mutable_data_ptr();
   run_conv(p);
   return dst;
 }
@@ -142,10 +151,10 @@ Tensor dual_linear(const Tensor& src,
                    const OptionalTensor& bias,
                    bool paired) {
   const ConvGeometry geometry = check_linear(src, weight, mask, pruned_scale, bias, paired);
-  Tensor dst = empty_float("dual_linear", linear_dst_shape(src, weight, geometry));
+  Tensor dst = empty("dual_linear", linear_dst_shape(src, weight, geometry), result_dtype(src, weight));
   if (dst.numel() == 0) return dst;
 
-  const Tensor src_rows = dense_float("dual_linear", src), weight_rows = dense_float("dual_linear", weight);
+  const Tensor src_rows = dense("dual_linear", src), weight_rows = dense("dual_linear", weight);
   const OptionalTensor mask_rows = contiguous(mask), scales = contiguous(pruned_scale);
   const TapRanges one(1, 1, 0, 1, 0, 1);
   const OptionalTensor biases = contiguous(bias);
@@ -155,8 +164,9 @@ Tensor dual_linear(const Tensor& src,
 
   ConvParams p{};
   static_cast<ConvGeometry&>(p) = geometry;
-  p.src = src_rows.const_data_ptr<float>();
-  p.weight = weight_rows.const_data_ptr<float>();
+  p.src_format = format_of(src_rows), p.weight_format = format_of(weight_rows), p.dst_format = format_of(dst);
+  p.src = src_rows.const_data_ptr();
+  p.weight = weight_rows.const_data_ptr();
   p.mask = mask_rows ? reinterpret_cast<const uint32_t*>(mask_rows->const_data_ptr<int32_t>()) : nullptr;
   p.pruned_scale = data_or_null(scales);
   p.bias = bias_table.data();
@@ -164,7 +174,7 @@ Tensor dual_linear(const Tensor& src,
   p.col_class = one.position_class.data();
   p.col_classes = 1;
   p.bias_branch_stride = tables == 2 ? p.out_c : 0;
-  p.dst = dst.mutable_data_ptr<float>();
+  p.dst = dst.mutable_data_ptr();
   run_conv(p);
   return dst;
 }
@@ -173,9 +183,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> embedding_distance(const Tensor& pair
   check_pair(pair);
   const int64_t rows = pair.size(0) / 2, features = pair.size(1);
   const char* op = "embedding_distance";
-  const Tensor contiguous_pair = dense_float(op, pair);
-  Tensor distance = empty_float(op, {rows}), norm = empty_float(op, {rows});
-  Tensor embedding = empty_float(op, {rows, features}), pruned_embedding = empty_float(op, {rows, features});
+  const Tensor contiguous_pair = expect_memory(op, pair.sizes(), ScalarType::Float, "cpu", [&] {
+    return torch::stable::contiguous(torch::stable::to(pair, ScalarType::Float));
+  });
+  Tensor distance = empty(op, {rows}), norm = empty(op, {rows});
+  Tensor embedding = empty(op, {rows, features}), pruned_embedding = empty(op, {rows, features});
   const DistanceParams p{
       rows,
       features,
@@ -193,13 +205,18 @@ Tensor dense_norm(const Tensor& src, bool paired) {
   check_norm(src, paired);
   const char* op = "dense_norm";
   const int64_t rows = paired ? src.size(0) / 2 : src.size(0);
-  Tensor norm = empty_float(op, {rows});
+  Tensor norm = empty(op, {rows});
   if (rows == 0) return norm;
-  const Tensor dense = rows_without_gaps(src) ? src : dense_float(op, src);
-  const int64_t features = dense.numel() / dense.size(0), blocks = (features + norm_block - 1) / norm_block;
+  const Tensor taken = rows_without_gaps(src) ? src : dense(op, src);
+  const int64_t features = taken.numel() / taken.size(0), blocks = (features + norm_block - 1) / norm_block;
   std::vector<double> sums(static_cast<size_t>(rows * blocks));
   torch::stable::parallel_for(0, rows * blocks, 16, [&](int64_t begin, int64_t end) {
-    square_blocks(dense.const_data_ptr<float>(), dense.stride(0), features, sums.data(), begin, end);
+    if (format_of(taken) == Format::float32) {
+      square_blocks(taken.const_data_ptr<float>(), taken.stride(0), features, sums.data(), begin, end);
+    } else {
+      const auto* numbers = static_cast<const BFloat16*>(taken.const_data_ptr());
+      square_blocks(numbers, taken.stride(0), features, sums.data(), begin, end);
+    }
   });
   for (int64_t row = 0; row < rows; ++row) {
     const double* first = sums.data() + row * blocks;

@@ -12,13 +12,14 @@ constexpr int panel_width = 2 * lanes;
 constexpr int tile_pixels = Vec::tile_pixels;
 
 // Packs panel[k][j] = weight[j][k]; filters past the last one become zeros.
-void pack_panel(const float* weight, int64_t depth, int64_t filters, int64_t k_count, float* panel) {
+template <class Weight>
+void pack_panel(const Weight* weight, int64_t depth, int64_t filters, int64_t k_count, float* panel) {
   for (int64_t k = 0; k < k_count; k += lanes) {
     const int64_t count = min_of(lanes, k_count - k);
     for (int64_t half = 0; half < panel_width; half += lanes) {
       Vec square[lanes];
       for (int64_t j = 0; j < lanes; ++j) {
-        const float* src = weight + (half + j) * depth + k;
+        const Weight* src = weight + (half + j) * depth + k;
         __builtin_prefetch(src + 8 * lanes);  // the processor does not follow 32 streams by itself
         square[j] = half + j >= filters ? Vec::zero() : count == lanes ? Vec::load(src) : Vec::load(src, count);
       }

@@ -3,7 +3,10 @@
 // run AVX-512 code on a CPU without it.
 #pragma once
 #include <cstdint>
+#include <cstring>
 #include <utility>
+
+#include "bfloat16.h"
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -28,6 +31,22 @@ struct Vec {
   static Vec load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+  static Vec load(const BFloat16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static Vec load(const BFloat16* p, int64_t n) { return widen(_mm256_maskz_loadu_epi16(first(n), p)); }
+  void store(BFloat16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow()); }
+  void store(BFloat16* p, int64_t n) const { _mm256_mask_storeu_epi16(p, first(n), narrow()); }
+  static Vec widen(__m256i halves) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
+  }
+  // Rounded to the nearest, ties to even. A NaN stays one: its first bit of fraction is set.
+  __m256i narrow() const {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __m512i any = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), quiet);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(any, 16));
+  }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }    // c + a * b
   static Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a * b
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -84,6 +103,31 @@ struct Vec {
   static Vec load(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first(n))}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(float* p, int64_t n) const { _mm256_maskstore_ps(p, first(n), v); }
+  static Vec load(const BFloat16* p) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16))};
+  }
+  static Vec load(const BFloat16* p, int64_t n) {
+    BFloat16 all[width] = {};
+    std::memcpy(all, p, static_cast<size_t>(n) * sizeof *all);
+    return load(all);
+  }
+  void store(BFloat16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow()); }
+  void store(BFloat16* p, int64_t n) const {
+    BFloat16 all[width];
+    store(all);
+    std::memcpy(p, all, static_cast<size_t>(n) * sizeof *all);
+  }
+  // Rounded to the nearest, ties to even. A NaN stays one: its first bit of fraction is set.
+  __m128i narrow() const {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i halves = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+  }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   static Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -153,6 +197,14 @@ struct Vec {
   }
   void store(float* p, int64_t n) const {
     for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+  }
+  static Vec load(const BFloat16* p, int64_t n = width) {
+    Vec r = zero();
+    for (int64_t i = 0; i < n; ++i) r.v[i] = to_float(p[i]);
+    return r;
+  }
+  void store(BFloat16* p, int64_t n = width) const {
+    for (int64_t i = 0; i < n; ++i) p[i] = to_bfloat16(v[i]);
   }
   static Vec fma(Vec a, Vec b, Vec c) {
     for (int i = 0; i < 4; ++i) c.v[i] = multiply_add(a.v[i], b.v[i], c.v[i]);

@@ -58,14 +58,14 @@ TilePlace place_tile(const WinogradPlan<T>& plan, int64_t tile) {
 }
 
 // Computes V of one group of tiles, [point][c / lanes][tile][lanes]. `taps` points to the input pixel of each point.
-template <class T>
+template <class T, class Src>
 void transform_group(
-    const ConvParams& p, const WinogradPlan<T>& plan, const float* const* taps, int64_t count, float* dst) {
+    const ConvParams& p, const WinogradPlan<T>& plan, const Src* const* taps, int64_t count, float* dst) {
   constexpr int points = WinogradPlan<T>::points;
   for (int64_t c = 0; c < p.in_c; c += lanes, dst += tile_step) {
     const int64_t n = min_of(lanes, p.in_c - c);
     for (int64_t tile = 0; tile < count; ++tile) {
-      const float* const* tap = taps + tile * points;
+      const Src* const* tap = taps + tile * points;
       Vec d[points], t[points];
       if (n == lanes) {
         for (int i = 0; i < points; ++i) d[i] = Vec::load(tap[i] + c);
@@ -82,18 +82,18 @@ void transform_group(
 
 // Computes V [point][group][c / lanes][tile][lanes] of tiles [begin, end) of one branch. `zeros` holds the channels of
 // a pixel of padding.
-template <class T>
+template <class T, class Src>
 void transform_block(const ConvParams& p,
                      const WinogradPlan<T>& plan,
-                     const float* src,
+                     const Src* src,
                      int64_t begin,
                      int64_t end,
-                     const float* zeros,
+                     const Src* zeros,
                      float* pixels) {
   for (int64_t group = 0; group < plan.groups; ++group) {
     const int64_t first = begin + plan.group_begin(group, end - begin);
     const int64_t count = begin + plan.group_begin(group + 1, end - begin) - first;
-    const float* taps[tile_pixels * WinogradPlan<T>::points];
+    const Src* taps[tile_pixels * WinogradPlan<T>::points];
     for (int64_t tile = 0; tile < count; ++tile) {
       const TilePlace at = place_tile(plan, first + tile);
       for (int i = 0; i < plan.points; ++i) {
@@ -168,23 +168,24 @@ struct OutputTile {
         cols(min_of(out_tile, p.out_w - at.col)) {}
 };
 
-template <int hint_write>
-void prefetch_pixels(const ConvParams& p, const OutputTile& tile, const float* data) {
+void prefetch_pixels(const ConvParams& p, const OutputTile& tile, int64_t branch, int64_t channel) {
   for (int64_t i = 0; i < tile.rows; ++i) {
     for (int64_t j = 0; j < tile.cols; ++j) {
-      __builtin_prefetch(data + (tile.pixel + i * p.out_w + j) * p.out_c, hint_write);
+      const int64_t index = (tile.pixel + i * p.out_w + j) * p.out_c + channel;
+      __builtin_prefetch(p.dst_address(branch, index), 1);
+      if (p.residual != nullptr) __builtin_prefetch(p.residual_address(branch, index));
     }
   }
 }
 
 // Turns the products of a tile, for one vector of channels, into at most 16 outputs. `full`: into all 16, in all lanes.
-template <class T, bool full>
+template <class T, class Weight, bool full>
 void finish_tile(const ConvParams& p,
                  const TilePlace& at,
                  const OutputTile& tile,
                  const float* sums,
                  int64_t sum_stride,
-                 const Epilogue<full>& epilogue) {
+                 const Epilogue<Weight, full>& epilogue) {
   constexpr int points = WinogradPlan<T>::points;
   Vec m[points], half[out_tile * T::in_tile], y[out_tile * out_tile];
   for (int i = 0; i < points; ++i) m[i] = Vec::load(sums + i * sum_stride);
@@ -200,7 +201,7 @@ void finish_tile(const ConvParams& p,
 }
 
 // Computes dst for tiles [begin, end) of one branch and the channels of one panel.
-template <class T>
+template <class T, class Weight>
 void finish_block(const ConvParams& p,
                   const WinogradPlan<T>& plan,
                   int64_t branch,
@@ -208,8 +209,6 @@ void finish_block(const ConvParams& p,
                   int64_t end,
                   int64_t panel,
                   const float* products) {
-  const float* residual = p.branch_residual(branch);
-  float* dst = p.branch_dst(branch);
   for (int64_t index = begin; index < end; ++index, products += panel_width) {
     const TilePlace at = place_tile(plan, index);
     const OutputTile tile(p, at);
@@ -219,22 +218,18 @@ void finish_block(const ConvParams& p,
       const float* sums = products + v * lanes;
       // The next tile's cache lines lie in more places than the processor can foresee, so fetch them.
       for (int i = 0; i < plan.points; ++i) __builtin_prefetch(sums + i * plan.product_stride + panel_width);
-      if (index + 1 < end) {
-        const OutputTile next(p, place_tile(plan, index + 1));
-        prefetch_pixels<1>(p, next, dst + c);
-        if (residual != nullptr) prefetch_pixels<0>(p, next, residual + c);
-      }
+      if (index + 1 < end) prefetch_pixels(p, OutputTile(p, place_tile(plan, index + 1)), branch, c);
       if (tile.rows == out_tile && tile.cols == out_tile && left >= lanes) {
-        finish_tile<T>(p, at, tile, sums, plan.product_stride, Epilogue<true>(p, branch, c, left));
+        finish_tile<T>(p, at, tile, sums, plan.product_stride, Epilogue<Weight, true>(p, branch, c, left));
       } else {
-        finish_tile<T>(p, at, tile, sums, plan.product_stride, Epilogue<false>(p, branch, c, left));
+        finish_tile<T>(p, at, tile, sums, plan.product_stride, Epilogue<Weight, false>(p, branch, c, left));
       }
     }
   }
 }
 
 // Runs panels [panel_begin, panel_end) for one block of tiles, both branches.
-template <class T>
+template <class T, class Src, class Weight>
 void run_tiles(
     const ConvParams& p, const WinogradPlan<T>& plan, int64_t block, int64_t panel_begin, int64_t panel_end) {
   const int64_t begin = block * plan.block_tiles, end = min_of(begin + plan.block_tiles, plan.tiles);
@@ -247,24 +242,24 @@ void run_tiles(
   float* panel = pixels + sources * pixel_floats;
   float* filters = panel + 9 * panel_floats;
   float* products = filters + plan.points * plan.filter_stride;
-  float* zeros = products + plan.points * plan.product_stride;
+  Src* zeros = reinterpret_cast<Src*>(products + plan.points * plan.product_stride);
   std::memset(zeros, 0, static_cast<size_t>(zero_floats) * sizeof(float));
 
   for (int64_t source = 0; source < sources; ++source) {
-    transform_block(p, plan, p.branch_src(source), begin, end, zeros, pixels + source * pixel_floats);
+    transform_block(p, plan, p.branch_src<Src>(source), begin, end, zeros, pixels + source * pixel_floats);
   }
   for (int64_t index = panel_begin; index < panel_end; ++index) {
     const int64_t c = index * panel_width, count = min_of(panel_width, p.out_c - c);
     for (int64_t branch = 0; branch < p.branches; ++branch) {
       if (branch == 0) {
-        pack_panel(p.weight + c * p.depth(), p.depth(), count, p.depth(), panel);
+        pack_panel(p.filter<Weight>(c), p.depth(), count, p.depth(), panel);
         transform_panel<T>(panel, p.in_c, plan.filter_stride, filters);
       } else if (p.mask != nullptr) {
         prune_panel(p.mask + c * p.mask_words, p.mask_words, count, p.depth(), panel);
         transform_panel<T>(panel, p.in_c, plan.filter_stride, filters);
       }
       multiply_block(p, plan, end - begin, pixels + (sources == 2 ? branch * pixel_floats : 0), filters, products);
-      finish_block(p, plan, branch, begin, end, index, products);
+      finish_block<T, Weight>(p, plan, branch, begin, end, index, products);
     }
   }
 }
@@ -289,12 +284,12 @@ int64_t count_items(const ConvParams& p) {
 }
 
 // An item of work is one panel for one block of tiles. Panels vary fastest, so a thread transforms the pixels once.
-template <class T>
+template <class T, class Src, class Weight>
 void run_items(const ConvParams& p, int64_t begin, int64_t end) {
   const WinogradPlan<T> plan(p);
   while (begin < end) {
     const int64_t panel_begin = begin % plan.panels, panel_end = min_of(plan.panels, panel_begin + end - begin);
-    run_tiles(p, plan, begin / plan.panels, panel_begin, panel_end);
+    run_tiles<T, Src, Weight>(p, plan, begin / plan.panels, panel_begin, panel_end);
     begin += panel_end - panel_begin;
   }
 }
@@ -304,7 +299,13 @@ int64_t winograd_work_items(const ConvParams& p) {
 }
 
 void winograd_run(const ConvParams& p, int64_t begin, int64_t end) {
-  (p.stride_h == 1 ? run_items<WinogradStride1> : run_items<WinogradStride2>)(p, begin, end);
+  with_formats(p, [&]<class Src, class Weight>() {
+    if (p.stride_h == 1) {
+      run_items<WinogradStride1, Src, Weight>(p, begin, end);
+    } else {
+      run_items<WinogradStride2, Src, Weight>(p, begin, end);
+    }
+  });
 }
 
 }  // namespace
