@@ -6,33 +6,76 @@
 #include <string>
 
 #include "cpu/kernels.h"
+#ifdef PREFIQS_HAS_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace prefiqs {
 namespace {
 
 // Widest instruction set first; within a set the special algorithms before the general one.
 constexpr std::array kernels{
+#ifdef PREFIQS_HAS_AMX
+    &amx_conv_amx,
+#endif
 #ifdef PREFIQS_HAS_AVX512
-    &depthwise_conv_avx512, &winograd_conv_avx512, &linear_conv_avx512, &gemm_conv_avx512,
+    &depthwise_conv_avx512, &winograd_conv_avx512,  &linear_conv_avx512,   &gemm_conv_avx512,
 #endif
 #ifdef PREFIQS_HAS_AVX2
-    &depthwise_conv_avx2,   &winograd_conv_avx2,   &linear_conv_avx2,   &gemm_conv_avx2,
+    &depthwise_conv_avx2,   &winograd_conv_avx2,    &linear_conv_avx2,     &gemm_conv_avx2,
 #endif
-    &depthwise_conv_scalar, &winograd_conv_scalar, &linear_conv_scalar, &gemm_conv_scalar,
+    &amx_conv_emulated,     &depthwise_conv_scalar, &winograd_conv_scalar, &linear_conv_scalar, &gemm_conv_scalar,
 };
 
 bool equal(const char* a, const char* b) { return std::strcmp(a, b) == 0; }
 
+// A set runs its own kernels and those of the set that it builds on.
+struct InstructionSet {
+  const char* name;
+  const char* base;  // empty: none
+  bool emulated;     // only where it is asked for
+  bool multiplies_bfloat16;
+};
+
+// Widest first.
+constexpr InstructionSet instruction_sets[] = {
+#ifdef PREFIQS_HAS_AMX
+    {"amx", "avx512", false, true},
+#endif
+#ifdef PREFIQS_HAS_AVX512
+    {"avx512", "", false, false},
+#endif
+#ifdef PREFIQS_HAS_AVX2
+    {"avx2", "", false, false},
+#endif
+    {"scalar", "", false, false},   {"amx-emulated", "scalar", true, true},
+};
+
+#ifdef PREFIQS_HAS_AMX
+// Linux hands out the memory that tiles take in a thread only on request, which is made once for all threads.
+bool request_tiles() {
+  constexpr long arch_req_xcomp_perm = 0x1023, tile_data = 18;
+  static const bool granted = syscall(SYS_arch_prctl, arch_req_xcomp_perm, tile_data) == 0;
+  return granted;
+}
+#endif
+
 bool cpu_has(const char* isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (equal(isa, "avx512")) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma");
-  }
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("fma");
+  if (equal(isa, "avx512")) return avx512;
   if (equal(isa, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#ifdef PREFIQS_HAS_AMX
+  if (equal(isa, "amx")) {
+    return avx512 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && request_tiles();
+  }
 #endif
-  return equal(isa, "scalar");
+#endif
+  return equal(isa, "scalar") || equal(isa, "amx-emulated");
 }
 
 // An environment variable that forces a choice; empty where it is not set. It is read at each call, so that a test can
@@ -50,24 +93,30 @@ struct Choice {
   }
 };
 
-}  // namespace
-
-const char* cpu_isa() {
+const InstructionSet& choose_instruction_set() {
   const Choice choice("PREFIQS_CPU_ISA");
-  for (const ConvKernel* kernel : kernels) {
-    if (choice.allows(kernel->isa) && cpu_has(kernel->isa)) return kernel->isa;
+  for (const InstructionSet& set : instruction_sets) {
+    const bool chosen = set.emulated ? equal(set.name, choice.value) : choice.allows(set.name);
+    if (chosen && cpu_has(set.name)) return set;
   }
-  choice.refuse("avx512, avx2 or scalar, and one this CPU and build have");
+  choice.refuse("amx, avx512, avx2 or scalar, and one this CPU and build have");
 }
 
+}  // namespace
+
+const char* cpu_isa() { return choose_instruction_set().name; }
+
+bool cpu_multiplies_bfloat16() { return choose_instruction_set().multiplies_bfloat16; }
+
 const ConvKernel& choose_conv_kernel(const ConvParams& params) {
-  const char* isa = cpu_isa();
+  const InstructionSet& set = choose_instruction_set();
   const Choice choice("PREFIQS_CPU_ALGORITHM");
   for (const ConvKernel* kernel : kernels) {
-    if (equal(kernel->isa, isa) && choice.allows(kernel->algorithm) && kernel->fits(params)) return *kernel;
+    const bool runs = equal(kernel->isa, set.name) || equal(kernel->isa, set.base);
+    if (runs && choice.allows(kernel->algorithm) && kernel->fits(params)) return *kernel;
   }
   // The general kernel fits every layer, so only a forced algorithm brings us here.
-  choice.refuse("depthwise, winograd, linear or gemm, one that fits the layer");
+  choice.refuse("amx, depthwise, winograd, linear or gemm, one that fits the layer");
 }
 
 }  // namespace prefiqs

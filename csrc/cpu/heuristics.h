@@ -40,4 +40,12 @@ constexpr int depthwise_most_pixels = 8;              // at a time: their sums s
 constexpr int64_t depthwise_ring_floats = 24 * 1024;  // with fewer, src would be read in shorter pieces
 constexpr int64_t depthwise_most_ring = 1 << 20;      // floats for one cache line of channels: beyond any cache (bits)
 
+// AMX: chosen by the sizes of the caches of an Intel Xeon with AMX (2 MiB of second-level cache a core); not measured.
+constexpr int64_t amx_least_channels = 16;              // with fewer, pixels are unfolded (bits)
+constexpr int64_t amx_panel_bytes = 768 * 1024;         // of packed filters
+constexpr int64_t amx_pixel_numbers = 256 * 1024;       // 512 KiB of pixels in a strip
+constexpr int64_t amx_least_items = 8;                  // of work, so that threads can share a small batch
+constexpr int64_t amx_least_positions = 256;            // of a strip: fewer do not pay for reading the panels
+constexpr int64_t amx_most_numbers = 32 * 1024 * 1024;  // a bound for odd layers: beyond any cache (bits)
+
 }  // namespace prefiqs::heuristics

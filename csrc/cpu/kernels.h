@@ -23,12 +23,18 @@ extern const ConvKernel winograd_conv_scalar, winograd_conv_avx2, winograd_conv_
 extern const ConvKernel linear_conv_scalar, linear_conv_avx2, linear_conv_avx512;
 extern const ConvKernel depthwise_conv_scalar, depthwise_conv_avx2, depthwise_conv_avx512;
 
+extern const ConvKernel amx_conv_amx, amx_conv_emulated;
+
 // The first kernel of the ordered list in dispatch.cpp that this CPU can run and that fits the layer. The environment
 // variable PREFIQS_CPU_ALGORITHM forces an algorithm, for tests and benchmarks.
 const ConvKernel& choose_conv_kernel(const ConvParams&);
 
-// The instruction set in use: the widest that this CPU has, or the one that PREFIQS_CPU_ISA names.
+// The instruction set in use: the widest that this CPU has, or the one that PREFIQS_CPU_ISA names. It runs the kernels
+// of the sets that it builds on, too.
 __attribute__((visibility("default"))) const char* cpu_isa();
+
+// Whether that set multiplies bfloat16 numbers, rather than widening them to float32.
+__attribute__((visibility("default"))) bool cpu_multiplies_bfloat16();
 
 // A 64-byte aligned buffer of the calling thread, kept between calls. A second call may move it.
 float* thread_workspace(size_t floats);
