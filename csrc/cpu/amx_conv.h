@@ -53,8 +53,8 @@ struct AmxWorkspace {
     const int64_t sum_floats = 2 * tile_rows * panel_filters;
     const int64_t step_floats = plan.pixels.steps * static_cast<int64_t>(sizeof(AmxStep) / sizeof(float));
     const int64_t output_floats = plan.pixels.most_outputs() * static_cast<int64_t>(sizeof(AmxOutput) / sizeof(float));
-    float* memory = thread_workspace(static_cast<size_t>((panel_numbers + plan.pixels.numbers()) / 2 + sum_floats +
-                                                         step_floats + output_floats));
+    float* memory = thread_workspace(
+        static_cast<size_t>((panel_numbers + plan.pixels.numbers()) / 2 + sum_floats + step_floats + output_floats));
     panels = reinterpret_cast<BFloat16*>(memory);
     pixels = panels + panel_numbers;
     sums = reinterpret_cast<float*>(pixels + plan.pixels.numbers());

@@ -2,9 +2,9 @@
 //
 // A chunk is 32 channels. Rows and columns that lie `stride` apart are neighbours: each phase of the stride has a plane
 // of its own. Padding is stored as zeros. So, for an output at position q = (row * pitch + col) * images + image, a tap
-// reads 64 bytes at a constant distance from 64 * q, and 16 positions from q on are a tile. Positions in the gap between
-// two rows are computed in vain; several images side by side leave fewer of them on small maps.
-// Where there are few channels, X is unfolded: a position has all taps of its output, and there is one tap.
+// reads 64 bytes at a constant distance from 64 * q, and 16 positions from q on are a tile. Positions in the gap
+// between two rows are computed in vain; several images side by side leave fewer of them on small maps. Where there are
+// few channels, X is unfolded: a position has all taps of its output, and there is one tap.
 #pragma once
 #include <numeric>
 

@@ -14,43 +14,55 @@
 namespace prefiqs {
 namespace {
 
-// Widest instruction set first; within a set the special algorithms before the general one.
+// The special algorithms before the general ones.
 constexpr std::array kernels{
 #ifdef PREFIQS_HAS_AMX
-    &amx_conv_amx,
+    &amx_linear_amx,        &amx_conv_amx,
 #endif
 #ifdef PREFIQS_HAS_AVX512
-    &depthwise_conv_avx512, &winograd_conv_avx512,  &linear_conv_avx512,   &gemm_conv_avx512,
+    &depthwise_conv_avx512, &winograd_conv_avx512, &linear_conv_avx512,    &dot_conv_avx512bf16,  &gemm_conv_avx512,
 #endif
 #ifdef PREFIQS_HAS_AVX2
-    &depthwise_conv_avx2,   &winograd_conv_avx2,    &linear_conv_avx2,     &gemm_conv_avx2,
+    &depthwise_conv_avx2,   &winograd_conv_avx2,   &linear_conv_avx2,      &gemm_conv_avx2,
 #endif
-    &amx_conv_emulated,     &depthwise_conv_scalar, &winograd_conv_scalar, &linear_conv_scalar, &gemm_conv_scalar,
+    &amx_linear_emulated,   &amx_conv_emulated,    &depthwise_conv_scalar, &winograd_conv_scalar, &linear_conv_scalar,
+    &dot_conv_emulated,     &gemm_conv_scalar,
 };
 
 bool equal(const char* a, const char* b) { return std::strcmp(a, b) == 0; }
 
-// A set runs its own kernels and those of the set that it builds on.
+// A set runs its own kernels and those of the set that it builds on, `base`.
 struct InstructionSet {
   const char* name;
-  const char* base;  // empty: none
-  bool emulated;     // only where it is asked for
+  const char* base;
   bool multiplies_bfloat16;
+  bool emulated;  // only where it is asked for
 };
 
 // Widest first.
-constexpr InstructionSet instruction_sets[] = {
+constexpr std::array instruction_sets{
 #ifdef PREFIQS_HAS_AMX
-    {"amx", "avx512", false, true},
+    InstructionSet{"amx", "avx512bf16", true, false},
 #endif
 #ifdef PREFIQS_HAS_AVX512
-    {"avx512", "", false, false},
+    InstructionSet{"avx512bf16", "avx512", true, false},
+    InstructionSet{"avx512", "", false, false},
 #endif
 #ifdef PREFIQS_HAS_AVX2
-    {"avx2", "", false, false},
+    InstructionSet{"avx2", "", false, false},
 #endif
-    {"scalar", "", false, false},   {"amx-emulated", "scalar", true, true},
+    InstructionSet{"scalar", "", false, false},
+    InstructionSet{"amx-emulated", "scalar", true, true},
+    InstructionSet{"avx512bf16-emulated", "scalar", true, true},
 };
+
+bool builds_on(const InstructionSet& set, const char* isa) {
+  if (equal(set.name, isa)) return true;
+  for (const InstructionSet& base : instruction_sets) {
+    if (equal(base.name, set.base)) return builds_on(base, isa);
+  }
+  return false;
+}
 
 #ifdef PREFIQS_HAS_AMX
 // Linux hands out the memory that tiles take in a thread only on request, which is made once for all threads.
@@ -61,21 +73,23 @@ bool request_tiles() {
 }
 #endif
 
-bool cpu_has(const char* isa) {
+bool cpu_has(const InstructionSet& set) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
+  const auto is = [&](const char* name) { return equal(set.name, name); };
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("fma");
-  if (equal(isa, "avx512")) return avx512;
-  if (equal(isa, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
 #ifdef PREFIQS_HAS_AMX
-  if (equal(isa, "amx")) {
-    return avx512 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && request_tiles();
-  }
+  const bool amx = avx512bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");
+  if (is("amx")) return amx && request_tiles();
 #endif
+  if (is("avx512bf16")) return avx512bf16;
+  if (is("avx512")) return avx512;
+  if (is("avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-  return equal(isa, "scalar") || equal(isa, "amx-emulated");
+  return equal(set.name, "scalar") || set.emulated;
 }
 
 // An environment variable that forces a choice; empty where it is not set. It is read at each call, so that a test can
@@ -97,9 +111,9 @@ const InstructionSet& choose_instruction_set() {
   const Choice choice("PREFIQS_CPU_ISA");
   for (const InstructionSet& set : instruction_sets) {
     const bool chosen = set.emulated ? equal(set.name, choice.value) : choice.allows(set.name);
-    if (chosen && cpu_has(set.name)) return set;
+    if (chosen && cpu_has(set)) return set;
   }
-  choice.refuse("amx, avx512, avx2 or scalar, and one this CPU and build have");
+  choice.refuse("amx, avx512bf16, avx512, avx2 or scalar, and one this CPU and build have");
 }
 
 }  // namespace
@@ -112,11 +126,10 @@ const ConvKernel& choose_conv_kernel(const ConvParams& params) {
   const InstructionSet& set = choose_instruction_set();
   const Choice choice("PREFIQS_CPU_ALGORITHM");
   for (const ConvKernel* kernel : kernels) {
-    const bool runs = equal(kernel->isa, set.name) || equal(kernel->isa, set.base);
-    if (runs && choice.allows(kernel->algorithm) && kernel->fits(params)) return *kernel;
+    if (builds_on(set, kernel->isa) && choice.allows(kernel->algorithm) && kernel->fits(params)) return *kernel;
   }
   // The general kernel fits every layer, so only a forced algorithm brings us here.
-  choice.refuse("amx, depthwise, winograd, linear or gemm, one that fits the layer");
+  choice.refuse("amx, amx_linear, depthwise, winograd, linear, dot or gemm, one that fits the layer");
 }
 
 }  // namespace prefiqs

@@ -198,10 +198,10 @@ struct PanelTask {
 
 // Adds what earlier blocks of k left, and finishes or keeps the sums. Pixels past the tile's last one repeat it, so
 // storing them is harmless. `full`: the panel has all its filters.
-template <class Weight, bool full>
+template <class Weight, class Product, bool full>
 __attribute__((always_inline)) inline void finish_panel(const ConvParams& p,
                                                         const PanelTask& t,
-                                                        Sums<tile_pixels>& sums) {
+                                                        Sums<tile_pixels, Product>& sums) {
 #pragma GCC unroll 2
   for (int v = 0; v < 2; ++v) {
     const int64_t count = t.filters - v * lanes;
@@ -220,29 +220,29 @@ __attribute__((always_inline)) inline void finish_panel(const ConvParams& p,
   }
 }
 
-template <class Weight>
+template <class Weight, class Product>
 void run_panel(const ConvParams& p, const PanelTask& t) {
   for (int m = 0; t.last && m < tile_pixels; ++m) {
     for (int v = 0; v < 2; ++v) {
       __builtin_prefetch(p.dst_address(t.branch, t.tile->dst[m] + t.channel + v * lanes), 1);
     }
   }
-  Sums<tile_pixels> sums;
+  Sums<tile_pixels, Product> sums;
   const float* panel = t.panel;
   for (int64_t i = 0; i < t.input_count; ++i) panel = sums.add(t.inputs[i], panel, t.ahead);
   if (t.filters == panel_width) {
-    finish_panel<Weight, true>(p, t, sums);
+    finish_panel<Weight, Product, true>(p, t, sums);
   } else {
-    finish_panel<Weight, false>(p, t, sums);
+    finish_panel<Weight, Product, false>(p, t, sums);
   }
 }
 
 // Multiplies one tile by the panels of filters [begin, end) of one branch.
-template <class Weight>
+template <class Weight, class Product>
 void run_tile(const ConvParams& p, PanelTask task, int64_t panel_floats, int64_t begin, int64_t end) {
   for (task.channel = begin; task.channel < end; task.channel += panel_width) {
     task.filters = min_of(panel_width, end - task.channel);
-    run_panel<Weight>(p, task);
+    run_panel<Weight, Product>(p, task);
     task.panel += panel_floats;
     task.sums += tile_pixels * panel_width;
     task.ahead = 0;
@@ -250,7 +250,8 @@ void run_tile(const ConvParams& p, PanelTask task, int64_t panel_floats, int64_t
 }
 
 // Runs tiles [tile_begin, tile_end) of both branches for one block of filters. `block` counts the blocks of all groups.
-template <class Src, class Weight>
+// Src and Unit: what src and the weights are read as.
+template <class Src, class Unit, class Weight, class Product>
 void run_block(const ConvParams& p, const Plan& plan, int64_t block, int64_t tile_begin, int64_t tile_end) {
   const int64_t tiles = tile_end - tile_begin;
   const Workspace ws(p, plan, tiles);
@@ -267,10 +268,11 @@ void run_block(const ConvParams& p, const Plan& plan, int64_t block, int64_t til
       for (int64_t c = begin; c < end; c += panel_width, panel += k_count * panel_width) {
         const int64_t filters = min_of(panel_width, end - c);
         float* pruned = plan.both ? panel + ws.branch_floats : panel;
-        if (source == 0) pack_panel(p.filter<Weight>(c) + k_begin, p.depth(), filters, k_count, panel);
+        if (source == 0) pack_panel(p.filter<Unit>(c) + k_begin, p.depth(), filters, k_count, panel);
         if (plan.both) std::memcpy(pruned, panel, static_cast<size_t>(k_count * panel_width) * sizeof(float));
         if (p.mask != nullptr && (plan.both || source == 1)) {
-          prune_panel(p.mask + c * p.mask_words + k_begin / 32, p.mask_words, filters, k_count, pruned);
+          const uint32_t* mask = p.mask + c * p.mask_words + k_begin * Product::numbers / 32;
+          prune_panel<Product>(mask, p.mask_words, filters, k_count, pruned);
         }
       }
       const Src* src = p.branch_src<Src>(source) + group * p.group_in_c();
@@ -293,14 +295,14 @@ void run_block(const ConvParams& p, const Plan& plan, int64_t block, int64_t til
           task.panel = ws.panels + (branch - source) * ws.branch_floats;
           task.sums = ws.sums + (branch * tiles + index - tile_begin) * plan.tile_sums();
           task.branch = branch;
-          run_tile<Weight>(p, task, k_count * panel_width, begin, end);
+          run_tile<Weight, Product>(p, task, k_count * panel_width, begin, end);
         }
       }
     }
   }
 }
 
-bool gemm_fits(const ConvParams&) { return true; }
+[[maybe_unused]] bool gemm_fits(const ConvParams&) { return true; }
 
 int64_t gemm_work_items(const ConvParams& p) {
   const Plan plan(p);
@@ -308,16 +310,19 @@ int64_t gemm_work_items(const ConvParams& p) {
 }
 
 // An item of work is one tile of one block of filters. Tiles vary fastest, so a thread packs a block once for many.
-void gemm_run(const ConvParams& p, int64_t begin, int64_t end) {
+template <class Src, class Unit, class Weight, class Product>
+void run_items(const ConvParams& p, int64_t begin, int64_t end) {
   const Plan plan(p);
-  with_formats(p, [&]<class Src, class Weight>() {
-    for (int64_t item = begin; item < end;) {
-      const int64_t tile_begin = item % plan.tiles;
-      const int64_t tile_end = min_of(min_of(plan.tiles, tile_begin + end - item), tile_begin + plan.tiles_at_once);
-      run_block<Src, Weight>(p, plan, item / plan.tiles, tile_begin, tile_end);
-      item += tile_end - tile_begin;
-    }
-  });
+  while (begin < end) {
+    const int64_t tile_begin = begin % plan.tiles;
+    const int64_t tile_end = min_of(min_of(plan.tiles, tile_begin + end - begin), tile_begin + plan.tiles_at_once);
+    run_block<Src, Unit, Weight, Product>(p, plan, begin / plan.tiles, tile_begin, tile_end);
+    begin += tile_end - tile_begin;
+  }
+}
+
+[[maybe_unused]] void gemm_run(const ConvParams& p, int64_t begin, int64_t end) {
+  with_formats(p, [&]<class Src, class Weight>() { run_items<Src, Weight, Weight, Float32Product>(p, begin, end); });
 }
 
 }  // namespace

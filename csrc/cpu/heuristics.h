@@ -46,6 +46,8 @@ constexpr int64_t amx_panel_bytes = 768 * 1024;         // of packed filters
 constexpr int64_t amx_pixel_numbers = 256 * 1024;       // 512 KiB of pixels in a strip
 constexpr int64_t amx_least_items = 8;                  // of work, so that threads can share a small batch
 constexpr int64_t amx_least_positions = 256;            // of a strip: fewer do not pay for reading the panels
+constexpr int64_t amx_linear_steps = 64;                // of 32 k in a block
+constexpr int64_t amx_linear_ahead = 512;               // numbers: how early weights are fetched from memory
 constexpr int64_t amx_most_numbers = 32 * 1024 * 1024;  // a bound for odd layers: beyond any cache (bits)
 
 }  // namespace prefiqs::heuristics

@@ -23,7 +23,9 @@ extern const ConvKernel winograd_conv_scalar, winograd_conv_avx2, winograd_conv_
 extern const ConvKernel linear_conv_scalar, linear_conv_avx2, linear_conv_avx512;
 extern const ConvKernel depthwise_conv_scalar, depthwise_conv_avx2, depthwise_conv_avx512;
 
+extern const ConvKernel dot_conv_avx512bf16, dot_conv_emulated;
 extern const ConvKernel amx_conv_amx, amx_conv_emulated;
+extern const ConvKernel amx_linear_amx, amx_linear_emulated;
 
 // The first kernel of the ordered list in dispatch.cpp that this CPU can run and that fits the layer. The environment
 // variable PREFIQS_CPU_ALGORITHM forces an algorithm, for tests and benchmarks.

@@ -79,7 +79,8 @@ Tensor dual_conv2d_into(OptionalTensor out,
 
   const auto channels_last = [](const Tensor& t) { return dense("dual_conv2d", t, MemoryFormat::ChannelsLast); };
   const Tensor src_nhwc = channels_last(src), weight_nhwc = channels_last(weight);
-  const OptionalTensor residual_nhwc = residual ? OptionalTensor(channels_last(*residual)) : std::nullopt;
+  OptionalTensor residual_nhwc = residual;
+  if (residual) residual_nhwc = channels_last(*residual);
   const OptionalTensor mask_rows = contiguous(mask), scales = contiguous(pruned_scale), biases = contiguous(bias),
                        shifts = contiguous(tap_shift), slopes = contiguous(slope);
 

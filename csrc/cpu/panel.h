@@ -1,4 +1,5 @@
-// A panel: the weights of two vectors of filters as [k][filter], packed from the weight tensor and pruned in place.
+// A panel: the weights of two vectors of filters as [k][filter], packed from the weight tensor and pruned in place. Its
+// unit is a float32, or a pair of bfloat16 numbers for two k; a Product says which, and how units are multiplied.
 #pragma once
 #include <cstring>
 
@@ -10,6 +11,11 @@ namespace {
 constexpr int lanes = Vec::width;
 constexpr int panel_width = 2 * lanes;
 constexpr int tile_pixels = Vec::tile_pixels;
+
+struct Float32Product {
+  static constexpr int64_t numbers = 1;  // in a unit
+  static Vec add(Vec x, Vec weight, Vec sum) { return Vec::fma(x, weight, sum); }
+};
 
 // Packs panel[k][j] = weight[j][k]; filters past the last one become zeros.
 template <class Weight>
@@ -29,18 +35,28 @@ void pack_panel(const Weight* weight, int64_t depth, int64_t filters, int64_t k_
   }
 }
 
-// Sets the panel's pruned weights to zero. `mask` points to the first filter's word for the panel's first k.
+// The bits of a unit that stay: all of a float32 or none, or the halves of a pair. `kept` begins with their mask bits.
+template <class Product>
+uint32_t unit_mask(uint32_t kept) {
+  if (Product::numbers == 1) return 0u - (kept & 1u);
+  return ((0u - (kept & 1u)) & 0xffffu) | ((0u - ((kept >> 1) & 1u)) << 16);
+}
+
+// Sets the panel's pruned weights to zero; it has k_count units of each filter. `mask` points to the first filter's
+// word for the panel's first k.
+template <class Product>
 void prune_panel(const uint32_t* mask, int64_t mask_words, int64_t filters, int64_t k_count, float* panel) {
+  constexpr int64_t word_units = 32 / Product::numbers;
   uint32_t words[panel_width];
-  for (int64_t k0 = 0; k0 < k_count; k0 += 32) {
-    for (int64_t j = 0; j < panel_width; ++j) words[j] = j < filters ? mask[j * mask_words + k0 / 32] : 0;
-    const int64_t count = min_of(32, k_count - k0);
+  for (int64_t k0 = 0; k0 < k_count; k0 += word_units) {
+    for (int64_t j = 0; j < panel_width; ++j) words[j] = j < filters ? mask[j * mask_words + k0 / word_units] : 0;
+    const int64_t count = min_of(word_units, k_count - k0);
     for (int64_t k = 0; k < count; ++k) {
       float* row = panel + (k0 + k) * panel_width;
       for (int64_t j = 0; j < panel_width; ++j) {
         uint32_t bits;
         std::memcpy(&bits, row + j, sizeof bits);
-        bits &= 0u - ((words[j] >> k) & 1u);
+        bits &= unit_mask<Product>(words[j] >> (k * Product::numbers));
         std::memcpy(row + j, &bits, sizeof bits);
       }
     }
@@ -58,7 +74,7 @@ constexpr int64_t tile_step = tile_pixels * lanes;
 TileInputs packed_tile(const float* data, int64_t depth) { return {data, depth, tile_step, lanes}; }
 
 // The sums of a tile's first pixels by one panel, all of them in registers.
-template <int pixel_count>
+template <int pixel_count, class Product = Float32Product>
 struct Sums {
   Vec acc[pixel_count][2];
 
@@ -82,8 +98,8 @@ struct Sums {
 #pragma GCC unroll 16
         for (int m = 0; m < pixel_count; ++m) {
           const Vec x = Vec::broadcast(src[m * tile.pixel_step + k]);
-          acc[m][0] = Vec::fma(x, w0, acc[m][0]);
-          acc[m][1] = Vec::fma(x, w1, acc[m][1]);
+          acc[m][0] = Product::add(x, w0, acc[m][0]);
+          acc[m][1] = Product::add(x, w1, acc[m][1]);
         }
       }
     }

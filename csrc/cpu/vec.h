@@ -60,6 +60,12 @@ struct Vec {
   // Keeps the lanes whose bit is set, and sets the others to 0.
   static Vec keep(Vec x, uint32_t bits) { return {_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), x.v)}; }
   float sum() const { return _mm512_reduce_add_ps(v); }
+#if defined(__AVX512BF16__)
+  // Adds the products of pairs of bfloat16 numbers, which the lanes of x and y hold.
+  static Vec add_pair_products(Vec x, Vec y, Vec sum) {
+    return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(x.v), reinterpret_cast<__m512bh>(y.v))};
+  }
+#endif
   // Turns `width` rows of a square into its columns.
   static void transpose(Vec* rows) {
     __m512 t[16];
@@ -233,6 +239,17 @@ struct Vec {
   static Vec keep(Vec x, uint32_t bits) {
     for (int i = 0; i < 4; ++i) x.v[i] = ((bits >> i) & 1u) != 0 ? x.v[i] : 0.0f;
     return x;
+  }
+  // Adds the products of pairs of bfloat16 numbers, which the lanes of x and y hold.
+  static Vec add_pair_products(Vec x, Vec y, Vec sum) {
+    for (int i = 0; i < 4; ++i) {
+      BFloat16 a[2], b[2];
+      std::memcpy(a, x.v + i, sizeof a);
+      std::memcpy(b, y.v + i, sizeof b);
+      sum.v[i] = multiply_add(to_float(a[1]), to_float(b[1]), sum.v[i]);
+      sum.v[i] = multiply_add(to_float(a[0]), to_float(b[0]), sum.v[i]);
+    }
+    return sum;
   }
   float sum() const { return (v[0] + v[2]) + (v[1] + v[3]); }
   static void transpose(Vec* rows) {

@@ -255,7 +255,7 @@ void run_tiles(
         pack_panel(p.filter<Weight>(c), p.depth(), count, p.depth(), panel);
         transform_panel<T>(panel, p.in_c, plan.filter_stride, filters);
       } else if (p.mask != nullptr) {
-        prune_panel(p.mask + c * p.mask_words, p.mask_words, count, p.depth(), panel);
+        prune_panel<Float32Product>(p.mask + c * p.mask_words, p.mask_words, count, p.depth(), panel);
         transform_panel<T>(panel, p.in_c, plan.filter_stride, filters);
       }
       multiply_block(p, plan, end - begin, pixels + (sources == 2 ? branch * pixel_floats : 0), filters, products);
