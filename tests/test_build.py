@@ -160,7 +160,7 @@ def test_the_module_loads_before_torch() -> None:
 def test_an_unknown_instruction_set_is_named() -> None:
     done = in_fresh_process("from prefiqs_ext import _C, ops; _C.cpu_isa()", PREFIQS_CPU_ISA="sse9")
     assert done.returncode != 0
-    assert "PREFIQS_CPU_ISA: expected avx512, avx2 or scalar" in done.stderr
+    assert "PREFIQS_CPU_ISA: expected amx, avx512bf16, avx512, avx2 or scalar" in done.stderr
     assert "'sse9'" in done.stderr
 
 

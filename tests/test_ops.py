@@ -125,7 +125,8 @@ def test_conv2d_by_either_algorithm(isa: str, shape: str, monkeypatch: pytest.Mo
 def test_an_algorithm_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFIQS_CPU_ALGORITHM", "winograd")
     message = (
-        "PREFIQS_CPU_ALGORITHM: expected depthwise, winograd, linear or gemm, one that fits the layer; got 'winograd'"
+        "PREFIQS_CPU_ALGORITHM: expected amx, amx_linear, depthwise, winograd, linear, dot or gemm, one that fits the "
+        "layer; got 'winograd'"
     )
     with pytest.raises(RuntimeError, match=message):
         ops.dual_conv2d(**conv_inputs("1x1", masked=True))
