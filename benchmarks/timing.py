@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from prefiqs_ext import _C
+
 _PACKAGES = ("prefiqs_ext", "torch", "numpy", "onnxruntime", "openvino")
 
 
@@ -46,6 +48,7 @@ def describe_machine() -> dict[str, str]:
     )
     versions = {name: version for name in _PACKAGES if (version := _find_version(name))}
     return {
+        "kernels": _C.cpu_isa(),
         "processor": f"{processor}, {len(os.sched_getaffinity(0))} cores, {torch.backends.cpu.get_cpu_capability()}",
         "system": platform.platform(),
         "python": platform.python_version(),
