@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from benchmarks.timing import read_cpuinfo
@@ -58,6 +59,7 @@ class Peaks:
         return {name: rate for name, rate in rates.items() if rate > 0}
 
 
+@cache
 def compile_peak(instruction: Instruction) -> Callable[[float], float]:
     """Compile the function that measures an instruction's peak in one thread: from about how many seconds to a rate."""
     source = Path(__file__).with_name(instruction.source)
