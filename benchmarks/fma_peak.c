@@ -1,5 +1,6 @@
-// The most multiply-adds that one core can do: chains of them on registers, as many as hide their latency. The compiler's
-// flags choose the instruction: float32 in 256 or 512 bits, or VDPBF16PS, which adds two bfloat16 products to each sum.
+// The most multiply-adds that one core can do: chains of them on registers, as many as hide their latency. The
+// compiler's flags choose the instruction: float32 in 256 or 512 bits, or VDPBF16PS, which adds two bfloat16 products
+// to each sum.
 #include <immintrin.h>
 
 #include "clock.h"

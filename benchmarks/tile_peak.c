@@ -1,6 +1,6 @@
 // The most multiply-adds that one core can do with AMX's TDPBF16PS: four sums of 16 x 16 by two tiles of pixels and two
-// of filters. The tiles stay where they are or, with -DFROM_CACHE, are loaded before each four products from a block that
-// only the second-level cache holds.
+// of filters. The tiles stay where they are or, with -DFROM_CACHE, are loaded before each four products from a block
+// that only the second-level cache holds.
 #include <immintrin.h>
 #include <stdint.h>
 #include <sys/syscall.h>
@@ -29,7 +29,7 @@ double measure_peak(double seconds) {
   enum { arch_req_xcomp_perm = 0x1023, tile_data = 18, rounds = 100 };
   if (syscall(SYS_arch_prctl, arch_req_xcomp_perm, tile_data) != 0) return 0;
   uint16_t block[groups * loaded] __attribute__((aligned(64)));  // 512 KiB
-  for (int i = 0; i < groups * loaded; ++i) block[i] = 0x3c00;  // 2^-7
+  for (int i = 0; i < groups * loaded; ++i) block[i] = 0x3c00;   // 2^-7
   struct TileConfiguration configuration = {.palette = 1};
   for (int i = 0; i < tiles; ++i) configuration.row_bytes[i] = row_bytes, configuration.rows[i] = 16;
   // The intrinsics do not tell the compiler what they read.
