@@ -33,8 +33,17 @@ from prefiqs_ext.pruning_masks import pack_mask
 from prefiqs_ext.scorer import Scorer
 from prefiqs_ext.utils.timing import time_interleaved
 
-ALGORITHMS = ("amx", "dot", "depthwise", "winograd", "linear", "gemm")
-"""In the order of csrc/cpu/dispatch.cpp: of those that fit, the first is the one that is chosen."""
+ALGORITHMS = {
+    "amx_linear": "tiles",
+    "amx": "tiles",
+    "depthwise": "fma",
+    "winograd": "fma",
+    "linear": "fma",
+    "dot": "dot",
+    "gemm": "fma",
+}
+"""Each with the instruction that it multiplies by, in the order of csrc/cpu/dispatch.cpp: of those that fit a layer,
+the first is the one that is chosen."""
 TORCH = "two torch layers"
 
 
@@ -97,9 +106,10 @@ def find_layers(model: nn.Module, preset: Any) -> Counter[Layer]:
 def name_instruction(algorithm: str, dtype: torch.dtype, peaks: Mapping[str, float]) -> str | None:
     """Name the instruction that an algorithm multiplies by, of those whose peak is known; None if there is none."""
     fma = ("fma 256",) if _C.cpu_isa() == "avx2" and algorithm != TORCH else ("fma 512", "fma 256")
-    candidates = {"amx": ("tiles",), "dot": ("dot",)}.get(algorithm, fma)
-    if algorithm == TORCH and dtype == torch.bfloat16:
-        candidates = ("tiles", "dot", *fma)
+    if algorithm == TORCH:
+        candidates = ("tiles", "dot", *fma) if dtype == torch.bfloat16 else fma
+    else:
+        candidates = fma if ALGORITHMS[algorithm] == "fma" else (ALGORITHMS[algorithm],)
     return next((name for name in candidates if name in peaks), None)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prefiqs_ext import reference
 from prefiqs_ext.evaluation.datasets.readers import read_folders
 from prefiqs_ext.evaluation.datasets.sources import get_name
+from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.faces import read_rgb
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
@@ -70,6 +71,10 @@ def make_batches(preset: Preset, *, batch: int, images: int, faces: Path | None)
     """Make whole batches uint8 [batch, 3, H, W], of faces drawn evenly from a folder or of pictures by chance.
 
     There are enough of them for `images` images. A folder with fewer faces gives as many batches as it fills.
+
+    Raises:
+        FileFormatError, FileAccessError: What is read is no folder of folders of images.
+        InputError: The faces are too few, or of another size than the network takes.
     """
     count = -(-images // batch)
     if faces is None:
@@ -77,15 +82,24 @@ def make_batches(preset: Preset, *, batch: int, images: int, faces: Path | None)
     pixels = read_faces(faces, count * batch).numpy()
     if len(pixels) < batch or pixels.shape[2:] != tuple(preset.size):
         height, width = preset.size
-        raise SystemExit(
+        raise InputError(
             f"expected {batch} faces or more of {height} x {width} pixels in {faces}, got an array of {pixels.shape}: "
-            "name another folder by --faces, or leave it out"
+            "name another folder"
         )
     return list(pixels[: len(pixels) // batch * batch].reshape(-1, batch, *pixels.shape[1:]))
 
 
 def read_faces(folder: Path, most: int | None = None) -> Tensor:
-    """Read crops of one size, uint8 [N, 3, H, W]: all of a folder of folders of persons, or `most`, drawn evenly."""
+    """Read crops of one size, uint8 [N, 3, H, W]: all of a folder of folders of persons, or `most`, drawn evenly.
+
+    Raises:
+        FileFormatError, FileAccessError: What is read is no such folder.
+        InputError: The crops differ in size.
+    """
     found = read_folders(folder).images
     chosen = found if most is None else [found[index] for index in pick_evenly(len(found), most)]
-    return torch.from_numpy(np.stack([read_rgb(get_name(image)) for image in chosen])).permute(0, 3, 1, 2).contiguous()
+    crops = [read_rgb(get_name(image)) for image in chosen]
+    sizes = {crop.shape[:2] for crop in crops}
+    if len(sizes) > 1:
+        raise InputError(f"expected crops of one size in {folder}, got {sorted(sizes)}: align them first")
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()

@@ -31,6 +31,7 @@ from benchmarks.memory import BATCH_FILE, measure_peak_bytes
 from benchmarks.runtimes import RUNTIMES
 from benchmarks.timing import Spread, compare_rounds, describe_machine
 from prefiqs_ext import models
+from prefiqs_ext.exceptions import PrefiqsError
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.timing import time_interleaved
 from tests.networks import calibrated
@@ -172,7 +173,7 @@ def main() -> None:
         "--faces",
         type=Path,
         metavar="FOLDER",
-        default=os.environ.get("PREFIQS_TEST_FACES"),
+        default=os.environ.get("PREFIQS_TEST_FACES") or None,
         help="folders of aligned faces, one a person, to compare with float64 on (default: what the environment "
         "variable PREFIQS_TEST_FACES says; without either, pictures made by chance)",
     )
@@ -183,7 +184,10 @@ def main() -> None:
 
     chosen = _choose_peers(parser, arguments.dtype, arguments.peers)
     model, preset = load_network(arguments.model)
-    batches = make_batches(preset, batch=arguments.batch, images=arguments.images, faces=arguments.faces)
+    try:
+        batches = make_batches(preset, batch=arguments.batch, images=arguments.images, faces=arguments.faces)
+    except PrefiqsError as error:
+        parser.error(f"argument --faces: {error}")
     settings = {name: getattr(arguments, name) for name in ("model", "dtype", "batch", "rounds", "threads")}
     settings["images"] = f"{sum(map(len, batches))} {'pictures made by chance' if arguments.faces is None else 'faces'}"
     host = describe_machine()

@@ -22,6 +22,7 @@ from benchmarks.fidelity import Fidelity, make_batches, measure_fidelity  # noqa
 from benchmarks.memory import BATCH_FILE, measure_peak_bytes  # noqa: E402
 from benchmarks.timing import Spread, compare_rounds, describe_machine, read_cpuinfo  # noqa: E402
 from prefiqs_ext import _C  # noqa: E402
+from prefiqs_ext.exceptions import InputError  # noqa: E402
 from prefiqs_ext.models import PRESETS  # noqa: E402
 from prefiqs_ext.utils.timing import time_interleaved  # noqa: E402
 
@@ -75,8 +76,11 @@ def test_batches_of_faces_are_whole_and_drawn_evenly(tmp_path: Path) -> None:
     assert first.shape == (2, 3, 112, 112)
     assert [list(image[:, 5, 5]) for image in (*first, *second)] == [[person, 7, 8] for person in (0, 2, 4, 6)]
     assert len(make_batches(PRESETS["arcface"], batch=4, images=100, faces=tmp_path)) == 2  # 9 faces fill two
-    with pytest.raises(SystemExit, match=r"expected 10 faces or more of 112 x 112 .*got an array of \(9, 3"):
+    with pytest.raises(InputError, match=r"expected 10 faces or more of 112 x 112 .*got an array of \(9, 3"):
         make_batches(PRESETS["arcface"], batch=10, images=10, faces=tmp_path)
+    Image.new("RGB", (96, 112)).save(tmp_path / "0" / "narrow.png")
+    with pytest.raises(InputError, match=r"one size .*got \[\(112, 96\), \(112, 112\)\]"):
+        make_batches(PRESETS["arcface"], batch=2, images=10, faces=tmp_path)
 
 
 @pytest.mark.skipif(not read_cpuinfo("flags"), reason="the peaks are those of x86 on Linux")
@@ -227,6 +231,7 @@ def test_peak_memory_is_that_of_the_contender_alone(tmp_path: Path) -> None:
         (["--peers", "eager,tensorflow"], "got 'tensorflow'"),
         (["--dtype", "bfloat16", "--peers", "onnxruntime"], "in bfloat16, got 'onnxruntime'"),
         (["--dtype", "float16"], "invalid choice: 'float16'"),
+        (["--model", "iresnet18", "--faces", "/no/such/folder"], "--faces: "),
         (["--batch", "0"], "invalid"),
         (["--model", "resnet50"], "invalid choice: 'resnet50'"),
     ],
