@@ -231,7 +231,7 @@ def test_peak_memory_is_that_of_the_contender_alone(tmp_path: Path) -> None:
         (["--peers", "eager,tensorflow"], "got 'tensorflow'"),
         (["--dtype", "bfloat16", "--peers", "onnxruntime"], "in bfloat16, got 'onnxruntime'"),
         (["--dtype", "float16"], "invalid choice: 'float16'"),
-        (["--model", "iresnet18", "--faces", "/no/such/folder"], "--faces: "),
+        (["--model", "iresnet18", "--faces", "/no/such/folder"], "argument --faces: cannot read /no/such/folder"),
         (["--batch", "0"], "invalid"),
         (["--model", "resnet50"], "invalid choice: 'resnet50'"),
     ],
