@@ -1,32 +1,30 @@
-"""Times every distinct layer of a network by every algorithm that fits, beside two torch layers.
+"""Times every distinct layer of a network by every algorithm that fits, beside two torch layers in the same dtype.
 
-Example: `python -m benchmarks.conv --model iresnet50 --batch 16`
+Example: `python -m benchmarks.conv --dtype bfloat16 --model iresnet50 --batch 16`
 
 A pair of N images through one of our layers is compared with N images through each of two torch layers (channels_last).
 Ours writes into kept memory, as in the engine; torch allocates its results, as it always does. GFLOP/s counts the
 multiplications of the direct convolution, whatever an algorithm saves, so Winograd may exceed the peak. The peak is
-that of multiply-adds on registers with as many threads, measured in the same run.
+that of the instruction that the algorithm multiplies by (benchmarks/peaks.py), on registers with as many threads. It is
+measured before each layer, because shared machines move between layers. For torch, it is the fastest instruction for
+the dtype.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import subprocess
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from benchmarks.peaks import INSTRUCTIONS, Peaks
 from benchmarks.score import build_parser, load_network
 from benchmarks.timing import Spread, describe_machine
 from prefiqs_ext import _C, ops
@@ -35,9 +33,18 @@ from prefiqs_ext.pruning_masks import pack_mask
 from prefiqs_ext.scorer import Scorer
 from prefiqs_ext.utils.timing import time_interleaved
 
-ALGORITHMS = ("depthwise", "winograd", "linear", "gemm")
+ALGORITHMS = {
+    "amx_linear": "tiles",
+    "amx": "tiles",
+    "depthwise": "fma",
+    "winograd": "fma",
+    "linear": "fma",
+    "dot": "dot",
+    "gemm": "fma",
+}
+"""Each with the instruction that it multiplies by, in the order of csrc/cpu/dispatch.cpp: of those that fit a layer,
+the first is the one that is chosen."""
 TORCH = "two torch layers"
-_PEAK_FLAGS = {"avx512": ["-mavx512f"], "avx2": ["-mavx2", "-mfma"]}
 
 
 @dataclass(frozen=True)
@@ -96,23 +103,14 @@ def find_layers(model: nn.Module, preset: Any) -> Counter[Layer]:
     return found.counts
 
 
-def measure_peak(threads: int) -> float:
-    """Return the operations a second of multiply-adds on registers, of all threads together."""
-    isa = _C.cpu_isa()
-    if isa not in _PEAK_FLAGS:
-        raise RuntimeError(
-            f"expected an instruction set of {', '.join(_PEAK_FLAGS)} to measure the peak of, got {isa!r}"
-        )
-    source = Path(__file__).with_name("fma_peak.c")
-    with tempfile.TemporaryDirectory() as temporary:
-        library = Path(temporary) / "fma_peak.so"
-        subprocess.run(
-            ["cc", "-O2", *_PEAK_FLAGS[isa], "-shared", "-fPIC", str(source), "-o", str(library)], check=True
-        )
-        function = ctypes.CDLL(str(library)).fma_peak
-    function.restype, function.argtypes = ctypes.c_double, [ctypes.c_double]
-    with ThreadPoolExecutor(threads) as pool:
-        return float(sum(pool.map(function, [0.5] * threads)))
+def name_instruction(algorithm: str, dtype: torch.dtype, peaks: Mapping[str, float]) -> str | None:
+    """Name the instruction that an algorithm multiplies by, of those whose peak is known; None if there is none."""
+    fma = ("fma 256",) if _C.cpu_isa() == "avx2" and algorithm != TORCH else ("fma 512", "fma 256")
+    if algorithm == TORCH:
+        candidates = ("tiles", "dot", *fma) if dtype == torch.bfloat16 else fma
+    else:
+        candidates = fma if ALGORITHMS[algorithm] == "fma" else (ALGORITHMS[algorithm],)
+    return next((name for name in candidates if name in peaks), None)
 
 
 @contextmanager
@@ -128,15 +126,15 @@ def force_algorithm(algorithm: str) -> Iterator[None]:
             os.environ["PREFIQS_CPU_ALGORITHM"] = before
 
 
-def build_contenders(layer: Layer, images: int) -> dict[str, Callable[[], object]]:
+def build_contenders(layer: Layer, images: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """Build the calls to time: our algorithms that fit, the one that is chosen first, then torch."""
     linear = layer.kernel == (0, 0)
     shape = (layer.channels,) if linear else (layer.channels, *layer.size)
-    src = torch.randn((2 if layer.paired else 1) * images, *shape)
-    weight = torch.randn(layer.filters, layer.channels // layer.groups, *(() if linear else layer.kernel))
+    src = torch.randn((2 if layer.paired else 1) * images, *shape).to(dtype)
+    weight = torch.randn(layer.filters, layer.channels // layer.groups, *(() if linear else layer.kernel)).to(dtype)
     if not linear:
         src, weight = (t.contiguous(memory_format=torch.channels_last) for t in (src, weight))
-    mask = pack_mask(torch.rand_like(weight) > 0.4)
+    mask = pack_mask(torch.rand(weight.shape) > 0.4)
     halves = src.chunk(2) if layer.paired else (src, src)
     settings: Any = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
     kept: Tensor | None = None if linear else ops.dual_conv2d(src, weight, mask, **settings, paired=layer.paired)
@@ -157,14 +155,38 @@ def build_contenders(layer: Layer, images: int) -> dict[str, Callable[[], object
         return [F.linear(x, weight) if linear else F.conv2d(x, weight, **settings) for x in halves]
 
     found: dict[str, Callable[[], object]] = {}
-    for algorithm in ALGORITHMS:  # in the order of dispatch.cpp
+    for algorithm in ALGORITHMS:
         call = with_algorithm(algorithm)
         try:
             call()
-        except RuntimeError:  # does not fit
+        except RuntimeError:  # it does not fit, or this build has none of that name
             continue
         found[algorithm] = call
     return found | {TORCH: torch_layers}
+
+
+def format_layer(
+    layer: Layer, count: int, images: int, times: Mapping[str, Spread], shares: Mapping[str, tuple[str, float]]
+) -> list[str]:
+    """Format the lines of a layer, one for each contender; `shares` are of the peaks of the named instructions."""
+    lines = []
+    for place, (name, time) in enumerate(times.items()):
+        head = f"{layer!s:<40}{count:>6}" if place == 0 else " " * 46
+        rate = 2 * images * layer.operations / time.median
+        share = "{1:.0%} of {0}".format(*shares[name]) if name in shares else "unknown"
+        ratio = f"{times[TORCH].median / time.median:>14.2f}" if name != TORCH else ""
+        lines.append(f"{head}  {name:<17}{time.median * 1e3:>9.2f}{rate / 1e9:>9.1f}{share:>16}{ratio}")
+    return lines
+
+
+def format_peaks(found: Sequence[Mapping[str, float]]) -> list[str]:
+    """Format one line for each instruction: the range of the peaks that were measured, or that there is none here."""
+    lines = []
+    for name in INSTRUCTIONS:
+        rates = [peaks[name] / 1e9 for peaks in found if name in peaks]
+        text = f"{min(rates):.1f} .. {max(rates):.1f} GFLOP/s" if rates else "not available here"
+        lines.append(f"peak of {name + ':':<14}{text}")
+    return lines
 
 
 @torch.inference_mode()
@@ -174,35 +196,37 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
 
-    rates = [measure_peak(arguments.threads)]
-    settings = {name: getattr(arguments, name) for name in ("model", "batch", "rounds", "threads")}
+    peaks = Peaks()
+    dtype: torch.dtype = getattr(torch, arguments.dtype)
+    settings = {name: getattr(arguments, name) for name in ("model", "dtype", "batch", "rounds", "threads")}
     host = describe_machine()
-    for key, value in {**host, **settings, "isa": _C.cpu_isa()}.items():
+    for key, value in {**host, **settings}.items():
         print(f"{key + ':':<14}{value}")
-    print(f"{'layer':<40}{'times':>6}  {'algorithm':<17}{'ms':>9}{'GFLOP/s':>9}{'of peak':>9}{'torch / ours':>14}")
+    print(f"{'layer':<40}{'times':>6}  {'algorithm':<17}{'ms':>9}{'GFLOP/s':>9}{'of peak':>16}{'torch / ours':>14}")
     totals: Counter[str] = Counter()
     record = []
     for layer, count in find_layers(*load_network(arguments.model)).items():
-        calls = build_contenders(layer, arguments.batch)
+        calls = build_contenders(layer, arguments.batch, dtype)
+        rates = peaks.measure(arguments.threads)
         times = {
             name: Spread.of(times) for name, times in time_interleaved(calls, rounds=arguments.rounds, settle=0).items()
         }
         operations = 2 * arguments.batch * layer.operations
-        for place, (name, time) in enumerate(times.items()):
-            head = f"{layer!s:<40}{count:>6}" if place == 0 else " " * 46
-            rate = operations / time.median
-            ratio = f"{times[TORCH].median / time.median:>14.2f}" if name != TORCH else ""
-            share = rate / max(rates)
-            print(f"{head}  {name:<17}{time.median * 1e3:>9.2f}{rate / 1e9:>9.1f}{share:>9.0%}{ratio}", flush=True)
+        shares = {
+            name: (instruction, operations / time.median / rates[instruction])
+            for name, time in times.items()
+            if (instruction := name_instruction(name, dtype, rates)) is not None
+        }
+        print(*format_layer(layer, count, arguments.batch, times, shares), sep="\n", flush=True)
         totals["ours"] += count * next(iter(times.values())).median  # type: ignore[assignment]  # the one that is chosen
         totals[TORCH] += count * times[TORCH].median  # type: ignore[assignment]
-        record.append({**asdict(layer), "count": count, "times": {name: asdict(time) for name, time in times.items()}})
-    rates.append(measure_peak(arguments.threads))
-    print(f"peak before and after: {', '.join(f'{rate / 1e9:.1f}' for rate in rates)} GFLOP/s")
+        spreads = {name: asdict(time) for name, time in times.items()}
+        record.append({**asdict(layer), "count": count, "times": spreads, "peaks": rates, "shares": shares})
+    print(*format_peaks([layer["peaks"] for layer in record]), sep="\n")
     print(f"all layers: ours {totals['ours'] * 1e3:.1f} ms, {TORCH} {totals[TORCH] * 1e3:.1f} ms", end=", ")
     print(f"torch / ours {totals[TORCH] / totals['ours']:.2f}")
     if arguments.json is not None:
-        everything = {"machine": host, "settings": settings, "peak": rates, "layers": record}
+        everything = {"machine": host, "settings": settings, "layers": record}
         arguments.json.write_text(json.dumps(everything, indent=2) + "\n")
 
 

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import conv
+from benchmarks.fidelity import read_faces
 from benchmarks.gpu_environment import FOLDER
 from benchmarks.gpu_steps import record
 from benchmarks.peers import TwoModels
@@ -29,9 +29,6 @@ from benchmarks.score import load_network
 from benchmarks.timing import Spread, compare_rounds, describe_machine
 from prefiqs_ext import ops, reference
 from prefiqs_ext.device import why_no_cuda
-from prefiqs_ext.evaluation.datasets.readers import read_folders
-from prefiqs_ext.evaluation.datasets.sources import get_name
-from prefiqs_ext.faces import read_rgb
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning_masks import pack_mask
 from prefiqs_ext.scorer import Scorer
@@ -296,7 +293,7 @@ def measure_accuracy(bench: Bench, arguments: argparse.Namespace) -> None:
 
     model, preset = bench.load_network(arguments.model)
     folder = os.environ.get("PREFIQS_TEST_FACES")
-    batch = _read_faces(Path(folder)) if folder else pictures(40, preset.size)
+    batch = read_faces(Path(folder)) if folder else pictures(40, preset.size)
     batch = batch[: arguments.batch] if arguments.batch else batch
     on_device = batch.to(bench.device)
     parts = torch.split(on_device, 20)  # float64 takes room
@@ -319,11 +316,6 @@ def measure_accuracy(bench: Bench, arguments: argparse.Namespace) -> None:
                 raise SystemExit(
                     f"expected max |dD| below {_D_TOLERANCE} and Spearman of {_SPEARMAN} or more, got {text}"
                 )
-
-
-def _read_faces(folder: Path) -> Tensor:
-    pixels = [read_rgb(get_name(image)) for image in read_folders(folder).images]
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
 
 MEASUREMENTS: dict[str, Callable[[Bench, argparse.Namespace], None]] = {

@@ -13,21 +13,21 @@ from benchmarks.runtimes import RUNTIMES
 BATCH_FILE = "batch.npy"
 
 
-def measure_peak_bytes(folder: Path, name: str, threads: int) -> int:
+def measure_peak_bytes(folder: Path, name: str, threads: int, dtype: str) -> int:
     """Return the peak resident bytes, with libraries, of a new process that opens a contender and scores one batch."""
-    command = [sys.executable, "-m", "benchmarks.memory", str(folder), name, str(threads)]
+    command = [sys.executable, "-m", "benchmarks.memory", str(folder), name, str(threads), dtype]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
 def main() -> None:
     """Open a contender, score a batch twice and print the peak."""
-    folder, name, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    folder, name, threads, dtype = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
     if name in RUNTIMES:  # these must not pay for torch, which the other contenders import
-        contender = RUNTIMES[name](folder, threads)
+        contender = RUNTIMES[name](folder, threads, dtype)
     else:
         from benchmarks.peers import CONTENDERS
 
-        contender = CONTENDERS[name](folder, threads)
+        contender = CONTENDERS[name](folder, threads, dtype)
     batch = np.load(folder / BATCH_FILE)
     for _ in range(2):
         contender(batch)

@@ -18,18 +18,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.runtimes import ONNX_FILE, RUNTIMES, Contender
+from benchmarks.runtimes import ONNX_FILE, RUNTIMES, Contender, Opener
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer
+from prefiqs_ext.utils.text import name_dtype
 
 OURS = "prefiqs_ext"
-REDUCED_PRECISION = ("bfloat16",)
+PEERS = {
+    "float32": ("eager", "channels_last", "compile", "onnxruntime", "openvino"),
+    "bfloat16": ("channels_last", "compile", "openvino", "ours_float32"),
+}
+"""What ours is compared with when it computes in a dtype: two models in the same one; and ours in float32."""
 _MODEL_FILE = "model.pt"
 
 
 class TwoModels(nn.Module):
-    """Two copies of a network, dense and pruned, in `dtype`. Takes uint8 images, gives float32 distances [N]."""
+    """Two copies of a network, dense and pruned, in `dtype`.
+
+    Takes uint8 images, gives float32 distances [N] and the first copy's normalised embeddings [N, d].
+    """
 
     def __init__(self, model: nn.Module, preset: Preset, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -43,60 +51,73 @@ class TwoModels(nn.Module):
         self.dense.to(dtype)
         self.pruned.to(dtype)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute D of uint8 images [N, 3, H, W]."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute D and the embeddings of uint8 images [N, 3, H, W]."""
         x = self.normalize(images).to(self.dtype)
         dense, pruned = F.normalize(self.dense(x).float()), F.normalize(self.pruned(x).float())
-        distance: Tensor = torch.linalg.vector_norm(dense - pruned, dim=1)
-        return distance
+        return torch.linalg.vector_norm(dense - pruned, dim=1), dense
 
 
 class _TorchContender:
     """A torch module as a contender, called under inference mode."""
 
-    def __init__(self, module: nn.Module, run: Callable[[Tensor], Tensor], *, layout: torch.memory_format) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        run: Callable[[Tensor], tuple[Tensor, Tensor]],
+        *,
+        layout: torch.memory_format,
+        dtype: torch.dtype,
+    ) -> None:
         self._run = run
         self._layout = layout
         self.weight_bytes = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+        self.precision = name_dtype(dtype)
 
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
+    def __call__(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
-            return self._run(torch.from_numpy(batch).to(memory_format=self._layout)).numpy()
+            distance, embedding = self._run(torch.from_numpy(batch).to(memory_format=self._layout))
+        return distance.numpy(), embedding.numpy()
 
 
 def _build_two_models(
     model: nn.Module,
     preset: Preset,
+    dtype: torch.dtype,
     *,
     layout: torch.memory_format = torch.channels_last,
-    dtype: torch.dtype = torch.float32,
     compiled: bool = False,
 ) -> Contender:
     pair = TwoModels(model, preset, dtype=dtype).to(memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
     # Freezing folds batch norm and packs weights ahead: the fastest that torch.compile offers for inference.
     run = torch.compile(pair, options={"freezing": True}) if compiled else pair
-    return _TorchContender(pair, run, layout=layout)
+    return _TorchContender(pair, run, layout=layout, dtype=dtype)
 
 
-def _build_ours(model: nn.Module, preset: Preset) -> Contender:
-    scorer = Scorer(model, Pruning(), preset=preset)
-    return _TorchContender(scorer, lambda images: scorer(images).distance, layout=torch.contiguous_format)
+def _build_ours(model: nn.Module, preset: Preset, dtype: torch.dtype) -> Contender:
+    scorer = Scorer(model, Pruning(), preset=preset, dtype=dtype)
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        output = scorer(images)
+        return output.distance, output.embedding
+
+    return _TorchContender(scorer, run, layout=torch.contiguous_format, dtype=scorer.dtype)
 
 
-def _make_opener(build: Callable[[nn.Module, Preset], Contender]) -> Callable[[Path, int], Contender]:
-    def open_contender(folder: Path, threads: int) -> Contender:
+def _make_opener(build: Callable[[nn.Module, Preset, torch.dtype], Contender]) -> Opener:
+    def open_contender(folder: Path, threads: int, dtype: str) -> Contender:
         torch.set_num_threads(threads)
-        return build(*_read_network(folder))
+        return build(*_read_network(folder), getattr(torch, dtype))
 
     return open_contender
 
 
-CONTENDERS: dict[str, Callable[[Path, int], Contender]] = {
+CONTENDERS: dict[str, Opener] = {
     OURS: _make_opener(_build_ours),
+    "ours_float32": _make_opener(lambda model, preset, _: _build_ours(model, preset, torch.float32)),
     "eager": _make_opener(partial(_build_two_models, layout=torch.contiguous_format)),
     "channels_last": _make_opener(_build_two_models),
     "compile": _make_opener(partial(_build_two_models, compiled=True)),
-    "bfloat16": _make_opener(partial(_build_two_models, dtype=torch.bfloat16)),
     **RUNTIMES,
 }
 
@@ -119,7 +140,7 @@ def prepare(folder: Path, model: nn.Module, preset: Preset, batch: np.ndarray, *
                 (torch.from_numpy(batch),),
                 folder / ONNX_FILE,
                 input_names=["batch"],
-                output_names=["distance"],
+                output_names=["distance", "embedding"],
                 dynamo=False,
             )
 

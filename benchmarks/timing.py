@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from prefiqs_ext import _C
+
 _PACKAGES = ("prefiqs_ext", "torch", "numpy", "onnxruntime", "openvino")
 
 
@@ -41,11 +43,10 @@ def compare_rounds(numerators: Sequence[float], denominators: Sequence[float]) -
 
 def describe_machine() -> dict[str, str]:
     """Describe what runs, on what, and when, for the head of every result."""
-    processor = next(
-        (line.split(":")[1].strip() for line in _read_cpuinfo() if line.startswith("model name")), "unknown CPU"
-    )
+    processor = read_cpuinfo("model name") or "unknown CPU"
     versions = {name: version for name in _PACKAGES if (version := _find_version(name))}
     return {
+        "kernels": _C.cpu_isa(),
         "processor": f"{processor}, {len(os.sched_getaffinity(0))} cores, {torch.backends.cpu.get_cpu_capability()}",
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -54,9 +55,11 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def _read_cpuinfo() -> list[str]:
+def read_cpuinfo(key: str) -> str:
+    """Return what Linux says of the first processor, for instance under "model name" or "flags"; empty if nothing."""
     file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.exists() else []
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.split(":")[0].strip() == key), "")
 
 
 def _find_version(package: str) -> str | None:
