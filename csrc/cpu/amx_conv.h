@@ -69,7 +69,7 @@ void pack_tile(const BFloat16* weight, int64_t depth, int64_t filters, int64_t c
   alignas(64) float rows[16][16] = {};  // each number is a pair, which is moved and never computed with
   for (int64_t j = 0; j < min_of(filters, 16); ++j) {
     __builtin_prefetch(weight + j * depth + 4 * tile_k);
-    std::memcpy(rows[j], weight + j * depth, static_cast<size_t>(count) * sizeof(BFloat16));
+    copy_step(weight + j * depth, count, reinterpret_cast<BFloat16*>(rows[j]));
   }
   float* pairs = reinterpret_cast<float*>(tile);
   for (int64_t row = 0; row < 16; row += lanes) {
@@ -157,7 +157,7 @@ void finish_vector(
     const ConvParams& p, const AmxOutput& tile, const float* sums, int64_t branch, int64_t channel, int64_t count) {
   const Epilogue<BFloat16, full> epilogue(p, branch, channel, count);
   for (int64_t m = 0; m < tile.count; ++m) {
-    epilogue.finish(Vec::load(sums + tile.place[m] * panel_filters), tile.pixel[m] * p.out_c, tile.bias[m] * p.out_c);
+    epilogue.finish(Vec::load(sums + tile.place[m] * panel_filters), tile.pixel[m], tile.bias[m]);
   }
 }
 

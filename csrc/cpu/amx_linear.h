@@ -28,8 +28,8 @@ struct AmxLinearWorkspace {
   explicit AmxLinearWorkspace(const ConvParams& p, int64_t pairs) {
     const int64_t row_numbers = p.branches * heuristics::amx_linear_steps * tile_numbers;
     const int64_t weight_numbers = 4 * tile_numbers;
-    float* memory = thread_workspace(
-        static_cast<size_t>((row_numbers + weight_numbers) / 2 + pairs * p.branches * 2 * tile_sums));
+    float* memory =
+        thread_workspace(static_cast<size_t>((row_numbers + weight_numbers) / 2 + pairs * p.branches * 2 * tile_sums));
     rows = reinterpret_cast<BFloat16*>(memory);
     weights = rows + row_numbers;
     sums = reinterpret_cast<float*>(weights + weight_numbers);
@@ -41,34 +41,37 @@ template <class Src>
 void pack_rows(const Src* src, int64_t stride, int64_t rows, int64_t count, BFloat16* tile) {
   BFloat16 numbers[tile_k];
   for (int64_t row = 0; row < tile_rows; ++row) {
-    const int64_t filled = row < rows ? count : 0;
-    if (filled > 0) copy_numbers(src + row * stride, filled, numbers);
-    set_zeros(tile_k - filled, numbers + filled);
-    for (int64_t k = 0; k < tile_k; k += 2) std::memcpy(tile + (k / 2 * 16 + row) * 2, numbers + k, 2 * sizeof *numbers);
+    if (row < rows) {
+      copy_step(src + row * stride, count, numbers);
+    } else {
+      set_zeros(tile_k, numbers);
+    }
+    for (int64_t k = 0; k < tile_k; k += 2)
+      std::memcpy(tile + (k / 2 * 16 + row) * 2, numbers + k, 2 * sizeof *numbers);
   }
+}
+
+// Copies the 32 numbers whose bit is set, and zeros for the others.
+void keep_numbers(const BFloat16* src, uint32_t bits, BFloat16* dst) {
+#if defined(__AVX512BW__)
+  _mm512_storeu_si512(dst, _mm512_maskz_loadu_epi16(bits, src));
+#else
+  for (int64_t i = 0; i < tile_k; ++i) dst[i].bits = static_cast<uint16_t>(src[i].bits & (0u - ((bits >> i) & 1u)));
+#endif
 }
 
 // Copies `count` weights of a filter from k on, and the same with the pruned ones as zeros.
 void copy_weights(const ConvParams& p, int64_t channel, int64_t k, int64_t count, BFloat16* dense, BFloat16* masked) {
   const BFloat16* weight = p.filter<BFloat16>(channel) + k;
   __builtin_prefetch(weight + heuristics::amx_linear_ahead);
-  copy_numbers(weight, count, dense);
-  set_zeros(tile_k - count, dense + count);
-  if (p.mask == nullptr) return;
-  const uint32_t bits = p.mask[channel * p.mask_words + k / 32];
-  for (int64_t i = 0; i < tile_k; ++i) {
-    masked[i].bits = static_cast<uint16_t>(dense[i].bits & (0u - ((bits >> i) & 1u)));
-  }
+  copy_step(weight, count, dense);
+  if (p.mask != nullptr) keep_numbers(dense, p.mask[channel * p.mask_words + k / 32], masked);
 }
 
 // Adds the products of one block of k to the sums of 32 filters. `paired`: of both branches.
 template <bool paired>
-void multiply_filters(const ConvParams& p,
-                      const AmxLinearWorkspace& ws,
-                      int64_t channel,
-                      int64_t k_begin,
-                      int64_t k_end,
-                      float* sums) {
+void multiply_filters(
+    const ConvParams& p, const AmxLinearWorkspace& ws, int64_t channel, int64_t k_begin, int64_t k_end, float* sums) {
   const bool first = k_begin == 0;
   constexpr int64_t row = 16 * static_cast<int64_t>(sizeof(float));
   const auto take = [&]<int tile>() {

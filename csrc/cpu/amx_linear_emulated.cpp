@@ -3,5 +3,5 @@
 
 namespace prefiqs {
 extern const ConvKernel amx_linear_emulated{"amx_linear", "amx-emulated", amx_linear_fits, amx_linear_work_items,
-                                        amx_linear_run};
+                                            amx_linear_run};
 }  // namespace prefiqs

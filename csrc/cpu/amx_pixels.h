@@ -25,8 +25,8 @@ struct AmxStep {
 struct AmxOutput {
   int64_t offset, count;
   int64_t place[tile_rows];  // of the output in the tile
-  int64_t pixel[tile_rows];  // in dst
-  int64_t bias[tile_rows];   // its class in the bias table
+  int64_t pixel[tile_rows];  // its place in dst, in numbers
+  int64_t bias[tile_rows];   // that of its class in the bias table, in floats
 };
 
 // Copies numbers as bfloat16.
@@ -39,6 +39,17 @@ void copy_numbers(const float* src, int64_t count, BFloat16* dst) {
 }
 
 void set_zeros(int64_t count, BFloat16* dst) { std::memset(dst, 0, static_cast<size_t>(count) * sizeof(BFloat16)); }
+
+// Copies the numbers of a step as bfloat16, and zeros behind them. Nearly all steps are whole: their length is known.
+template <class Src>
+void copy_step(const Src* src, int64_t count, BFloat16* dst) {
+  if (count == tile_k) {
+    copy_numbers(src, tile_k, dst);
+  } else {
+    set_zeros(tile_k, dst);
+    copy_numbers(src, count, dst);
+  }
+}
 
 struct AmxPixels {
   bool unfolded;
@@ -103,8 +114,8 @@ struct AmxPixels {
         if (col < p.out_w && image < images_here) {
           const int64_t out_row = row_begin + row, i = output->count++;
           output->place[i] = place;
-          output->pixel[i] = ((first_image + image) * p.out_h + out_row) * p.out_w + col;
-          output->bias[i] = p.row_class[out_row] * p.col_classes + p.col_class[col];
+          output->pixel[i] = (((first_image + image) * p.out_h + out_row) * p.out_w + col) * p.out_c;
+          output->bias[i] = (p.row_class[out_row] * p.col_classes + p.col_class[col]) * p.out_c;
         }
         if (++at == line) at = 0, ++row;
       }
@@ -143,12 +154,13 @@ struct AmxPixels {
   // Copies the channels of a source pixel, or zeros for padding, to one position of every chunk.
   template <class Src>
   void copy_pixel(const ConvParams& p, const Src* image, int64_t row, int64_t col, BFloat16* to) const {
-    const bool inside = row >= 0 && row < p.in_h && col >= 0 && col < p.in_w;
-    const Src* from = inside ? image + (row * p.in_w + col) * p.in_c : nullptr;
+    if (row < 0 || row >= p.in_h || col < 0 || col >= p.in_w) {
+      for (int64_t chunk = 0; chunk < chunks; ++chunk, to += chunk_numbers()) set_zeros(tile_k, to);
+      return;
+    }
+    const Src* from = image + (row * p.in_w + col) * p.in_c;
     for (int64_t c = 0; c < p.in_c; c += tile_k, to += chunk_numbers()) {
-      const int64_t count = inside ? min_of(tile_k, p.in_c - c) : 0;
-      if (count > 0) copy_numbers(from + c, count, to);
-      if (count < tile_k) set_zeros(tile_k - count, to + count);
+      copy_step(from + c, min_of(tile_k, p.in_c - c), to);
     }
   }
 

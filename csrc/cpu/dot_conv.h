@@ -1,8 +1,8 @@
 // gemm_conv.h for instructions that multiply pairs of bfloat16 numbers and add both products to a float32 (VDPBF16PS).
 //
 // A pair takes the place of a number: the convolution is one of half as many channels, whose units of four bytes are
-// copied and packed unseen. Layout, what sits in fast memory and the loop are those of gemm_conv.h; two bits of the mask
-// belong to a unit. The order of a sum depends on the layer alone.
+// copied and packed unseen. Layout, what sits in fast memory and the loop are those of gemm_conv.h; two bits of the
+// mask belong to a unit. The order of a sum depends on the layer alone.
 #pragma once
 #include "cpu/gemm_conv.h"
 

@@ -40,12 +40,16 @@ struct Vec {
   }
   // Rounded to the nearest, ties to even. A NaN stays one: its first bit of fraction is set.
   __m256i narrow() const {
+#if defined(__AVX512BF16__)  // whose instruction makes denormal numbers zero
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
+#else
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
     const __m512i any = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), quiet);
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(any, 16));
+#endif
   }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }    // c + a * b
   static Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a * b
