@@ -193,7 +193,7 @@ def test_linear(isa: str, size: tuple[int, int, int], source: str) -> None:
 
 @pytest.mark.parametrize("shape", ["even-channels", "stem", "groups", "depthwise", "several-k-blocks"])
 def test_nan_and_infinity_are_carried(isa: str, shape: str) -> None:
-    """A NaN reaches the outputs that see its pixel, and no image beside; an infinite weight that is pruned, no output."""
+    """A NaN reaches the outputs that see its pixel, an infinite weight that is pruned none."""
     inputs = conv_inputs(shape)
     inputs["src"][0, 1, 2, 1] = torch.nan
     expected = oracle.expected_dual_conv2d(**widen(inputs)).isnan()
