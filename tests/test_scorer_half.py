@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, fx, nn
 
 from prefiqs_ext import Preset, Pruning, Scorer, ops, reference
-from prefiqs_ext.dual import convert_to_half, dualize
+from prefiqs_ext.dual import CudaGraphs, compare_branches, convert_to_half, dualize
 from tests import duals, networks
 from tests.half_emulation import HALF, Emulation
 from tests.oracle import expected_pair
@@ -178,6 +179,7 @@ class Eager:
 def in_half(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scorer]:
     """Makes Scorers that compute as on CUDA, but on the CPU."""
     monkeypatch.setattr("prefiqs_ext.dual.runtime.cuda_graphs.CudaRecording", Eager)
+    monkeypatch.setattr("prefiqs_ext.scorer.make_comparison", lambda graph, *_: CudaGraphs(partial(compare_branches, graph)))
 
     def make(*args: Any, dtype: torch.dtype = torch.float16, **kwargs: Any) -> Scorer:
         monkeypatch.setattr("prefiqs_ext.scorer.resolve_device", lambda *_: (CPU, dtype))

@@ -60,6 +60,14 @@ const char* cpu_isa() {
   choice.refuse("avx512, avx2 or scalar, and one this CPU and build have");
 }
 
+bool cpu_multiplies_bfloat16() {
+#if defined(__x86_64__)
+  return equal(cpu_isa(), "avx512") && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 const ConvKernel& choose_conv_kernel(const ConvParams& params) {
   const char* isa = cpu_isa();
   const Choice choice("PREFIQS_CPU_ALGORITHM");

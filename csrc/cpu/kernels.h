@@ -30,6 +30,9 @@ const ConvKernel& choose_conv_kernel(const ConvParams&);
 // The instruction set in use: the widest that this CPU has, or the one that PREFIQS_CPU_ISA names.
 __attribute__((visibility("default"))) const char* cpu_isa();
 
+// Whether this CPU multiplies bfloat16 natively, and no narrower instruction set is forced.
+__attribute__((visibility("default"))) bool cpu_multiplies_bfloat16();
+
 // A 64-byte aligned buffer of the calling thread, kept between calls. A second call may move it.
 float* thread_workspace(size_t floats);
 
