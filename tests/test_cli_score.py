@@ -187,9 +187,8 @@ def test_settings_say_the_type_to_compute_in(command: Command, network: str, mon
 def test_a_distance_that_rounding_drowns(command: Command, network: str) -> None:
     small = _arguments(network, "--sparsity", "0.01")
     assert command(*small).code == 0
-    _error(
-        command(*small, "--dtype", "bfloat16"), "expected a pruning whose D stands out from rounding in torch.bfloat16"
-    )
+    message = "expected a pruning whose D stands out from rounding in torch.bfloat16"
+    _error(command(*small, "--dtype", "bfloat16"), message)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_whether_the_cpu_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv("PREFIQS_CPU_ISA", narrower)
         assert not multiplies_bfloat16()
     monkeypatch.setenv("PREFIQS_CPU_ISA", "sse9")
-    with pytest.raises(RuntimeError, match="PREFIQS_CPU_ISA: expected .* got 'sse9'"):
+    with pytest.raises(RuntimeError, match=r"PREFIQS_CPU_ISA: expected .* got 'sse9'"):
         multiplies_bfloat16()
 
 

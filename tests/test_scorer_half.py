@@ -179,9 +179,11 @@ class Eager:
 def in_half(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scorer]:
     """Makes Scorers that compute as on CUDA, but on the CPU."""
     monkeypatch.setattr("prefiqs_ext.dual.runtime.cuda_graphs.CudaRecording", Eager)
-    monkeypatch.setattr(
-        "prefiqs_ext.scorer.make_comparison", lambda graph, *_: CudaGraphs(partial(compare_branches, graph))
-    )
+
+    def record(graph: fx.GraphModule, *_: Any) -> CudaGraphs:
+        return CudaGraphs(partial(compare_branches, graph))
+
+    monkeypatch.setattr("prefiqs_ext.scorer.make_comparison", record)
 
     def make(*args: Any, dtype: torch.dtype = torch.float16, **kwargs: Any) -> Scorer:
         monkeypatch.setattr("prefiqs_ext.scorer.resolve_device", lambda *_: (CPU, dtype))

@@ -99,9 +99,10 @@ def _check_distance(pair: Tensor, expected: Tensor, device: torch.device, dtype:
     embeddings by a vector of about the same length for all images, across the difference itself. So a D much longer
     than it hardly changes, and a shorter one is nothing else.
     """
-    (rounded, *halves), (distance, *wanted) = (ops.embedding_distance(each)[:3] for each in (pair, expected))
-    noise = float(((halves[0] - halves[1]) - (wanted[0] - wanted[1])).norm(dim=1).median())
-    size = float(distance.median())
+    given, wanted = (ops.embedding_distance(each) for each in (pair, expected))
+    differences = [each.embedding - each.pruned_embedding for each in (given, wanted)]
+    noise = float((differences[0] - differences[1]).norm(dim=1).median())
+    size = float(wanted.distance.median())
     if noise > _LARGEST_NOISE * size:
         remedy = "dtype=torch.float32 on the CPU"
         if dtype == torch.bfloat16:
