@@ -22,7 +22,7 @@ from prefiqs_ext.exceptions import InputError
 # to a hundred roundings add up like their square root; a wrong kernel is off by its own size.
 _ROUNDINGS = 32
 # What rounding adds to the difference of the two embeddings, at most, relative to D: on random images, where this ratio
-# is .5 to .9 of that on faces. Beyond it the order by D suffers; docs/usage.md, "In bfloat16", has the measurements.
+# is .5 to 1.5 of that on faces. Beyond it the order by D suffers; docs/usage.md, "In bfloat16", has the measurements.
 _LARGEST_NOISE = 0.075
 
 
