@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.ops import cuda_missing, embedding_distance
+from prefiqs_ext.ops import _C, cuda_missing, embedding_distance
 
-HALF = (torch.float16, torch.bfloat16)
-"""The dtypes that are computed in on CUDA."""
+_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float16, torch.bfloat16)}
+"""What is computed in, by the kind of device; the first is the default."""
 _BATCH_SIZES = {"cpu": 32, "cuda": 256}  # two of a Scorer's chunks on the CPU, one on a GPU
 _CAPABILITY = (8, 0)  # bfloat16 and asynchronous copies to shared memory
 
@@ -21,7 +21,7 @@ def resolve_device(
 
     Args:
         device: "cpu", "cuda" or "cuda:0"; None means the model's own GPU, or the CPU if it is on none.
-        dtype: None means float32 on the CPU and float16 on CUDA.
+        dtype: float32 or bfloat16 on the CPU, float16 or bfloat16 on CUDA. None means the first of them.
         model: A network, or anything else, which is on no GPU.
 
     Returns:
@@ -38,30 +38,40 @@ def resolve_device(
         place = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"expected device 'cpu', 'cuda' or 'cuda:0', got {device!r}") from error
-    if place.type == "cpu":
-        if dtype not in (None, torch.float32):
-            raise InputError(
-                f"expected dtype torch.float32 on the CPU, the only one computed in there, got {dtype}: "
-                "leave dtype out, or use device='cuda'"
-            )
-        return torch.device("cpu"), torch.float32
-    if place.type != "cuda":
+    if place.type not in _DTYPES:
         raise InputError(f"expected device 'cpu' or 'cuda', got {str(device)!r}")
-    if dtype not in (None, *HALF):
+    known = _DTYPES[place.type]
+    if dtype is None:
+        dtype = known[0]
+    if dtype not in known:
+        where, other = ("the CPU", "cuda") if place.type == "cpu" else ("CUDA", "cpu")
         raise InputError(
-            f"expected dtype torch.float16 or torch.bfloat16 on CUDA, whose kernels multiply half-precision numbers, "
-            f"got {dtype}: leave dtype out, or use device='cpu'"
+            f"expected dtype {' or '.join(map(str, known))} on {where}, the only ones computed in there, got {dtype}: "
+            f"leave dtype out, or use device={other!r}"
         )
+    if place.type == "cpu":
+        return torch.device("cpu"), dtype
     reason = why_no_cuda(place)
     if reason is not None:
         raise InputError(f"cannot compute on {str(device)!r}: {reason}")
     index = torch.cuda.current_device() if place.index is None else place.index
-    return torch.device("cuda", index), dtype or torch.float16
+    return torch.device("cuda", index), dtype
 
 
 def choose_device() -> str:
     """Chooses "cuda" where it can be used, otherwise "cpu"."""
     return "cpu" if why_no_cuda() else "cuda"
+
+
+def choose_dtype(device: torch.device | str) -> torch.dtype:
+    """Chooses what is fastest on a device: bfloat16 on a CPU that multiplies it, otherwise the device's default."""
+    kind = torch.device(device).type
+    return torch.bfloat16 if kind == "cpu" and multiplies_bfloat16() else _DTYPES[kind][0]
+
+
+def multiplies_bfloat16() -> bool:
+    """Tells whether the CPU has instructions that multiply bfloat16. Elsewhere it is converted to float32 first."""
+    return _C.cpu_multiplies_bfloat16()
 
 
 def why_no_cuda(device: torch.device | str = "cuda") -> str | None:

@@ -88,14 +88,14 @@ def dual_conv2d(
     It computes ``act(scale * conv(src) + bias + shift + residual)``. ``shift`` is the sum of ``tap_shift`` over the
     kernel's taps that fall inside the image; ``scale`` is 1 in the dense branch and ``pruned_scale`` in the pruned one.
 
-    On the CPU everything is float32. On CUDA, products are float16 or bfloat16, whichever ``weight`` is, and sums are
-    float32. Float32 weights are rounded to float16 in every call, so keep them in float16.
+    Values are multiplied in the dtype of ``weight``: float32 or bfloat16 on the CPU, float16 or bfloat16 on CUDA. Sums
+    are float32. On CUDA float32 weights are rounded to float16 in every call, so keep them in float16.
 
     Args:
-        src: ``[N, C, H, W]`` shared by both branches or, with ``paired``, a pair ``[2N, C, H, W]``. float32, on CUDA
-            also the dtype of ``weight``; or uint8 when not paired. channels_last is read in place, any other layout is
+        src: ``[N, C, H, W]`` shared by both branches or, with ``paired``, a pair ``[2N, C, H, W]``. float32 or the
+            dtype of ``weight``; or uint8 when not paired. channels_last is read in place, any other layout is
             copied first.
-        weight: ``[Co, C/groups, kh, kw]`` float32, on CUDA also float16 or bfloat16; unmasked; channels_last is read
+        weight: ``[Co, C/groups, kh, kw]`` float32 or bfloat16, on CUDA also float16; unmasked; channels_last is read
             in place.
         mask: int32 ``[Co, ceil(K/32)]`` with ``K = kh*kw*C/groups``, from :func:`prefiqs_ext.pruning_masks.pack_mask`.
             Bit ``k = (r*kw + s)*(C/groups) + c`` of a row, least significant first, is 1 where the pruned branch keeps
@@ -164,7 +164,7 @@ def dual_linear(
 
     Args:
         src: ``[N, ..., I]`` shared by both branches or, with ``paired``, a pair ``[2N, ..., I]``; dtypes, here and of
-            ``weight``, as in :func:`dual_conv2d`. A float32 ``src`` gives float32 results from float16 weights.
+            ``weight``, as in :func:`dual_conv2d`. A float32 ``src`` gives float32 results from weights of any dtype.
         weight: ``[O, I]``, unmasked.
         mask: int32 ``[O, ceil(I/32)]``, with bit ``i`` of a row as in :func:`dual_conv2d`. None: no branch is pruned.
         pruned_scale: float32 ``[O]``, as in :func:`dual_conv2d`.
@@ -203,7 +203,7 @@ def embedding_distance(pair: Tensor) -> EmbeddingDistance:
     A row of norm zero normalises to zeros, so a pruned embedding that vanished gives the distance 1. NaN passes on.
 
     Args:
-        pair: ``[2N, d]``, float32, on CUDA also float16 or bfloat16.
+        pair: ``[2N, d]``, float32 or bfloat16, on CUDA also float16.
 
     Returns:
         The distance, both embeddings and the norm; sums are float64, results float32.
@@ -232,8 +232,8 @@ def dense_norm(src: Tensor, *, paired: bool = False) -> Tensor:
     as 0.
 
     Args:
-        src: ``[N, ...]`` shared by both branches or, with ``paired``, a pair ``[2N, ...]``, dense rows first. float32,
-            on CUDA also float16 or bfloat16.
+        src: ``[N, ...]`` shared by both branches or, with ``paired``, a pair ``[2N, ...]``, dense rows first. float32
+            or bfloat16, on CUDA also float16.
         paired: Whether ``src`` is a pair.
 
     Returns:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prefiqs_ext import _C, ops
+from prefiqs_ext import _C, ScoreOutput, ops, reference
 from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.models import import_onnx, weights
 
@@ -90,6 +90,12 @@ def crops() -> Tensor:
     """Forty aligned faces of many people, evenly spread over the files, uint8 [40, 3, 112, 112] RGB."""
     files = list_face_files()
     return _read(files[:: len(files) // 40][:40])
+
+
+@pytest.fixture(scope="session")
+def sface_reference(sface: nn.Module, crops: Tensor) -> ScoreOutput:
+    """What two models in float64 make of the crops."""
+    return reference.score(sface, crops, preset="sface")
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ class Emulation:
         """From here on converted graphs run as on CUDA."""
         for name in ("dual_conv2d", "dual_linear"):
             patch.setattr(ops, name, getattr(self, name))
-        patch.setattr("prefiqs_ext.scorer.embedding_distance", self.embedding_distance)
+        patch.setattr("prefiqs_ext.dual.runtime.compare.embedding_distance", self.embedding_distance)
         patch.setattr(torch.ops.prefiqs_ext, "dense_norm", self.dense_norm)  # graphs hold the function that calls it
         patch.setattr(oracle, "unpack_mask", self.unpack_mask)
 

@@ -103,7 +103,7 @@ def test_sface_is_cut_where_its_maps_are_small(sface: nn.Module) -> None:
     graph = dualize(sface, Pruning(), example=images)
     cut = tiling.find_cut(graph, observe_shapes(graph, images), 16)
     assert cut is not None
-    assert cut.shape == (2, 256, 14, 14)
+    assert cut.shape == ((2, 256, 14, 14), torch.float32)
     assert tiling.find_cut(graph, observe_shapes(graph, images), 1) is None  # nothing to divide
 
 
@@ -112,7 +112,7 @@ def test_an_image_of_several_rows_is_not_cut() -> None:
     graph = dualize(calibrated("iresnet18"), Pruning(), example=images)
     shapes = observe_shapes(graph, images)
     assert tiling.find_cut(graph, shapes, 16) is not None
-    frames = {node: (3 * rows, *rest) for node, (rows, *rest) in shapes.items()}
+    frames = {node: shape._replace(size=(3 * shape.size[0], *shape.size[1:])) for node, shape in shapes.items()}
     assert tiling.find_cut(graph, frames, 16) is None
 
 

@@ -27,6 +27,7 @@ from prefiqs_ext.cli import main
 from prefiqs_ext.cli.throughput import Throughput
 from prefiqs_ext.device import choose_batch_size
 from prefiqs_ext.faces.detect import MIN_FACE
+from tests.calibrations import make_calibration
 from tests.onnx_files import floats, make_model
 from tests.test_cli import Command, Result
 
@@ -153,6 +154,41 @@ def test_devices(command: Command, network: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(prefiqs_ext.scorer, "Scorer", RecordingScorer)
     assert command(*_arguments(network, "--device", "auto", "--dtype", "bfloat16")).code == 0
     assert (made[0]["device"], made[0]["dtype"]) == ("cuda", torch.bfloat16)
+    assert command(*_arguments(network, "--device", "cuda", "--dtype", "auto")).code == 0
+    assert (made[1]["device"], made[1]["dtype"]) == ("cuda", torch.float16)
+
+
+def test_dtypes(command: Command, network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` is what it names on standard error; the numbers are those of that type."""
+    of = {dtype: command(*_arguments(network, "--dtype", dtype)) for dtype in ("float32", "bfloat16")}
+    assert of["float32"] == command(*_arguments(network))
+    distances = [[float(row["distance"]) for row in _records(result.out)[:6]] for result in of.values()]
+    assert distances[0] != distances[1]
+    assert np.allclose(*distances, atol=0.02)  # two layers: some roundings of up to 2**-8
+    for native, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr("prefiqs_ext.device.multiplies_bfloat16", lambda native=native: native)
+        auto = command(*_arguments(network, "--dtype", "auto"))
+        said = f"prefiqs: --dtype auto: computing in {dtype} on cpu\n"
+        assert (auto.code, auto.out, auto.err) == (0, of[dtype].out, said + of[dtype].err)
+
+
+def test_settings_say_the_type_to_compute_in(command: Command, network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Scorer(network, preset="sface", dtype=torch.bfloat16)
+    scorer.settings.save("s.json")
+    arguments = ["score", "crops", "--aligned", "--workers", "0", "--settings", "s.json"]
+    assert command(*arguments).out == command(*_arguments(network, "--dtype", "bfloat16")).out
+    # On the command line it goes before that of the settings.
+    monkeypatch.setattr("prefiqs_ext.device.multiplies_bfloat16", lambda: False)
+    assert command(*arguments, "--dtype", "auto").out == command(*_arguments(network)).out
+    scorer.settings.with_calibration(make_calibration()).save("s.json")
+    _error(command(*arguments, "--dtype", "auto"), "expected to compute in bfloat16 on cpu")
+
+
+def test_a_distance_that_rounding_drowns(command: Command, network: str) -> None:
+    small = _arguments(network, "--sparsity", "0.01")
+    assert command(*small).code == 0
+    message = "expected a pruning whose D stands out from rounding in torch.bfloat16"
+    _error(command(*small, "--dtype", "bfloat16"), message)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 import prefiqs_ext.device
-from prefiqs_ext.device import resolve_device, why_no_cuda
+from prefiqs_ext.device import choose_dtype, multiplies_bfloat16, resolve_device, why_no_cuda
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -38,7 +40,31 @@ def test_defaults(gpu: pytest.MonkeyPatch) -> None:
     for device in ("cuda", "cuda:0", GPU):
         assert resolve_device(device, None, model) == (GPU, torch.float16)
     assert resolve_device("cuda", torch.bfloat16, model) == (GPU, torch.bfloat16)
+    assert resolve_device(None, torch.bfloat16, model) == (CPU, torch.bfloat16)
     assert why_no_cuda() is None
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_the_fastest_type_of_a_device(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefiqs_ext.device, "multiplies_bfloat16", lambda: native)
+    assert choose_dtype("cpu") == (torch.bfloat16 if native else torch.float32)
+    assert choose_dtype("cuda") == choose_dtype(GPU) == torch.float16
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="Linux names these instructions of x86-64 only")
+def test_whether_the_cpu_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFIQS_CPU_ISA", raising=False)
+    flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
+    if "avx512_bf16" in flags:
+        assert multiplies_bfloat16()
+    elif "amx_bf16" not in flags:  # which a system may hold back
+        assert not multiplies_bfloat16()
+    for narrower in ("avx2", "scalar"):
+        monkeypatch.setenv("PREFIQS_CPU_ISA", narrower)
+        assert not multiplies_bfloat16()
+    monkeypatch.setenv("PREFIQS_CPU_ISA", "sse9")
+    with pytest.raises(RuntimeError, match=r"PREFIQS_CPU_ISA: expected .* got 'sse9'"):
+        multiplies_bfloat16()
 
 
 def test_a_model_on_a_gpu_is_scored_there(gpu: pytest.MonkeyPatch) -> None:
@@ -54,8 +80,12 @@ def test_a_model_on_a_gpu_is_scored_there(gpu: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("device", "dtype", "message"),
     [
-        (None, torch.float16, "expected dtype torch.float32 on the CPU, .* got torch.float16: leave dtype out, or use"),
-        ("cpu", torch.bfloat16, "expected dtype torch.float32 on the CPU, .* got torch.bfloat16"),
+        (
+            None,
+            torch.float16,
+            "torch.float32 or torch.bfloat16 on the CPU, .* got torch.float16: leave dtype out, or use",
+        ),
+        ("cpu", torch.float64, "expected dtype torch.float32 or torch.bfloat16 on the CPU, .* got torch.float64"),
         ("cuda", torch.float32, "expected dtype torch.float16 or torch.bfloat16 on CUDA, .*, got torch.float32: leave"),
         ("cuda:1", None, "cannot compute on 'cuda:1': there are 1 CUDA devices, the last of them cuda:0"),
         ("meta", None, "expected device 'cpu' or 'cuda', got 'meta'"),

@@ -33,6 +33,7 @@ def test_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert facts["torch"] == f"{torch.__version__}; this build was made with {ops._C.built_with_torch}"
     assert Path(facts["library"]).is_file()
     assert facts["instruction set"] == f"{ops._C.cpu_isa()} (the best here)"
+    assert facts["bfloat16"].startswith("multiplied by" if ops._C.cpu_multiplies_bfloat16() else "not multiplied by")
     assert facts["threads"].startswith(f"{torch.get_num_threads()} of ")
     if torch.version.cuda is None:
         assert facts["CUDA"].startswith(f"not used: the installed torch {torch.__version__} is built without CUDA; ")
@@ -44,6 +45,7 @@ def test_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_forced_instruction_set(forced: str, fact: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFIQS_CPU_ISA", forced)
     assert _facts()["instruction set"].startswith(fact)
+    assert _facts()["bfloat16"].startswith("none: " if fact == "none: " else "not multiplied by this CPU")
 
 
 def test_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,10 +86,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Invalid value for '--device': 'gpu' is not one of 'auto', 'cpu', 'cuda'.",
     ),
     "a device that is not there": ("score faces --device cuda", "cannot compute on 'cuda': there is none"),
-    "half precision on the CPU": (
+    "float16 on the CPU": (
         "score faces --dtype float16",
-        "expected dtype torch.float32 on the CPU, the only one computed in there, got torch.float16: leave dtype out, "
-        "or use device='cuda'",
+        "expected dtype torch.float32 or torch.bfloat16 on the CPU, the only ones computed in there, got "
+        "torch.float16: leave dtype out, or use device='cuda'",
     ),
     "a table of another kind": (
         "score faces --output table.xlsx",

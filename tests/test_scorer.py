@@ -76,8 +76,8 @@ def test_sface_equals_opencv(sface_file: Path, scorer: Scorer, crops: Tensor) ->
         torch.testing.assert_close(embedding, feature / feature.norm(), rtol=0, atol=1e-4)
 
 
-def test_sface_equals_the_reference(sface: nn.Module, scorer: Scorer, crops: Tensor) -> None:
-    got, expected = scorer(crops), reference.score(sface, crops, preset="sface")
+def test_sface_equals_the_reference(scorer: Scorer, crops: Tensor, sface_reference: ScoreOutput) -> None:
+    got, expected = scorer(crops), sface_reference
     assert len(crops) >= 20
     torch.testing.assert_close(got.distance.double(), expected.distance, rtol=0, atol=D_TOLERANCE)
     torch.testing.assert_close(got.quality.double(), expected.quality, rtol=0, atol=D_TOLERANCE)

@@ -45,6 +45,7 @@ def _list_facts() -> Iterator[tuple[str, str]]:
     yield "library", str(_C.__file__)
     yield "photos", f"OpenCV {cv2.__version__}, Pillow {PIL.__version__}"
     yield "instruction set", _describe_instruction_set()
+    yield "bfloat16", _describe_bfloat16()
     yield "threads", f"{torch.get_num_threads()} of {count_cores()} cores; OMP_NUM_THREADS sets another number"
     yield "CUDA", _describe_cuda()
     yield "CUDA kernels", _describe_cuda_kernels()
@@ -60,6 +61,18 @@ def _describe_instruction_set() -> str:
     except RuntimeError as error:  # it is here that one looks for what is wrong with PREFIQS_CPU_ISA
         return f"none: {error}"
     return f"{isa} (forced by PREFIQS_CPU_ISA)" if os.environ.get("PREFIQS_CPU_ISA") else f"{isa} (the best here)"
+
+
+def _describe_bfloat16() -> str:
+    from prefiqs_ext.device import multiplies_bfloat16
+
+    try:
+        native = multiplies_bfloat16()
+    except RuntimeError as error:
+        return f"none: {error}"
+    if native:
+        return "multiplied by this CPU: --dtype bfloat16 is faster than float32"
+    return "not multiplied by this CPU: --dtype bfloat16 saves memory only"
 
 
 def _describe_cuda() -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 import click
 
+from prefiqs_ext.cli.place import choose_device, choose_dtype
 from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.models.model_file import check_model_file
 from prefiqs_ext.models.preset import PRESETS, Preset
@@ -256,8 +257,9 @@ _SCORING_OPTIONS = (
     ),
     click.option(
         "--dtype",
-        type=click.Choice(DTYPE_NAMES),
-        help="The type to compute in. [default: float32 on the CPU, float16 on a GPU]",
+        type=click.Choice([*DTYPE_NAMES, "auto"]),
+        help="The type to compute in; auto takes bfloat16 on a CPU that multiplies it. [default: float32 on the CPU, "
+        "float16 on a GPU]",
     ),
 )
 
@@ -341,11 +343,8 @@ def _make_scoring(
         if not _was_given("model"):
             options = ModelOptions(_name_model(read, settings))
     _check(options, "--model" if options.name == model else "--settings", needs_preset=read is None)
-    if device == "auto":
-        from prefiqs_ext.device import choose_device
-
-        device = choose_device()
-    place = device if read is None or _was_given("device") else None
+    place = choose_device(device) if read is None or _was_given("device") else None
+    dtype = choose_dtype(dtype, place or (device if read is None else read.device))
     scoring = ScoringOptions(options, pruning, sparsity, scope, layers, place, dtype, read, rank_by)
     _refuse_impossible(scoring)
     return scoring

@@ -44,7 +44,7 @@ class DualConv2d(nn.Module):
 
     Args:
         weight: [Co, C/groups, kh, kw], before pruning. Kept as float32 in channels_last storage; `convert_to_half`
-            makes it half precision on a GPU.
+            rounds it to half precision.
         mask: bool, of the weight's shape, True where the pruned branch keeps the weight. Kept packed. None: both
             branches use the dense weights.
         pruned_scale: [Co], with a mask: what the pruned branch's sums of products are multiplied by. None: 1.

@@ -46,7 +46,7 @@ def add_norms(graph_module: fx.GraphModule, names: Sequence[str], example: Tenso
             some = ", ".join(map(repr, list(calls)[:_NAMED])) + (", ..." if len(calls) > _NAMED else "")
             raise InputError(f"expected norms of layers that the network calls, got {name!r}; there are {some}")
         node, branches = calls[name], count_branches(graph_module, calls[name])
-        rows = shapes[node][0] // branches  # of one image: several, where the network cuts it into windows
+        rows = shapes[node].size[0] // branches  # of one image: several, where the network cuts it into windows
         value = node
         if rows > 1:
             with graph.inserting_after(node):

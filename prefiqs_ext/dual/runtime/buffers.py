@@ -11,7 +11,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -19,14 +18,14 @@ from torch import Tensor, fx
 
 from prefiqs_ext.dual.modules import DualConv2d, find_module, is_dual_layer, is_norm
 from prefiqs_ext.dual.runtime.tiling import find_cut, split_graph
-from prefiqs_ext.dual.shapes import observe_shapes
+from prefiqs_ext.dual.shapes import ValueShape, observe_shapes
 
 
 @dataclass(frozen=True)
 class _Place:
     """Where one result goes: its shape [rows, C, H, W] for one image, and the index of the buffer that holds it."""
 
-    shape: tuple[int, ...]
+    shape: ValueShape
     buffer: int
 
 
@@ -106,16 +105,16 @@ class _Part:
 
     Args:
         graph_module: The part.
-        shapes: Of its nodes' values, for one image.
+        shapes: What `observe_shapes` found for it.
         keep_result: Whether its last result gets a place too; the next run then overwrites it.
     """
 
     def __init__(
-        self, graph_module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], *, keep_result: bool = False
+        self, graph_module: fx.GraphModule, shapes: dict[fx.Node, ValueShape], *, keep_result: bool = False
     ) -> None:
         places = _plan_places(graph_module, shapes, keep_result)
         self.places = list(places.values())
-        self._rows = next(shapes[node][0] for node in graph_module.graph.nodes if node.op == "placeholder")
+        self._rows = next(shapes[node].size[0] for node in graph_module.graph.nodes if node.op == "placeholder")
         self._graph = _add_results_input(graph_module, list(places))
 
     def run(self, buffers: _Buffers, value: Tensor, *norms: Tensor) -> Any:
@@ -146,18 +145,17 @@ class _Buffers:
             self._images, self._buffers, self._results = 0, [], {}
             sizes = [0] * (1 + max((place.buffer for place in self._places), default=-1))
             for place in self._places:
-                sizes[place.buffer] = max(sizes[place.buffer], prod(place.shape))
-            self._buffers = [torch.empty(size * images, dtype=torch.float32, device="cpu") for size in sizes]
+                sizes[place.buffer] = max(sizes[place.buffer], place.shape.nbytes)
+            self._buffers = [torch.empty(size * images, dtype=torch.uint8, device="cpu") for size in sizes]
             self._images = images
         if images not in self._results:
             self._results[images] = [self._view_result(place, images) for place in self._places]
         return self._results[images]
 
     def _view_result(self, place: _Place, images: int) -> Tensor:
-        rows, channels, height, width = place.shape
-        rows *= images
-        flat = self._buffers[place.buffer][: rows * prod(place.shape[1:])]
-        return flat.view(rows, height, width, channels).permute(0, 3, 1, 2)
+        rows, channels, height, width = place.shape.size
+        flat = self._buffers[place.buffer][: place.shape.nbytes * images].view(place.shape.dtype)
+        return flat.view(rows * images, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _view_by_branch(rows: Tensor, images: int) -> Tensor:
@@ -166,19 +164,19 @@ def _view_by_branch(rows: Tensor, images: int) -> Tensor:
 
 
 def _plan_places(
-    graph_module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], keep_result: bool
+    graph_module: fx.GraphModule, shapes: dict[fx.Node, ValueShape], keep_result: bool
 ) -> dict[fx.Node, _Place]:
     """Give each convolution's result a place, unless it is visible after the graph has run and not `keep_result`."""
     nodes = list(graph_module.graph.nodes)
     last_use = _find_last_uses(graph_module, nodes)
     places: dict[fx.Node, _Place] = {}
-    sizes: list[int] = []  # of each buffer, in floats
+    sizes: list[int] = []  # of each buffer, in bytes
     busy_until: list[int] = []
     for index, node in enumerate(nodes):
         seen_after = last_use[node] >= len(nodes) - 1
         if type(find_module(graph_module, node)) is not DualConv2d or (seen_after and not keep_result):
             continue
-        size = prod(shapes[node])
+        size = shapes[node].nbytes
         free = [buffer for buffer, until in enumerate(busy_until) if until < index]
         if free:
             # The smallest buffer that holds it, or else the largest, which has to grow the least.

@@ -1,4 +1,4 @@
-"""Converts a graph to half precision on a GPU: what becomes float16 or bfloat16, and what stays float32.
+"""Converts a graph to half precision: what becomes float16 or bfloat16, and what stays float32.
 
 Weights and the values between layers become half precision; masks, scales, biases, slopes and tap shifts stay as they
 are. The last layers, whose results reach the output through no other layer, read a float32 source and so give a float32
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from prefiqs_ext import ops
 from prefiqs_ext.dual.convert.freeze import FrozenNorm
 from prefiqs_ext.dual.modules import DualConv2d, DualLinear, is_dual_layer, is_norm
 from prefiqs_ext.exceptions import InputError
@@ -20,6 +21,9 @@ from prefiqs_ext.exceptions import InputError
 # Of an embedding in half precision, largest difference over largest size, in units of the type's rounding. Some fifty
 # to a hundred roundings add up like their square root; a wrong kernel is off by its own size.
 _ROUNDINGS = 32
+# What rounding adds to the difference of the two embeddings, at most, relative to D: on random images, where this ratio
+# is .5 to 1.5 of that on faces. Beyond it the order by D suffers; docs/usage.md, "In bfloat16", has the measurements.
+_LARGEST_NOISE = 0.075
 
 
 def convert_to_half(graph_module: fx.GraphModule, device: torch.device, dtype: torch.dtype) -> None:
@@ -30,8 +34,8 @@ def convert_to_half(graph_module: fx.GraphModule, device: torch.device, dtype: t
 
     Args:
         graph_module: What `dualize` gave.
-        device: A CUDA device.
-        dtype: torch.float16 or torch.bfloat16.
+        device: Where it is to run.
+        dtype: torch.bfloat16 or, on CUDA, torch.float16.
     """
     graph = graph_module.graph
     tail = _find_tail(graph_module)
@@ -61,13 +65,13 @@ def check_half(
 
     Args:
         graph_module: What `convert_to_half` changed.
-        example: A batch for it, on the CPU.
+        example: A batch for it, on the CPU; several images, of which the median decides about D.
         expected: What it gave for the example in float32.
         device: Where it is now.
         dtype: What it computes in.
 
     Raises:
-        InputError: The activations overflow.
+        InputError: The activations overflow, or rounding drowns D, the distance between the branches.
         RuntimeError: The results differ, which is a fault of this package.
     """
     with torch.inference_mode():
@@ -85,6 +89,28 @@ def check_half(
                 f"the {what} in {dtype} on {device} differs from the CPU's by {difference:.2g} of its size, expected "
                 f"at most {most:.2g}{remedy}"
             )
+    _check_distance(given[0].float().cpu(), wanted[0], device, dtype)
+
+
+def _check_distance(pair: Tensor, expected: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse a pair [2N, d] whose D is rounding rather than pruning, compared with the pair expected in float32.
+
+    Both branches are rounded at each layer, mostly alike. What they are not rounded alike moves the difference of the
+    embeddings by a vector of about the same length for all images, across the difference itself. So a D much longer
+    than it hardly changes, and a shorter one is nothing else.
+    """
+    given, wanted = (ops.embedding_distance(each) for each in (pair, expected))
+    differences = [each.embedding - each.pruned_embedding for each in (given, wanted)]
+    noise = float((differences[0] - differences[1]).norm(dim=1).median())
+    size = float(wanted.distance.median())
+    if noise > _LARGEST_NOISE * size:
+        remedy = "dtype=torch.float32 on the CPU"
+        if dtype == torch.bfloat16:
+            remedy += ", dtype=torch.float16 on CUDA"
+        raise InputError(
+            f"expected a pruning whose D stands out from rounding in {dtype}, got D of {size:.2g}, to which rounding "
+            f"adds {noise:.2g}: take {remedy} or a larger sparsity"
+        )
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
@@ -147,13 +173,18 @@ def _move(graph_module: fx.GraphModule, target: str, device: torch.device, dtype
 
 
 def _insert_casts(graph: fx.Graph, tail: set[fx.Node], last: set[fx.Node], dtype: torch.dtype) -> None:
-    casts: dict[fx.Node, fx.Node] = {}
+    casts: dict[tuple[fx.Node, bool], fx.Node] = {}
 
-    def cast_to_float32(source: fx.Node) -> fx.Node:
-        if source not in casts:
+    def cast_to_float32(source: fx.Node, for_layer: bool) -> fx.Node:
+        if (source, for_layer) not in casts:
             with graph.inserting_after(source):
-                casts[source] = graph.call_function(cast, (source, torch.float32))
-        return casts[source]
+                # A layer's source may be a uint8 image, of which it would give a rounded result.
+                casts[source, for_layer] = (
+                    graph.call_method("to", (source, torch.float32))
+                    if for_layer
+                    else graph.call_function(cast, (source, torch.float32))
+                )
+        return casts[source, for_layer]
 
     for node in list(graph.nodes):
         if node.op == "placeholder":
@@ -166,4 +197,4 @@ def _insert_casts(graph: fx.Graph, tail: set[fx.Node], last: set[fx.Node], dtype
         if (node in tail or node in last) and not is_norm(node):  # which takes half precision as it is
             for source in node.all_input_nodes:
                 if source not in tail and source not in last:
-                    node.replace_input_with(source, cast_to_float32(source))
+                    node.replace_input_with(source, cast_to_float32(source, node in last))

@@ -10,8 +10,8 @@ from __future__ import annotations
 CACHE_BYTES = 24 * 2**20
 """What stays in a third-level cache of the usual 32 MB. Values beyond it are waited for in slow memory."""
 
-PACKING_FLOATS = 16
-"""Packing, masking and transforming one weight takes about as long as moving this many floats."""
+PACKING_BYTES = 64
+"""Packing, masking and transforming one weight takes about as long as moving this many bytes."""
 
 HIDING_OPERATIONS = 24
 """From this many multiply-adds per byte on, a layer's arithmetic takes longer than moving its values."""

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 from torch import fx
 
 from prefiqs_ext.dual.modules import DualConv2d, find_module, is_dual_layer, is_norm
 from prefiqs_ext.dual.runtime import heuristics
-from prefiqs_ext.dual.shapes import count_branches
-
-_FLOAT = 4  # bytes
+from prefiqs_ext.dual.shapes import ValueShape, count_branches
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Cut:
     """
 
     node: fx.Node
-    shape: tuple[int, ...]
+    shape: ValueShape
     images: int
 
 
@@ -43,7 +40,7 @@ class _LayerCost:
     Attributes:
         index: Of its node in the graph.
         values: Bytes that it reads and writes for one image.
-        weights: Bytes of its weights.
+        weights: How many weights it has.
         operations: Multiply-adds for one image.
     """
 
@@ -58,7 +55,7 @@ class _LayerCost:
         return not in_cache and self.operations < heuristics.HIDING_OPERATIONS * self.values
 
 
-def find_cut(graph_module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], chunk: int) -> Cut | None:
+def find_cut(graph_module: fx.GraphModule, shapes: dict[fx.Node, ValueShape], chunk: int) -> Cut | None:
     """Find the cut that moves the fewest bytes to and from slow memory.
 
     Args:
@@ -77,13 +74,13 @@ def find_cut(graph_module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]
     ]
     best, least = None, _estimate_bytes_moved(layers, chunk, chunk)
     for node in _find_crossings(graph_module, nodes):
-        if shapes[node][0] != count_branches(graph_module, node):
+        if shapes[node].size[0] != count_branches(graph_module, node):
             continue  # the network made several rows of an image; their order is its own
         early = [layer for layer in layers if layer.index <= nodes.index(node)]
         images = max(1, heuristics.CACHE_BYTES // max(layer.values for layer in early))
         if images >= chunk:
             continue
-        joining = 2 * _FLOAT * prod(shapes[node]) * chunk
+        joining = 2 * shapes[node].nbytes * chunk
         cost = (
             joining
             + _estimate_bytes_moved(early, images, chunk)
@@ -115,7 +112,7 @@ def _estimate_bytes_moved(layers: Sequence[_LayerCost], images: int, chunk: int)
     Counted are the values of layers that wait for slow memory, and the weights, which are packed each time.
     """
     values = sum(layer.values * chunk for layer in layers if layer.is_memory_bound(images))
-    return values + heuristics.PACKING_FLOATS * sum(layer.weights for layer in layers) * (chunk / images)
+    return values + heuristics.PACKING_BYTES * sum(layer.weights for layer in layers) * (chunk / images)
 
 
 def _find_crossings(graph_module: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[fx.Node]:
@@ -147,8 +144,8 @@ def _copy_nodes(nodes: Sequence[fx.Node], graph: fx.Graph, copies: dict[fx.Node,
 
 
 def _estimate_cost(
-    graph_module: fx.GraphModule, node: fx.Node, index: int, shapes: dict[fx.Node, tuple[int, ...]]
+    graph_module: fx.GraphModule, node: fx.Node, index: int, shapes: dict[fx.Node, ValueShape]
 ) -> _LayerCost:
-    values = sum(prod(shapes.get(value, (0,))) for value in (node, *node.all_input_nodes))
+    values = sum(shapes[value].nbytes for value in (node, *node.all_input_nodes) if value in shapes)
     weight = find_module(graph_module, node).weight
-    return _LayerCost(index, _FLOAT * values, _FLOAT * weight.numel(), prod(shapes[node]) * weight[0].numel())
+    return _LayerCost(index, values, weight.numel(), shapes[node].numel * weight[0].numel())
