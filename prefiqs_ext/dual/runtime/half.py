@@ -7,6 +7,7 @@ result: the embedding is not rounded. The operations after them, the tail, compu
 
 from __future__ import annotations
 
+import itertools
 from functools import reduce
 from typing import Any
 
@@ -162,7 +163,7 @@ def _move(graph_module: fx.GraphModule, target: str, device: torch.device, dtype
     own = reduce(getattr, target.split("."), graph_module)
     if isinstance(own, (DualConv2d, DualLinear)):
         own.to(device)
-        own.weight = own.weight.to(dtype)
+        own.weight = _round_weight(own.weight, dtype)
     elif isinstance(own, FrozenNorm):
         own.to(device)  # it takes half-precision inputs, and its variances may exceed float16
     elif isinstance(own, nn.Module):
@@ -170,6 +171,27 @@ def _move(graph_module: fx.GraphModule, target: str, device: torch.device, dtype
     elif isinstance(own, Tensor):
         path, _, name = target.rpartition(".")
         setattr(graph_module.get_submodule(path), name, cast(own, dtype).to(device))
+
+
+def _round_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round a weight so that the errors of a channel's taps nearly add up to zero.
+
+    A tap's error is carried on to the next tap before that is rounded. Neighbouring pixels are much alike, so errors
+    that cancel over the taps nearly cancel in the sums: at no cost, embeddings stay closer to the exact ones.
+
+    Args:
+        weight: [Co, C/groups, kh, kw] or [Co, K].
+        dtype: What it becomes.
+    """
+    rounded = weight.to(dtype)
+    if weight.dim() == 2:
+        return rounded
+    carried = torch.zeros_like(weight[:, :, 0, 0])
+    for row, column in itertools.product(*map(range, weight.shape[2:])):
+        wanted = weight[:, :, row, column] + carried
+        rounded[:, :, row, column] = wanted
+        carried = (wanted - rounded[:, :, row, column]).nan_to_num(0, 0, 0)  # of an overflow, nothing is carried
+    return rounded
 
 
 def _insert_casts(graph: fx.Graph, tail: set[fx.Node], last: set[fx.Node], dtype: torch.dtype) -> None:
