@@ -224,7 +224,9 @@ void run_panels(
 // A strip or a filter beyond any cache is left to the general algorithm, which copies less of it at a time.
 bool amx_fits(const ConvParams& p) {
   if (p.weight_format != Format::bfloat16 || p.groups != 1 || p.dilation_h != 1 || p.dilation_w != 1) return false;
-  const AmxPixels pixels(p);
+  ConvParams many = p;
+  many.images = tile_rows;  // as many as may lie side by side, so that a row gets this kernel in every batch or in none
+  const AmxPixels pixels(many);
   return pixels.numbers() <= heuristics::amx_most_numbers &&
          pixels.steps <= heuristics::amx_most_numbers / step_numbers;
 }
