@@ -97,7 +97,7 @@ struct Sums {
         const Vec w0 = Vec::load(panel), w1 = Vec::load(panel + lanes);
 #pragma GCC unroll 16
         for (int m = 0; m < pixel_count; ++m) {
-          const Vec x = Vec::broadcast(src[m * tile.pixel_step + k]);
+          const Vec x = Vec::broadcast(read_float(src + m * tile.pixel_step + k));
           acc[m][0] = Product::add(x, w0, acc[m][0]);
           acc[m][1] = Product::add(x, w1, acc[m][1]);
         }

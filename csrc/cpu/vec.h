@@ -18,6 +18,13 @@ inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Reads a number at any address.
+inline float read_float(const float* p) {
+  float number;
+  std::memcpy(&number, p, sizeof number);
+  return number;
+}
+
 #if defined(__AVX512F__)
 
 struct Vec {
@@ -196,10 +203,9 @@ struct Vec {
   float v[4];
   static Vec zero() { return {{0, 0, 0, 0}}; }
   static Vec broadcast(float x) { return {{x, x, x, x}}; }
-  static Vec load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
-  static Vec load(const float* p, int64_t n) {
+  static Vec load(const float* p, int64_t n = width) {
     Vec r = zero();
-    for (int64_t i = 0; i < n; ++i) r.v[i] = p[i];
+    std::memcpy(r.v, p, static_cast<size_t>(n) * sizeof *p);  // a pair of bfloat16 numbers may lie at any even address
     return r;
   }
   void store(float* p) const {
