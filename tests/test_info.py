@@ -48,6 +48,12 @@ def test_forced_instruction_set(forced: str, fact: str, monkeypatch: pytest.Monk
     assert _facts()["bfloat16"].startswith("none: " if fact == "none: " else "not multiplied by this CPU")
 
 
+def test_refused_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFIQS_CPU_ISA", raising=False)
+    monkeypatch.setattr(ops._C, "cpu_tiles_refused", lambda: True)
+    assert _facts()["instruction set"].endswith("(the best here, as the system refuses the memory for AMX tiles)")
+
+
 def test_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefiqs_ext.device.why_no_cuda", lambda: "libprefiqs_cuda.so does not load (no such file)")
     assert _facts()["CUDA"] == "not used: libprefiqs_cuda.so does not load (no such file)"

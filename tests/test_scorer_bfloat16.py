@@ -56,6 +56,19 @@ def test_networks_of_every_kind(name: str) -> None:
     assert layer_norms.shape == (len(batch), 0)
 
 
+@pytest.mark.parametrize("isa", ["amx-emulated", "avx512bf16-emulated"])
+def test_kernels_that_multiply_bfloat16(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole network by other kernels, which add in another order and round a source in float32: near the same D."""
+    scorer, batch = Scorer(networks.calibrated("residual"), preset=SMALL, dtype=BFLOAT16), images(2)
+    expected = scorer(batch)
+    monkeypatch.setenv("PREFIQS_CPU_ISA", isa)
+    got = scorer(batch)
+    assert not torch.equal(got.embedding, expected.embedding)
+    assert float((got.embedding * expected.embedding).sum(1).min()) > 1 - ROUNDING**2 / 2
+    assert float((got.distance - expected.distance).abs().max()) < ROUNDING
+    assert_same_bits(scorer(batch[1:2]), ScoreOutput(*(field[1:2] for field in got)))
+
+
 def test_a_row_has_the_same_bits_everywhere() -> None:
     model, batch = networks.calibrated("residual"), images(9)
     scorer = Scorer(model, preset=SMALL, dtype=BFLOAT16)

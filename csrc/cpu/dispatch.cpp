@@ -73,6 +73,15 @@ bool request_tiles() {
 }
 #endif
 
+bool cpu_has_tiles() {
+#ifdef PREFIQS_HAS_AMX
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");
+#else
+  return false;
+#endif
+}
+
 bool cpu_has(const InstructionSet& set) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -82,8 +91,7 @@ bool cpu_has(const InstructionSet& set) {
                       __builtin_cpu_supports("fma");
   const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
 #ifdef PREFIQS_HAS_AMX
-  const bool amx = avx512bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");
-  if (is("amx")) return amx && request_tiles();
+  if (is("amx")) return avx512bf16 && cpu_has_tiles() && request_tiles();
 #endif
   if (is("avx512bf16")) return avx512bf16;
   if (is("avx512")) return avx512;
@@ -119,6 +127,14 @@ const InstructionSet& choose_instruction_set() {
 }  // namespace
 
 const char* cpu_isa() { return choose_instruction_set().name; }
+
+bool cpu_tiles_refused() {
+#ifdef PREFIQS_HAS_AMX
+  return cpu_has_tiles() && !request_tiles();
+#else
+  return false;
+#endif
+}
 
 bool cpu_multiplies_bfloat16() { return choose_instruction_set().multiplies_bfloat16; }
 

@@ -38,6 +38,9 @@ __attribute__((visibility("default"))) const char* cpu_isa();
 // Whether that set multiplies bfloat16 numbers, rather than widening them to float32.
 __attribute__((visibility("default"))) bool cpu_multiplies_bfloat16();
 
+// Whether this CPU has AMX tiles that the system does not hand out.
+__attribute__((visibility("default"))) bool cpu_tiles_refused();
+
 // A 64-byte aligned buffer of the calling thread, kept between calls. A second call may move it.
 float* thread_workspace(size_t floats);
 

@@ -60,7 +60,11 @@ def _describe_instruction_set() -> str:
         isa = _C.cpu_isa()
     except RuntimeError as error:  # it is here that one looks for what is wrong with PREFIQS_CPU_ISA
         return f"none: {error}"
-    return f"{isa} (forced by PREFIQS_CPU_ISA)" if os.environ.get("PREFIQS_CPU_ISA") else f"{isa} (the best here)"
+    if os.environ.get("PREFIQS_CPU_ISA"):
+        return f"{isa} (forced by PREFIQS_CPU_ISA)"
+    if _C.cpu_tiles_refused():
+        return f"{isa} (the best here, as the system refuses the memory for AMX tiles)"
+    return f"{isa} (the best here)"
 
 
 def _describe_bfloat16() -> str:
@@ -71,7 +75,7 @@ def _describe_bfloat16() -> str:
     except RuntimeError as error:
         return f"none: {error}"
     if native:
-        return "multiplied by this CPU: --dtype bfloat16 is faster than float32"
+        return "multiplied by this CPU: --dtype auto takes it"
     return "not multiplied by this CPU: --dtype bfloat16 saves memory only"
 
 
