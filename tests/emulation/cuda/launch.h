@@ -52,7 +52,7 @@ inline unsigned char* shared_memory() { return emulation::shared_memory(); }
 template <class... Params>
 cudaError_t launch(
     void (*kernel)(Params...), int64_t blocks, int threads, int shared_bytes, cudaStream_t, const Params&... params) {
-  if (blocks > INT32_MAX) return cudaErrorInvalidValue;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   const bool fine = emulation::run_kernel(blocks, threads, shared_bytes, [&] { kernel(params...); });
   return fine ? cudaSuccess : cudaErrorLaunchFailure;
 }
