@@ -20,6 +20,9 @@ namespace prefiqs::cuda {
 #define gridDim emulation::grid_size
 
 inline void __syncthreads() { emulation::barrier(0, 0); }
+inline void __syncwarp() {
+  emulation::collective("__syncwarp", [](void* const*) {}, nullptr);
+}
 
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
