@@ -92,6 +92,63 @@ def remarks_on_products(source: Path, folder: Path) -> list[str]:
     return [line for line in (done.stdout + done.stderr).splitlines() if "(C75" in line]
 
 
+# The linker exchanges these functions of the runtime: each fails, and leaves its error to be asked for.
+_ERRORS = """
+#include <cstdio>
+#include "cuda/launch.h"
+#include "cuda/ptx/tma.cuh"
+using namespace prefiqs::cuda;
+
+static cudaError_t last = cudaSuccess;
+static bool old_driver = true;
+
+extern "C" {
+cudaError_t __wrap_cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return last = cudaErrorInvalidValue; }
+cudaError_t __wrap_cudaGetLastError() {
+  const cudaError_t error = last;
+  last = cudaSuccess;
+  return error;
+}
+cudaError_t __wrap_cudaGetDriverEntryPointByVersion(
+    const char*, void** found, unsigned, unsigned long long, cudaDriverEntryPointQueryResult* result) {
+  if (old_driver) return last = cudaErrorInsufficientDriver;
+  *found = reinterpret_cast<void*>(+[] { return CUDA_ERROR_NOT_PERMITTED; });
+  *result = cudaDriverEntryPointSuccess;
+  return cudaSuccess;
+}
+}
+
+__global__ void nothing(int) {}
+
+template <class Map>
+void encode_once() {
+  TensorMap map;
+  const int status = encode<Float16>(map, Map{});
+  std::printf("%d %d\\n", status, last);
+}
+
+int main() {
+  const int status = launch(nothing, 1, 32, 64 * 1024, nullptr, 0);
+  std::printf("%d %d\\n", status, last);
+  encode_once<Im2colMap>();
+  old_driver = false;
+  encode_once<TiledMap>();
+}
+"""
+
+
+def test_a_failed_call_is_reported_once_and_by_its_own_error(tmp_path: Path) -> None:
+    source, program = tmp_path / "errors.cu", tmp_path / "errors"
+    source.write_text(_ERRORS)
+    wrapped = ("cudaFuncSetAttribute", "cudaGetLastError", "cudaGetDriverEntryPointByVersion")
+    options = [f"-Xlinker=--wrap={name}" for name in wrapped]
+    command = [NVCC or "", "-std=c++17", "-arch=sm_80", f"-I{ROOT / 'csrc'}", *options, "-o", str(program), str(source)]
+    subprocess.run(command, check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=True)
+    invalid_value, not_supported, not_permitted = 1, 801, 800
+    assert done.stdout.split() == [str(n) for n in (invalid_value, 0, not_supported, 0, not_permitted, 0)]
+
+
 def test_holds_code_for_every_gpu_it_names(library: Path) -> None:
     wheel = importlib.metadata.files("nvidia-cuda-cuobjdump") or []
     cuobjdump = next(Path(str(file.locate())) for file in wheel if file.name == "cuobjdump")

@@ -1,16 +1,23 @@
-"""CudaGraphs' bookkeeping, with recordings that only count: what is recorded when, what goes when memory is short."""
+"""CudaGraphs without a GPU: the bookkeeping, with recordings that only count, and what one asks of torch.cuda."""
 
 from __future__ import annotations
 
+import gc
 import pickle
+import threading
+import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from prefiqs_ext.dual import CudaGraphs
+from prefiqs_ext.dual import CudaGraphs, is_out_of_memory
+from prefiqs_ext.dual.runtime.cuda_graphs import Function
 
 
 def negative(batch: Tensor) -> tuple[Tensor, ...]:
@@ -33,7 +40,7 @@ class Recorder:
                 raise RuntimeError("capture was invalidated")  # noqa: B904, as torch.cuda.graph's exit does
         if self.fail is not None:
             raise self.fail("broken")
-        return _Recording(self, function, len(batch), beside)
+        return _Recording(self, function, len(batch))
 
     def taken(self) -> list[tuple[str, int]]:
         events, self.events = self.events, []
@@ -41,15 +48,15 @@ class Recorder:
 
 
 class _Recording:
-    def __init__(self, recorder: Recorder, function: Any, rows: int, beside: Any) -> None:
-        self.recorder, self.function, self.rows, self.beside = recorder, function, rows, beside
+    def __init__(self, recorder: Recorder, function: Any, rows: int) -> None:
+        self.recorder, self.function, self.rows = recorder, function, rows
 
     def replay(self, batch: Tensor) -> tuple[Tensor, ...]:
         self.recorder.events.append(("replay", self.rows))
         assert len(batch) == self.rows
         return self.function(batch)  # type: ignore[no-any-return]
 
-    def finish(self) -> None:
+    def __del__(self) -> None:
         self.recorder.events.append(("finish", self.rows))
 
 
@@ -141,3 +148,168 @@ def test_threads_replay_one_after_the_other() -> None:
     assert all(torch.equal(result[0], torch.full((n,), -float(n))) for n, result in zip(sizes, results, strict=True))
     kinds = [kind for kind, _ in recorder.events]
     assert kinds.count("record") - kinds.count("finish") == len(graphs._recordings) <= 4
+
+
+class Crowd:
+    """Notes whether two threads are ever inside together; whoever enters waits a little for the other."""
+
+    def __init__(self) -> None:
+        self.meeting, self.met = threading.Barrier(2), False
+
+    def enter(self) -> None:
+        try:
+            self.meeting.wait(0.1)
+            self.met = True
+        except threading.BrokenBarrierError:
+            self.meeting.reset()
+
+
+def starved(batch: Tensor) -> tuple[Tensor, ...]:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize(("function", "calls"), [(negative, 2), (starved, 1)], ids=["record", "empty the cache"])
+def test_nothing_goes_on_beside_a_recording(function: Function, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = Crowd()
+    monkeypatch.setattr(torch.cuda, "empty_cache", crowd.enter)
+
+    def record(function: Function, *_: Any) -> Any:
+        crowd.enter()
+        return SimpleNamespace(replay=function)
+
+    def run(function: Function, calls: int) -> None:
+        graphs = CudaGraphs(function, record)
+        for _ in range(calls):
+            graphs(torch.ones(1))
+
+    with ThreadPoolExecutor(2) as pool:
+        recorded, beside = pool.submit(run, negative, 2), pool.submit(run, function, calls)
+    assert recorded.exception() is None
+    assert is_out_of_memory(beside.exception()) == (function is starved)
+    assert not crowd.met
+
+
+# --- recordings of a torch.cuda that only notes what is asked of it ---------------------------------------------------
+
+
+class Stream:
+    """Knows for which streams and events it waits."""
+
+    def __init__(self, device: object = None) -> None:
+        self.waits: list[object] = []
+        self.wait_stream = self.wait_event = self.waits.append
+
+
+class Cuda:
+    """Stands in for torch.cuda: it computes at once, on the CPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current = Stream()
+        self.captures: list[tuple[object, Stream]] = []  # pool and stream of each
+        self.capturing = False
+        self.log: list[str] = []
+        cuda = self
+
+        class Event:
+            def record(self, stream: Stream) -> None: ...
+            def synchronize(self) -> None:
+                cuda.log.append("waited while capturing" if cuda.capturing else "waited")
+
+        class Graph:
+            pool: Any
+
+            def replay(self) -> None: ...
+
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: self.current)
+        for name in ("stream", "graph"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    @contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, cuda_graph: Any, pool: object, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        before, self.current = self.current, stream
+        pool = pool or object()
+        cuda_graph.pool = lambda: pool
+        self.captures.append((pool, stream))
+        self.capturing = True
+        try:
+            yield
+        except RuntimeError:
+            raise RuntimeError("capture was invalidated")  # noqa: B904, as torch.cuda.graph's exit does
+        finally:
+            self.capturing = False
+        self.current = before  # not after a failure: neither does torch
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    return Cuda(monkeypatch)
+
+
+def test_all_shapes_are_recorded_on_one_stream_into_one_pool(cuda: Cuda) -> None:
+    graphs = CudaGraphs(negative)
+    for rows in (1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 1):
+        assert torch.equal(graphs(torch.ones(rows))[0], -torch.ones(rows))
+    assert len(cuda.captures) == 6
+    assert len(set(cuda.captures)) == 1
+    assert cuda.current not in dict(cuda.captures).values()
+
+
+def test_the_input_is_freed_when_the_last_replay_is_over(cuda: Cuda) -> None:
+    def watch(batch: Tensor) -> tuple[Tensor, ...]:
+        if cuda.capturing:
+            weakref.finalize(batch, cuda.log.append, "freed")
+        return negative(batch)
+
+    graphs = CudaGraphs(watch)
+    for _ in range(3):
+        graphs(torch.ones(1))
+    assert cuda.log == []
+    del graphs
+    assert cuda.log == ["waited", "freed"]
+
+
+def test_no_garbage_is_collected_while_recording(cuda: Cuda) -> None:
+    def litter(batch: Tensor) -> tuple[Tensor, ...]:
+        kept = [[batch] for _ in range(3 * gc.get_threshold()[0])] if cuda.capturing else []
+        return (-batch + len(kept),)
+
+    graphs = CudaGraphs(litter)
+    graphs(torch.ones(1))
+    gc.disable()  # so that what is dropped is young, and the first to be looked at
+    dropped = CudaGraphs(negative)
+    for _ in range(2):
+        dropped(torch.ones(1))
+    dropped.itself = dropped  # type: ignore[attr-defined]
+    del dropped
+    gc.enable()
+    graphs(torch.ones(1))
+    assert gc.isenabled()
+    gc.collect()
+    assert cuda.log == ["waited"]
+
+
+def test_a_failed_recording_leaves_the_stream_as_it_was(cuda: Cuda) -> None:
+    caller = cuda.current
+
+    def fail(batch: Tensor) -> tuple[Tensor, ...]:
+        if cuda.capturing:
+            raise RuntimeError("broken")
+        return negative(batch)
+
+    graphs = CudaGraphs(fail)
+    graphs(torch.ones(1))
+    with pytest.raises(RuntimeError, match="invalidated"):
+        graphs(torch.ones(1))
+    assert cuda.current is caller
+    assert caller.waits[-1] is cuda.captures[0][1]  # what it left running reads the input

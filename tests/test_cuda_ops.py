@@ -305,7 +305,7 @@ def test_no_memory_for_the_result() -> None:
 def test_sizes_beyond_32_bits() -> None:
     src, weight = torch.zeros(1, 1, 1, 1, device="cuda", dtype=HALF), torch.zeros(1, 1, 1, 1, device="cuda", dtype=HALF)
     with pytest.raises(
-        RuntimeError, match=r"expected the kernel to launch, got cudaErrorInvalidValue: .* smaller batch"
+        RuntimeError, match=r"expected the kernel to launch, got cudaErrorInvalidConfiguration: .* smaller batch"
     ):
         ops.dual_conv2d(src, weight, padding=(19_500, 19_500))  # 1.5 * 2^30 pixels, 3 GB
 

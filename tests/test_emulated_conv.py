@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefiqs_ext.pruning_masks import pack_mask
 from tests import oracle
-from tests.emulated import TILES, Kernels, library_of_this_tree
+from tests.emulated import TILES, EmulationError, Kernels, library_of_this_tree
 
 # Products of 16-bit numbers are exact in float32; their sum's error grows like sqrt(K) * 6e-8 of the largest sum. K is
 # at most 25088 here, in segments of at most 1568: 1e-5 leaves a factor of three. Outputs of 16 bits are rounded once.
@@ -258,6 +258,12 @@ def test_a_nan_reaches_only_the_outputs_that_see_it(kernels: Kernels, shape: str
     inputs = conv_inputs(shape, mode)
     inputs["src"][0, 1, 2, 1] = float("nan")
     assert torch.equal(kernels.conv2d(**inputs).isnan(), expected_conv(inputs).isnan())
+
+
+def test_sizes_beyond_32_bits_are_refused(kernels: Kernels) -> None:
+    one = torch.ones(1, 1, 1, 1, dtype=torch.float16)
+    with pytest.raises(EmulationError, match="too large to index"):
+        kernels.conv2d(one, one, padding=(19_500, 19_500), stride=(39_000, 39_000))  # 1.5 * 2^30 padded pixels
 
 
 # IResNet's layers: channels, filters, stride, input size; kernel 3 x 3.

@@ -171,9 +171,6 @@ class Eager:
     def __init__(self, function: Any, *_: Any) -> None:
         self.replay = function
 
-    def finish(self) -> None:
-        pass
-
 
 @pytest.fixture
 def in_half(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scorer]:

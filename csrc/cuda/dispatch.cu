@@ -24,7 +24,7 @@ int64_t conv_workspace_floats(const ConvParams& params, int multiprocessors) {
 }
 
 cudaError_t launch_conv(const ConvParams& params, int multiprocessors, bool sm90, cudaStream_t stream) {
-  if (!Conv::fits(params)) return cudaErrorInvalidValue;
+  if (!Conv::fits(params)) return cudaErrorInvalidConfiguration;
   const Conv conv(params);
   if (sm90 && fits_sm90(conv)) {
     return params.compute == Type::float16 ? launch_sm90_float16(conv, multiprocessors, stream)

@@ -144,6 +144,9 @@ __device__ void multiply(float (&sums)[2][64], uint32_t filters, uint32_t pixels
   }
   constexpr int masked = mode == Mode::unmasked ? 0 : 1;
   constexpr int second = (Room<mode>::sources - 1) * pixel_bytes;
+  hold_registers(sums);
+  hold_registers(a[0]);
+  hold_registers(a[masked]);
   wgmma_fence();
 #pragma unroll
   for (int k16 = 0; k16 < 4; ++k16) {
@@ -152,6 +155,9 @@ __device__ void multiply(float (&sums)[2][64], uint32_t filters, uint32_t pixels
   }
   wgmma_commit();
   wgmma_wait<0>();
+  hold_registers(sums);
+  hold_registers(a[0]);
+  hold_registers(a[masked]);
 }
 
 // Turns this warpgroup's sums of one half into outputs.
@@ -198,6 +204,7 @@ __device__ void consume(const Conv& p, const Tiles& tiles, unsigned char* shared
       mbarrier_wait(base + Place::full + turn.stage * mbarrier_bytes, turn.parity);
       multiply<T, mode>(sums, stage + group * group_channels * copy_row_bytes, stage + weight_bytes, words,
                         CopyStep(p, i).k(p) % 32);
+      __syncwarp();  // every lane has read the stage
       if (threadIdx.x % 32 == 0) mbarrier_arrive(base + Place::empty + turn.stage * mbarrier_bytes);
     }
 #pragma unroll

@@ -54,8 +54,9 @@ struct NormParams {
 // batch.
 int64_t conv_workspace_floats(const ConvParams& params, int multiprocessors);
 
-// All enqueue on `stream` and return the launch's status. `sm90`: use the kernel for compute capability 9.0a for the
-// layers that it takes; it adds in another order.
+// All enqueue on `stream` and return the launch's status; cudaErrorInvalidConfiguration says that the sizes are too
+// large to index. `sm90`: use the kernel for compute capability 9.0a for the layers that it takes; it adds in another
+// order.
 cudaError_t launch_conv(const ConvParams& params, int multiprocessors, bool sm90, cudaStream_t stream);
 cudaError_t launch_distance(const DistanceParams& params, cudaStream_t stream);
 cudaError_t launch_norm(const NormParams& params, cudaStream_t stream);

@@ -20,11 +20,11 @@ cudaError_t launch(void (*kernel)(Params...),
                    int shared_bytes,
                    cudaStream_t stream,
                    const Params&... params) {
-  if (blocks > INT32_MAX) return cudaErrorInvalidValue;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   // More than 48 KiB has to be asked for on each device; asking again costs nothing beside a launch.
   if (shared_bytes > 48 * 1024) {
     const auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (status != cudaSuccess) return status;
+    if (status != cudaSuccess) return cudaGetLastError();  // and so takes it: the next launch would report it
   }
   kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(params...);
   return cudaGetLastError();

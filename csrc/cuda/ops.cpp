@@ -90,7 +90,8 @@ class Launch {
   }
 
   void expect_success(cudaError_t status) const {
-    const char* remedy = status == cudaErrorInvalidValue ? " (sizes too large to index? use a smaller batch)" : "";
+    const bool large = status == cudaErrorInvalidConfiguration;
+    const char* remedy = large ? " (sizes too large to index? use a smaller batch)" : "";
     expect(status == cudaSuccess, op_, "expected the kernel to launch, got ", cudaGetErrorName(status), ": ",
            cudaGetErrorString(status), remedy);
   }

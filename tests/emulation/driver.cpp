@@ -74,7 +74,8 @@ GemmPlan plan_of(const ConvCase& c, const Conv& conv) {
 
 int report(cudaError_t status, char* message, int64_t size) {
   const char* error = emulation::last_error();
-  snprintf(message, static_cast<size_t>(size), "%s", *error == '\0' && status != cudaSuccess ? "invalid value" : error);
+  const char* refusal = status == cudaErrorInvalidConfiguration ? "too large to index" : "refused";
+  snprintf(message, static_cast<size_t>(size), "%s", *error == '\0' && status != cudaSuccess ? refusal : error);
   return status;
 }
 

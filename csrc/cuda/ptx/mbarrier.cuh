@@ -29,7 +29,8 @@ __device__ inline void mbarrier_arrive_copies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-// Waits until the phase of this parity has ended. All lanes of a warp call it.
+// Waits until the phase of this parity has ended. All lanes of a warp call it, and go on together: each leaves the loop
+// by itself, but what follows is issued by one lane for all, or by all at once.
 __device__ inline void mbarrier_wait(uint32_t barrier, int parity) {
   asm volatile(
       "{\n"
@@ -40,6 +41,7 @@ __device__ inline void mbarrier_wait(uint32_t barrier, int parity) {
       "}\n" ::"r"(barrier),
       "r"(parity)
       : "memory");
+  __syncwarp();
 }
 
 }  // namespace prefiqs::cuda

@@ -25,8 +25,12 @@ Function* driver_function(const char* name) {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result{};
   const auto status = cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result);
+  if (status != cudaSuccess) cudaGetLastError();  // takes it: the next launch would report it
   return status == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Function*>(found) : nullptr;
 }
+
+// The runtime gives its errors the driver's numbers.
+inline cudaError_t runtime_error(CUresult result) { return static_cast<cudaError_t>(result); }
 
 template <class T>
 cudaError_t encode(TensorMap& out, const Im2colMap& map) {
@@ -36,7 +40,7 @@ cudaError_t encode(TensorMap& out, const Im2colMap& map) {
       function(&out, tensor_type<T>(), 4, const_cast<void*>(map.data), map.dims, map.strides, map.lower, map.upper,
                map.channels, map.pixels, map.traversal, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+  return runtime_error(result);
 }
 
 template <class T>
@@ -47,7 +51,7 @@ cudaError_t encode(TensorMap& out, const TiledMap& map) {
   const CUresult result = function(&out, tensor_type<T>(), 3, const_cast<void*>(map.data), map.dims, map.strides,
                                    map.box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+  return runtime_error(result);
 }
 
 // `place` of the box's first pixel; (r, s): the tap's offset in pixels.

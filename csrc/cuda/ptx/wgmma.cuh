@@ -1,6 +1,7 @@
 // wgmma.m64n128k16: sums[64 x 128] += a[64 x 16] * b[16 x 128], by a warpgroup, asynchronously. Warp w holds rows 16w
 // to 16w + 15 of a and of the sums, laid out as for mma.m16n8k16 (sums: four for each eight columns); b is a descriptor
-// of shared memory. No register of either may be touched from the fence before it to the wait behind it.
+// of shared memory. No register of either may be touched from the fence before it to the wait behind it. The compiler
+// knows nothing of that; hold_registers on both sides keeps its moves outside.
 #pragma once
 #include <cstdint>
 
@@ -15,6 +16,15 @@ __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.al
 template <int pending>
 __device__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+
+// To the compiler these registers are read and written here, so that no access moves across.
+__device__ inline void hold_registers(float& value) { asm volatile("" : "+f"(value)::"memory"); }
+__device__ inline void hold_registers(uint32_t& value) { asm volatile("" : "+r"(value)::"memory"); }
+template <class Value, int count>
+__device__ void hold_registers(Value (&values)[count]) {
+#pragma unroll
+  for (Value& value : values) hold_registers(value);
 }
 
 template <class T>

@@ -5,9 +5,11 @@ At small batches the CPU needs longer for a network's hundred or so launches tha
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -18,15 +20,15 @@ from prefiqs_ext.dual.runtime.heuristics import MOST_RECORDINGS, SHAPES_REMEMBER
 Outputs = tuple[Tensor, ...]
 Function = Callable[[Tensor], Outputs]
 
+# torch allows one recording at a time in a process, and it cannot empty its cache during one.
+_RECORDING = threading.Lock()
+
 
 class Recording(Protocol):
-    """The launches for one shape of batch."""
+    """The launches for one shape of batch. Before it goes, it waits until nothing of it runs any more."""
 
     def replay(self, batch: Tensor) -> Outputs:
         """Compute the function's results for a batch of that shape, in memory of their own."""
-
-    def finish(self) -> None:
-        """Wait until nothing of it runs any more."""
 
 
 class CudaGraphs:
@@ -68,7 +70,8 @@ class CudaGraphs:
         with self._lock:
             self._drop_recordings(0)
             self._seen[_make_key(batch)] = False
-        torch.cuda.empty_cache()
+        with _RECORDING:
+            torch.cuda.empty_cache()
         return self._function(batch)
 
     def _replay(self, batch: Tensor) -> Outputs | None:
@@ -85,14 +88,14 @@ class CudaGraphs:
                     return None
                 self._drop_recordings(MOST_RECORDINGS - 1)
                 beside = next(iter(self._recordings.values()), None)
-                self._recordings[key] = self._record(self._function, batch, beside)
+                with _alone():
+                    self._recordings[key] = self._record(self._function, batch, beside)
             self._recordings.move_to_end(key)
             return self._recordings[key].replay(batch)
 
     def _drop_recordings(self, most: int) -> None:
         """Drop all recordings but the `most` that were used last."""
         while len(self._recordings) > most:
-            next(iter(self._recordings.values())).finish()
             self._recordings.popitem(last=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,29 +109,32 @@ class CudaGraphs:
 class CudaRecording:
     """One recorded CUDA graph, with the tensors that it reads and writes.
 
-    Recordings share the memory of their intermediate results, so they run one after the other: the event `_left` says
-    when the results of the last one have been copied out.
+    Recordings share the memory of their intermediate results. torch keeps freed memory for the stream that it was
+    allocated on, so all are recorded on one stream; and they run one after the other: the event `_left` says when the
+    results of the last one have been copied out.
     """
 
     def __init__(self, function: Function, batch: Tensor, beside: CudaRecording | None) -> None:
+        self._left: torch.cuda.Event = beside._left if beside else torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._stream: torch.cuda.Stream = beside._stream if beside else torch.cuda.Stream(batch.device)  # type: ignore[no-untyped-call]
         # The layout that convolutions read: copying the batch in also puts it in order.
         layout = torch.channels_last if batch.dim() == 4 else torch.contiguous_format
         self._src = torch.empty_like(batch, memory_format=layout)
         self._graph = torch.cuda.CUDAGraph()
-        self._left: torch.cuda.Event = beside._left if beside else torch.cuda.Event()  # type: ignore[no-untyped-call]
         current = torch.cuda.current_stream(batch.device)
-        if beside is not None:
-            current.wait_event(self._left)
+        current.wait_event(self._left)
         self._src.copy_(batch)
-        stream = torch.cuda.Stream(batch.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            function(self._src)  # libraries set themselves up at a stream's first use, which cannot be recorded
-        current.wait_stream(stream)
+        self._stream.wait_stream(current)
         pool = None if beside is None else beside._graph.pool()
-        # thread_local, so that other threads may go on allocating while this one records.
-        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self._results = function(self._src)
+        try:
+            # The outer context restores the stream even where torch.cuda.graph, failing at its exit, does not.
+            with torch.cuda.stream(self._stream):
+                function(self._src)  # libraries set themselves up at a stream's first use, which cannot be recorded
+                # thread_local, so that other threads may go on allocating while this one records.
+                with torch.cuda.graph(self._graph, pool, self._stream, capture_error_mode="thread_local"):
+                    self._results = function(self._src)
+        finally:
+            current.wait_stream(self._stream)
         self._left.record(current)
 
     def replay(self, batch: Tensor) -> Outputs:
@@ -141,9 +147,25 @@ class CudaRecording:
         self._left.record(current)
         return results
 
-    def finish(self) -> None:
-        """Wait until the results of the last replay have been copied out."""
+    def __del__(self) -> None:
+        # torch knows nothing of the streams on which the recording ran: memory freed now could be used again at once.
         self._left.synchronize()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let one recording be made, with no other beside it and no garbage collected.
+
+    The garbage may hold a recording. Dropping that one waits for the GPU, and a recording fails if its thread waits.
+    """
+    with _RECORDING:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if collects:
+                gc.enable()
 
 
 def _make_key(batch: Tensor) -> tuple[object, ...]:

@@ -20,6 +20,9 @@ namespace prefiqs::cuda {
 #define gridDim emulation::grid_size
 
 inline void __syncthreads() { emulation::barrier(0, 0); }
+inline void __syncwarp() {
+  emulation::collective("__syncwarp", [](void* const*) {}, nullptr);
+}
 
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
@@ -52,7 +55,7 @@ inline unsigned char* shared_memory() { return emulation::shared_memory(); }
 template <class... Params>
 cudaError_t launch(
     void (*kernel)(Params...), int64_t blocks, int threads, int shared_bytes, cudaStream_t, const Params&... params) {
-  if (blocks > INT32_MAX) return cudaErrorInvalidValue;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   const bool fine = emulation::run_kernel(blocks, threads, shared_bytes, [&] { kernel(params...); });
   return fine ? cudaSuccess : cudaErrorLaunchFailure;
 }
