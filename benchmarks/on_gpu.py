@@ -11,10 +11,11 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu_environment import FOLDER, build_variables
-from benchmarks.gpu_steps import RESULTS, SUMMARY, Step, run_steps
+from benchmarks.gpu_steps import LOG, RESULTS, SUMMARY, Step, run_steps
 
 _ROOT = Path(__file__).resolve().parents[1]
 _OPERATORS = "tests/test_cuda_ops.py"
@@ -101,19 +102,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def run(steps: Sequence[Step], pack: Path, outdir: Path, budget: float) -> int:
+    """Run steps, and print the summary; returns the exit code. What an earlier run left is deleted first."""
+    outdir.mkdir(parents=True, exist_ok=True)
+    for old in (*(outdir / name for name in (RESULTS, SUMMARY, LOG, "junit.xml")), *FOLDER.glob("*.pt")):
+        old.unlink(missing_ok=True)
+    outcomes = run_steps(steps, outdir, budget, prepare_environment(pack, outdir))
+    print((outdir / SUMMARY).read_text(), end="")
+    return 0 if all(outcome.state == "passed" for outcome in outcomes) else 1
+
+
 def main() -> int:
     """Run all steps; returns the exit code."""
     os.chdir(_ROOT)
     arguments = build_parser().parse_args()
-    outdir = arguments.outdir
-    outdir.mkdir(parents=True, exist_ok=True)
-    for old in (*outdir.glob("*"), *FOLDER.glob("*.pt")):
-        if old.name in (RESULTS, SUMMARY, "log.txt", "junit.xml") or old.suffix == ".pt":
-            old.unlink()
-    steps = list_steps(arguments.device, arguments.pack, outdir)
-    outcomes = run_steps(steps, outdir, arguments.budget, prepare_environment(arguments.pack, outdir))
-    print((outdir / SUMMARY).read_text(), end="")
-    return 0 if all(outcome.state == "passed" for outcome in outcomes) else 1
+    steps = list_steps(arguments.device, arguments.pack, arguments.outdir)
+    return run(steps, arguments.pack, arguments.outdir, arguments.budget)
 
 
 def _parse_folder(text: str) -> Path:
