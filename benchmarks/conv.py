@@ -96,10 +96,15 @@ class _LayerCounter(fx.Interpreter):
 
 def find_layers(model: nn.Module, preset: Any) -> Counter[Layer]:
     """Convert a network and count how often it has each distinct layer."""
-    graph = Scorer(model, preset=preset)._dual
-    found = _LayerCounter(graph)
+    return count_layers(Scorer(model, preset=preset))
+
+
+def count_layers(scorer: Scorer) -> Counter[Layer]:
+    """Count how often a converted network has each distinct layer; it must have a preset."""
+    assert scorer.preset is not None
+    found = _LayerCounter(scorer._dual)
     with torch.inference_mode():
-        found.run(torch.zeros(1, 3, *preset.size, dtype=torch.uint8))
+        found.run(torch.zeros(1, 3, *scorer.preset.size, dtype=torch.uint8, device=scorer.device))
     return found.counts
 
 

@@ -1,122 +1,54 @@
-"""One measurement on a GPU, for example `python -m benchmarks.gpu network iresnet100 256`. on_gpu.py runs all of them.
+"""The measurements on a GPU, in one process: torch is imported once, and each network is converted once.
+
+on_gpu.py starts it and asks for one measurement after the other. Alone: `echo "60 network iresnet100 256" | python -m
+benchmarks.gpu`, where 60 are the seconds that it may take. An error ends the process. `--device cpu` is for trying the
+code; its times say nothing about a GPU.
 
 Each result is written at once as a line of JSON; the peers are finished before ours is begun. Times are medians of CUDA
-events, with the contenders in rotating order. `--device cpu` is for trying the code; its times say nothing about a GPU.
+events, with the contenders in rotating order.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import copy
 import os
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import conv
 from benchmarks.fidelity import read_faces
-from benchmarks.gpu_environment import FOLDER
-from benchmarks.gpu_steps import record
-from benchmarks.peers import TwoModels
-from benchmarks.score import load_network
+from benchmarks.gpu_bench import Bench, Calls, save
+from benchmarks.gpu_cases import KERNEL, run_cases
+from benchmarks.gpu_environment import FOLDER, digest_sources
+from benchmarks.gpu_steps import LIMIT, record
 from benchmarks.timing import Spread, compare_rounds, describe_machine
 from prefiqs_ext import ops, reference
 from prefiqs_ext.device import why_no_cuda
-from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning_masks import pack_mask
 from prefiqs_ext.scorer import Scorer
 from tests.networks import pictures
 
 OURS, ENGINE, EAGER, GRAPH = "prefiqs_ext", "prefiqs_ext, engine alone", "two models", "two models, CUDA graph"
-COMPILED = "two models, torch.compile max-autotune"
+COMPILED = "two models, torch.compile"
 TWO_LAYERS = "two cuDNN layers"
 _D_TOLERANCE, _SPEARMAN = 3e-3, 0.999
-_SOURCES = {".h", ".cuh", ".cu", ".cpp", ".py"}
-_TIMED_SECONDS = 6.0  # of one contender
-_MOST_ROUNDS, _FEWEST_ROUNDS = 30, 5
-Calls = Mapping[str, Callable[[], object]]
+_LAYERS = 5  # the largest
 
 
-class Bench:
-    """What all measurements share: where, in what type, and how a time is taken."""
-
-    def __init__(self, device: str) -> None:
-        self.device = torch.device(device)
-        self.on_gpu = self.device.type == "cuda"
-        self.dtype = torch.float16 if self.on_gpu else torch.float32
-        torch.backends.cudnn.benchmark = True  # the fastest that cuDNN has, for the peers
-        if self.on_gpu and not torch.cuda.is_available():
-            raise SystemExit("expected a CUDA device, found none: --device cpu is for trying the code")
-        self.card = torch.cuda.get_device_name() if self.on_gpu else "no GPU: for trying only"
-
-    def time_call(self, call: Callable[[], object], repeats: int) -> float:
-        """Return the milliseconds of one call, averaged over `repeats` calls in a row."""
-        if not self.on_gpu:
-            start = time.perf_counter()
-            for _ in range(repeats):
-                call()
-            return (time.perf_counter() - start) / repeats * 1e3
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record()
-        for _ in range(repeats):
-            call()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / repeats
-
-    def time_rounds(self, calls: Calls, *, seconds: float = _TIMED_SECONDS) -> dict[str, list[float]]:
-        """Return the milliseconds of each contender in each round; every round begins with another contender."""
-        for call in calls.values():
-            for _ in range(3):  # set up, recorded, replayed
-                call()
-        once = {name: self.time_call(call, 1) for name, call in calls.items()}
-        # A timing is some 20 ms long, so that starting it does not count.
-        repeats = {name: max(1, round(20 / took)) for name, took in once.items()}
-        longest = max(once[name] * repeats[name] for name in calls) / 1e3
-        count = max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, int(seconds / longest)))
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        names = list(calls)
-        for turn in range(count):
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
-                times[name].append(self.time_call(calls[name], repeats[name]))
-        return times
-
-    def load_network(self, name: str) -> tuple[nn.Module, Preset]:
-        """Return a network and its preset; kept in a file from step to step, because calibration takes a while."""
-        file = FOLDER / f"{name}.pt"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(load_network(name), file)
-        model, preset = torch.load(file, weights_only=False)  # our own file
-        return model, preset
-
-    def build_two_models(self, name: str) -> TwoModels:
-        """Build the peer: two copies of the network on the device, channels_last."""
-        pair = TwoModels(*self.load_network(name), dtype=self.dtype).eval().requires_grad_(False)
-        return pair.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-    def build_scorer(self, name: str) -> Scorer:
-        """Build ours on the device."""
-        model, preset = self.load_network(name)
-        return Scorer(model, preset=preset, device=self.device)
-
-    def make_images(self, name: str, count: int) -> Tensor:
-        """Make synthetic images of the network's size on the device."""
-        return pictures(count, self.load_network(name)[1].size).to(self.device)
-
-
-def record_facts(bench: Bench, _: argparse.Namespace) -> None:
+def record_facts(bench: Bench) -> None:
     """Record what runs, on what, and from which source."""
-    files = sorted(file for folder in ("csrc", "prefiqs_ext") for file in Path(folder).rglob("*"))
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files if file.suffix in _SOURCES)).hexdigest()
+    digest = digest_sources("csrc", "prefiqs_ext")
     commit = _run_command("git", "rev-parse", "HEAD")
     driver = _run_command("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
     record(
@@ -143,7 +75,12 @@ def _run_command(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def measure_ceilings(bench: Bench, _: argparse.Namespace) -> None:
+def check_cases(bench: Bench) -> None:
+    """Compare small cases of every kernel with the oracle."""
+    run_cases(bench.device)
+
+
+def measure_ceilings(bench: Bench) -> None:
     """Measure the speed of copies and of matrix products."""
     count = 2**30 if bench.on_gpu else 2**20
     source = torch.zeros(count, dtype=torch.uint8, device=bench.device)
@@ -159,46 +96,64 @@ def measure_ceilings(bench: Bench, _: argparse.Namespace) -> None:
     record("ceilings", terabytes_a_second=bandwidth, teraflops=rate, milliseconds=times, text=text)
 
 
-def measure_network(bench: Bench, arguments: argparse.Namespace) -> None:
+def measure_network(bench: Bench, name: str, batch: str) -> None:
     """Measure the eager peers, then ours beside them, and what both keep on the device."""
-    name, count = arguments.model, arguments.batch
-    images = bench.make_images(name, count)
-    with torch.inference_mode():
-        pair = bench.build_two_models(name)
-        channels_last = images.contiguous(memory_format=torch.channels_last)
-        calls: dict[str, Callable[[], object]] = {EAGER: lambda: pair(channels_last)}
-        if bench.on_gpu:
-            calls[GRAPH] = _capture(lambda: pair(channels_last))
-        alone = bench.time_rounds(calls)
-        record("peers", model=name, batch=count, card=bench.card, milliseconds=alone)
-        scorer = bench.build_scorer(name)
-        calls[OURS] = lambda: scorer(images)
-        # Beside a peer, which checks nothing: without the checks of values, and without waiting for the result.
-        calls[ENGINE] = lambda: scorer._run(images)
-        _record_comparison(bench, name, count, calls)
+    count, pair = int(batch), bench.build_two_models(name)
+    images = bench.make_images(count, bench.load_network(name)[1])
+    channels_last = images.contiguous(memory_format=torch.channels_last)
+    run_eager = torch.inference_mode()(lambda: pair(channels_last))
+    calls: dict[str, Callable[[], object]] = {EAGER: run_eager}
+    if bench.on_gpu:
+        calls[GRAPH] = _capture(run_eager)
+    _record_peers(bench, name, count, calls)
+    scorer = bench.build_scorer(name)
+    save(scorer(images).distance.cpu(), _get_distance_file(name, count))
+    _record_comparison(bench, name, count, calls | _build_our_calls(scorer, images))
     half = 2 * sum(t.numel() for t in (*pair.dense.parameters(), *pair.dense.buffers()))
     text = f"{name}: weights on the device {scorer.resident_bytes / 1e6:.1f} MB, {scorer.resident_bytes / half:.3f} x"
     record("weights", model=name, bytes=scorer.resident_bytes, half_bytes=half, text=f"{text} one half-precision model")
 
 
-def measure_compiled(bench: Bench, arguments: argparse.Namespace) -> None:
-    """Measure the fastest that torch has: max-autotune, which uses CUDA graphs, with batch norm folded (freezing)."""
-    from torch._inductor import config as inductor
+def measure_ours(bench: Bench, name: str, batch: str) -> None:
+    """Measure ours alone, with another kernel, and compare its D with that of the first."""
+    count, scorer = int(batch), bench.build_scorer(name)
+    images = bench.make_images(count, scorer.preset)
+    file = _get_distance_file(name, count)
+    if file.exists():
+        error = float((scorer(images).distance.cpu() - torch.load(file)).abs().max())
+        text = f"{name}, batch {count}, {KERNEL}: max |dD| {error:.1e} to the first kernel"
+        record("kernels", model=name, batch=count, kernel=KERNEL, max_error=error, text=text)
+        if not error < 2 * _D_TOLERANCE:  # each may be off by once that
+            raise SystemExit(f"expected max |dD| below {2 * _D_TOLERANCE}, got {text}")
+    _record_comparison(bench, name, count, _build_our_calls(scorer, images))
 
-    name, count = arguments.model, arguments.batch
-    images = bench.make_images(name, count)
-    inductor.freezing = True
+
+def measure_compiled(bench: Bench, name: str, batch: str) -> None:
+    """Measure the peer by torch.compile, with batch norm folded (freezing), and ours beside it."""
+    count, pair = int(batch), bench.build_two_models(name)
+    images = bench.make_images(count, bench.load_network(name)[1])
     with torch.no_grad():
-        run = torch.compile(bench.build_two_models(name), mode="max-autotune")
+        run = torch.compile(pair, options={"freezing": True})
         channels_last = images.contiguous(memory_format=torch.channels_last)
         start = time.perf_counter()
-        calls: dict[str, Callable[[], object]] = {COMPILED: lambda: run(channels_last)}
-        alone = bench.time_rounds(calls)
+        run(channels_last)
         took = time.perf_counter() - start
-        record("peers", model=name, batch=count, card=bench.card, milliseconds=alone, compile_seconds=took)
-        scorer = bench.build_scorer(name)
-        calls[OURS] = lambda: scorer(images)
-        _record_comparison(bench, name, count, calls)
+        calls: dict[str, Callable[[], object]] = {COMPILED: lambda: run(channels_last)}
+        _record_peers(bench, name, count, calls, compile_seconds=took)
+        _record_comparison(bench, name, count, calls | _build_our_calls(bench.build_scorer(name), images))
+
+
+def _get_distance_file(name: str, count: int) -> Path:
+    return FOLDER / f"{name}-{count}-distance.pt"
+
+
+def _build_our_calls(scorer: Scorer, images: Tensor) -> dict[str, Callable[[], object]]:
+    @torch.inference_mode()
+    def run_engine() -> object:
+        # Beside a peer, which checks nothing: without the checks of values, and without waiting for the result.
+        return scorer._run(images)
+
+    return {OURS: lambda: scorer(images), ENGINE: run_engine}
 
 
 def _capture(call: Callable[[], object]) -> Callable[[], object]:
@@ -211,6 +166,13 @@ def _capture(call: Callable[[], object]) -> Callable[[], object]:
     with torch.cuda.graph(graph, stream=stream):
         call()
     return graph.replay
+
+
+def _record_peers(bench: Bench, name: str, count: int, calls: Calls, **more: float) -> None:
+    times = bench.time_rounds(calls)
+    text = "; ".join(f"{peer} {Spread.of(found).median:.3f} ms" for peer, found in times.items())
+    text = f"{name}, batch {count}, before ours is begun: {text}"
+    record("peers", model=name, batch=count, card=bench.card, milliseconds=times, text=text, **more)
 
 
 def _record_comparison(bench: Bench, name: str, count: int, calls: Calls) -> None:
@@ -227,117 +189,117 @@ def _record_comparison(bench: Bench, name: str, count: int, calls: Calls) -> Non
         model=name,
         batch=count,
         card=bench.card,
+        kernel=KERNEL,
         milliseconds=times,
         time={contender: asdict(spread) for contender, spread in medians.items()},
         time_over_ours={contender: asdict(spread) for contender, spread in speedups.items()},
-        text=f"{name}, batch {count}: {text}",
+        text=f"{name}, batch {count}, {KERNEL}: {text}",
     )
 
 
 @torch.inference_mode()
-def measure_layers(bench: Bench, arguments: argparse.Namespace) -> None:
-    """Measure every distinct layer against two layers of cuDNN, or of cuBLAS if it is linear."""
-    totals = {OURS: 0.0, TWO_LAYERS: 0.0}
-    found = conv.find_layers(*bench.load_network(arguments.model))
-    # The layers that take longest first: the budget may end this.
-    for layer, times in sorted(found.items(), key=lambda item: -item[0].operations * item[1]):
-        calls = _build_layer_calls(bench, layer, arguments.batch)
-        spreads = {name: Spread.of(took) for name, took in bench.time_rounds(calls, seconds=1).items()}
-        work = 2 * arguments.batch * layer.operations
-        rates = {name: work / spread.median / 1e9 for name, spread in spreads.items()}
-        for name, spread in spreads.items():
-            totals[name] += times * spread.median
-        text = ", ".join(f"{name} {spreads[name].median:.3f} ms {rates[name]:.0f} TFLOP/s" for name in calls)
+def measure_layers(bench: Bench, name: str, batch: str) -> None:
+    """Measure the largest layers that either kernel takes, against two layers of cuDNN."""
+    count = int(batch)
+    found = [item for item in conv.count_layers(bench.build_scorer(name)).items() if fits_sm90(item[0])]
+    largest = sorted(found, key=lambda item: -item[0].operations * item[1])[:_LAYERS]
+    for layer, times in largest:
+        calls = _build_layer_calls(bench, layer, count)
+        spreads = {contender: Spread.of(took) for contender, took in bench.time_rounds(calls, seconds=0.5).items()}
+        rates = {contender: 2 * count * layer.operations / spread.median / 1e9 for contender, spread in spreads.items()}
+        text = ", ".join(f"{each} {spreads[each].median:.3f} ms {rates[each]:.0f} TFLOP/s" for each in calls)
         record(
             "layer",
-            **asdict(layer),
+            layer=asdict(layer),
             count=times,
-            batch=arguments.batch,
-            model=arguments.model,
-            time={name: asdict(spread) for name, spread in spreads.items()},
+            batch=count,
+            model=name,
+            kernel=KERNEL,
+            time={contender: asdict(spread) for contender, spread in spreads.items()},
             teraflops=rates,
-            line=f"{layer!s} ({times}): {text}",
+            text=f"{layer!s} ({times}), {KERNEL}: {text}",
         )
-    text = ", ".join(f"{name} {total:.2f} ms" for name, total in totals.items())
-    record("layers", totals=totals, text=f"{arguments.model}, batch {arguments.batch}, all layers one by one: {text}")
+
+
+def fits_sm90(layer: conv.Layer) -> bool:
+    """Tell whether the kernel for compute capability 9.0a takes a layer, as csrc/cuda/dual_conv_sm90.h has it."""
+    if layer.kernel not in ((1, 1), (3, 3)) or layer.groups != 1 or layer.channels % 8 != 0:
+        return False
+    height, width = (
+        (n + 2 * p - k) // s + 1
+        for n, p, k, s in zip(layer.size, layer.padding, layer.kernel, layer.stride, strict=True)
+    )
+    # Sums are cut into segments where one image has few tiles and the sums are long (cut_segments in gemm_plan.h).
+    tiles = -(-layer.filters // 64) * -(-height * width // 32)
+    steps = -(-layer.kernel[0] * layer.kernel[1] * layer.channels // 32)
+    return tiles >= 24 or min(128 // tiles, steps // 16) <= 1
 
 
 def _build_layer_calls(bench: Bench, layer: conv.Layer, count: int) -> Calls:
-    linear = layer.kernel == (0, 0)
-    shape = (layer.channels,) if linear else (layer.channels, *layer.size)
-    src = torch.randn((2 if layer.paired else 1) * count, *shape, device=bench.device).to(bench.dtype)
-    weight = torch.randn(layer.filters, layer.channels // layer.groups, *(() if linear else layer.kernel))
-    mask = pack_mask(torch.rand_like(weight) > 0.4).to(bench.device)
-    weight = weight.to(bench.device, bench.dtype)
-    if not linear:
-        src, weight = (t.contiguous(memory_format=torch.channels_last) for t in (src, weight))
+    src = torch.randn((2 if layer.paired else 1) * count, layer.channels, *layer.size, device=bench.device)
+    weight = torch.randn(layer.filters, layer.channels, *layer.kernel, device=bench.device)
+    mask = pack_mask(torch.rand(weight.shape) > 0.4).to(bench.device)
+    src, weight = (t.to(bench.dtype).contiguous(memory_format=torch.channels_last) for t in (src, weight))
     halves = src.chunk(2) if layer.paired else (src, src)
-    if linear:
-        return {
-            TWO_LAYERS: lambda: [F.linear(x, weight) for x in halves],
-            OURS: lambda: ops.dual_linear(src, weight, mask, paired=layer.paired),
-        }
+    settings: Any = {"stride": layer.stride, "padding": layer.padding}
     return {
-        TWO_LAYERS: lambda: [
-            F.conv2d(x, weight, None, layer.stride, layer.padding, groups=layer.groups) for x in halves
-        ],
-        OURS: lambda: ops.dual_conv2d(
-            src, weight, mask, stride=layer.stride, padding=layer.padding, groups=layer.groups, paired=layer.paired
-        ),
+        TWO_LAYERS: lambda: [F.conv2d(x, weight, **settings) for x in halves],
+        OURS: lambda: ops.dual_conv2d(src, weight, mask, **settings, paired=layer.paired),
     }
 
 
-def measure_accuracy(bench: Bench, arguments: argparse.Namespace) -> None:
+def measure_accuracy(bench: Bench, name: str, most: str) -> None:
     """Compare D with two float64 models, on real faces if there are some; fail if the promised accuracy is missed."""
     from scipy.stats import spearmanr
 
-    model, preset = bench.load_network(arguments.model)
+    model, preset = bench.load_network(name)
     folder = os.environ.get("PREFIQS_TEST_FACES")
-    batch = read_faces(Path(folder)) if folder else pictures(40, preset.size)
-    batch = batch[: arguments.batch] if arguments.batch else batch
-    on_device = batch.to(bench.device)
-    parts = torch.split(on_device, 20)  # float64 takes room
-    model = model.to(bench.device)
-    recalibration = Scorer(model, preset=preset, device=bench.device, recalibrate=on_device).recalibration
-    for constants, pruned in ((None, "plain"), (recalibration, "recalibrated")):
-        exact = torch.cat(
-            [reference.score(model, part, preset=preset, recalibration=constants).distance for part in parts]
-        ).cpu()
-        for dtype in (torch.float16, torch.bfloat16) if bench.on_gpu else (torch.float32,):
-            scorer = Scorer(model, preset=preset, device=bench.device, dtype=dtype, recalibrate=constants)
-            distance = scorer(on_device).distance.cpu()
-            error = float((distance.double() - exact).abs().max())
-            rank = float(spearmanr(distance, exact).statistic)
-            what = f"{len(batch)} {'real faces' if folder else 'pictures'}"
-            text = f"{arguments.model}, {pruned}, {dtype}, {what}: max |dD| {error:.1e}, Spearman {rank:.5f}"
-            values = {"pruned": pruned, "dtype": str(dtype), "max_error": error, "spearman": rank}
-            record("accuracy", model=arguments.model, **values, text=text)
-            if dtype != torch.bfloat16 and not (error < _D_TOLERANCE and rank >= _SPEARMAN):
-                raise SystemExit(
-                    f"expected max |dD| below {_D_TOLERANCE} and Spearman of {_SPEARMAN} or more, got {text}"
-                )
+    batch = (read_faces(Path(folder)) if folder else pictures(int(most), preset.size))[: int(most)].to(bench.device)
+    what = f"{len(batch)} {'real faces' if folder else 'pictures'}"
+    on_device = copy.deepcopy(model).to(bench.device)
+    for recalibrate in (None, batch):
+        scorer = Scorer(model, preset=preset, device=bench.device, recalibrate=recalibrate)
+        parts = torch.split(batch, 20)  # float64 takes room
+        constants = scorer.recalibration
+        exact = [reference.score(on_device, part, preset=preset, recalibration=constants).distance for part in parts]
+        distance, expected = scorer(batch).distance.cpu(), torch.cat(exact).cpu()
+        error = float((distance.double() - expected).abs().max())
+        rank = float(spearmanr(distance, expected).statistic)
+        pruned = "plain" if recalibrate is None else "recalibrated"
+        text = f"{name}, {pruned}, {scorer.dtype}, {what}: max |dD| {error:.1e}, Spearman {rank:.5f}"
+        values = {"pruned": pruned, "dtype": str(scorer.dtype), "max_error": error, "spearman": rank}
+        record("accuracy", model=name, kernel=KERNEL, **values, text=text)
+        if not (error < _D_TOLERANCE and rank >= _SPEARMAN):
+            raise SystemExit(f"expected max |dD| below {_D_TOLERANCE} and Spearman of {_SPEARMAN} or more, got {text}")
 
 
-MEASUREMENTS: dict[str, Callable[[Bench, argparse.Namespace], None]] = {
+MEASUREMENTS: dict[str, Callable[..., None]] = {
     "facts": record_facts,
+    "cases": check_cases,
+    "accuracy": measure_accuracy,
     "ceilings": measure_ceilings,
     "network": measure_network,
-    "compiled": measure_compiled,
+    "ours": measure_ours,
     "layers": measure_layers,
-    "accuracy": measure_accuracy,
+    "compiled": measure_compiled,
 }
 
 
 def main() -> None:
-    """Run one measurement."""
+    """Answer each line of the input, "SECONDS WHAT [MODEL BATCH]", by a line when that has been measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=MEASUREMENTS)
-    parser.add_argument("model", nargs="?", default="iresnet50")
-    parser.add_argument("batch", nargs="?", type=int, default=0, help="images a call; accuracy: at most, 0 for all")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     arguments = parser.parse_args()
-    torch.manual_seed(0)
-    MEASUREMENTS[arguments.what](Bench(arguments.device), arguments)
+    # Answers alone go to the standard output; what anything else prints there goes to the log.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    bench = Bench(arguments.device)
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        os.environ[LIMIT], what, *words = line.split()
+        torch.manual_seed(0)
+        MEASUREMENTS[what](bench, *words)
+        print("passed", what, *words, file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Runs steps in processes of their own under one budget of time. A step that fails or hangs does not stop the others.
+"""Runs steps one after the other under one budget of time. A step that fails or hangs does not stop the others.
 
-It needs only the standard library, because it runs before anything is installed.
+Most steps are done by a worker, a process that does step after step: it imports torch and converts each network once.
+If a step crashes or hangs, its worker ends with it, and the next step gets a fresh one. This file needs only the
+standard library, because it runs before anything is installed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import time
@@ -20,25 +23,28 @@ LOG, RESULTS, SUMMARY = "log.txt", "results.jsonl", "summary.txt"
 LIMIT = "PREFIQS_STEP_SECONDS"  # in the environment of a step: its limit
 _LOG_BYTES = 1_000_000  # of one step: its beginning and its end
 _LEAST_SECONDS = 5  # a step with less left is not begun
+_START_SECONDS = 60  # for a worker's imports, which do not count as its first step's
 
 State = Literal["passed", "failed", "timed out", "left out"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command to run.
+    """What to do.
 
     Attributes:
         name: For the log and the summary.
-        command: The program and its arguments.
+        command: The program and its arguments; or, with a worker, the words that it is asked.
         limit: Seconds that it may take.
-        needed: Whether the later steps are left out if this one fails.
+        after: The step without which this one is left out; "" if there is none.
+        worker: The command of the worker that does it; empty if the step is a process of its own.
     """
 
     name: str
     command: Sequence[str]
     limit: float
-    needed: bool = False
+    after: str = ""
+    worker: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,75 @@ class Outcome:
     state: State
     seconds: float
     detail: str = ""
+
+
+class _Worker:
+    """A process that reads a step's limit and words as one line, and answers with a line when the step has passed.
+
+    It says with a first line that it is ready. A step that fails ends it.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        with log.open("ab") as stream:
+            self.process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                env=dict(environment),
+                start_new_session=True,
+            )
+        self.ready = False
+
+    def do(self, words: Sequence[str], limit: float, left: float) -> int | None:
+        """Do a step; returns 0, the exit code of the worker if the step ended it, or None after its time.
+
+        Args:
+            words: Of the step.
+            limit: Seconds that the step may take.
+            left: Seconds that the step and the start of the worker may take together.
+        """
+        end = time.monotonic() + left
+        if not self.ready:
+            code = self._await_answer(min(_START_SECONDS, left))
+            if code != 0:
+                return code
+            self.ready = True
+            limit = min(limit, max(0.0, end - time.monotonic()))
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(f"{limit} {' '.join(words)}\n".encode())
+            self.process.stdin.flush()
+        return self._await_answer(limit)
+
+    def _await_answer(self, limit: float) -> int | None:
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], limit)[0]:
+            return None
+        return 0 if os.read(self.process.stdout.fileno(), 4096) else self.process.wait()
+
+
+class _Workers:
+    """The workers that run, by their commands."""
+
+    def __init__(self, log: Path, environment: Mapping[str, str]) -> None:
+        self._log, self._environment = log, environment
+        self._running: dict[tuple[str, ...], _Worker] = {}
+
+    def do(self, step: Step, limit: float, left: float) -> int | None:
+        """Do a step by its worker, and end the worker if the step has not passed."""
+        worker = self._running.get(step.worker)
+        if worker is None:
+            worker = self._running[step.worker] = _Worker(step.worker, self._log, self._environment)
+        code = worker.do(step.command, limit, left)
+        if code != 0:
+            _end(self._running.pop(step.worker).process)
+        return code
+
+    def end(self) -> None:
+        """End all of them."""
+        for worker in self._running.values():
+            _end(worker.process)
 
 
 def run_steps(steps: Sequence[Step], folder: Path, budget: float, environment: Mapping[str, str]) -> list[Outcome]:
@@ -63,62 +138,77 @@ def run_steps(steps: Sequence[Step], folder: Path, budget: float, environment: M
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     outcomes: list[Outcome] = []
-    broken = ""
-    for step in steps:
-        left = budget - (time.monotonic() - start)
-        if broken:
-            outcome = Outcome(step.name, "left out", 0, f"{broken} failed")
-        elif left < _LEAST_SECONDS:
-            outcome = Outcome(step.name, "left out", 0, "no time left")
-        else:
-            outcome = _run(step, folder / LOG, min(step.limit, left), environment)
-        outcomes.append(outcome)
-        if step.needed and outcome.state != "passed":
-            broken = step.name
-        # The summary is complete at any time, with the steps to come, in case somebody ends this early.
-        to_come = [Outcome(later.name, "left out", 0, "not begun") for later in steps[len(outcomes) :]]
-        (folder / SUMMARY).write_text("\n".join(summarise([*outcomes, *to_come], folder)) + "\n")
+    workers = _Workers(folder / LOG, environment)
+    try:
+        for step in steps:
+            left = budget - (time.monotonic() - start)
+            passed = {outcome.name for outcome in outcomes if outcome.state == "passed"}
+            if step.after and step.after not in passed:
+                outcome = Outcome(step.name, "left out", 0, f"{step.after} did not pass")
+            elif left < _LEAST_SECONDS:
+                outcome = Outcome(step.name, "left out", 0, "no time left")
+            else:
+                outcome = _run(step, folder / LOG, left, environment, workers)
+            outcomes.append(outcome)
+            # The summary is complete at any time, with the steps to come, in case somebody ends this early.
+            to_come = [Outcome(later.name, "left out", 0, "not begun") for later in steps[len(outcomes) :]]
+            (folder / SUMMARY).write_text("\n".join(summarise([*outcomes, *to_come], folder)) + "\n")
+    finally:
+        workers.end()
     return outcomes
 
 
-def _run(step: Step, log: Path, limit: float, environment: Mapping[str, str]) -> Outcome:
+def _run(step: Step, log: Path, left: float, environment: Mapping[str, str], workers: _Workers) -> Outcome:
+    limit = min(step.limit, left)
     print(f"--- {step.name} (at most {limit:.0f} s)", flush=True)
     start = time.monotonic()
     with log.open("ab") as stream:
         stream.write(f"\n=== {step.name}: {' '.join(step.command)}\n".encode())
-        stream.flush()
         begin = stream.tell()
-        try:
-            process = subprocess.Popen(
-                list(step.command),
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**environment, LIMIT: str(limit)},
-                start_new_session=True,  # so that all that it starts can be ended with it
-            )
-        except OSError as error:
+    try:
+        if step.worker:
+            code = workers.do(step, limit, left)
+        else:
+            code = _run_process(step.command, log, limit, environment)
+    except OSError as error:
+        with log.open("ab") as stream:
             stream.write(f"{error}\n".encode())
-            return Outcome(step.name, "failed", 0, str(error))
-        try:
-            code: int | None = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            _end(process)
+        return Outcome(step.name, "failed", 0, str(error))
     seconds = time.monotonic() - start
     _shorten(log, begin)
     if code is None:
-        return Outcome(step.name, "timed out", seconds, f"after {limit:.0f} s")
+        return Outcome(step.name, "timed out", seconds, f"after {seconds:.0f} s")
     return Outcome(
         step.name, "passed" if code == 0 else "failed", seconds, "" if code == 0 else _read_last_line(log, begin, code)
     )
+
+
+def _run_process(command: Sequence[str], log: Path, limit: float, environment: Mapping[str, str]) -> int | None:
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            list(command),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**environment, LIMIT: str(limit)},
+            start_new_session=True,  # so that all that it starts can be ended with it
+        )
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        _end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
 def _shorten(log: Path, begin: int) -> None:
@@ -160,7 +250,8 @@ def read_results(folder: Path) -> list[dict[str, object]]:
 
 
 def summarise(outcomes: Sequence[Outcome], folder: Path) -> list[str]:
-    """Return the lines of the summary: each result that has a `text`, then each step."""
+    """Return the lines of the summary: each result that has a `text`, then each step, those left out last."""
     found = [str(result["text"]) for result in read_results(folder) if "text" in result]
-    steps = [f"{one.state:<10}{one.name:<26}{one.seconds:>6.0f} s  {one.detail}".rstrip() for one in outcomes]
+    ordered = sorted(outcomes, key=lambda one: one.state == "left out")
+    steps = [f"{one.state:<10}{one.name:<26}{one.seconds:>6.0f} s  {one.detail}".rstrip() for one in ordered]
     return [*found, "", *steps]

