@@ -132,5 +132,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
