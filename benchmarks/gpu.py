@@ -252,16 +252,16 @@ def measure_accuracy(bench: Bench, name: str, most: str) -> None:
     """Compare D with two float64 models, on real faces if there are some; fail if the promised accuracy is missed."""
     from scipy.stats import spearmanr
 
-    model, preset = bench.load_network(name)
-    folder = os.environ.get("PREFIQS_TEST_FACES")
+    network, preset = bench.load_network(name)
+    model = copy.deepcopy(network).to(bench.device)
+    folder = os.environ.get("PREFIQS_TEST_FACES") if preset.size == (112, 112) else None
     batch = (read_faces(Path(folder)) if folder else pictures(int(most), preset.size))[: int(most)].to(bench.device)
     what = f"{len(batch)} {'real faces' if folder else 'pictures'}"
-    on_device = copy.deepcopy(model).to(bench.device)
     for recalibrate in (None, batch):
         scorer = Scorer(model, preset=preset, device=bench.device, recalibrate=recalibrate)
         parts = torch.split(batch, 20)  # float64 takes room
         constants = scorer.recalibration
-        exact = [reference.score(on_device, part, preset=preset, recalibration=constants).distance for part in parts]
+        exact = [reference.score(model, part, preset=preset, recalibration=constants).distance for part in parts]
         distance, expected = scorer(batch).distance.cpu(), torch.cat(exact).cpu()
         error = float((distance.double() - expected).abs().max())
         rank = float(spearmanr(distance, expected).statistic)
