@@ -1,6 +1,6 @@
 """Checks and measures the CUDA engine on a machine with a GPU, most valuable first: `benchmarks/on_gpu.sh OUTDIR`.
 
-OUTDIR gets log.txt, results.jsonl (one line for each result, written at once), the tests' reports, and summary.txt, which
+OUTDIR gets log.txt, results.jsonl (one line for each result, written at once), tests' reports, and summary.txt, which
 names what failed and, at the end, what the budget left out. The exit code is 0 if all steps passed. Only the standard
 library is needed.
 """
