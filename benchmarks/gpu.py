@@ -48,7 +48,7 @@ _LAYERS = 5  # the largest
 
 def record_facts(bench: Bench) -> None:
     """Record what runs, on what, and from which source."""
-    digest = digest_sources("csrc", "prefiqs_ext")
+    digest = digest_sources("csrc/**/*", "prefiqs_ext/**/*.py")
     commit = _run_command("git", "rev-parse", "HEAD")
     driver = _run_command("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
     record(

@@ -272,7 +272,7 @@ def test_only_what_the_pack_lacks_is_built(lacks: str, tmp_path: Path, monkeypat
     Path("csrc/a.cpp").write_text("int a;")
     own = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     files = {"_C.cpython-30.so" if lacks == "own library" else own: b"glue", "libprefiqs_ops.so": b"operators"}
-    digest = "0" if lacks == "other sources" else gpu_environment.digest_sources("csrc", "cmake")
+    digest = "0" if lacks == "other sources" else gpu_environment.digest_sources(*gpu_environment.ENGINE)
     make_native(Path("pack/native"), files, digest=digest)
     built: list[Path | None] = []
 
@@ -296,7 +296,7 @@ def test_the_whole_script_on_a_stand_in(tmp_path: Path, monkeypatch: pytest.Monk
     """All steps of a GPU, on small networks; one crashes, one takes too long, and the rest goes on."""
     monkeypatch.chdir(ROOT)
     pack, out = tmp_path / "pack", tmp_path / "out"
-    make_native(pack / "native", read_libraries(), digest=gpu_environment.digest_sources("csrc", "cmake"))
+    make_native(pack / "native", read_libraries(), digest=gpu_environment.digest_sources(*gpu_environment.ENGINE))
     steps = on_gpu.list_steps("cpu", pack, out)
     steps[-1] = replace(steps[-1], limit=2)  # torch.compile takes a minute
     steps.insert(-3, Step("crash", ["no-such"], 60, "facts", steps[1].worker))
@@ -330,7 +330,7 @@ def test_the_whole_script_on_a_stand_in(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.slow
 def test_the_whole_script_with_little_time(tmp_path: Path) -> None:
     native = make_native(
-        tmp_path / "pack/native", read_libraries(), digest=gpu_environment.digest_sources("csrc", "cmake")
+        tmp_path / "pack/native", read_libraries(), digest=gpu_environment.digest_sources(*gpu_environment.ENGINE)
     )
     result = run(str(tmp_path / "out"), "--pack", str(native.parent), "--device", "cpu", "--budget", "7")
     assert result.returncode == 1
