@@ -255,7 +255,8 @@ def measure_accuracy(bench: Bench, name: str, most: str) -> None:
     network, preset = bench.load_network(name)
     model = copy.deepcopy(network).to(bench.device)
     folder = os.environ.get("PREFIQS_TEST_FACES") if preset.size == (112, 112) else None
-    batch = (read_faces(Path(folder)) if folder else pictures(int(most), preset.size))[: int(most)].to(bench.device)
+    count = int(most)
+    batch = (read_faces(Path(folder), count) if folder else pictures(count, preset.size)).to(bench.device)
     what = f"{len(batch)} {'real faces' if folder else 'pictures'}"
     for recalibrate in (None, batch):
         scorer = Scorer(model, preset=preset, device=bench.device, recalibrate=recalibrate)
