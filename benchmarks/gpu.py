@@ -48,7 +48,7 @@ _LAYERS = 5  # the largest
 
 def record_facts(bench: Bench) -> None:
     """Record what runs, on what, and from which source."""
-    digest = digest_sources("csrc", "prefiqs_ext")
+    digest = digest_sources("csrc/**/*", "prefiqs_ext/**/*.py")
     commit = _run_command("git", "rev-parse", "HEAD")
     driver = _run_command("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
     record(
@@ -252,16 +252,17 @@ def measure_accuracy(bench: Bench, name: str, most: str) -> None:
     """Compare D with two float64 models, on real faces if there are some; fail if the promised accuracy is missed."""
     from scipy.stats import spearmanr
 
-    model, preset = bench.load_network(name)
-    folder = os.environ.get("PREFIQS_TEST_FACES")
-    batch = (read_faces(Path(folder)) if folder else pictures(int(most), preset.size))[: int(most)].to(bench.device)
+    network, preset = bench.load_network(name)
+    model = copy.deepcopy(network).to(bench.device)
+    folder = os.environ.get("PREFIQS_TEST_FACES") if preset.size == (112, 112) else None
+    count = int(most)
+    batch = (read_faces(Path(folder), count) if folder else pictures(count, preset.size)).to(bench.device)
     what = f"{len(batch)} {'real faces' if folder else 'pictures'}"
-    on_device = copy.deepcopy(model).to(bench.device)
     for recalibrate in (None, batch):
         scorer = Scorer(model, preset=preset, device=bench.device, recalibrate=recalibrate)
         parts = torch.split(batch, 20)  # float64 takes room
         constants = scorer.recalibration
-        exact = [reference.score(on_device, part, preset=preset, recalibration=constants).distance for part in parts]
+        exact = [reference.score(model, part, preset=preset, recalibration=constants).distance for part in parts]
         distance, expected = scorer(batch).distance.cpu(), torch.cat(exact).cpu()
         error = float((distance.double() - expected).abs().max())
         rank = float(spearmanr(distance, expected).statistic)

@@ -1,4 +1,4 @@
-"""Small cases of every kernel, compared with the oracle: `compute-sanitizer python -m benchmarks.gpu_cases linear stem`.
+"""Small cases of every kernel, compared with the oracle: `python -m benchmarks.gpu_cases linear stem`.
 
 The shapes are those of tests/test_ops.py and, for the kernel for compute capability 9.0a, those of
 tests/test_emulated_sm90.py, which that kernel takes; with scale, bias, tap shift, slope and residual. Under a sanitizer

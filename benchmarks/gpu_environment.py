@@ -28,12 +28,13 @@ _DIGEST = "sources.sha256"
 _CUDA_BIN = "/usr/local/cuda/bin"
 _ARCHITECTURES = "90a-real;90-virtual"  # the card is an H200
 _PYTHON = "python3.12"  # of that machine
-_SOURCES = {".h", ".cuh", ".cu", ".cpp", ".py", ".cmake", ".txt"}
+ENGINE = ("csrc/**/*", "cmake/*.cmake", "CMakeLists.txt")
+"""What the libraries are built from."""
 
 
-def digest_sources(*places: str) -> str:
-    """Compute the SHA-256 of all sources in some folders."""
-    files = sorted(file for place in places for file in Path(place).rglob("*") if file.suffix in _SOURCES)
+def digest_sources(*patterns: str) -> str:
+    """Compute the SHA-256 of all files of some patterns."""
+    files = sorted(file for pattern in patterns for file in Path().glob(pattern) if file.is_file())
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -44,13 +45,13 @@ def pack(folder: Path) -> None:
     """
     native = folder / "native"
     native.mkdir(parents=True)
-    work, digest = Path("build") / "gpu_pack", digest_sources("csrc", "cmake")
+    work, digest = Path("build") / "gpu_pack", digest_sources(*ENGINE)
     wheel = next(work.glob(f"{digest}/*.whl"), None)  # nvcc takes minutes: once for the same sources
     if wheel is None:
         wheel = build_wheel(work / digest, work / "objects", isolated=True)
     wheels = runpy.run_path(str(Path("cmake/wheels.py").absolute()))
     if wheels["runs"](_PYTHON):
-        wheels["make_wheel"](shutil.which(_PYTHON), extract(wheel, work / "libraries").absolute(), native)
+        wheels["make_wheel"](_PYTHON, extract(wheel, work / "libraries").absolute(), native)
     else:
         print(f"no {_PYTHON} here: the last library is built on the other machine")
         shutil.copy(wheel, native)
@@ -106,7 +107,7 @@ def find_libraries(native: Path) -> Path | None:
         native: The folder with the pack's wheel.
     """
     digest, wheels = native / _DIGEST, sorted(native.glob("*.whl"))
-    if not wheels or digest.read_text() != digest_sources("csrc", "cmake"):
+    if not wheels or digest.read_text() != digest_sources(*ENGINE):
         print(f"{native} has no libraries of these sources")
         return None
     found = extract(wheels[0], FOLDER / "libraries")

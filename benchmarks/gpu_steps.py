@@ -166,10 +166,8 @@ def _run(step: Step, log: Path, left: float, environment: Mapping[str, str], wor
         stream.write(f"\n=== {step.name}: {' '.join(step.command)}\n".encode())
         begin = stream.tell()
     try:
-        if step.worker:
-            code = workers.do(step, limit, left)
-        else:
-            code = _run_process(step.command, log, limit, environment)
+        own = not step.worker
+        code = _run_process(step.command, log, limit, environment) if own else workers.do(step, limit, left)
     except OSError as error:
         with log.open("ab") as stream:
             stream.write(f"{error}\n".encode())

@@ -1,8 +1,8 @@
 """Checks and measures the CUDA engine on a machine with a GPU, most valuable first: `benchmarks/on_gpu.sh OUTDIR`.
 
-OUTDIR gets log.txt, results.jsonl (one line for each result, written at once), junit.xml, and summary.txt, which names
-what failed and, at the end, what the budget left out. The exit code is 0 if all steps passed. Only the standard library
-is needed.
+OUTDIR gets log.txt, results.jsonl (one line for each result, written at once), tests' reports, and summary.txt, which
+names what failed and, at the end, what the budget left out. The exit code is 0 if all steps passed. Only the standard
+library is needed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def list_steps(device: str, pack: Path, outdir: Path) -> list[Step]:
         outdir: Gets the reports of the tests.
     """
     large, small, batch = ("iresnet100", "iresnet50", 256) if device == "cuda" else ("residual", "mobile", 4)
+    others = sorted(str(file) for file in Path("tests").glob("test_*.py") if "mark.cuda" in file.read_text())
+    others.remove(_OPERATORS)
     sface = "sface" if device == "cuda" else "mobile"
     worker = (sys.executable, "-m", "benchmarks.gpu", "--device", device)
     sm90_worker = ("env", "PREFIQS_CUDA_KERNEL=sm90", *worker)
@@ -49,7 +51,7 @@ def list_steps(device: str, pack: Path, outdir: Path) -> list[Step]:
         Step("facts", ["facts"], 60, "libraries", worker),
         measure("cases", "cases", 15),
         measure_sm90("sm90 cases", "cases", 15, "facts"),
-        Step("operator tests", _list_test_command([_OPERATORS], 12 if device == "cuda" else 0, outdir), 120, "facts"),
+        Step("operator tests", _list_test_command([_OPERATORS], device, outdir / "junit.xml"), 120, "facts"),
         measure("accuracy", f"accuracy {sface} 200", 60),
         measure("ceilings", "ceilings", 30),
         measure(f"{large} {batch}", f"network {large} {batch}", 90),
@@ -59,14 +61,16 @@ def list_steps(device: str, pack: Path, outdir: Path) -> list[Step]:
         Step("memcheck", _list_memcheck_command(device), 90, "facts"),
         measure(f"{large} 1", f"network {large} 1", 40),
         measure(f"{small} {batch}", f"network {small} {batch}", 60),
+        Step("other tests", _list_test_command(others, device, outdir / "junit-others.xml"), 100, "facts"),
         measure(f"compiled {large} {batch}", f"compiled {large} {batch}", 200),
     ]
 
 
-def _list_test_command(files: list[str], processes: int, outdir: Path) -> list[str]:
+def _list_test_command(files: list[str], device: str, report: Path) -> list[str]:
+    processes = 12 if device == "cuda" else 0
     # One thread for each: the reference on the CPU would use all cores in every process.
     command = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-n", str(processes)]
-    return [*command, f"--junitxml={outdir.absolute() / 'junit.xml'}", *files]
+    return [*command, f"--junitxml={report.absolute()}", *files]
 
 
 def _list_memcheck_command(device: str) -> list[str]:
@@ -105,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(steps: Sequence[Step], pack: Path, outdir: Path, budget: float) -> int:
     """Run steps, and print the summary; returns the exit code. What an earlier run left is deleted first."""
     outdir.mkdir(parents=True, exist_ok=True)
-    for old in (*(outdir / name for name in (RESULTS, SUMMARY, LOG, "junit.xml")), *FOLDER.glob("*.pt")):
+    for old in (*outdir.glob("junit*.xml"), *FOLDER.glob("*.pt"), *(outdir / name for name in (RESULTS, SUMMARY, LOG))):
         old.unlink(missing_ok=True)
     outcomes = run_steps(steps, outdir, budget, prepare_environment(pack, outdir))
     print((outdir / SUMMARY).read_text(), end="")

@@ -96,7 +96,7 @@ def read_dependencies(wheel: Path) -> list[str]:
 
 def pip(python: str, *arguments: str, **environment: str) -> None:
     """Runs this Python's pip for another one, which may have none."""
-    command = [sys.executable, "-m", "pip", f"--python={python}", "--quiet", *arguments]
+    command = [sys.executable, "-m", "pip", f"--python={shutil.which(python)}", "--quiet", *arguments]
     subprocess.run(command, check=True, env={**os.environ, **environment})
 
 
