@@ -24,7 +24,7 @@ from prefiqs_ext.exceptions import InputError
 _ROUNDINGS = 32
 # What rounding adds to the difference of the two embeddings, at most, relative to D: on random images, where this ratio
 # is .5 to 1.5 of that on faces. Beyond it the order by D suffers; docs/usage.md, "In bfloat16", has the measurements.
-_LARGEST_NOISE = 0.075
+_LARGEST_NOISE = 0.065
 
 
 def convert_to_half(graph_module: fx.GraphModule, device: torch.device, dtype: torch.dtype) -> None:
