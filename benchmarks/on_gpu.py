@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("outdir", type=Path, metavar="OUTDIR")
     parser.add_argument("--budget", type=float, default=420, metavar="SECONDS", help="in all (default: %(default)s)")
     parser.add_argument(
-        "--pack", type=_parse_folder, default=".gpu_pack", metavar="DIR", help="of pack_gpu.sh (default: %(default)s)"
+        "--pack", type=Path, default=Path(".gpu_pack"), metavar="DIR", help="of pack_gpu.sh (default: %(default)s)"
     )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: to try the script")
     return parser
@@ -119,16 +119,12 @@ def run(steps: Sequence[Step], pack: Path, outdir: Path, budget: float) -> int:
 def main() -> int:
     """Run all steps; returns the exit code."""
     os.chdir(_ROOT)
-    arguments = build_parser().parse_args()
-    steps = list_steps(arguments.device, arguments.pack, arguments.outdir)
-    return run(steps, arguments.pack, arguments.outdir, arguments.budget)
-
-
-def _parse_folder(text: str) -> Path:
-    path = Path(text).absolute()
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a folder, got {text!r}: benchmarks/pack_gpu.sh makes it")
-    return path
+    parser = build_parser()
+    arguments = parser.parse_args()
+    pack = arguments.pack.absolute()
+    if not pack.is_dir():
+        parser.error(f"argument --pack: expected a folder, got '{arguments.pack}': benchmarks/pack_gpu.sh makes it")
+    return run(list_steps(arguments.device, pack, arguments.outdir), pack, arguments.outdir, arguments.budget)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def choose_device() -> str:
 
 
 def choose_dtype(device: torch.device | str) -> torch.dtype:
-    """Chooses what is fastest on a device: bfloat16 on a CPU that multiplies it, otherwise the device's default."""
+    """Chooses bfloat16 on a CPU that multiplies it, otherwise the default of the device."""
     kind = torch.device(device).type
     return torch.bfloat16 if kind == "cpu" and multiplies_bfloat16() else _DTYPES[kind][0]
 

@@ -86,9 +86,9 @@ class Scorer(nn.Module):
             a warning. A module or an ONNX file without a preset gets your tensor exactly as it is.
         device: "cpu", "cuda", or a device of these. None: the GPU that the model is on, else the CPU. Tensors must
             come from this device, and results are there.
-        dtype: what to compute in. On the CPU it is float32, or bfloat16: half the memory, and faster where
-            :func:`prefiqs_ext.device.multiplies_bfloat16`. On CUDA it is float16, or bfloat16 for a network whose
-            activations overflow float16 (the error says so). In both, sums and the embedding are float32.
+        dtype: what to compute in. On the CPU it is float32, or bfloat16, which takes half the memory for weights and
+            values. On CUDA it is float16, or bfloat16 for a network whose activations overflow float16 (the error says
+            so). In both, sums and the embedding are float32.
         example: a batch like those to come, ``[N, ...]``. It is needed where no preset tells the shape.
         output: which of a network's several outputs is the embedding, by index or key. None: the first floating one of
             shape ``[N, d]`` with two columns or more.
@@ -112,8 +112,8 @@ class Scorer(nn.Module):
         rank_by: which number is the score; never None.
 
     Raises:
-        InputError: an argument that is not what was expected, or CUDA that cannot be used, or a pruning whose D is so
-            small that it would be rounding in this dtype.
+        InputError: an argument that is not what was expected; CUDA that cannot be used; a pruning whose D is so small
+            that in this dtype it would be rounding.
         MissingFileError, FileFormatError, MissingWeightsError: a model that cannot be loaded.
         UnsupportedNetworkError: a network that cannot be run as a pair.
         RuntimeError: the converted network does not give what the network gives, which is a fault of this package.

@@ -12,17 +12,17 @@ import sys
 import sysconfig
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-import prefiqs_ext
 from benchmarks import gpu, gpu_environment, gpu_steps, on_gpu
 from benchmarks.conv import Layer
 from benchmarks.gpu_steps import LOG, RESULTS, SUMMARY, Step, run_steps
+from prefiqs_ext import _C
 from tests.emulated import Kernels, library_of_this_tree
 from tests.test_emulated_conv import conv_inputs
 
@@ -260,8 +260,17 @@ def make_native(folder: Path, files: dict[str, bytes], *, digest: str) -> Path:
 
 
 def read_libraries() -> dict[str, bytes]:
-    package = Path(prefiqs_ext.__file__).parent
-    return {file.name: file.read_bytes() for file in package.glob("*.so")}
+    """Those of this installation, which may lie beside the sources or elsewhere."""
+    return {file.name: file.read_bytes() for file in Path(_C.__file__).parent.glob("*.so")}
+
+
+@pytest.fixture
+def libraries_removed() -> Iterator[None]:
+    """The script copies libraries beside the sources; those that were not there before go again."""
+    before = set((ROOT / "prefiqs_ext").glob("*.so"))
+    yield
+    for file in set((ROOT / "prefiqs_ext").glob("*.so")) - before:
+        file.unlink()
 
 
 @pytest.mark.parametrize("lacks", ["nothing", "other sources", "own library", "does not load"])
@@ -292,6 +301,7 @@ def test_only_what_the_pack_lacks_is_built(lacks: str, tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("libraries_removed")
 def test_the_whole_script_on_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All steps of a GPU, on small networks; one crashes, one takes too long, and the rest goes on."""
     monkeypatch.chdir(ROOT)
@@ -328,6 +338,7 @@ def test_the_whole_script_on_a_stand_in(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("libraries_removed")
 def test_the_whole_script_with_little_time(tmp_path: Path) -> None:
     native = make_native(
         tmp_path / "pack/native", read_libraries(), digest=gpu_environment.digest_sources(*gpu_environment.ENGINE)

@@ -16,7 +16,7 @@ def choose_device(device: str) -> str:
 
 
 def choose_dtype(dtype: str | None, device: str) -> str | None:
-    """Return the fastest type of a device for "auto", and say which it is; return any other as it is."""
+    """Return the type that "auto" stands for on a device, and say which it is; return any other as it is."""
     if dtype != "auto":
         return dtype
     from prefiqs_ext import device as devices
