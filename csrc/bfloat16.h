@@ -29,5 +29,10 @@ namespace {
   return {static_cast<uint16_t>(any >> 16)};
 }
 
+// The bits of a pair of numbers in 32 bits that stay, where the two lowest bits of `kept` say which of the two do.
+[[maybe_unused]] inline uint32_t pair_mask(uint32_t kept) {
+  return ((0u - (kept & 1u)) & 0xffffu) | ((0u - ((kept >> 1) & 1u)) << 16);
+}
+
 }  // namespace
 }  // namespace prefiqs

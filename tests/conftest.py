@@ -43,7 +43,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each instruction set in turn, in use; skips those that this CPU does not have."""
+    """Each instruction set in turn, in use, or those that a test names itself (`indirect=True`); skips those that this
+    CPU does not have."""
     monkeypatch.setenv("PREFIQS_CPU_ISA", request.param)
     try:
         _C.cpu_isa()

@@ -24,8 +24,6 @@ from onnx import helper
 import prefiqs_ext.scorer
 from prefiqs_ext import Scorer
 from prefiqs_ext.cli import main
-from prefiqs_ext.cli.throughput import Throughput
-from prefiqs_ext.device import choose_batch_size
 from prefiqs_ext.faces.detect import MIN_FACE
 from tests.calibrations import make_calibration
 from tests.onnx_files import floats, make_model
@@ -373,30 +371,6 @@ def test_a_reader_that_stops_reading(network: str) -> None:
     assert run.stderr is not None
     assert run.stderr.read() == ""
     assert run.wait() == 1
-
-
-@pytest.mark.parametrize(
-    ("given", "files", "cores", "expected"),
-    [
-        (None, 1, 8, 0),
-        (None, 15, 8, 0),
-        (None, 16, 8, 1),
-        (None, 10_000, 8, 4),
-        (None, 10_000, 64, 8),
-        (None, 10_000, 1, 1),
-        (3, 1, 1, 3),
-        (0, 10_000, 64, 0),
-    ],
-)
-def test_how_many_processes_read_files(
-    given: int | None, files: int, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("prefiqs_ext.cli.throughput.count_cores", lambda: cores)
-    assert Throughput(workers=given).choose_workers(files) == expected
-
-
-def test_how_many_crops_are_scored_together() -> None:
-    assert [choose_batch_size(torch.device(device)) for device in ("cpu", "cuda")] == [32, 256]
 
 
 @pytest.mark.parametrize("name", ["score", "report", "calibrate"])

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefiqs_ext import _C, ops
+from prefiqs_ext import ops
 from prefiqs_ext.pruning_masks import pack_mask
 from tests import oracle
+from tests.fuzz.operator_cases import ISAS
+from tests.test_ops import check_row_bits, random_mask
 
-ISAS = ("amx", "amx-emulated", "avx512bf16", "avx512bf16-emulated", "avx512", "avx2", "scalar")
 ROUNDS_SOURCE = ("amx", "amx_linear")
 """The algorithms that round a float32 source to bfloat16."""
 
@@ -56,18 +57,7 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("PREFIQS_CPU_ISA", request.param)
-    try:
-        _C.cpu_isa()
-    except RuntimeError:
-        pytest.skip(f"this CPU has no {request.param}")
-    return str(request.param)
-
-
-def random_mask(weight: Tensor, keep: float = 0.6) -> Tensor:
-    return pack_mask(torch.rand(weight.shape) < keep)
+every_isa = pytest.mark.parametrize("isa", ISAS, indirect=True)
 
 
 def conv_inputs(name: str, source: str = "bfloat16", *, masked: bool = True, rows: int = 2) -> dict[str, Any]:
@@ -112,12 +102,14 @@ def check_conv(isa: str, name: str, inputs: dict[str, Any]) -> None:
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize("shape", SHAPES)
+@every_isa
 def test_conv2d(isa: str, shape: str, masked: bool, source: str) -> None:
     check_conv(isa, shape, conv_inputs(shape, source, masked=masked))
 
 
 @pytest.mark.parametrize("source", ["bfloat16", "float32"])
 @pytest.mark.parametrize("shape", ["even-channels", "odd-channels", "depthwise", "winograd", "groups", "wide-map"])
+@every_isa
 def test_conv2d_epilogue(isa: str, shape: str, source: str) -> None:
     """A pair with everything that may be folded into a layer."""
     inputs = conv_inputs(shape, source, rows=4) | {"paired": True}
@@ -135,6 +127,7 @@ def test_conv2d_epilogue(isa: str, shape: str, source: str) -> None:
 
 @pytest.mark.parametrize("kind", ["ones", "zeros", "one-bit"])
 @pytest.mark.parametrize("shape", ["odd-channels", "stem", "several-k-blocks", "one-pixel-streamed"])
+@every_isa
 def test_conv2d_extreme_masks(isa: str, shape: str, kind: str) -> None:
     inputs = conv_inputs(shape)
     keep = torch.full(inputs["weight"].shape, kind == "ones")
@@ -152,27 +145,15 @@ def test_conv2d_extreme_masks(isa: str, shape: str, kind: str) -> None:
 @pytest.mark.parametrize(
     "shape", ["stem", "odd-channels", "even-channels", "several-k-blocks", "wide-map", "winograd", "one-pixel-streamed"]
 )
+@every_isa
 def test_conv2d_row_bits_do_not_depend_on_batch_place_or_threads(isa: str, shape: str) -> None:
     """19 rows: AMX lays up to 16 images of a small map side by side."""
-    inputs = conv_inputs(shape, rows=19 if shape in ("even-channels", "one-pixel-streamed") else 5)
-    everything = ops.dual_conv2d(**inputs)
-    dense, pruned = everything.chunk(2)
-    for row in (0, 3, len(dense) - 1):
-        alone = ops.dual_conv2d(**(inputs | {"src": inputs["src"][row : row + 1]}))
-        assert torch.equal(alone, torch.stack([dense[row], pruned[row]]))
-    paired = ops.dual_conv2d(**(inputs | {"src": torch.cat([inputs["src"], inputs["src"]]), "paired": True}))
-    assert torch.equal(paired, everything)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            assert torch.equal(ops.dual_conv2d(**inputs), everything)
-    finally:
-        torch.set_num_threads(threads)
+    check_row_bits(conv_inputs(shape, rows=19 if shape in ("even-channels", "one-pixel-streamed") else 5))
 
 
 @pytest.mark.parametrize("source", ["bfloat16", "float32"])
 @pytest.mark.parametrize("size", [(70, 33, 6), (2050, 131, 18), (4999, 61, 4)])
+@every_isa
 def test_linear(isa: str, size: tuple[int, int, int], source: str) -> None:
     features, outputs, rows = size
     src, weight = torch.randn(rows, features).to(SOURCES[source]), torch.randn(outputs, features).bfloat16()
@@ -192,6 +173,7 @@ def test_linear(isa: str, size: tuple[int, int, int], source: str) -> None:
 
 
 @pytest.mark.parametrize("shape", ["even-channels", "stem", "groups", "depthwise", "several-k-blocks"])
+@every_isa
 def test_nan_and_infinity_are_carried(isa: str, shape: str) -> None:
     """A NaN reaches the outputs that see its pixel, an infinite weight that is pruned none."""
     inputs = conv_inputs(shape)
@@ -215,6 +197,7 @@ def test_nan_and_infinity_are_carried(isa: str, shape: str) -> None:
     assert finite.tolist() == [channel != 1 for channel in range(len(finite))]
 
 
+@every_isa
 def test_results_are_rounded_to_the_nearest_even(isa: str) -> None:
     """As torch rounds: ties, the step to infinity, NaN."""
     numbers = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-9, 3.4e38, torch.nan, -torch.inf, 0.0, -0.0, 1e-30])
@@ -226,12 +209,14 @@ def test_results_are_rounded_to_the_nearest_even(isa: str) -> None:
         assert torch.equal(got.nan_to_num(7), expected.nan_to_num(7))
 
 
+@every_isa
 def test_empty_batches(isa: str) -> None:
     weight = torch.randn(5, 3, 3, 3).bfloat16()
     assert ops.dual_conv2d(torch.empty(0, 3, 8, 9).bfloat16(), weight, random_mask(weight)).shape == (0, 5, 6, 7)
     assert ops.dual_linear(torch.empty(0, 4).bfloat16(), torch.randn(6, 4).bfloat16()).shape == (0, 6)
 
 
+@every_isa
 def test_out_takes_the_result(isa: str) -> None:
     inputs = conv_inputs("even-channels")
     expected = ops.dual_conv2d(**inputs)

@@ -10,21 +10,16 @@ import re
 import pytest
 import torch
 
-from prefiqs_ext import _C, ops
+from prefiqs_ext import ops
 from tests.bad_calls import BAD_CONV, good_conv, good_linear
 from tests.fuzz.operator_cases import ISAS, draw_case
 from tests.fuzz.operators import check_case
 from tests.test_ops import expected_conv, random_mask
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_random_calls(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_random_calls(isa: str) -> None:
     """The fuzzer's first, of which the corpus keeps only what once was a finding."""
-    monkeypatch.setenv("PREFIQS_CPU_ISA", isa)
-    try:
-        _C.cpu_isa()
-    except RuntimeError:
-        pytest.skip(f"this CPU has no {isa}")
     outcomes = []
     for seed in range(200):
         case = draw_case(random.Random(f"{isa} {seed}"), isa)

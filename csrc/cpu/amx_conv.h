@@ -98,10 +98,7 @@ void prune_tile(const ConvParams& p, int64_t channel, int64_t k, BFloat16* tile)
   for (int64_t pair = 0; pair < 16; ++pair, tile += 32) {
     uint32_t row[16];
     std::memcpy(row, tile, sizeof row);
-    for (int64_t j = 0; j < 16; ++j) {
-      const uint32_t kept = bits[j] >> (2 * pair);
-      row[j] &= ((0u - (kept & 1u)) & 0xffffu) | ((0u - ((kept >> 1) & 1u)) << 16);
-    }
+    for (int64_t j = 0; j < 16; ++j) row[j] &= pair_mask(bits[j] >> (2 * pair));
     std::memcpy(tile, row, sizeof row);
   }
 }

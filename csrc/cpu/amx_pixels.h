@@ -51,6 +51,12 @@ void copy_step(const Src* src, int64_t count, BFloat16* dst) {
   }
 }
 
+// Some output rows of a group of images.
+struct AmxStrip {
+  int64_t first_image, images;
+  int64_t row_begin, rows;
+};
+
 struct AmxPixels {
   bool unfolded;
   int64_t chunks, steps;
@@ -81,10 +87,15 @@ struct AmxPixels {
   }
 
   int64_t row_numbers() const { return chunks * phases_h * phases_w * pitch * images * tile_k; }
-  int64_t plane_positions(int64_t side_by_side) const { return (strip_rows + more_rows) * pitch * side_by_side; }
+  int64_t plane_positions() const { return (strip_rows + more_rows) * pitch * images; }
   // A last tile may reach 15 positions beyond the last plane.
   int64_t numbers() const { return (strip_rows + more_rows) * row_numbers() + tile_rows * tile_k; }
   int64_t most_outputs() const { return strip_rows * ceil_div(pitch * images, tile_rows); }
+
+  AmxStrip place_strip(const ConvParams& p, int64_t strip) const {
+    const int64_t first_image = strip / group_strips * images, row_begin = strip % group_strips * strip_rows;
+    return {first_image, min_of(images, p.images - first_image), row_begin, min_of(strip_rows, p.out_h - row_begin)};
+  }
 
   // Steps have the same places for all groups of images: those of a full one.
   void list_steps(const ConvParams& p, AmxStep* step) const {
@@ -95,7 +106,7 @@ struct AmxPixels {
       const int64_t shift = (r / p.stride_h * pitch + s / p.stride_w) * images;
       for (int64_t chunk = 0; chunk < chunks; ++chunk, ++step) {
         const int64_t c = chunk * tile_k;
-        const int64_t place = (chunk * phases_h * phases_w + plane) * plane_positions(images) + shift;
+        const int64_t place = (chunk * phases_h * phases_w + plane) * plane_positions() + shift;
         *step = {tap * channels + c, min_of(tile_k, channels - c), place * tile_row_bytes};
       }
     }
@@ -103,18 +114,17 @@ struct AmxPixels {
 
   // Lists the tiles that cover the outputs of a strip; returns how many there are.
   int64_t list_outputs(const ConvParams& p, int64_t strip, AmxOutput* output) const {
-    const int64_t group = strip / group_strips, row_begin = strip % group_strips * strip_rows;
-    const int64_t rows = min_of(strip_rows, p.out_h - row_begin), line = pitch * images;
-    const int64_t first_image = group * images, images_here = min_of(images, p.images - first_image);
+    const AmxStrip here = place_strip(p, strip);
+    const int64_t line = pitch * images;
     int64_t tiles = 0;
-    for (int64_t row = 0, at = 0; row < rows; ++tiles, ++output) {
+    for (int64_t row = 0, at = 0; row < here.rows; ++tiles, ++output) {
       *output = {(row * line + at) * tile_row_bytes, 0, {}, {}, {}};
-      for (int64_t place = 0; place < tile_rows && row < rows; ++place) {
+      for (int64_t place = 0; place < tile_rows && row < here.rows; ++place) {
         const int64_t col = at / images, image = at % images;
-        if (col < p.out_w && image < images_here) {
-          const int64_t out_row = row_begin + row, i = output->count++;
+        if (col < p.out_w && image < here.images) {
+          const int64_t out_row = here.row_begin + row, i = output->count++;
           output->place[i] = place;
-          output->pixel[i] = (((first_image + image) * p.out_h + out_row) * p.out_w + col) * p.out_c;
+          output->pixel[i] = (((here.first_image + image) * p.out_h + out_row) * p.out_w + col) * p.out_c;
           output->bias[i] = (p.row_class[out_row] * p.col_classes + p.col_class[col]) * p.out_c;
         }
         if (++at == line) at = 0, ++row;
@@ -127,19 +137,17 @@ struct AmxPixels {
   // Fills X for one strip. src: of the branch.
   template <class Src>
   void fill(const ConvParams& p, const Src* src, int64_t strip, BFloat16* x) const {
-    const int64_t group = strip / group_strips, row_begin = strip % group_strips * strip_rows;
-    const int64_t rows = min_of(strip_rows, p.out_h - row_begin) + more_rows;
-    const int64_t first_image = group * images, images_here = min_of(images, p.images - first_image);
-    for (int64_t image = 0; image < images_here; ++image) {
-      const Src* from = src + (first_image + image) * p.in_plane();
+    const AmxStrip here = place_strip(p, strip);
+    for (int64_t image = 0; image < here.images; ++image) {
+      const Src* from = src + (here.first_image + image) * p.in_plane();
       for (int64_t plane = 0; plane < phases_h * phases_w; ++plane) {
-        for (int64_t row = 0; row < rows; ++row) {
-          BFloat16* to = x + (plane * plane_positions(images) + row * pitch * images + image) * tile_k;
+        for (int64_t row = 0; row < here.rows + more_rows; ++row) {
+          BFloat16* to = x + (plane * plane_positions() + row * pitch * images + image) * tile_k;
           for (int64_t col = 0; col < pitch; ++col, to += images * tile_k) {
             if (unfolded) {
-              unfold_output(p, from, row_begin + row, col, to);
+              unfold_output(p, from, here.row_begin + row, col, to);
             } else {
-              copy_pixel(p, from, (row_begin + row) * p.stride_h + plane / phases_w - p.pad_h,
+              copy_pixel(p, from, (here.row_begin + row) * p.stride_h + plane / phases_w - p.pad_h,
                          col * p.stride_w + plane % phases_w - p.pad_w, to);
             }
           }
@@ -149,7 +157,7 @@ struct AmxPixels {
   }
 
  private:
-  int64_t chunk_numbers() const { return phases_h * phases_w * plane_positions(images) * tile_k; }
+  int64_t chunk_numbers() const { return phases_h * phases_w * plane_positions() * tile_k; }
 
   // Copies the channels of a source pixel, or zeros for padding, to one position of every chunk.
   template <class Src>

@@ -38,8 +38,7 @@ void pack_panel(const Weight* weight, int64_t depth, int64_t filters, int64_t k_
 // The bits of a unit that stay: all of a float32 or none, or the halves of a pair. `kept` begins with their mask bits.
 template <class Product>
 uint32_t unit_mask(uint32_t kept) {
-  if (Product::numbers == 1) return 0u - (kept & 1u);
-  return ((0u - (kept & 1u)) & 0xffffu) | ((0u - ((kept >> 1) & 1u)) << 16);
+  return Product::numbers == 1 ? 0u - (kept & 1u) : pair_mask(kept);
 }
 
 // Sets the panel's pruned weights to zero; it has k_count units of each filter. `mask` points to the first filter's
