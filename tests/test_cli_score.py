@@ -88,14 +88,14 @@ def test_csv_to_stdout_and_the_rest_to_stderr(command: Command, network: str) ->
     lines = result.err.splitlines()
     assert lines[0].startswith("prefiqs: crops/blank.png: not_assessable: its embedding has no direction")
     assert lines[1].startswith("prefiqs: crops/text.jpg: unreadable: expected JPEG, PNG")
-    assert lines[2:] == ["prefiqs: 8 files: 6 ok, 1 unreadable, 1 not assessable"]
+    assert lines[2:] == ["prefiqs: 8 images: 6 ok, 1 unreadable, 1 not assessable"]
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.txt"])
 def test_output_files(name: str, command: Command, network: str) -> None:
     result = command(*_arguments(network, "--output", name, "--embeddings", "e.npy", "--batch-size", "3"))
     assert (result.code, result.out) == (0, "")
-    said = f"prefiqs: 8 files: 6 ok, 1 unreadable, 1 not assessable; written to {name} and e.npy"
+    said = f"prefiqs: 8 images: 6 ok, 1 unreadable, 1 not assessable; written to {name} and e.npy"
     assert result.err.splitlines()[-1] == said
     rows = 6 if name == "t.txt" else 8
     assert len(Path(name).read_text().splitlines()) == rows + (name == "t.csv")
@@ -196,7 +196,7 @@ def test_a_distance_that_rounding_drowns(command: Command, network: str) -> None
         (["--top", "1", "--below", "0.5"], "two different choices", 2),
         (["--top", "0"], "--top", 2),
         (["--min-face", "40"], "--min-face is for photos: leave it out, or --aligned", 2),
-        (["--output", "t.xls"], "expected an output that ends in .csv, .jsonl or .txt, got t.xls", 2),
+        (["--output", "t.xls"], "expected an output that ends in .csv, .jsonl, .txt or .parquet, got t.xls", 2),
         (["--output", "none/t.csv"], "cannot write none/t.csv.part (No such file or directory); name another place", 1),
         (["--embeddings", "e.bin"], "expected a .npy file for embeddings, got e.bin", 2),
         (["--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'", 2),
@@ -240,17 +240,16 @@ def test_nothing_to_score(command: Command, network: str) -> None:
     _error(command("score", "crops", "--model", network), "expected a preset: the file", code=2)
 
 
-def test_duplicates_and_names_that_are_not_utf8(command: Command, network: str) -> None:
+def test_lists_and_names_that_are_not_utf8(command: Command, network: str) -> None:
     name = os.fsdecode(b"crops/caf\xe9.png")
     Path(name).write_bytes(Path("crops/0.png").read_bytes())
     Path("list.txt").write_bytes(b"crops/caf\xe9.png\r\n\r\ncrops/0.png\r\ncrops/0.png")
     arguments = _arguments(network, "-o", "t.txt")
     arguments[1] = "@list.txt"
     result = command(*arguments)
-    summary = "prefiqs: 2 files: 2 ok; written to t.txt\n"
-    assert result == (0, "", f"prefiqs: crops/0.png: given before, scored once\n{summary}")
+    assert result == (0, "", "prefiqs: 3 images: 3 ok; written to t.txt\n")
     paths, qualities = zip(*(line.rsplit(b" ", 1) for line in Path("t.txt").read_bytes().splitlines()), strict=True)
-    assert paths == (b"crops/caf\xe9.png", b"crops/0.png")
+    assert paths == (b"crops/caf\xe9.png", b"crops/0.png", b"crops/0.png")  # a list is taken line by line
     assert len(set(qualities)) == 1
 
 
@@ -296,7 +295,7 @@ def test_killed_and_resumed_gives_the_same_bytes(name: str, network: str) -> Non
     _many(3000)
     more = ["--workers", "1", "--batch-size", "4"]
     whole = _start(network, "-o", f"whole-{name}", "--embeddings", "whole.npy", *more)
-    assert whole.communicate()[1] == f"prefiqs: 3,000 files: 3,000 ok; written to whole-{name} and whole.npy\n"
+    assert whole.communicate()[1] == f"prefiqs: 3,000 images: 3,000 ok; written to whole-{name} and whole.npy\n"
     for end in (signal.SIGKILL, signal.SIGINT, None):
         resume = ["--resume"] if end is not signal.SIGKILL else []
         half = _start(network, "-o", name, "--embeddings", "half.npy", *more, *resume)
@@ -334,7 +333,7 @@ def test_a_worker_that_is_killed_ends_the_run_which_goes_on_later(network: str) 
     done = json.loads(Path("t.csv.part.state").read_text())["done"]["paths"]
     assert 0 < done < 2000
     again = _start(network, "-o", "t.csv", "--workers", "0", "--resume")
-    assert again.communicate() == ("", "prefiqs: 2,000 files: 2,000 ok; written to t.csv\n")
+    assert again.communicate() == ("", "prefiqs: 2,000 images: 2,000 ok; written to t.csv\n")
     assert len(Path("t.csv").read_text().splitlines()) == 2001
 
 
@@ -352,7 +351,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(network: str) -> None
     assert full.returncode == 1
     assert not Path("t.csv").exists()
     again = _start(network, *arguments, "--resume")
-    assert again.communicate() == ("", "prefiqs: 600 files: 600 ok; written to t.csv\n")
+    assert again.communicate() == ("", "prefiqs: 600 images: 600 ok; written to t.csv\n")
     assert len(Path("t.csv").read_text().splitlines()) == 601
     with open("/dev/full", "w") as device:
         to_stdout = _start(network, "--workers", "0", stdout=device)

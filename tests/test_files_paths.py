@@ -31,7 +31,7 @@ def _touch(*names: str) -> None:
 
 def _find(*arguments: str) -> tuple[list[str], list[str]]:
     reports: list[str] = []
-    return find_paths(arguments, reports.append), reports
+    return list(find_paths(arguments, reports.append)), reports
 
 
 @pytest.mark.usefixtures("here")
@@ -128,6 +128,9 @@ def test_names_that_are_not_utf8() -> None:
     Path(os.fsdecode(name)).touch()
     Path("list.txt").write_bytes(name + b"\n")
     found, reports = _find("a", "@list.txt")
+    assert [os.fsencode(path) for path in found] == [name, name]  # a list is taken line by line
+    assert not reports
+    found, reports = _find("a", os.fsdecode(name))
     assert [os.fsencode(path) for path in found] == [name]
     assert reports == ["a/caf\\xe9.jpg: given before, scored once"]
 
@@ -181,7 +184,7 @@ def test_finding_paths_needs_no_torch(here: Path) -> None:
         f"package = types.ModuleType('prefiqs_ext'); package.__path__ = {list(prefiqs_ext.__path__)}\n"
         "sys.modules['prefiqs_ext'] = package  # without what the package's own __init__ may load\n"
         "from prefiqs_ext.files import find_paths\n"
-        "print(find_paths(['a'], print), 'torch' in sys.modules, 'cv2' in sys.modules)"
+        "print(list(find_paths(['a'], print)), 'torch' in sys.modules, 'cv2' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "['a/1.jpg'] False False\n"

@@ -20,6 +20,7 @@ from prefiqs_ext.faces import Detector, find_faces, read_rgb
 from prefiqs_ext.files import Record, pipeline, score_files
 from prefiqs_ext.files.batches import stack_crops, upload_ahead
 from prefiqs_ext.files.crops import CropReader, FaceBox, FileCrops
+from prefiqs_ext.files.image import EncodedImage
 from prefiqs_ext.models import weights
 from tests.conftest import list_face_files
 
@@ -138,10 +139,10 @@ def test_files_that_are_no_crop(workers: int, images: list[str], scorer: Scorer,
 class Crashing(CropReader):
     """Ends its process on some files, as a fault in a decoder would."""
 
-    def __call__(self, path: str) -> Any:
-        if Path(path).name in ("03.png", "04.png", "29.png"):
+    def __call__(self, image: EncodedImage) -> Any:
+        if Path(image.path).name in ("03.png", "04.png", "29.png"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(path)
+        return super().__call__(image)
 
 
 def test_a_worker_that_dies_costs_one_file(images: list[str], scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,7 @@ def test_no_need_of_shared_memory(tmp_path: Path) -> None:
     command = [*inside, sys.executable, "-c", "from prefiqs_ext.cli import main; main()", "score", "crops", "--aligned"]
     command += ["--model", "small.onnx", "--preset", "sface", "--workers", "2", "--batch-size", "100", "-o", "t.csv"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    summary = "prefiqs: 120 files: 120 ok; written to t.csv\n"
+    summary = "prefiqs: 120 images: 120 ok; written to t.csv\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, "", summary)
     rows = (tmp_path / "t.csv").read_text().splitlines()
     assert len(rows) == 121

@@ -151,7 +151,7 @@ def test_an_earlier_run_is_not_lost_by_beginning_anew(tmp_path: Path) -> None:
         _run(table, _scored())
     with pytest.raises(ValueError, match=r"made with sparsity 0\.4, not 0\.5"):
         _run(table, _scored(), resume=True, settings={"sparsity": 0.5})
-    with pytest.raises(ValueError, match="made from other files than this run's first 3"):
+    with pytest.raises(ValueError, match="made from other images than this run's first 3"):
         _run(table, _scored(), resume=True, paths=_PATHS[1:])
     assert _contents(tmp_path) == before
     with (tmp_path / "t.npy.part").open("r+b") as file:
@@ -177,7 +177,7 @@ def test_two_runs_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "embeddings", "message"),
     [
-        ("t.xlsx", None, r"ends in \.csv, \.jsonl or \.txt, got .*t\.xlsx"),
+        ("t.xlsx", None, r"ends in \.csv, \.jsonl, \.txt or \.parquet, got .*t\.xlsx"),
         ("none/t.csv", None, r"cannot write .*none/t\.csv\.part \(No such file or directory\); name another place$"),
         ("file/t.csv", None, r"cannot write .*file/t\.csv\.part \(Not a directory\)"),
         ("folder.csv", None, r"cannot write .*folder\.csv\.part \(it is a folder\)"),

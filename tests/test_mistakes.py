@@ -25,11 +25,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cannot read none.jpg (No such file or directory); check the path and its permissions",
     ),
     "an address": (
-        "score https://example.org/a.jpg",
+        "calibrate https://example.org/a.jpg --output s.json",
         "expected a file or folder, got the URL https://example.org/a.jpg: download it first",
     ),
     "an archive": (
-        "score photos.zip",
+        "calibrate photos.zip --output s.json",
         "expected an image or a folder, got the archive photos.zip: unpack it first",
     ),
     "a video": (
@@ -93,7 +93,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "a table of another kind": (
         "score faces --output table.xlsx",
-        "expected an output that ends in .csv, .jsonl or .txt, got table.xlsx",
+        "expected an output that ends in .csv, .jsonl, .txt or .parquet, got table.xlsx",
     ),
     "two choices at once": (
         "score faces --top 3 --below 0.5",

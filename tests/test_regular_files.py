@@ -53,7 +53,7 @@ def _read_quality_data(file: Path) -> None:
 READERS: dict[str, Callable[[Path], object]] = {
     "an image": read_rgb,
     "an image's hash": hash_file,
-    "a list of files": lambda file: find_paths([f"@{file}"]),
+    "a list of files": lambda file: list(find_paths([f"@{file}"])),
     "a list of images": read_image_list,
     "LFW's pairs": lambda file: read_lfw_pairs(file, file.parent),
     "a list of pairs": lambda file: read_pair_list(_one_image(file), file),

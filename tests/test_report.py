@@ -235,7 +235,7 @@ def test_command_agrees_with_the_scorer(crop_folder: Path, crops: Tensor, tmp_pa
     output = tmp_path / "page.html"
     result = CliRunner().invoke(main, ["report", str(crop_folder), "--aligned", "--output", str(output)])
     assert (result.exit_code, result.stdout) == (0, ""), result.stderr
-    said = f"prefiqs: 8 files: 6 ok, 1 unreadable, 1 not assessable; written to {output}"
+    said = f"prefiqs: 8 images: 6 ok, 1 unreadable, 1 not assessable; written to {output}"
     assert result.stderr.splitlines()[-1] == said
     expected = Scorer()(crops[:6])
     order = expected.embedding_norm.argsort(descending=True).tolist()
@@ -268,7 +268,7 @@ def test_command_with_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.
     options = ["--model", "small.onnx", "--preset", "arcface", "--size", "32x24", "--pruning", "random"]
     more = ["--sparsity", "0.5", "--batch-size", "2", "--workers", "0"]
     result = CliRunner().invoke(main, ["report", "crops", "--aligned", "-o", "page.html", *options, *more])
-    assert (result.exit_code, result.stderr) == (0, "prefiqs: 3 files: 3 ok; written to page.html\n")
+    assert (result.exit_code, result.stderr) == (0, "prefiqs: 3 images: 3 ok; written to page.html\n")
     scorer = Scorer("small.onnx", Pruning("random", 0.5), preset=PRESETS["arcface"].with_size((32, 24)))
     qualities = scorer(torch.from_numpy(pixels).permute(0, 3, 1, 2)).quality.sort(descending=True).values
     page = Path("page.html").read_text(encoding="utf-8")

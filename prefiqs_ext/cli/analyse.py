@@ -63,7 +63,7 @@ def analyse(
     from prefiqs_ext.files.paths import find_paths
     from prefiqs_ext.utils.atomic_write import make_output_folder
 
-    files = find_paths(paths, tell)
+    files = list(find_paths(paths, tell))
     network, preset = model.load()
     faces = _sample(files, preset.template, aligned, images, seed)
     if len(faces) < _LEAST:

@@ -71,7 +71,7 @@ def calibrate(
     from prefiqs_ext.exceptions import InputError
     from prefiqs_ext.files.paths import find_paths
 
-    found = find_paths(paths, tell)
+    found = list(find_paths(paths, tell))
     files = [found[index] for index in pick_evenly(len(found), MOST_FACES)]
     preset = scoring.model.get_preset()
     crops: list[RGB] = []

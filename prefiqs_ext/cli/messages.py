@@ -58,7 +58,12 @@ def describe_files(files: int) -> str:
     return f"{files:,} file{'' if files == 1 else 's'}"
 
 
-def tell_summary(files: int, counts: Iterable[tuple[str, int]], *outputs: Path | None) -> None:
-    """Print the last line of a command that scores: how many files, what became of the faces, where the results are."""
+def describe_images(images: int) -> str:
+    """Return `1 image` or `8 images`."""
+    return f"{images:,} image{'' if images == 1 else 's'}"
+
+
+def tell_summary(images: int, counts: Iterable[tuple[str, int]], *outputs: Path | None) -> None:
+    """Print the last line of a command that scores: how many images, what became of them, where the results are."""
     places = " and ".join(format_path(str(output)) for output in outputs if output is not None)
-    tell(f"{describe_files(files)}: {describe_counts(counts)}{f'; written to {places}' if places else ''}")
+    tell(f"{describe_images(images)}: {describe_counts(counts)}{f'; written to {places}' if places else ''}")

@@ -29,16 +29,24 @@ class InputPath(click.Path):
 
 
 class ImagesPath(click.Path):
-    """A PATH of the commands that score: an image, a folder of images, or @LIST. It stays a str."""
+    """A PATH of the commands that score: an image, a folder of images, or @LIST. It stays a str.
+
+    Args:
+        containers: Whether it may also be an archive, a Parquet file or an address.
+    """
+
+    def __init__(self, *, containers: bool = False) -> None:
+        super().__init__()
+        self._containers = containers
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the path.
 
         Raises:
-            click.UsageError: it is missing, or nothing that the package reads.
+            click.UsageError: it is missing, or nothing that the command reads.
         """
         with refuse_usage():
-            refuse_unreadable(os.fspath(value))
+            refuse_unreadable(os.fspath(value), containers=self._containers)
         return os.fspath(value)
 
 

@@ -51,21 +51,23 @@ def report(folder: Path, aligned: bool, output: Path, scoring: ScoringOptions, t
       prefiqs report crops/ --aligned --output crops.html
       prefiqs report photos/ --model backbone.pth --preset arcface
     """
-    from prefiqs_ext.files.paths import find_paths
+    from prefiqs_ext.files import InputImages, find_paths
     from prefiqs_ext.report import Selection, render
 
-    paths = find_paths([str(folder)], tell)
+    images = InputImages(find_paths([str(folder)], tell))
     selection = Selection()
+    count = 0
     with atomic_write(str(output)) as file:
         scorer = scoring.make_scorer()
-        with closing(throughput.score(paths, scorer, aligned=aligned)) as scored_files:
+        with closing(throughput.score(images, scorer, aligned=aligned, total=images.total)) as scored_files:
             for scored in scored_files:
                 selection.add(scored.records)
+                count += 1
         facts = _describe_run(scorer, aligned=aligned)
         file.write(render(selection, str(folder), facts, scorer.rank_by, scorer.settings.calibration).encode())
     if not selection.counts["ok"]:
         raise InputError(f"no face could be scored; {format_path(str(output))} says why")
-    tell_summary(len(paths), selection.counts.items(), output)
+    tell_summary(count, selection.counts.items(), output)
 
 
 def _describe_run(scorer: Scorer, *, aligned: bool) -> dict[str, str]:

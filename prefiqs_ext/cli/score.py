@@ -1,9 +1,11 @@
-"""`prefiqs score`: files and folders in, a table out."""
+"""`prefiqs score`: images in, wherever they lie; a table out."""
 
 from __future__ import annotations
 
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,13 +16,25 @@ from prefiqs_ext.cli.shared_options import aligned_option, rank_by_option, setti
 from prefiqs_ext.cli.throughput import Throughput, throughput_options
 from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.utils.suffixes import PARQUET, get_suffix
 from prefiqs_ext.utils.text import format_path
+
+if TYPE_CHECKING:
+    from prefiqs_ext.files.images import Shard
 
 _FILE = click.Path(path_type=Path)
 
 
+def parse_shard(text: str) -> Shard:
+    """Return the part of a run that "0/8" means."""
+    from prefiqs_ext.files.images import Shard
+
+    with refuse_usage("--shard"):
+        return Shard.parse(text)
+
+
 @click.command()
-@click.argument("paths", nargs=-1, required=True, type=ImagesPath(), metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=ImagesPath(containers=True), metavar="PATH...")
 @aligned_option
 @click.option(
     "--min-face",
@@ -34,13 +48,28 @@ _FILE = click.Path(path_type=Path)
     "-o",
     type=_FILE,
     metavar="FILE",
-    help="The table to write: .csv, .jsonl or .txt. [default: csv to standard output]",
+    help="The table to write: .csv, .jsonl, .txt or .parquet. [default: csv to standard output]",
 )
 @click.option(
     "--embeddings",
     type=_FILE,
     metavar="FILE.npy",
     help="Also write the embeddings, one row per row of the table, and their paths to FILE.paths.",
+)
+@click.option("--embedding-column", is_flag=True, help="Give a .parquet table a column with the embeddings.")
+@click.option(
+    "--image-column",
+    metavar="NAME",
+    default="image",
+    show_default=True,
+    help="The column of Parquet files that has the encoded images.",
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    callback=lambda _context, _option, value: None if value is None else parse_shard(value),
+    help="Score one of N parts, I from 0: every N-th file, archives and Parquet files whole; with fewer files than "
+    "parts every N-th image.",
 )
 @click.option("--top", type=click.IntRange(min=1), metavar="K", help="Keep the K rows of highest score, best first.")
 @click.option(
@@ -61,6 +90,9 @@ def score(
     min_face: float | None,
     output: Path | None,
     embeddings: Path | None,
+    embedding_column: bool,
+    image_column: str,
+    shard: Shard | None,
     top: int | None,
     below: float | None,
     resume: bool,
@@ -69,12 +101,15 @@ def score(
 ) -> None:
     """Score the faces in photos, or ready crops with --aligned.
 
-    PATH is an image, a folder (with all folders below it), or @LIST: a text file with one path per line.
+    PATH is an image, a folder (with all folders below it), a .tar or .zip archive, a .parquet file, an address of any
+    of these (s3://bucket/shards/*.tar), or @LIST: a text file with one path per line. An image in an archive or a
+    Parquet file is called ARCHIVE/MEMBER or FILE.parquet/ROW.
 
     score is the number to rank and to act on, HIGHER is better: the calibrated score, the quality or the embedding
     norm, as --rank-by says. quality is between 0 and 1, HIGHER is better; distance = 2 (1 - quality). csv and jsonl
     have one row per face, the largest face of a photo first, and a status: ok, no_face, unreadable or not_assessable.
-    txt has one line per photo, `path score` of its largest face. What could not be scored is named on standard error.
+    txt has one line per photo, `path score` of its largest face; parquet has the columns of csv, the reason, a hash of
+    the image's content, and the other columns of Parquet files. What could not be scored is named on standard error.
     The exit code is 1 if nothing could be scored.
 
     The rows are in FILE.part until all of them are there. After Ctrl-C or a crash, give the same command with --resume.
@@ -87,8 +122,9 @@ def score(
       prefiqs score crops/ --aligned --output qualities.jsonl --embeddings embeddings.npy
       prefiqs score photos/ --top 10
       prefiqs score crops/ --aligned --model backbone.pth --preset arcface
+      prefiqs score shards/*.tar --aligned --output qualities.parquet --shard 0/8
     """
-    from prefiqs_ext.files import Pick, Writer, find_paths
+    from prefiqs_ext.files import InputImages, Pick, Writer, find_paths
 
     if resume and output is None:
         raise click.UsageError("--resume needs --output FILE, whose FILE.part it continues")
@@ -96,21 +132,38 @@ def score(
         raise click.UsageError("--top and --below are two different choices: give one of them")
     if aligned and min_face is not None:
         raise click.UsageError("--min-face is for photos: leave it out, or --aligned")
-    files = find_paths(paths, tell)
+    carry = output is not None and get_suffix(output) == PARQUET
+    files = find_paths(paths, tell, containers=True)
     with refuse_usage(kind=InputError):
+        found = InputImages(files, image_column=image_column, shard=shard, carry=carry)
+        images = iter(found)
         results = Writer(
             output,
             embeddings,
-            settings={"aligned": aligned, "min_face": min_face, **scoring.to_dict()},
-            paths=files,
+            settings={
+                "aligned": aligned,
+                "min_face": min_face,
+                "image_column": image_column,
+                "shard": None if shard is None else str(shard),
+                **scoring.to_dict(),
+            },
+            paths=(image.path for image in images),
             resume=resume,
             pick=Pick(top, below) if top is not None or below is not None else None,
+            embedding_column=embedding_column,
+            carried=found.carried,
         )
     with results:
         done = results.progress.paths
-        if done < len(files):
+        first = next(images, None)
+        if first is None and not done:
+            raise InputError(f"expected images in part {shard} of this run, found none: make fewer parts")
+        if first is not None:
             scorer = scoring.make_scorer()
-            scored_files = throughput.score(files, scorer, aligned=aligned, min_face=min_face, done=done)
+            rest = chain([first], images)
+            scored_files = throughput.score(
+                rest, scorer, aligned=aligned, total=found.total, min_face=min_face, done=done
+            )
             with closing(scored_files):
                 for scored in scored_files:
                     results.add(scored)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -16,6 +16,7 @@ from prefiqs_ext.cli.options import omit, pick
 
 if TYPE_CHECKING:
     from prefiqs_ext.files.crops import FileCrops
+    from prefiqs_ext.files.image import InputImage
     from prefiqs_ext.files.pipeline import ScoredFile
     from prefiqs_ext.models.template import CropTemplate
     from prefiqs_ext.scorer import Scorer
@@ -25,7 +26,7 @@ _T = TypeVar("_T")
 _NAMES = ("workers", "batch_size", "threads")
 _MOST_WORKERS = 8
 # A process takes two or three seconds to start, in which this one finds the faces of a dozen photos.
-_FILES_PER_WORKER = 16
+_IMAGES_PER_WORKER = 16
 _AHEAD = 64  # files that are read ahead where crops are collected
 
 
@@ -43,46 +44,52 @@ class Throughput:
     batch_size: int | None = None
     threads: int | None = None
 
-    def choose_workers(self, files: int) -> int:
-        """Return how many processes read so many files: up to half of the cores, since scoring needs the others."""
+    def choose_workers(self, images: int | None) -> int:
+        """Return how many processes read so many images: up to half of the cores, since scoring needs the others.
+
+        `images` is None where nobody knows how many there are: they are taken for many.
+        """
         if self.workers is not None:
             return self.workers
-        return min(_MOST_WORKERS, max(1, count_cores() // 2), files // _FILES_PER_WORKER)
+        most = min(_MOST_WORKERS, max(1, count_cores() // 2))
+        return most if images is None else min(most, images // _IMAGES_PER_WORKER)
 
     def score(
         self,
-        paths: Sequence[str],
+        images: Iterable[InputImage],
         scorer: Scorer,
         *,
         aligned: bool,
+        total: int | None,
         min_face: float | None = None,
         done: int = 0,
     ) -> Generator[ScoredFile, None, None]:
-        """Score files one after another, and show on a terminal how far that is.
+        """Score images one after another, and show on a terminal how far that is.
 
         Args:
-            paths: all files.
+            images: the images that are still to be scored.
             scorer: what scores them.
-            aligned: the files are ready crops of the preset's size.
+            aligned: the images are ready crops of the preset's size.
+            total: how many images the run has, those of an earlier run too; None if nobody knows.
             min_face: width in pixels from which faces in photos are found. None: 60.
-            done: how many of the files an earlier run has scored; they are ignored.
+            done: how many images an earlier run has scored.
 
         Yields:
-            What each file gave, in order. Close the generator, and the processes that read files end.
+            What each image gave, in order. Close the generator, and the processes that read images end.
         """
         from prefiqs_ext.faces.detect import MIN_FACE
-        from prefiqs_ext.files.pipeline import score_files
+        from prefiqs_ext.files.pipeline import score_images
 
         self._set_threads()
-        scored_files = score_files(
-            (paths[index] for index in range(done, len(paths))),
+        scored_files = score_images(
+            images,
             scorer,
             aligned=aligned,
             batch_size=self.batch_size,
-            workers=self.choose_workers(len(paths) - done),
+            workers=self.choose_workers(None if total is None else total - done),
             min_face=min_face or MIN_FACE,
         )
-        yield from _show_progress(scored_files, len(paths), done)
+        yield from _show_progress(scored_files, total, done)
 
     def read(self, paths: Sequence[str], template: CropTemplate, *, aligned: bool) -> Generator[FileCrops, None, None]:
         """Read the crops of files one after another, and show on a terminal how far that is.
@@ -96,12 +103,13 @@ class Throughput:
             The crops of each file, in order. Close the generator, and the processes that read files end.
         """
         from prefiqs_ext.faces import Detector
-        from prefiqs_ext.files.crops import CropReader, read_crops_of_files
+        from prefiqs_ext.files.crops import CropReader, read_crops
+        from prefiqs_ext.files.image import EncodedImage
 
         self._set_threads()
         reader = CropReader(template, None if aligned else Detector())
         ahead = self.batch_size or _AHEAD
-        files = read_crops_of_files(paths, reader, workers=self.choose_workers(len(paths)), ahead=ahead)
+        files = read_crops(map(EncodedImage, paths), reader, workers=self.choose_workers(len(paths)), ahead=ahead)
         yield from _show_progress(files, len(paths))
 
     def _set_threads(self) -> None:
@@ -111,9 +119,9 @@ class Throughput:
             torch.set_num_threads(self.threads)
 
 
-def _show_progress(files: Generator[_T, None, None], total: int, done: int = 0) -> Generator[_T, None, None]:
-    """Pass on what each file gives, with a bar on a terminal (disable=None); close with it, which ends the workers."""
-    with closing(files), tqdm(total=total, initial=done, unit="file", disable=None, leave=False) as bar:
+def _show_progress(files: Generator[_T, None, None], total: int | None, done: int = 0) -> Generator[_T, None, None]:
+    """Pass on what each image gives, with a bar on a terminal (disable=None); close with it, which ends the workers."""
+    with closing(files), tqdm(total=total, initial=done, unit="image", disable=None, leave=False) as bar:
         for file in files:
             yield file
             bar.update()

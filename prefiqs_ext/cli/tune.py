@@ -46,7 +46,7 @@ def tune(*, data: tuple[str, ...], model: ModelOptions, resamples: int, seed: in
     from prefiqs_ext.files.paths import find_paths
     from prefiqs_ext.utils.atomic_write import make_output_folder
 
-    found = find_paths(data, tell)
+    found = list(find_paths(data, tell))
     files = [found[index] for index in pick_evenly(len(found), MOST_FACES)]
     crops = torch.stack(list(read_every_crop(files, model.get_preset().template)))
     make_output_folder(output)

@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 from prefiqs_ext.faces.align import align
 from prefiqs_ext.faces.detect import Detection, Detector
-from prefiqs_ext.faces.image import RGB, UnreadableImage, decode_rgb, get_reason, hash_file, read_rgb
+from prefiqs_ext.faces.image import (
+    RGB,
+    UnreadableImage,
+    decode_rgb,
+    get_reason,
+    hash_file,
+    read_image_file,
+    read_rgb,
+)
 from prefiqs_ext.models.template import INSIGHTFACE_112, CropTemplate
 
 
@@ -49,5 +57,6 @@ __all__ = [
     "find_faces",
     "get_reason",
     "hash_file",
+    "read_image_file",
     "read_rgb",
 ]

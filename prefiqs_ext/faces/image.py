@@ -101,9 +101,21 @@ def decode_rgb(data: bytes, name: str) -> RGB:
         raise InputTypeError(f"expected the bytes of an image file, got {type(data).__name__}; a path goes to read_rgb")
     check_path(name)
     with _explain_failures(name):
-        if not data:
-            raise _Refusal("the file is empty")
+        _check_size(len(data))
         return _decode(io.BytesIO(data))
+
+
+def read_image_file(path: str | os.PathLike[str]) -> bytes:
+    """Reads the content of an image file, for :func:`decode_rgb`.
+
+    Raises:
+        InputTypeError: `path` is no path.
+        MissingFileError, FileAccessError: It cannot be opened, as for :func:`read_rgb`.
+        UnreadableImage: It is empty or too large.
+    """
+    name = check_path(path)
+    with _explain_failures(path), _open_image(name) as stream:
+        return stream.read()
 
 
 def hash_file(path: str | os.PathLike[str]) -> bytes:
@@ -136,15 +148,18 @@ class _Refusal(Exception):
 def _open_image(path: str) -> IO[bytes]:
     stream = open_regular(path, "name an image file")
     try:
-        size = os.fstat(stream.fileno()).st_size
-        if not size:
-            raise _Refusal("the file is empty")
-        if size > MAX_IMAGE_BYTES:
-            raise _Refusal(f"expected at most {MAX_IMAGE_BYTES / 1e6:.0f} MB, got {size / 1e6:.0f} MB")
+        _check_size(os.fstat(stream.fileno()).st_size)
         return stream
     except BaseException:
         stream.close()
         raise
+
+
+def _check_size(size: int) -> None:
+    if not size:
+        raise _Refusal("the file is empty")
+    if size > MAX_IMAGE_BYTES:
+        raise _Refusal(f"expected at most {MAX_IMAGE_BYTES / 1e6:.0f} MB, got {size / 1e6:.0f} MB")
 
 
 @contextmanager

@@ -1,18 +1,36 @@
-"""From paths to face crops: each file is read, its faces are found and aligned, here or in worker processes."""
+"""From images to face crops: each image is read, its faces are found and aligned, here or in worker processes."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from prefiqs_ext.exceptions import FileAccessError
-from prefiqs_ext.faces import RGB, CropTemplate, Detector, Face, UnreadableImage, find_faces, get_reason, read_rgb
+from prefiqs_ext.exceptions import FileAccessError, PrefiqsError
+from prefiqs_ext.faces import (
+    RGB,
+    CropTemplate,
+    Detector,
+    Face,
+    UnreadableImage,
+    decode_rgb,
+    find_faces,
+    get_reason,
+    read_image_file,
+)
+from prefiqs_ext.files.image import EncodedImage
 from prefiqs_ext.files.records import Status
+from prefiqs_ext.files.remote import explain_remote_errors, open_input
 from prefiqs_ext.files.workers import read_ahead
+from prefiqs_ext.utils.budget import MAX_IMAGE_BYTES
+from prefiqs_ext.utils.suffixes import is_address
 from prefiqs_ext.utils.text import describe_error, describe_wrong_size
+
+HASH_BYTES = 16
+"""Of the hash of an image's content."""
 
 
 class FaceBox(NamedTuple):
@@ -41,10 +59,12 @@ class FileCrops(NamedTuple):
     status: Status = "ok"
     reason: str = ""
     """One line, if the status is not "ok"."""
+    content_hash: bytes | None = None
+    """BLAKE2b of the encoded image, 16 bytes; None if it was not read."""
 
 
 class CropReader:
-    """Reads one file after another and gives its crops. It is pickled and sent to the workers.
+    """Reads one image after another and gives its crops. It is pickled and sent to the workers.
 
     Args:
         template: What a crop is like.
@@ -55,16 +75,26 @@ class CropReader:
         self._template = template
         self._detector = detector
 
-    def __call__(self, path: str) -> FileCrops:
-        """Reads a file. Whatever is wrong with it becomes the status and the reason; nothing is raised."""
+    def __call__(self, image: EncodedImage) -> FileCrops:
+        """Reads an image. Whatever is wrong with it becomes the status and the reason; nothing is raised."""
+        path = image.path
+        if image.problem:
+            return FileCrops(path, status="unreadable", reason=image.problem)
         try:
-            image = read_rgb(path)
+            data = _read_content(path) if image.data is None else image.data
+            content_hash = blake2b(data, digest_size=HASH_BYTES).digest()
+            pixels = decode_rgb(data, path)
         except (UnreadableImage, FileAccessError) as error:
             return FileCrops(path, status="unreadable", reason=get_reason(error))
+        except PrefiqsError as error:  # an address that nothing here can read
+            return FileCrops(path, status="unreadable", reason=describe_error(error))
+        return self._find_crops(path, pixels)._replace(content_hash=content_hash)
+
+    def _find_crops(self, path: str, pixels: RGB) -> FileCrops:
         if self._detector is None:
-            return self._check_crop(path, image)
+            return self._check_crop(path, pixels)
         try:
-            faces = find_faces(image, self._detector, self._template)
+            faces = find_faces(pixels, self._detector, self._template)
         except Exception as error:  # OpenCV raises classes of its own; one photo must not end the others
             reason = describe_error(error)
             return FileCrops(path, status="not_assessable", reason=reason)
@@ -79,20 +109,20 @@ class CropReader:
         return FileCrops(path, crops=[image], boxes=[FaceBox()])
 
 
-def read_crops_of_files(
-    paths: Iterable[str], reader: CropReader, *, workers: int, ahead: int
+def read_crops(
+    images: Iterable[EncodedImage], reader: CropReader, *, workers: int, ahead: int
 ) -> Generator[FileCrops, None, None]:
-    """Reads the crops of each file, in order.
+    """Reads the crops of each image, in order.
 
     Args:
-        paths: The files, taken as they are needed.
-        reader: Reads one file.
+        images: The images, taken as they are needed.
+        reader: Reads one image.
         workers: Processes that read; 0 means that this process reads.
-        ahead: About how many files the workers are ahead of the consumer.
+        ahead: About how many images the workers are ahead of the consumer.
     """
     if workers:
-        return read_ahead(paths, reader, _report_death, workers=workers, ahead=ahead)
-    return (reader(path) for path in paths)
+        return read_ahead(images, reader, report_death, workers=workers, ahead=ahead)
+    return (reader(image) for image in images)
 
 
 def find_largest_faces(paths: Iterable[str], template: CropTemplate, *, aligned: bool = False) -> Iterator[Tensor]:
@@ -108,9 +138,22 @@ def find_largest_faces(paths: Iterable[str], template: CropTemplate, *, aligned:
     """
     reader = CropReader(template, None if aligned else Detector())
     for path in paths:
-        crops = reader(path).crops
+        crops = reader(EncodedImage(path)).crops
         if crops:
             yield torch.as_tensor(crops[0]).permute(2, 0, 1).contiguous()
+
+
+def report_death(image: EncodedImage) -> FileCrops:
+    """Gives the crops of an image that ends whatever process reads it."""
+    reason = "the process that read it died: out of memory, or a fault in a decoder"
+    return FileCrops(image.path, status="unreadable", reason=reason)
+
+
+def _read_content(path: str) -> bytes:
+    if not is_address(path):
+        return read_image_file(path)
+    with open_input(path, "name an image file") as stream, explain_remote_errors(path):
+        return stream.read(MAX_IMAGE_BYTES + 1)
 
 
 def _make_box(face: Face) -> FaceBox:
@@ -118,8 +161,3 @@ def _make_box(face: Face) -> FaceBox:
     return FaceBox(
         x=float(found.x), y=float(found.y), w=float(found.w), h=float(found.h), detector_score=float(found.score)
     )
-
-
-def _report_death(path: str) -> FileCrops:
-    reason = "the process that read it died: out of memory, or a fault in a decoder"
-    return FileCrops(path, status="unreadable", reason=reason)

@@ -1,6 +1,6 @@
-"""From paths to scores, in a few steps, each an iterator over the one before.
+"""From images to scores, in a few steps, each an iterator over the one before.
 
-    paths -> FileCrops (crops.py, in worker processes) -> Batch (batches.py) -> scores -> ScoredFile (here)
+    InputImage (images.py) -> FileCrops (crops.py, in worker processes) -> Batch (batches.py) -> ScoredFile (here)
 
 While this process scores a batch, the workers read the next files. Memory is bounded: the workers are a few batches
 ahead at most, and only crops travel between processes.
@@ -9,6 +9,7 @@ ahead at most, and only crops travel between processes.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
@@ -23,7 +24,8 @@ from prefiqs_ext.exceptions import InputTypeError
 from prefiqs_ext.faces import Detector
 from prefiqs_ext.faces.detect import MIN_FACE
 from prefiqs_ext.files.batches import Batch, collect_batches, upload_ahead
-from prefiqs_ext.files.crops import CropReader, FaceBox, FileCrops, read_crops_of_files
+from prefiqs_ext.files.crops import CropReader, FaceBox, FileCrops, read_crops
+from prefiqs_ext.files.image import CarriedRow, EncodedImage, InputImage
 from prefiqs_ext.files.records import Record
 from prefiqs_ext.output import ImageScore, split_output
 from prefiqs_ext.scorer import Scorer, get_template
@@ -33,12 +35,16 @@ _NO_DIRECTION = "its embedding has no direction: a blank image, or broken weight
 
 
 class ScoredFile(NamedTuple):
-    """What one file gave: one record per face, or a single record that says why there is none."""
+    """What one image gave: one record per face, or a single record that says why there is none."""
 
     path: str
     records: list[Record]
     embeddings: Tensor
     """[len(records), d] L2-normalised, float32; NaN where a record has no embedding."""
+    content_hash: bytes | None = None
+    """BLAKE2b of the encoded image, 16 bytes; None if it was not read."""
+    carried: CarriedRow | None = None
+    """The columns beside it in its input, if they are carried."""
 
 
 def score_files(
@@ -75,6 +81,36 @@ def score_files(
     """
     if isinstance(paths, (str, bytes, PathLike)):
         raise InputTypeError(f"expected several paths, as a list has them, got one {type(paths).__name__}")
+    images = (InputImage(check_path(path)) for path in paths)
+    return score_images(images, scorer, aligned=aligned, batch_size=batch_size, workers=workers, min_face=min_face)
+
+
+def score_images(
+    images: Iterable[InputImage],
+    scorer: Scorer,
+    *,
+    aligned: bool = False,
+    batch_size: int | None = None,
+    workers: int = 0,
+    min_face: float = MIN_FACE,
+) -> Generator[ScoredFile, None, None]:
+    """Scores the images of files, archives and Parquet files as :func:`score_files` scores files.
+
+    Args:
+        images: What :class:`prefiqs_ext.files.InputImages` gives, taken as they are needed.
+        scorer: As for score_files, like all below.
+        aligned: The images are ready crops.
+        batch_size: How many crops are scored together.
+        workers: Processes that decode images and find faces.
+        min_face: Width in pixels from which faces in photos are found.
+
+    Yields:
+        One ScoredFile per image.
+
+    Raises:
+        InputError, MissingWeightsError, WorkerError: As for score_files.
+        FileAccessError: An archive or a Parquet file was opened, and then could not be read on.
+    """
     template = get_template(scorer)
     if batch_size is None:
         batch_size = choose_batch_size(scorer.device)
@@ -82,22 +118,45 @@ def score_files(
     check_count(workers, "workers", least=0)
     detector = None if aligned else Detector(min_face=min_face)  # it fetches its weights before workers start
     reader = CropReader(template, detector)
-    files = read_crops_of_files(map(check_path, paths), reader, workers=workers, ahead=2 * batch_size)
-    return _score(files, scorer, template.size, batch_size)
+    carried: deque[CarriedRow | None] = deque()
+
+    def encode() -> Iterator[EncodedImage]:
+        for image in images:
+            encoded = image.encode()
+            carried.append(image.carry())
+            yield encoded
+
+    files = read_crops(encode(), reader, workers=workers, ahead=2 * batch_size)
+    return _score(files, scorer, template.size, batch_size, carried)
 
 
 def _score(
-    files: Generator[FileCrops, None, None], scorer: Scorer, size: tuple[int, int], batch_size: int
+    files: Generator[FileCrops, None, None],
+    scorer: Scorer,
+    size: tuple[int, int],
+    batch_size: int,
+    carried: deque[CarriedRow | None],
 ) -> Generator[ScoredFile, None, None]:
-    no_images = torch.empty(0, 3, *size, dtype=torch.uint8, device=scorer.device)
-    nothing = scorer(no_images).embedding.cpu()
-    no_embedding = nothing.new_full(nothing.shape[1:], torch.nan)
+    no_embedding = make_no_embedding(scorer, size)
     with closing(files):  # at once, whatever happens: the workers read for nobody else
         batches = collect_batches(files, batch_size)
         if scorer.device.type != "cpu":
             batches = upload_ahead(batches, scorer.device)
         for batch in batches:
-            yield from _score_batch(batch, scorer, no_embedding)
+            for scored in _score_batch(batch, scorer, no_embedding):
+                yield scored._replace(carried=carried.popleft())
+
+
+def make_no_embedding(scorer: Scorer, size: tuple[int, int]) -> Tensor:
+    """Makes what stands for the embedding of a face that has none: float32 [d] of NaN, on the CPU.
+
+    Args:
+        scorer: What scores.
+        size: Height and width of its crops.
+    """
+    no_images = torch.empty(0, 3, *size, dtype=torch.uint8, device=scorer.device)
+    nothing = scorer(no_images).embedding.cpu()
+    return nothing.new_full(nothing.shape[1:], torch.nan)
 
 
 def _score_batch(batch: Batch, scorer: Scorer, no_embedding: Tensor) -> Iterator[ScoredFile]:
@@ -113,7 +172,7 @@ def _score_batch(batch: Batch, scorer: Scorer, no_embedding: Tensor) -> Iterator
         else:
             records = [Record(path=file.path, face=None, status=file.status, reason=file.reason)]
             embeddings = [no_embedding]
-        yield ScoredFile(file.path, records, torch.stack(embeddings))
+        yield ScoredFile(file.path, records, torch.stack(embeddings), file.content_hash)
 
 
 def _score_images(images: list[Tensor], scorer: Scorer) -> Iterator[ImageScore]:

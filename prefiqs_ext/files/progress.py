@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 
 from prefiqs_ext.exceptions import FileFormatError, InputError, MissingFileError
@@ -25,13 +26,13 @@ class Progress:
     """What a run has written so far.
 
     Attributes:
-        paths: Files whose records are written.
+        paths: Images whose records are written.
         rows: Rows of the table.
         columns: Numbers per embedding.
         sizes: Bytes of each output.
         digest: A digest of the paths, in order.
-        counts: Faces, and files without one, by status. It counts every face, also where the table has one row per
-            file.
+        counts: Faces, and images without one, by status. It counts every face, also where the table has one row per
+            image.
     """
 
     paths: int = 0
@@ -41,10 +42,8 @@ class Progress:
     digest: str = ""
     counts: dict[str, int] = field(default_factory=dict)
 
-    def extend(
-        self, path: str, *, rows: int, columns: int, added: Mapping[str, int], statuses: Iterable[Status]
-    ) -> Progress:
-        """Gives the progress after one more file, of which so many rows and bytes were added."""
+    def extend(self, path: str, *, rows: int, columns: int, statuses: Iterable[Status]) -> Progress:
+        """Gives the progress after one more image, of which so many rows were added."""
         counts = dict(self.counts)
         for status in statuses:
             counts[status] = counts.get(status, 0) + 1
@@ -52,10 +51,14 @@ class Progress:
             paths=self.paths + 1,
             rows=self.rows + rows,
             columns=columns,
-            sizes={kind: self.sizes.get(kind, 0) + size for kind, size in added.items()},
+            sizes=self.sizes,
             digest=_extend_digest(self.digest, path),
             counts=counts,
         )
+
+    def grow(self, added: Mapping[str, int]) -> Progress:
+        """Gives the progress after so many bytes were added to each output."""
+        return replace(self, sizes={kind: self.sizes.get(kind, 0) + size for kind, size in added.items()})
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,13 @@ class RunState:
         finally:
             new.discard()
 
-    def check_same_run(self, part: str, settings: Mapping[str, JSON], paths: Sequence[str]) -> None:
+    def check_same_run(self, part: str, settings: Mapping[str, JSON], paths: Iterable[str]) -> None:
         """Checks that a run with these settings and paths can go on from here.
 
         Args:
             part: FILE.part as a person reads it, for errors.
             settings: What the new run makes its rows with.
-            paths: All paths of the new run, in order.
+            paths: The images of the new run, in order. As many are taken as are done.
 
         Raises:
             InputError: Some setting differs, or the run does not begin with the same paths.
@@ -123,8 +126,8 @@ class RunState:
                 made, given = (format_untrusted(repr(each)) for each in (self.settings.get(name), value))
                 raise InputError(f"{part} was made with {name} {made}, not {given}: {remedy}")
         finished = self.progress.paths
-        if _digest_paths(paths[:finished]) != self.progress.digest:
-            raise InputError(f"{part} was made from other files than this run's first {finished}: {remedy}")
+        if _digest_paths(islice(paths, finished)) != self.progress.digest:
+            raise InputError(f"{part} was made from other images than this run's first {finished}: {remedy}")
 
 
 def _is_digest(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""What is known of one face, and how it is written: as csv, as jsonl, or as the field's `path score` lines."""
+"""What is known of one face, and how it is written as text: as csv, as jsonl, or as the field's `path score` lines."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 ready crop is not of the preset's size, or the embedding has no direction.
 """
 
-Format = Literal["csv", "jsonl", "txt"]
-FORMATS: tuple[Format, ...] = ("csv", "jsonl", "txt")
+Format = Literal["csv", "jsonl", "txt", "parquet"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 ENCODING, ERRORS = "utf-8", "surrogateescape"
 """How tables are encoded. Names that are not UTF-8 come out as the bytes they are."""
 
@@ -51,7 +51,7 @@ class Record(NamedTuple):
     detector_score: float | None = None
     """In [0, 1]; HIGHER means more surely a face."""
     reason: str = ""
-    """One line if the status is not "ok". It is not part of a table."""
+    """One line if the status is not "ok". Of the tables, Parquet alone has it."""
 
 
 COLUMNS = Record._fields[:-1]
@@ -71,25 +71,25 @@ def choose_format(table: Path | None) -> Format:
     """Chooses the format by the file's suffix; csv for standard output (None).
 
     Raises:
-        InputError: The suffix is none of .csv, .jsonl and .txt.
+        InputError: The suffix is none of .csv, .jsonl, .txt and .parquet.
     """
     if table is None:
         return "csv"
     for table_format in FORMATS:
         if get_suffix(table) == f".{table_format}":
             return table_format
-    raise InputError(f"expected an output that ends in .csv, .jsonl or .txt, got {format_path(str(table))}")
+    raise InputError(f"expected an output that ends in .csv, .jsonl, .txt or .parquet, got {format_path(str(table))}")
 
 
 def format_header(table_format: Format) -> str:
-    """Formats what stands before the first record: a line with the columns in csv, nothing in the others."""
+    """Formats what stands before the first record of a text: a line with the columns in csv, else nothing."""
     return format_csv_line(COLUMNS) if table_format == "csv" else ""
 
 
 def select_records(table_format: Format, records: Iterable[Record]) -> list[Record]:
-    """Selects those records of one file that a table of this format has.
+    """Selects those records of one image that a table of this format has.
 
-    csv and jsonl have them all; txt has the largest face alone, if it has a score.
+    txt has the largest face alone, if it has a score; the others have them all.
     """
     if table_format == "txt":
         return [record for record in records if record.face == 0 and record.status == "ok"]

@@ -1,8 +1,8 @@
 """Worker processes that read files ahead of their consumer: results come in order, and a dead worker holds nothing up.
 
-There is one thread for each process, which sends it some paths through a pipe and waits for the answer. The pipe ends
-when the process does, whatever ended it. Nothing travels in shared memory: containers have little of it, and a write
-beyond its end kills the process.
+There is one thread for each process, which sends it some images, or their paths, through a pipe and waits for the
+answer. The pipe ends when the process does, whatever ended it. Nothing travels in shared memory: containers have little
+of it, and a write beyond its end kills the process.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ import torch
 
 from prefiqs_ext.exceptions import WorkerError
 
+_Image = TypeVar("_Image")
 _T = TypeVar("_T")
 
-_CHUNK = 4  # paths a worker takes at a time: few, so that a handful of photos keeps all workers busy
+_CHUNK = 4  # images a worker takes at a time: few, so that a handful of photos keeps all workers busy
 _DESCRIPTORS = 12  # a process takes seven to start and keeps two
 _REAP_S = 5.0  # how long to wait for the news of how a process ended, which only goes into the error
 _REMEDY = (
@@ -42,46 +43,46 @@ _GUARD = (
 
 
 def read_ahead(
-    paths: Iterable[str],
-    read: Callable[[str], _T],
-    report_death: Callable[[str], _T],
+    images: Iterable[_Image],
+    read: Callable[[_Image], _T],
+    report_death: Callable[[_Image], _T],
     *,
     workers: int,
     ahead: int,
 ) -> Generator[_T, None, None]:
-    """Reads files in worker processes and gives the results in the order of the paths.
+    """Reads images in worker processes and gives the results in their order.
 
     Args:
-        paths: The files, taken as they are needed.
-        read: Reads one file. It, and what it gives, can be pickled.
-        report_death: Gives the result for a path on which a process dies, and then another one that reads only this
-            path.
+        images: Paths, or whatever `read` takes and can be pickled; taken as they are needed.
+        read: Reads one image. It, and what it gives, can be pickled.
+        report_death: Gives the result for an image on which a process dies, and then another one that reads only this
+            image.
         workers: How many processes there are, 1 or more.
-        ahead: About how many paths are begun before the first of them is wanted.
+        ahead: About how many images are begun before the first of them is wanted.
 
     Yields:
-        One result per path.
+        One result per image.
 
     Raises:
-        WorkerError: Processes do not start, or die although no path is to blame.
+        WorkerError: Processes do not start, or die although no image is to blame.
         RuntimeError: `read` raised, which is a fault of the package; the cause has the trace.
     """
-    processes: list[_Worker[_T]] = []
-    idle: SimpleQueue[_Worker[_T]] = SimpleQueue()
+    processes: list[_Worker[_Image, _T]] = []
+    idle: SimpleQueue[_Worker[_Image, _T]] = SimpleQueue()
     threads = ThreadPoolExecutor(workers)
     try:
         for _ in range(workers):
             processes.append(_Worker(read, report_death))
             idle.put(processes[-1])
 
-        def read_chunk(chunk: list[str]) -> list[_T]:
+        def read_chunk(chunk: list[_Image]) -> list[_T]:
             worker = idle.get()  # there is one for each thread
             try:
                 return worker.read(chunk)
             finally:
                 idle.put(worker)
 
-        rest = iter(paths)
+        rest = iter(images)
         begun: deque[Future[list[_T]]] = deque()
         while chunk := list(islice(rest, _CHUNK)):
             try:
@@ -103,13 +104,13 @@ class _WorkerDied(Exception):
     """The process at the other end of the pipe died, or was ended."""
 
 
-class _Worker(Generic[_T]):
+class _Worker(Generic[_Image, _T]):
     """A process that reads, and a new one each time it dies.
 
     It belongs to one thread at a time; only :meth:`end` may be called from another one.
     """
 
-    def __init__(self, read: Callable[[str], _T], report_death: Callable[[str], _T]) -> None:
+    def __init__(self, read: Callable[[_Image], _T], report_death: Callable[[_Image], _T]) -> None:
         self._read = read
         self._report_death = report_death
         self._ended = False
@@ -143,22 +144,22 @@ class _Worker(Generic[_T]):
             if self._process.pid is not None:  # it did start
                 self._process.kill()
 
-    def read(self, chunk: list[str]) -> list[_T]:
-        """Reads some files.
+    def read(self, chunk: list[_Image]) -> list[_T]:
+        """Reads some images.
 
-        Where the process dies, each file gets a process of its own. If that dies too, the file is to blame.
+        Where the process dies, each image gets a process of its own. If that dies too, the image is to blame.
         """
         try:
             return self._ask(chunk)
         except _WorkerDied:
             how = self._restart()
         results, deaths = [], 0
-        for path in chunk:
+        for image in chunk:
             try:
-                results += self._ask([path])
+                results += self._ask([image])
             except _WorkerDied:
                 how = self._restart()
-                results.append(self._report_death(path))
+                results.append(self._report_death(image))
                 deaths += 1
         if not deaths:
             raise WorkerError(f"a process that reads files {how}, and none of its files does that alone: {_REMEDY}")
@@ -176,7 +177,7 @@ class _Worker(Generic[_T]):
             return f"was killed by signal {-code} ({signal.strsignal(-code)})"
         return "died" if code is None else f"ended with exit code {code}"
 
-    def _ask(self, chunk: list[str]) -> list[_T]:
+    def _ask(self, chunk: list[_Image]) -> list[_T]:
         if not self._serves:
             try:
                 self._receive()  # that it is ready
@@ -217,7 +218,7 @@ def _detect_death() -> Iterator[None]:
         raise _WorkerDied from error
 
 
-def _serve(read: Callable[[str], object], pipe: Connection[object, list[str]]) -> None:
+def _serve(read: Callable[[_Image], object], pipe: Connection[object, list[_Image]]) -> None:
     """Runs in the worker: answers until the pipe ends, which it does at the latest with the parent."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -227,7 +228,7 @@ def _serve(read: Callable[[str], object], pipe: Connection[object, list[str]]) -
         while True:
             chunk = pipe.recv()
             try:
-                answer = [read(path) for path in chunk], ""
+                answer = [read(image) for image in chunk], ""
             except Exception:
                 answer = [], traceback.format_exc()  # errors themselves may not be fit to travel
             pipe.send(answer)

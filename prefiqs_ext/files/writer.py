@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.files.arrow_table import ArrowTable, write_parquet
 from prefiqs_ext.files.pipeline import ScoredFile
 from prefiqs_ext.files.progress import Progress, RunState
 from prefiqs_ext.files.records import (
@@ -41,6 +43,10 @@ from prefiqs_ext.utils.strict_json import JSON
 from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.text import format_path
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_MOST_WAITING = 1024  # images whose rows are written together
 _SAVE_S = 0.5  # what kill -9, or a power cut, may cost, if saving is quick
 _SAVE_SHARE = 20  # at most one part in so many of the time goes into saving, on slow disks too
 
@@ -51,18 +57,21 @@ class Writer:
     It is a context manager. A run that ends before :meth:`finish` leaves its files as FILE.part.
 
     Args:
-        table: A .csv, .jsonl or .txt file; None for csv on standard output, which cannot be resumed.
+        table: A .csv, .jsonl, .txt or .parquet file; None for csv on standard output, which cannot be resumed.
         embeddings: A .npy file for float32 [rows of the table, d]; a row without an embedding is NaN. Line i of the
             .paths file beside it is the path of row i.
         settings: What the rows are made with. A run that goes on must have the same.
-        paths: All paths of the run, in order. A run that goes on must begin with the same.
+        paths: The images of the run, in order. A run that goes on must begin with the same; so many are taken.
         resume: Whether to continue from FILE.part. If there is none, the run starts at the beginning.
         pick: The rows to keep; None keeps them all. FILE.part has all rows.
+        embedding_column: Whether a .parquet file has a column of embeddings.
+        carried: The columns of the input that a .parquet file has too.
 
     Attributes:
         progress: What is written so far, by an earlier run too.
 
     Raises:
+        MissingPackageError: pyarrow, which writes .parquet, is not installed.
         InputError: A suffix is none of these; or a FILE.part belongs to another run, or is not to be resumed.
         FileAccessError: A file cannot be written, or another process is writing it.
     """
@@ -73,19 +82,30 @@ class Writer:
         embeddings: Path | None = None,
         *,
         settings: Mapping[str, JSON],
-        paths: Sequence[str],
+        paths: Iterable[str],
         resume: bool = False,
         pick: Pick | None = None,
+        embedding_column: bool = False,
+        carried: pa.Schema | None = None,
     ) -> None:
         self._format = choose_format(table)
+        self._arrow = None
+        if self._format == "parquet":
+            if embeddings is not None:
+                raise InputError("a .parquet table has its embeddings in a column: give --embedding-column, no .npy")
+            self._arrow = ArrowTable(carried, with_embeddings=embedding_column)
+        elif embedding_column:
+            raise InputError("a column of embeddings needs an output that ends in .parquet; for others there is a .npy")
         if embeddings is not None and get_suffix(embeddings) != ".npy":
             raise InputError(f"expected a .npy file for embeddings, got {format_path(str(embeddings))}")
         self._settings: dict[str, JSON] = {**settings, "format": self._format, "embeddings": embeddings is not None}
+        self._settings["embedding_column"] = embedding_column
         self._pick = pick
         self._state_file = None if table is None else add_suffix(table, ".part.state")
         self._next_save = time.monotonic() + _SAVE_S
         self._finishing = self._finished = False
         self.progress = Progress()
+        self._waiting: list[ScoredFile] = []
         self._parts: dict[str, PartialFile | StandardOutput] = {}
         files = {"table": table}
         if embeddings is not None:
@@ -98,7 +118,7 @@ class Writer:
             self._close()
             raise
 
-    def _go_on(self, paths: Sequence[str], resume: bool) -> None:
+    def _go_on(self, paths: Iterable[str], resume: bool) -> None:
         """Cuts the parts to where the earlier run surely was; to nothing if there is none."""
         earlier = self._read_state()
         if earlier is not None:
@@ -124,38 +144,49 @@ class Writer:
         return None if self._state_file is None else RunState.read(self._state_file)
 
     def add(self, scored: ScoredFile) -> None:
-        """Writes the records of one file.
+        """Adds the records of one image.
 
         Raises:
             FileAccessError: An output cannot be written; the error names it.
         """
-        kept = select_records(self._format, scored.records)
-        columns = scored.embeddings.shape[1]
-        begin = not self.progress.paths
-        header = format_header(self._format) if begin else ""
-        lines = [format_record(self._format, record) for record in kept]
-        vectors = scored.embeddings[: len(kept)].numpy().astype("<f4").tobytes()
-        data = {
-            "table": _encode("".join([header, *lines])),
-            "paths": _encode(_format_path_line(scored.path) * len(kept)),
-            "embeddings": (format_npy_header(0, columns) if begin else b"") + vectors,
-        }
-        for kind, part in self._parts.items():
-            part.write(data[kind])
-        # One assignment, so that an interrupt leaves a file done or not.
-        self.progress = self.progress.extend(
-            scored.path,
-            rows=len(kept),
-            columns=columns,
-            added={kind: len(data[kind]) for kind in self._parts},
-            statuses=[record.status for record in scored.records],
-        )
+        self._waiting.append(scored)
         if time.monotonic() > self._next_save:
             self.save()
+        elif len(self._waiting) >= _MOST_WAITING:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Writes the images that wait. An interrupt leaves all of them done or none."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        kept = [scored._replace(records=select_records(self._format, scored.records)) for scored in waiting]
+        columns = waiting[0].embeddings.shape[1]
+        data = self._encode(kept, columns, begin=not self.progress.paths)
+        for kind, part in self._parts.items():
+            part.write(data[kind])
+        progress = self.progress
+        for scored, selected in zip(waiting, kept, strict=True):
+            statuses = [record.status for record in scored.records]
+            progress = progress.extend(scored.path, rows=len(selected.records), columns=columns, statuses=statuses)
+        self.progress = progress.grow({kind: len(data[kind]) for kind in self._parts})
+
+    def _encode(self, kept: Sequence[ScoredFile], columns: int, *, begin: bool) -> dict[str, bytes]:
+        """Encodes images for each kind of part. The first ones bring what stands at the beginning of a file."""
+        if self._arrow is None:
+            lines = (format_record(self._format, record) for scored in kept for record in scored.records)
+            table = _encode_text("".join([format_header(self._format) if begin else "", *lines]))
+        else:
+            table = (self._arrow.encode_schema(columns) if begin else b"") + self._arrow.encode(kept, columns)
+        paths = "".join(_format_path_line(scored.path) * len(scored.records) for scored in kept)
+        vectors = (scored.embeddings[: len(scored.records)].numpy().astype("<f4").tobytes() for scored in kept)
+        header = format_npy_header(0, columns) if begin else b""
+        return {"table": table, "paths": _encode_text(paths), "embeddings": b"".join([header, *vectors])}
 
     def save(self) -> None:
         """Brings everything to the disk, so that a run that is killed, or whose power is cut, can go on from here."""
         start = time.monotonic()
+        self._write_waiting()
         for part in self._parts.values():
             part.sync()  # before the state says that it is there
         if self._state_file is not None and self.progress.paths:
@@ -164,7 +195,7 @@ class Writer:
         self._next_save = end + max(_SAVE_S, _SAVE_SHARE * (end - start))
 
     def finish(self) -> int:
-        """Makes the pick and gives the files their names.
+        """Makes the pick, or the Parquet file, and gives the files their names.
 
         Returns:
             The number of rows of the table.
@@ -176,7 +207,10 @@ class Writer:
         embeddings = self._parts.get("embeddings")
         if isinstance(embeddings, PartialFile):
             embeddings.overwrite_start(format_npy_header(self.progress.rows, self.progress.columns))
-        finished, rows = (self._parts, self.progress.rows) if self._pick is None else self._write_pick(self._pick)
+        if self._pick is None and self._arrow is None:
+            finished, rows = self._parts, self.progress.rows
+        else:
+            finished, rows = self._write_final()
         self._finishing = True  # from here on there is nothing to save
         try:
             # The table last: where it is, the others are complete too.
@@ -195,33 +229,48 @@ class Writer:
                 part.close()
         return rows
 
-    def _write_pick(self, pick: Pick) -> tuple[dict[str, PartialFile | StandardOutput], int]:
-        """Writes the picked rows to files beside the parts, which stay; gives these files and the number of rows."""
+    def _write_final(self) -> tuple[dict[str, PartialFile | StandardOutput], int]:
+        """Writes final files beside the parts, which stay; gives these files and the number of rows."""
         outputs: dict[str, PartialFile | StandardOutput] = {}
         try:
             for kind, part in self._parts.items():
+                if self._pick is None and kind != "table":
+                    continue  # the part is what it should be
                 file = part.file if isinstance(part, PartialFile) else None
-                outputs[kind] = PartialFile(file, ".pick") if file else StandardOutput()
+                outputs[kind] = PartialFile(file, ".final") if file else StandardOutput()
                 outputs[kind].truncate(0)
-            return outputs, self._write_rows(pick, outputs)
+            rows = self._write_rows(outputs) if self._arrow is None else self._write_parquet(outputs["table"])
+            return {**self._parts, **outputs}, rows
         except BaseException:
             for output in outputs.values():
                 with suppress(OSError):
                     output.discard()
             raise
 
-    def _write_rows(self, pick: Pick, outputs: Mapping[str, PartialFile | StandardOutput]) -> int:
-        """Writes the picked rows and gives their number."""
+    def _write_parquet(self, output: PartialFile | StandardOutput) -> int:
+        """Writes the table, picked if there is a pick, and gives the number of its rows."""
+        table = self._parts["table"]
+        assert isinstance(output, PartialFile)
+        if not table.size:
+            return 0
+        with explain_read_errors("the unfinished table"):
+            table.stream.seek(0)
+        with explain_write_errors(format_path(str(output.part))):
+            return write_parquet(table.stream, output.stream, self._pick)
+
+    def _write_rows(self, outputs: Mapping[str, PartialFile | StandardOutput]) -> int:
+        """Writes the picked rows of a text table and gives their number."""
+        assert self._pick is not None
         embeddings = outputs.get("embeddings")
-        outputs["table"].write(_encode(format_header(self._format)))
+        outputs["table"].write(_encode_text(format_header(self._format)))
         if embeddings is not None:
             embeddings.write(format_npy_header(0, self.progress.columns))
         count = 0
-        for place, row in pick.choose(self._read_table()):
-            outputs["table"].write(_encode(row.text))
+        for place, row in self._pick.choose(self._read_table()):
+            outputs["table"].write(_encode_text(row.text))
             if embeddings is not None:
                 embeddings.write(self._read_embedding(place))
-                outputs["paths"].write(_encode(_format_path_line(row.path)))
+                outputs["paths"].write(_encode_text(_format_path_line(row.path)))
             count += 1
         if isinstance(embeddings, PartialFile):
             embeddings.overwrite_start(format_npy_header(count, self.progress.columns))
@@ -257,7 +306,7 @@ class Writer:
             part.close()
 
 
-def _encode(text: str) -> bytes:
+def _encode_text(text: str) -> bytes:
     return text.encode(ENCODING, ERRORS)
 
 

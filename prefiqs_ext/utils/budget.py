@@ -21,6 +21,10 @@ MAX_IMAGE_BYTES = 1 << 30
 MAX_BIN_BYTES = 4 << 30
 """Of a .bin of images; ten times the largest published one."""
 
+MAX_INFLATION = 100
+"""Times the bytes of an archive, or of a column of a Parquet file, that what is in it may have. (Images do not shrink.)
+"""
+
 MAX_PARTS = 500_000
 """Opcodes of a pickle, fields of an ONNX file, or segments of a JPEG. (A checkpoint of an IResNet-200 with the state of
 its optimiser has 120,000.)"""

@@ -39,7 +39,7 @@ class Scenario:
     run: Callable[[], int]
     resume: Callable[[], int]
     prepare: Callable[[Path], object] = lambda folder: None
-    is_result: Callable[[str], bool] = lambda name: ".part" not in name and ".pick" not in name
+    is_result: Callable[[str], bool] = lambda name: ".part" not in name and ".final" not in name
     may_ignore: bool = False
 
     def read(self, folder: Path) -> dict[str, bytes]:
