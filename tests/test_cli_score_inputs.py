@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from onnx import helper
 
 from prefiqs_ext.files import Writer
 from tests.containers import make_crops, write_parquet, write_tar, write_zip
-from tests.onnx_files import floats, make_model
+from tests.onnx_files import write_small_network
 from tests.test_cli import Command
 
 _CROPS = make_crops(30, size=32)
@@ -29,12 +28,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["c"], name="conv", strides=[8, 8]),
-        helper.make_node("Flatten", ["c"], ["y"], name="flatten"),
-    ]
-    model = make_model(nodes, ("n", 3, 32, 32), {"w": floats(8, 3, 8, 8)})
-    Path("small.onnx").write_bytes(model.SerializeToString())
+    write_small_network(Path("small.onnx"), 32)
     os.mkdir("crops")
     for name, data in _CROPS.items():
         Path("crops", name).write_bytes(data)
@@ -120,6 +114,12 @@ def test_damage_is_a_row(command: Command) -> None:
         for reason, status in zip(table["reason"].to_pylist(), table["status"].to_pylist(), strict=True)
     )
     assert np.isfinite(table["score"].drop_null()).all()
+
+
+def test_an_address_is_no_output_of_one_process(command: Command) -> None:
+    result = command("score", "crops.tar", *_OPTIONS, "-o", "s3://faces/t.csv")
+    assert result.code == 2
+    assert "expected a file to write, got the URL s3://faces/t.csv: copy it there afterwards, or use" in result.err
 
 
 def test_a_column_that_is_not_there_is_refused_before_the_work(command: Command) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tracemalloc
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -190,11 +191,11 @@ def test_shards_of_files_and_of_images() -> None:
     tars = [f"{index}.tar" for index in range(5)]
     whole = list(_read(*tars))
     parts = [list(_read(*tars, shard=Shard(index, 3))) for index in range(3)]
-    assert sorted(sum(parts, [])) == sorted(whole)
+    assert sorted(chain(*parts)) == sorted(whole)
     assert {path.split("/")[0] for path in parts[1]} == {"1.tar", "4.tar"}  # whole archives
     parts = [list(_read("0.tar", "1.tar", shard=Shard(index, 3))) for index in range(3)]
     assert parts[1] == whole[1:40:3]  # fewer archives than parts
-    assert sorted(sum(parts, [])) == sorted(whole[:40])
+    assert sorted(chain(*parts)) == sorted(whole[:40])
     found = InputImages(["a.png"] * 7, shard=Shard(2, 3))
     assert (found.total, len(list(found))) == (2, 2)
     assert list(InputImages(["a.png"], shard=Shard(2, 3))) == []

@@ -98,7 +98,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_wrong_options(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give --embedding-column, no .npy"):
+    with pytest.raises(ValueError, match=r"give --embedding-column, no \.npy"):
         Writer(tmp_path / "t.parquet", tmp_path / "e.npy", settings={}, paths=[])
     with pytest.raises(ValueError, match=r"needs an output that ends in \.parquet"):
         Writer(tmp_path / "t.csv", settings={}, paths=[], embedding_column=True)

@@ -75,7 +75,7 @@ def test_images() -> None:
 
 
 def test_what_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="cannot read nosuch://bucket/a.tar: Protocol not known: nosuch"):
+    with pytest.raises(InputError, match=r"cannot read nosuch://bucket/a\.tar: Protocol not known: nosuch"):
         _find("nosuch://bucket/a.tar")
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'prefiqs_ext\[s3\]'"):

@@ -12,11 +12,13 @@ import click
 from prefiqs_ext.cli.messages import describe_counts, tell, tell_summary
 from prefiqs_ext.cli.options import ScoringOptions, scoring_options
 from prefiqs_ext.cli.paths import ImagesPath
+from prefiqs_ext.cli.ray_engine import Cluster, engine_options, score_on_cluster
 from prefiqs_ext.cli.shared_options import aligned_option, rank_by_option, settings_option
 from prefiqs_ext.cli.throughput import Throughput, throughput_options
 from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.exceptions import InputError
-from prefiqs_ext.utils.suffixes import PARQUET, get_suffix
+from prefiqs_ext.utils.strict_json import JSON
+from prefiqs_ext.utils.suffixes import PARQUET, get_suffix, refuse_url
 from prefiqs_ext.utils.text import format_path
 
 if TYPE_CHECKING:
@@ -46,7 +48,6 @@ def parse_shard(text: str) -> Shard:
 @click.option(
     "--output",
     "-o",
-    type=_FILE,
     metavar="FILE",
     help="The table to write: .csv, .jsonl, .txt or .parquet. [default: csv to standard output]",
 )
@@ -84,11 +85,12 @@ def parse_shard(text: str) -> Shard:
 @settings_option
 @rank_by_option
 @throughput_options
+@engine_options
 def score(
     paths: tuple[str, ...],
     aligned: bool,
     min_face: float | None,
-    output: Path | None,
+    output: str | None,
     embeddings: Path | None,
     embedding_column: bool,
     image_column: str,
@@ -98,6 +100,7 @@ def score(
     resume: bool,
     scoring: ScoringOptions,
     throughput: Throughput,
+    cluster: Cluster | None,
 ) -> None:
     """Score the faces in photos, or ready crops with --aligned.
 
@@ -132,21 +135,45 @@ def score(
         raise click.UsageError("--top and --below are two different choices: give one of them")
     if aligned and min_face is not None:
         raise click.UsageError("--min-face is for photos: leave it out, or --aligned")
-    carry = output is not None and get_suffix(output) == PARQUET
+    settings: dict[str, JSON] = {
+        "aligned": aligned,
+        "min_face": min_face,
+        "image_column": image_column,
+        **scoring.to_dict(),
+    }
     files = find_paths(paths, tell, containers=True)
+    if cluster is not None:
+        unfit = {"--embeddings": embeddings, "--top": top, "--below": below, "--shard": shard}
+        if given := [name for name, value in unfit.items() if value is not None]:
+            raise click.UsageError(f"--engine ray has no {given[0]}: leave it out")
+        if output is None:
+            raise click.UsageError("--engine ray needs --output FOLDER, which all nodes share, or an address")
+        score_on_cluster(
+            files,
+            output,
+            cluster,
+            scoring,
+            throughput,
+            {**settings, "embedding_column": embedding_column},
+            aligned=aligned,
+            min_face=min_face,
+            image_column=image_column,
+            embedding_column=embedding_column,
+            resume=resume,
+        )
+        return
+    table = None if output is None else Path(output)
+    settings["shard"] = None if shard is None else str(shard)
+    carry = output is not None and get_suffix(output) == PARQUET
     with refuse_usage(kind=InputError):
+        if output is not None:
+            refuse_url(output, "a file to write", "copy it there afterwards, or use --engine ray")
         found = InputImages(files, image_column=image_column, shard=shard, carry=carry)
         images = iter(found)
         results = Writer(
-            output,
+            table,
             embeddings,
-            settings={
-                "aligned": aligned,
-                "min_face": min_face,
-                "image_column": image_column,
-                "shard": None if shard is None else str(shard),
-                **scoring.to_dict(),
-            },
+            settings=settings,
             paths=(image.path for image in images),
             resume=resume,
             pick=Pick(top, below) if top is not None or below is not None else None,
@@ -176,4 +203,4 @@ def score(
         raise InputError(f"nothing could be scored: {describe_counts(counts.items())}")
     if below is not None and not rows:
         tell(f"no score is below {below:g}, in the unit of the number that --rank-by names")
-    tell_summary(results.progress.paths, counts.items(), output, embeddings)
+    tell_summary(results.progress.paths, counts.items(), table, embeddings)

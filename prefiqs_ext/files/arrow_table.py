@@ -1,5 +1,7 @@
-"""The table as Parquet: while a run lasts it is an Arrow stream, to which rows can be appended; at the end it becomes
-the Parquet file, row group by row group.
+"""Scored images as Arrow tables, and as Parquet files.
+
+While a run lasts its table is an Arrow stream, to which rows can be appended. At the end it becomes the Parquet file,
+row group by row group.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ _OWN = (*COLUMNS, "reason", "content_hash", "embedding")
 
 
 class ArrowTable:
-    """Encodes scored images as messages of an Arrow stream.
+    """Makes rows of scored images, and encodes them as messages of an Arrow stream.
 
     The columns are those of csv, `reason`, `content_hash` (BLAKE2b of the encoded image, 16 bytes), if asked for
     `embedding` (a list of fixed size), and what is carried over from the input. A carried column that has the name of
@@ -50,7 +52,11 @@ class ArrowTable:
         return bytes(self._make_schema(columns).serialize())
 
     def encode(self, scored: Sequence[ScoredFile], columns: int) -> bytes:
-        """Encodes the rows of some images.
+        """Encodes the rows of some images; the arguments are those of `build`."""
+        return bytes(self.build(scored, columns).serialize())
+
+    def build(self, scored: Sequence[ScoredFile], columns: int) -> pa.RecordBatch:
+        """Makes the rows of some images.
 
         Args:
             scored: The images.
@@ -71,7 +77,7 @@ class ArrowTable:
         if self._with_embeddings:
             values.append(_build_embeddings(scored, columns))
         values += self._take_carried([image.carried for _, image in pairs])
-        return bytes(pa.RecordBatch.from_arrays(values, schema=schema).serialize())
+        return pa.RecordBatch.from_arrays(values, schema=schema)
 
     def _make_schema(self, columns: int) -> pa.Schema:
         import pyarrow as pa
@@ -181,13 +187,14 @@ def _build_embeddings(scored: Sequence[ScoredFile], columns: int) -> pa.Array:
     import pyarrow as pa
     import torch
 
-    numbers = torch.cat([image.embeddings for image in scored]).numpy().astype(np.float32, copy=False)
+    vectors = [image.embeddings for image in scored] or [torch.empty(0, columns)]
+    numbers = torch.cat(vectors).numpy().astype(np.float32, copy=False)
     missing = pa.array(np.isnan(numbers).any(axis=1))
     return pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), columns, mask=missing)
 
 
 def _show(text: object) -> str:
-    """Gives a path as UTF-8, which Parquet wants: bytes of a name that are none are escaped, as in caf\\xe9.jpg."""
+    r"""Gives a path as UTF-8, which Parquet wants: bytes of a name that are none are escaped, as in caf\xe9.jpg."""
     return os.fsencode(str(text)).decode("utf-8", "backslashreplace")
 
 

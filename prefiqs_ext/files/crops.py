@@ -88,9 +88,10 @@ class CropReader:
             return FileCrops(path, status="unreadable", reason=get_reason(error))
         except PrefiqsError as error:  # an address that nothing here can read
             return FileCrops(path, status="unreadable", reason=describe_error(error))
-        return self._find_crops(path, pixels)._replace(content_hash=content_hash)
+        return self.find_crops(path, pixels)._replace(content_hash=content_hash)
 
-    def _find_crops(self, path: str, pixels: RGB) -> FileCrops:
+    def find_crops(self, path: str, pixels: RGB) -> FileCrops:
+        """Finds the crops in a decoded image, uint8 [H, W, 3]; an image of ready crops is its only one."""
         if self._detector is None:
             return self._check_crop(path, pixels)
         try:

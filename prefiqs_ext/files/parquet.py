@@ -135,10 +135,14 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     require_packages("parquet", "pyarrow")
     import pyarrow.parquet as pq
 
-    with open_input(path, "name a Parquet file") as stream, explain_remote_errors(path), _explain_damage():
+    with (
+        open_input(path, "name a Parquet file") as stream,
+        explain_remote_errors(path),
+        _explain_damage(),
         # Without pre-buffering, a row group is read in pieces: some writers make one of the whole file.
-        with pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER) as file:
-            yield file
+        pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER) as file,
+    ):
+        yield file
 
 
 @contextmanager
@@ -161,9 +165,8 @@ def _check_image_column(path: str, schema: pa.Schema, image_column: str) -> None
     found = schema.get_all_field_indices(image_column)
     if len(found) != 1:
         there = format_untrusted(", ".join(schema.names), 200)
-        raise InputError(
-            f"{name}: expected one column {image_column!r} with images, there are: {there}; name one with --image-column"
-        )
+        expected = f"expected one column {image_column!r} with images"
+        raise InputError(f"{name}: {expected}, there are: {there}; name one with --image-column")
     kind = schema.field(found[0]).type
     content = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
     if not (pa.types.is_binary(content) or pa.types.is_large_binary(content)):

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from os import PathLike
 from typing import NamedTuple
@@ -30,6 +31,9 @@ from prefiqs_ext.files.records import Record
 from prefiqs_ext.output import ImageScore, split_output
 from prefiqs_ext.scorer import Scorer, get_template
 from prefiqs_ext.utils.check_arguments import check_count, check_path
+
+ReadCrops = Callable[[Iterable[EncodedImage], CropReader], Generator[FileCrops, None, None]]
+"""Reads the crops of images, in order; see :func:`prefiqs_ext.files.crops.read_crops`."""
 
 _NO_DIRECTION = "its embedding has no direction: a blank image, or broken weights"
 
@@ -93,6 +97,7 @@ def score_images(
     batch_size: int | None = None,
     workers: int = 0,
     min_face: float = MIN_FACE,
+    read: ReadCrops | None = None,
 ) -> Generator[ScoredFile, None, None]:
     """Scores the images of files, archives and Parquet files as :func:`score_files` scores files.
 
@@ -103,6 +108,7 @@ def score_images(
         batch_size: How many crops are scored together.
         workers: Processes that decode images and find faces.
         min_face: Width in pixels from which faces in photos are found.
+        read: Reads the crops of the images in order, elsewhere than in workers of this machine.
 
     Yields:
         One ScoredFile per image.
@@ -126,7 +132,9 @@ def score_images(
             carried.append(image.carry())
             yield encoded
 
-    files = read_crops(encode(), reader, workers=workers, ahead=2 * batch_size)
+    if read is None:
+        read = partial(read_crops, workers=workers, ahead=2 * batch_size)
+    files = read(encode(), reader)
     return _score(files, scorer, template.size, batch_size, carried)
 
 
@@ -143,7 +151,7 @@ def _score(
         if scorer.device.type != "cpu":
             batches = upload_ahead(batches, scorer.device)
         for batch in batches:
-            for scored in _score_batch(batch, scorer, no_embedding):
+            for scored in score_batch(batch, scorer, no_embedding):
                 yield scored._replace(carried=carried.popleft())
 
 
@@ -159,7 +167,8 @@ def make_no_embedding(scorer: Scorer, size: tuple[int, int]) -> Tensor:
     return nothing.new_full(nothing.shape[1:], torch.nan)
 
 
-def _score_batch(batch: Batch, scorer: Scorer, no_embedding: Tensor) -> Iterator[ScoredFile]:
+def score_batch(batch: Batch, scorer: Scorer, no_embedding: Tensor) -> Iterator[ScoredFile]:
+    """Scores the crops of some images and gives what each image gave; `no_embedding` is for faces without one."""
     scores = _score_images(batch.images, scorer)
     for file in batch.files:
         faces = list(zip(file.boxes, islice(scores, len(file.boxes)), strict=True))

@@ -29,18 +29,19 @@ def is_address(path: str) -> bool:
     return _ADDRESS.match(path) is not None
 
 
-def refuse_url(path: str, expected: str = "a file") -> None:
+def refuse_url(path: str, expected: str = "a file", remedy: str = "download it first") -> None:
     """Refuses an address such as ``https://example.org/a.jpg``.
 
     Args:
         path: What was given.
         expected: What was expected instead.
+        remedy: What the user can do.
 
     Raises:
         InputError: It is one.
     """
     if is_address(path):
-        raise InputError(f"expected {expected}, got the URL {format_path(path)}: download it first")
+        raise InputError(f"expected {expected}, got the URL {format_path(path)}: {remedy}")
 
 
 def refuse_archive_or_video(path: str, expected: str = "an image") -> None:
