@@ -70,7 +70,7 @@ MUTANTS = {
         EPILOGUE, "fmaf(scale_[i], sums[i], constant[i])", "scale_[i] * (sums[i] + constant[i])"
     ),
     "the scale of the first channels for ever": Mutant(EPILOGUE, "p.pruned_scale[channel + i]", "p.pruned_scale[i]"),
-    "the dense bias twice": Mutant(EPILOGUE, "p.bias[branch * p.bias_branch", "p.bias[0 * p.bias_branch"),
+    "the dense bias twice": Mutant(EPILOGUE, "p.bias + branch * p.bias_branch", "p.bias + 0 * p.bias_branch"),
     # Sums
     "segments in another order": Mutant("sum_segments.cu", "partial + segment *", "partial + (segments - segment) *"),
     "the last segment left out": Mutant("sum_segments.cu", "segment < segments", "segment < segments - 1"),
@@ -116,10 +116,14 @@ MUTANTS = {
     "sm90: masks past the last filter": Mutant(SM90, "filter < p.out_c && place < p.mask_words", "true"),
     "sm90: the dense weights twice": Mutant(SM90, "sums[1], a[masked][k16]", "sums[1], a[0][k16]"),
     "sm90: no barrier before the staging": Mutant(
-        SM90, "    named_barrier(1 + group, group_threads);\n#pragma", "#pragma"
+        SM90, "named_barrier(1 + group, group_threads);\n    stage_sums", "stage_sums"
     ),
     "sm90: no barrier after the staging": Mutant(
-        SM90, "    named_barrier(1 + group, group_threads);\n    const int", "    const int"
+        SM90, "named_barrier(1 + group, group_threads);\n    if (valid) {", "if (valid) {"
+    ),
+    "sm90: tap shifts exchanged too early": Mutant(SM90, "named_barrier(1 + group, group_threads);  // the", "//"),
+    "sm90: tap shifts read too early": Mutant(
+        SM90, "named_barrier(1 + group, group_threads);\n  const Epilogue", "const Epilogue"
     ),
     # The other kernels
     "depthwise: no barrier after fetching": Mutant("depthwise_conv.cu", "weights);\n    __syncthreads();", "weights);"),
@@ -238,12 +242,17 @@ def conv(
 
 
 def sm90_conv() -> dict[str, Any]:
-    """Several tiles for one block, several rounds of the ring, and no word of a mask that begins with a step."""
+    """Several tiles for one block, several rounds of the ring, and no word of a mask that begins with a step.
+
+    Of 128 pixels 120 are used: the last ones staged have a border, and so read tap shifts.
+    """
     weight = (torch.randn(136, 72, 3, 3) / 648**0.5).half()
     return {
-        "src": torch.randn(4, 72, 9, 7).half(),
+        "src": torch.randn(10, 72, 9, 6).half(),
         "weight": weight,
         "mask": pack_mask(torch.rand(weight.shape) < 0.6),
+        "tap_shift": torch.randn(2, 136, 3, 3),
+        "residual": torch.randn(10, 136, 4, 6),
         "stride": (2, 1),
         "padding": (0, 1),
         "paired": True,

@@ -155,22 +155,13 @@ __device__ void stage_sums(const float (&sums)[Shape::m_tiles][Shape::n_tiles][4
 template <class Shape>
 constexpr int chunks = Shape::channels / 8;
 
-// Returns where the thread's tap shifts are: in shared memory, with those of all the block's filters, if there is room,
-// else in tap_shift. In shared memory the eight channels of a tap lie `chunks` apart, so that neighbouring threads read
-// neighbouring banks.
+// Returns where the thread's tap shifts are: in shared memory, if there is room, else in tap_shift.
 template <class Shape, int room>
 __device__ TapShift stage_tap_shift(const Conv& p, const BlockWork& work, int branch, float* staged) {
-  const int chunk = threadIdx.x % chunks<Shape>;
-  if (p.tap_shift == nullptr || p.taps > room / Shape::channels) {
-    return TapShift::in_place(p, branch, work.channel + chunk * 8);
+  if (p.taps > room / Shape::channels) {
+    return TapShift::in_place(p, branch, work.channel + threadIdx.x % chunks<Shape> * 8);
   }
-  const float* shifts = TapShift::in_place(p, branch, work.channel).values;
-  const int count = min_of(work.channels, Shape::channels) * p.taps;
-  for (int i = threadIdx.x; i < count; i += Shape::threads) {
-    const int channel = i / p.taps, tap = i % p.taps;
-    staged[tap * Shape::channels + channel % 8 * chunks<Shape> + channel / 8] = shifts[i];
-  }
-  return {staged + chunk, Shape::channels, chunks<Shape>};
+  return TapShift::copied<Shape::channels, Shape::threads>(p, branch, work.channel, work.channels, staged);
 }
 
 // Turns the staged sums of one half into outputs, or into a segment's partial sums.

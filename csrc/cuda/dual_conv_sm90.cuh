@@ -3,10 +3,11 @@
 //
 // Layout: a tile is 128 filters by 128 pixels of each of two halves; rows in shared memory are 128 bytes, swizzled.
 // In shared memory: a ring of `stages` steps of 64 channels of one tap (filters, one or two halves of pixels, three
-// mask words for each filter), full and empty barriers, and 32 pixels of staged sums for each warpgroup. Loop of the
-// persistent blocks, for each tile: one warp fills the ring by the copy engine. Two warpgroups, of 64 filters each, for
-// each step: wait until it is full, load the filters, AND a copy with the mask, multiply both by their half's pixels
-// into registers, free the stage. Then the sums go through shared memory into the epilogue.
+// mask words for each filter), full and empty barriers, and for each warpgroup 16 pixels of staged sums and the tap
+// shifts of its filters. Loop of the persistent blocks, for each tile: one warp fills the ring by the copy engine. Two
+// warpgroups, of 64 filters each, for each step: wait until it is full, load the filters, AND a copy with the mask,
+// multiply both by their half's pixels into registers, free the stage. Then the sums go through shared memory, a few
+// pixels at a time, into the epilogue: one copy of its code in a loop, as it is long.
 #pragma once
 #include "cuda/dual_conv_sm90.h"
 #include "cuda/epilogue.cuh"
@@ -27,8 +28,9 @@ constexpr int tile_channels = groups * group_channels, tile_pixels = 128;
 constexpr int threads = (groups + 1) * group_threads;
 constexpr int weight_bytes = tile_channels * copy_row_bytes, pixel_bytes = tile_pixels * copy_row_bytes;
 constexpr int filter_words = 3;  // hold 64 bits from any bit on; an odd number spreads the filters over all banks
-constexpr int staged_pixels = 32, staged_floats = group_channels + 4;
-constexpr int staging_bytes = staged_pixels * staged_floats * static_cast<int>(sizeof(float));
+constexpr int staged_pixels = 16, staged_floats = group_channels + 4;
+constexpr int staged_shifts = 9 * group_channels;  // of the largest kernel that it takes
+constexpr int staging_bytes = (staged_pixels * staged_floats + staged_shifts) * static_cast<int>(sizeof(float));
 
 // Byte offsets in shared memory, counted from its first multiple of 1024, and in a stage.
 template <Mode mode>
@@ -160,29 +162,54 @@ __device__ void multiply(float (&sums)[2][64], uint32_t filters, uint32_t pixels
   hold_registers(a[masked]);
 }
 
-// Turns this warpgroup's sums of one half into outputs.
+constexpr int parts = tile_pixels / staged_pixels;  // of a half, staged one after the other
+
+// Writes part number `part` of the sums to staged[pixel][filter]. Registers have no index: each part has its own code.
+template <int place = 0>
+__device__ void stage_sums(const float (&sums)[2][64], int part, float* staged) {
+  if (part != place) {
+    if constexpr (place + 1 < 2 * parts) stage_sums<place + 1>(sums, part, staged);
+    return;
+  }
+  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 % 4 * 16;
+  constexpr int count = 64 / parts;
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    const int pixel = i / 4 * 8 + lane % 4 * 2 + i % 2, filter = warp_row + i % 4 / 2 * 8 + lane / 4;
+    staged[pixel * staged_floats + filter] = sums[place / parts][place % parts * count + i];
+  }
+}
+
+// Turns this warpgroup's sums of one half of a tile into outputs.
 template <class T>
-__device__ void finish(
-    const Conv& p, const float (&sums)[64], int branch, int first_channel, int first_pixel, float* staged, int group) {
-  const int thread = threadIdx.x % group_threads, lane = thread % 32, warp_row = thread / 32 * 16;
+__device__ void finish(const Conv& p,
+                       const float (&sums)[2][64],
+                       int half,
+                       int branch,
+                       int first_channel,
+                       int first_pixel,
+                       float* staged,
+                       int group) {
   constexpr int chunks = group_channels / 8;
-  const int channel = first_channel + thread % chunks * 8, count = min_of(8, p.out_c - channel);
-  const Epilogue<T> epilogue(p, branch, channel, max_of(0, count), p.out_c % 8 == 0,
-                             TapShift::in_place(p, branch, channel));
-#pragma unroll
-  for (int part = 0; part < tile_pixels / staged_pixels; ++part) {
+  static_assert(staged_pixels == group_threads / chunks, "a thread finishes one pixel of a part");
+  const int chunk = threadIdx.x % chunks, row = threadIdx.x % group_threads / chunks;
+  const int channel = first_channel + chunk * 8, count = max_of(0, min_of(8, p.out_c - channel));
+  named_barrier(1 + group, group_threads);  // the shifts of the half before have been read
+  const TapShift shift = TapShift::copied<group_channels, group_threads>(
+      p, branch, first_channel, p.out_c - first_channel, staged + staged_pixels * staged_floats);
+  named_barrier(1 + group, group_threads);
+  const Epilogue<T> epilogue(p, branch, channel, count, p.out_c % 8 == 0, shift);
+#pragma unroll 1
+  for (int part = 0; part < parts; ++part) {
+    const int pixel = first_pixel + part * staged_pixels + row;
+    const bool valid = count > 0 && pixel < p.pixels;
     named_barrier(1 + group, group_threads);
-#pragma unroll
-    for (int i = 0; i < staged_pixels / 2; ++i) {
-      const int pixel = i / 4 * 8 + lane % 4 * 2 + i % 2, row = warp_row + i % 4 / 2 * 8 + lane / 4;
-      staged[pixel * staged_floats + row] = sums[part * (staged_pixels / 2) + i];
-    }
+    stage_sums(sums, half * parts + part, staged);
     named_barrier(1 + group, group_threads);
-    const int pixels = min_of(staged_pixels, p.pixels - first_pixel - part * staged_pixels);
-    for (int i = thread / chunks; i < pixels && count > 0; i += group_threads / chunks) {
+    if (valid) {
       float values[8];
-      load_8(values, staged + i * staged_floats + thread % chunks * 8, 8, true);
-      epilogue.finish(values, first_pixel + part * staged_pixels + i);
+      load_8(values, staged + row * staged_floats + chunk * 8, 8, true);
+      epilogue.finish(values, pixel);
     }
   }
 }
@@ -207,9 +234,9 @@ __device__ void consume(const Conv& p, const Tiles& tiles, unsigned char* shared
       __syncwarp();  // every lane has read the stage
       if (threadIdx.x % 32 == 0) mbarrier_arrive(base + Place::empty + turn.stage * mbarrier_bytes);
     }
-#pragma unroll
+#pragma unroll 1
     for (int half = 0; half < 2; ++half) {
-      finish<T>(p, sums[half], mode == Mode::unmasked ? 0 : half, tiles.channel(tile) + group * group_channels,
+      finish<T>(p, sums, half, mode == Mode::unmasked ? 0 : half, tiles.channel(tile) + group * group_channels,
                 tiles.pixel(tile, mode, half), staged, group);
     }
   }

@@ -8,7 +8,7 @@
 
 namespace prefiqs::cuda {
 
-// Where the shifts of a thread's eight channels are: in tap_shift itself, or in the block's copy of it.
+// Where the shifts of a thread's eight channels are: in tap_shift itself, or in a copy in shared memory.
 struct TapShift {
   const float* values;  // of the first channel; null: there are none
   int tap_stride, channel_stride;
@@ -16,6 +16,21 @@ struct TapShift {
   __device__ static TapShift in_place(const Conv& p, int branch, int channel) {
     if (p.tap_shift == nullptr) return {nullptr, 0, 0};
     return {p.tap_shift + (static_cast<int64_t>(branch) * p.out_c + channel) * p.taps, 1, p.taps};
+  }
+
+  // Copies the shifts of `count` of at most `channels` filters to `copy`, by `threads` threads, of which neighbours
+  // have neighbouring chunks of eight channels; a barrier has to follow. The eight channels of a tap lie `channels` / 8
+  // apart, so that neighbouring threads read neighbouring banks.
+  template <int channels, int threads>
+  __device__ static TapShift copied(const Conv& p, int branch, int first_channel, int count, float* copy) {
+    constexpr int chunks = channels / 8;
+    if (p.tap_shift == nullptr) return {nullptr, 0, 0};
+    const float* shifts = in_place(p, branch, first_channel).values;
+    for (int i = threadIdx.x % threads; i < min_of(count, channels) * p.taps; i += threads) {
+      const int channel = i / p.taps, tap = i % p.taps;
+      copy[tap * channels + channel % 8 * chunks + channel / 8] = shifts[i];
+    }
+    return {copy + threadIdx.x % chunks, channels, chunks};
   }
 };
 
@@ -40,6 +55,7 @@ class Epilogue {
         channel_(channel),
         count_(count),
         vector_(vector && count >= 8),
+        bias_(p.bias == nullptr ? nullptr : p.bias + branch * p.bias_branch + channel),
         shift_(shift) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -47,7 +63,6 @@ class Epilogue {
       // A scale of one is none and a slope of one is no activation, bit for bit.
       const bool scaled = branch == 1 && p.pruned_scale != nullptr && valid;
       scale_[i] = scaled ? p.pruned_scale[channel + i] : 1.f;
-      bias_[i] = p.bias != nullptr && valid ? p.bias[branch * p.bias_branch + channel + i] : 0.f;
       slope_[i] = p.slope != nullptr && valid ? p.slope[(channel + i) * p.slope_stride] : 1.f;
     }
     constants(constant_, 0, p.kernel_h, 0, p.kernel_w);
@@ -82,7 +97,7 @@ class Epilogue {
   // Bias and shifts of a rectangle of taps, always added in the same order.
   __device__ void constants(float (&sums)[8], int row_begin, int row_end, int col_begin, int col_end) const {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sums[i] = bias_[i];
+    for (int i = 0; i < 8; ++i) sums[i] = bias_ != nullptr && i < count_ ? bias_[i] : 0.f;
     if (shift_.values == nullptr) return;
     for (int r = row_begin; r < row_end; ++r) {
       for (int s = col_begin; s < col_end; ++s) {
@@ -118,8 +133,9 @@ class Epilogue {
   const Conv& p_;
   int first_pixel_, channel_, count_;
   bool vector_;
+  const float* bias_;  // read again near the border, which is rare, to save registers
   TapShift shift_;
-  float scale_[8], bias_[8], constant_[8], slope_[8];
+  float scale_[8], constant_[8], slope_[8];
 };
 
 }  // namespace prefiqs::cuda
