@@ -53,7 +53,7 @@ MUTANTS = {
     "weights past the last k": Mutant(LOADER, "const bool deep = k < p_.depth;", "const bool deep = true;"),
     "pixels past the last": Mutant(LOADER, "pixel < p.pixels ? row : outside", "row"),
     "masks past the last filter": Mutant(LOADER, "filter < channels_);", "true);"),
-    "outputs past the last pixel": Mutant(GEMM, "min_of(Shape::pixels, p.pixels - first_pixel)", "Shape::pixels"),
+    "outputs past the last pixel": Mutant(GEMM, "min_of(first_pixel + Shape::pixels, p.pixels)", "first_pixel + Shape::pixels"),
     "channels in the wrong step": Mutant(LOADER, "r = 0;\n    channel += k_step;", "r = 0;"),
     # The pair
     "the dense pixels twice": Mutant(LOADER, "src + p_.src_branch, valid", "src, valid"),
@@ -79,6 +79,9 @@ MUTANTS = {
     # The epilogue
     "all taps at the border": Mutant(EPILOGUE, "constants(border, rows.begin,", "constants(border, 0,"),
     "slope where positive": Mutant(EPILOGUE, "sums[i] >= 0.f", "sums[i] <= 0.f"),
+    "the residual of the pixel before": Mutant(GEMM, "fetch_residual(pixel + step, end)", "fetch_residual(pixel, end)"),
+    "residuals past the last pixel": Mutant(EPILOGUE, "!fetches_ || pixel >= end", "!fetches_"),
+    "the first four tap shifts twice": Mutant(EPILOGUE, "place + copied_channels_ / 2", "place"),
     # Collectives
     "a lane missing from ldmatrix": Mutant(GEMM, "ldmatrix_x4(a,", "if (lane != 5) ldmatrix_x4(a,"),
     "a warp missing from a barrier": Mutant(
@@ -119,7 +122,10 @@ MUTANTS = {
         SM90, "named_barrier(1 + group, group_threads);\n    stage_sums", "stage_sums"
     ),
     "sm90: no barrier after the staging": Mutant(
-        SM90, "named_barrier(1 + group, group_threads);\n    if (valid) {", "if (valid) {"
+        SM90, "named_barrier(1 + group, group_threads);\n    if (count", "if (count"
+    ),
+    "sm90: the residual of the pixel before": Mutant(
+        SM90, "fetch_residual(pixel + staged_pixels, end)", "fetch_residual(pixel, end)"
     ),
     "sm90: tap shifts exchanged too early": Mutant(SM90, "named_barrier(1 + group, group_threads);  // the", "//"),
     "sm90: tap shifts read too early": Mutant(
@@ -200,7 +206,8 @@ def passes(kernels: Kernels) -> bool:
         deep = conv(192, 20, 3, image=(3, 4), paired=True)
         if not close(kernels, deep) or not torch.equal(kernels.conv2d(**deep, split=False), kernels.conv2d(**deep)):
             return False
-        if not close(kernels, conv(3, 20, 3, image=(5, 4), paired=False)):
+        # Residuals that are fetched ahead, one for both branches: nothing follows its last pixel.
+        if not close(kernels, conv(3, 24, 3, image=(3, 4), paired=False, dst_dtype=torch.float16)):
             return False
         if not close(kernels, conv(16, 16, 7, image=(5, 6), paired=True, groups=16)):
             return False
@@ -222,7 +229,14 @@ def passes(kernels: Kernels) -> bool:
 
 
 def conv(
-    channels: int, filters: int, kernel: int, *, image: tuple[int, int], paired: bool, groups: int = 1
+    channels: int,
+    filters: int,
+    kernel: int,
+    *,
+    image: tuple[int, int],
+    paired: bool,
+    groups: int = 1,
+    dst_dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     weight = torch.randn(filters, channels // groups, kernel, kernel)
     weight = (weight / weight[0].numel() ** 0.5).half()
@@ -234,7 +248,8 @@ def conv(
         "bias": torch.randn(2, filters),
         "tap_shift": torch.randn(2, filters, kernel, kernel),
         "slope": torch.rand(filters) - 0.3,
-        "residual": torch.randn(4, filters, *image),
+        "residual": torch.randn(4, filters, *image).to(dst_dtype),
+        "dst_dtype": dst_dtype,
         "padding": (kernel // 2, kernel // 2),
         "groups": groups,
         "paired": paired,
@@ -246,13 +261,14 @@ def sm90_conv() -> dict[str, Any]:
 
     Of 128 pixels 120 are used: the last ones staged have a border, and so read tap shifts.
     """
-    weight = (torch.randn(136, 72, 3, 3) / 648**0.5).half()
+    weight = (torch.randn(136, 40, 3, 3) / 360**0.5).half()
     return {
-        "src": torch.randn(10, 72, 9, 6).half(),
+        "src": torch.randn(10, 40, 9, 6).half(),
         "weight": weight,
         "mask": pack_mask(torch.rand(weight.shape) < 0.6),
         "tap_shift": torch.randn(2, 136, 3, 3),
-        "residual": torch.randn(10, 136, 4, 6),
+        "residual": torch.randn(10, 136, 4, 6).half(),
+        "dst_dtype": torch.float16,
         "stride": (2, 1),
         "padding": (0, 1),
         "paired": True,
@@ -262,9 +278,14 @@ def sm90_conv() -> dict[str, Any]:
 
 
 def close(kernels: Kernels, inputs: dict[str, Any]) -> bool:
-    """Float32 sums of at most 1728 products of unit variance in all: 1e-5 is far above their error."""
+    """Float32 sums of at most 1728 products of unit variance in all: 1e-5 is far above their error.
+
+    Results of 16 bits are rounded once more.
+    """
+    rounding = 2.0**-11 if inputs["dst_dtype"] == torch.float16 else 0.0
     wide = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
-    for only_ours in ("sm90", "multiprocessors"):
+    for only_ours in ("sm90", "multiprocessors", "dst_dtype"):
         wide.pop(only_ours, None)
     expected = oracle.expected_dual_conv2d(**wide)
-    return bool(((kernels.conv2d(**inputs).double() - expected).abs() <= 1e-5 * expected.abs().max()).all())
+    allowed = 1e-5 * expected.abs().max() + rounding * expected.abs()
+    return bool(((kernels.conv2d(**inputs).double() - expected).abs() <= allowed).all())

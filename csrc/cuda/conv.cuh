@@ -103,17 +103,21 @@ struct Conv {
   }
 };
 
+template <class T>
+__device__ void unpack_8(float (&values)[8], const uint4& words) {
+  const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    values[2 * i] = to_float(T{static_cast<uint16_t>(pairs[i])});
+    values[2 * i + 1] = to_float(T{static_cast<uint16_t>(pairs[i] >> 16)});
+  }
+}
+
 // Loads eight neighbouring channels as floats; those past `count` are 0. `vector`: there are eight, 16-byte aligned.
 template <class T>
 __device__ void load_8(float (&values)[8], const T* src, int count, bool vector) {
   if (vector) {
-    const uint4 words = load_16<uint4>(src);
-    const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      values[2 * i] = to_float(T{static_cast<uint16_t>(pairs[i])});
-      values[2 * i + 1] = to_float(T{static_cast<uint16_t>(pairs[i] >> 16)});
-    }
+    unpack_8<T>(values, load_16<uint4>(src));
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[i] = i < count ? to_float(src[i]) : 0.f;

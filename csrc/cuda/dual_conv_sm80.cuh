@@ -177,13 +177,13 @@ __device__ void finish_half(const Conv& p,
   if (count <= 0) return;
   const int channel = work.channel + chunk * 8;
   const bool vector = p.group_out_c % 8 == 0;
+  constexpr int step = Shape::threads / chunks<Shape>;
+  const int first = first_pixel + threadIdx.x / chunks<Shape>, end = min_of(first_pixel + Shape::pixels, p.pixels);
   const auto for_each_pixel = [&](const auto& finish) {
-    constexpr int step = Shape::threads / chunks<Shape>;
-    const int end = min_of(Shape::pixels, p.pixels - first_pixel);
-    for (int i = threadIdx.x / chunks<Shape>; i < end; i += step) {
+    for (int pixel = first; pixel < end; pixel += step) {
       float sums[8];
-      load_8(sums, staged + i * Shape::staged_floats + chunk * 8, 8, true);
-      finish(sums, first_pixel + i);
+      load_8(sums, staged + (pixel - first_pixel) * Shape::staged_floats + chunk * 8, 8, true);
+      finish(sums, pixel);
     }
   };
   if (split) {
@@ -194,7 +194,12 @@ __device__ void finish_half(const Conv& p,
     });
   } else {
     const Epilogue<T> epilogue(p, branch, channel, count, vector, shift);
-    for_each_pixel([&](float (&sums)[8], int pixel) { epilogue.finish(sums, pixel); });
+    uint4 next = epilogue.fetch_residual(first, end);
+    for_each_pixel([&](float (&sums)[8], int pixel) {
+      const uint4 residual = next;
+      next = epilogue.fetch_residual(pixel + step, end);
+      epilogue.finish(sums, pixel, residual);
+    });
   }
 }
 

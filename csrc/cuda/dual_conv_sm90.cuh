@@ -199,17 +199,20 @@ __device__ void finish(const Conv& p,
       p, branch, first_channel, p.out_c - first_channel, staged + staged_pixels * staged_floats);
   named_barrier(1 + group, group_threads);
   const Epilogue<T> epilogue(p, branch, channel, count, p.out_c % 8 == 0, shift);
+  const int end = min_of(first_pixel + tile_pixels, p.pixels);
+  uint4 next = epilogue.fetch_residual(first_pixel + row, end);
 #pragma unroll 1
   for (int part = 0; part < parts; ++part) {
     const int pixel = first_pixel + part * staged_pixels + row;
-    const bool valid = count > 0 && pixel < p.pixels;
+    const uint4 residual = next;
+    next = epilogue.fetch_residual(pixel + staged_pixels, end);
     named_barrier(1 + group, group_threads);
     stage_sums(sums, half * parts + part, staged);
     named_barrier(1 + group, group_threads);
-    if (valid) {
+    if (count > 0 && pixel < end) {
       float values[8];
       load_8(values, staged + row * staged_floats + chunk * 8, 8, true);
-      epilogue.finish(values, pixel);
+      epilogue.finish(values, pixel, residual);
     }
   }
 }
