@@ -11,6 +11,7 @@
 #pragma once
 #include "cuda/dual_conv_sm90.h"
 #include "cuda/epilogue.cuh"
+#include "cuda/ptx/hold_registers.cuh"
 #include "cuda/ptx/ldmatrix.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/named_barrier.cuh"
