@@ -57,10 +57,10 @@ MUTANTS = {
     "outputs past the last pixel": Mutant(GEMM, "min_of(first_pixel + Shape::pixels, p.pixels)", "first_pixel + Shape::pixels"),
     "channels in the wrong step": Mutant(LOADER, "r = 0;\n    channel += k_step;", "r = 0;"),
     # The pair
-    "the dense pixels twice": Mutant(LOADER, "src + p_.src_branch, valid", "src, valid"),
+    "the dense pixels twice": Mutant(LOADER, "src + p_.src_branch * value_bytes(), valid", "src, valid"),
     "mask one bit off": Mutant(GEMM, "word << (6 - lane", "word << (7 - lane"),
     "mask one byte off": Mutant(GEMM, "k16 * 2 + i / 2;", "k16 * 2 + i % 2;"),
-    "the first mask word for ever": Mutant(LOADER, "words_ + k / k_step", "words_"),
+    "the first mask word for ever": Mutant(LOADER, "words_ + static_cast<uint32_t>(k) / k_step", "words_"),
     "the dense residual twice": Mutant(EPILOGUE, "row < p_.residual_pixels ? row", "row < p_.residual_pixels ? pixel"),
     "the second half past the residual": Mutant(EPILOGUE, "row - p_.residual_pixels", "row"),
     "the dense tap shift twice": Mutant(EPILOGUE, "<int64_t>(branch) * p.out_c", "<int64_t>(0 * branch) * p.out_c"),
@@ -91,7 +91,10 @@ MUTANTS = {
     # The kernel for 9.0a
     "sm90: fill a stage in use": Mutant(SM90, "mbarrier_bytes, turn.parity ^ 1);", "mbarrier_bytes, turn.parity);"),
     "sm90: fill without waiting": Mutant(
-        SM90, "mbarrier_wait(shared + Place::empty + turn.stage * mbarrier_bytes, turn.parity ^ 1);", ""
+        SM90, "wait_until_free<mode>(shared, turn);\n      if (threadIdx", "if (threadIdx"
+    ),
+    "sm90: masks into a stage in use": Mutant(
+        SM90, "wait_until_free<mode>(shared, turn);\n      const uint32_t stage", "const uint32_t stage"
     ),
     "sm90: read one phase early": Mutant(SM90, "mbarrier_bytes, turn.parity);", "mbarrier_bytes, turn.parity ^ 1);"),
     "sm90: the phase never turns": Mutant(SM90, "parity ^= 1;", ""),
@@ -101,7 +104,7 @@ MUTANTS = {
     "sm90: no wait for the product": Mutant(SM90, "  wgmma_wait<0>();\n", ""),
     "sm90: no commit": Mutant(SM90, "  wgmma_commit();\n", ""),
     "sm90: too few bytes expected": Mutant(SM90, "expect(full, Place::copied)", "expect(full, weight_bytes)"),
-    "sm90: full without the masks": Mutant(SM90, "mode == Mode::unmasked ? 1 : 1 + 32);", "1);"),
+    "sm90: full without the masks": Mutant(SM90, "mode == Mode::unmasked ? 1 : 1 + mask_threads);", "1);"),
     "sm90: wrong swizzle": Mutant(IM2COL, "chunk ^ (row & 7)", "chunk ^ (row & 3)"),
     "sm90: wrong stride in the descriptor": Mutant(IM2COL, "uint64_t{64} << 32", "uint64_t{32} << 32"),
     "sm90: the first columns for ever": Mutant(IM2COL, "static_cast<uint32_t>(k16) * 32", "0"),
@@ -115,9 +118,9 @@ MUTANTS = {
     "sm90: taps exchanged": Mutant(
         SM90, "const int s = step.s * p.dilation_w, r = step.r", "const int s = step.r * p.dilation_w, r = step.s"
     ),
-    "sm90: the dense pixels twice": Mutant(SM90, "second.image += p.images;", ""),
-    "sm90: mask from its word's beginning": Mutant(SM90, "CopyStep(p, i).k(p) % 32", "0"),
-    "sm90: masks past the last filter": Mutant(SM90, "filter < p.out_c && place < p.mask_words", "true"),
+    "sm90: the dense pixels twice": Mutant(SM90, "second.image += p.images;", ";"),
+    "sm90: mask from its word's beginning": Mutant(SM90, "step.k(p) % 32", "0"),
+    "sm90: masks past the last filter": Mutant(SM90, "inside && filter < filters", "inside"),
     "sm90: the dense weights twice": Mutant(SM90, "sums[1], a[masked][k16]", "sums[1], a[0][k16]"),
     "sm90: no barrier before the staging": Mutant(
         SM90, "named_barrier(1 + group, group_threads);\n    stage_sums", "stage_sums"
