@@ -54,7 +54,9 @@ MUTANTS = {
     "weights past the last k": Mutant(LOADER, "const bool deep = k < p_.depth;", "const bool deep = true;"),
     "pixels past the last": Mutant(LOADER, "pixel < p.pixels ? row : outside", "row"),
     "masks past the last filter": Mutant(LOADER, "filter < channels_);", "true);"),
-    "outputs past the last pixel": Mutant(GEMM, "min_of(first_pixel + Shape::pixels, p.pixels)", "first_pixel + Shape::pixels"),
+    "outputs past the last pixel": Mutant(
+        GEMM, "min_of(first_pixel + Shape::pixels, p.pixels)", "first_pixel + Shape::pixels"
+    ),
     "channels in the wrong step": Mutant(LOADER, "r = 0;\n    channel += k_step;", "r = 0;"),
     # The pair
     "the dense pixels twice": Mutant(LOADER, "src + p_.src_branch * value_bytes(), valid", "src, valid"),
@@ -79,6 +81,9 @@ MUTANTS = {
     "a segment begins with the last one's sums": Mutant(GEMM, "sums[half][m][n][i] = 0;", ""),
     # The epilogue
     "all taps at the border": Mutant(EPILOGUE, "constants(border, rows.begin,", "constants(border, 0,"),
+    "rows counted through the batch": Mutant(
+        EPILOGUE, "p_.by_out_h.remainder(p_.by_out_w.quotient(pixel))", "p_.by_out_w.quotient(pixel)"
+    ),
     "slope where positive": Mutant(EPILOGUE, "sums[i] >= 0.f", "sums[i] <= 0.f"),
     "the residual of the pixel before": Mutant(GEMM, "fetch_residual(pixel + step, end)", "fetch_residual(pixel, end)"),
     "residuals past the last pixel": Mutant(EPILOGUE, "!fetches_ || pixel >= end", "!fetches_"),

@@ -1,5 +1,6 @@
 // One convolution as the CUDA kernels read it: ConvParams in 32-bit numbers, which take half the registers.
 #pragma once
+#include "cuda/divisor.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/ptx/convert.cuh"
@@ -22,6 +23,7 @@ struct Conv {
   int images, branches;
   int in_h, in_w, in_c;
   int out_h, out_w, out_c;
+  Divisor by_out_h, by_out_w;
   int kernel_h, kernel_w;
   int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int groups, group_in_c, group_out_c;
@@ -56,6 +58,8 @@ struct Conv {
         out_h(static_cast<int>(p.out_h)),
         out_w(static_cast<int>(p.out_w)),
         out_c(static_cast<int>(p.out_c)),
+        by_out_h(out_h),
+        by_out_w(out_w),
         kernel_h(static_cast<int>(p.kernel_h)),
         kernel_w(static_cast<int>(p.kernel_w)),
         stride_h(static_cast<int>(p.stride_h)),

@@ -4,10 +4,10 @@
 // Layout: a tile is 128 filters by 128 pixels of each of two halves; rows in shared memory are 128 bytes, swizzled.
 // In shared memory: a ring of `stages` steps of 64 channels of one tap (filters, one or two halves of pixels, three
 // mask words for each filter), full and empty barriers, and for each warpgroup 16 pixels of staged sums and the tap
-// shifts of its filters. Loop of the persistent blocks, for each tile: one warp fills the ring by the copy engine, three
-// more copy the mask words. Two warpgroups, of 64 filters each, for each step: wait until it is full, load the filters,
-// AND a copy with the mask, multiply both by their half's pixels into registers, free the stage. Then the sums go
-// through shared memory, a few pixels at a time, into the epilogue: one copy of its code in a loop, as it is long.
+// shifts of its filters. Loop of the persistent blocks, for each tile: one warp fills the ring by the copy engine,
+// three more copy the mask words. Two warpgroups, of 64 filters each, for each step: wait until it is full, load the
+// filters, AND a copy with the mask, multiply both by their half's pixels into registers, free the stage. Then the sums
+// go through shared memory, a few pixels at a time, into the epilogue: one copy of its code in a loop, as it is long.
 #pragma once
 #include "cuda/dual_conv_sm90.h"
 #include "cuda/epilogue.cuh"

@@ -55,7 +55,7 @@ class TapShift {
   __device__ TapShift(const float* values, int taps, int copied_channels)
       : values_(values), taps_(taps), copied_channels_(copied_channels) {}
 
-  const float* values_;  // of the first channel; null: there are none
+  const float* values_;         // of the first channel; null: there are none
   int taps_, copied_channels_;  // of the copy, 0: in place
 };
 
@@ -148,7 +148,7 @@ class Epilogue {
 
   __device__ void scale_and_shift(float (&sums)[8], int pixel) const {
     if (shift_.exists()) {
-      const int row = pixel / p_.out_w % p_.out_h, col = pixel % p_.out_w;
+      const int row = p_.by_out_h.remainder(p_.by_out_w.quotient(pixel)), col = p_.by_out_w.remainder(pixel);
       const TapRange rows(row, p_.in_h, p_.kernel_h, p_.stride_h, p_.pad_h, p_.dilation_h);
       const TapRange cols(col, p_.in_w, p_.kernel_w, p_.stride_w, p_.pad_w, p_.dilation_w);
       if (rows.end - rows.begin < p_.kernel_h || cols.end - cols.begin < p_.kernel_w) {

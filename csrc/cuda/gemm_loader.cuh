@@ -109,8 +109,8 @@ class Loader {
       static_assert(Shape::channels <= Shape::threads, "a thread loads one mask word");
       const int filter = threadIdx.x;
       if (filter < Shape::channels) {
-        cp_async_4(shared_address(stage) + weight_bytes + pixel_bytes + filter * 4, words_ + static_cast<uint32_t>(k) / k_step,
-                   filter < channels_);
+        cp_async_4(shared_address(stage) + weight_bytes + pixel_bytes + filter * 4,
+                   words_ + static_cast<uint32_t>(k) / k_step, filter < channels_);
       }
     }
     tap_.next_step(p_);

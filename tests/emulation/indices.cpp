@@ -59,6 +59,9 @@ void step(const int64_t* layer, int index, int* out) {
   out[0] = at.r, out[1] = at.s, out[2] = at.channel, out[3] = at.k(conv);
 }
 
+int quotient(int dividend, int divisor) { return Divisor(divisor).quotient(dividend); }
+int remainder_of(int dividend, int divisor) { return Divisor(divisor).remainder(dividend); }
+
 int swizzled(int row, int chunk) { return swizzled_128(row, chunk); }
 
 uint64_t descriptor(uint32_t address, int k16) { return swizzled_descriptor(address, k16); }
