@@ -74,13 +74,19 @@ class Cycles:
 
 
 def predict_cycles(layer: conv.Layer, batch: int, kernel: Kernel) -> Cycles:
-    """Predict a layer's cycles on the multiprocessor that gets the most tiles."""
+    """Predict a layer's cycles on the multiprocessor that gets the most tiles.
+
+    Args:
+        layer: A convolution without groups.
+        batch: Images of each branch.
+        kernel: The tile that computes it.
+    """
     taps = layer.kernel[0] * layer.kernel[1]
     outputs = round(layer.operations / (2 * taps * layer.channels // layer.groups) / layer.filters)
     tiles = math.ceil(layer.filters / kernel.channels) * math.ceil(batch * outputs / kernel.pixels)
     tiles = math.ceil(tiles / MULTIPROCESSORS)
     steps = tiles * taps * math.ceil(layer.channels / kernel.depth)
-    rows = kernel.channels + 2 * kernel.pixels / (taps if kernel.cached_taps else 1)
+    rows = kernel.channels + (2 if layer.paired else 1) * kernel.pixels / (taps if kernel.cached_taps else 1)
     chunks = 2 * kernel.pixels * kernel.channels / 8 / 32  # for one warp
     epilogue = tiles * chunks * kernel.finish / SCHEDULERS
     return Cycles(

@@ -289,3 +289,25 @@ def test_plans_fill_the_machine_and_cut_sums_alike(kernels: Kernels, layer: tupl
     assert plans[256].blocks >= 132
     assert plans[256].tile == ("broad" if filters == 64 else "deep" if plans[1].segments > 1 else "wide")
     assert not plans[256].split
+
+
+# As SHAPES, with the images of each half: layers that give 132 multiprocessors a block of each tile, but not of a
+# larger one. Too much to emulate; tests/test_cuda_ops.py runs them.
+FILLING = {
+    "wide": (2, (40, 136, (3, 3), (1, 1), (1, 1), (1, 1), 1, (47, 47))),
+    "deep": (90, (512, 136, (3, 3), (1, 1), (1, 1), (1, 1), 1, (7, 7))),
+    "broad": (2, (40, 60, (3, 3), (1, 1), (1, 1), (1, 1), 1, (92, 92))),
+    "middle": (2, (40, 60, (3, 3), (1, 1), (1, 1), (1, 1), 1, (67, 66))),
+}
+
+
+def filling_inputs(tile: str, mode: str) -> dict[str, Any]:
+    images, shape = FILLING[tile]
+    return conv_inputs(tile, mode, rows=images if mode == "shared" else 2 * images, shapes={tile: shape})
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("tile", FILLING)
+def test_layers_that_fill_the_machine_get_each_tile(kernels: Kernels, tile: str, mode: str) -> None:
+    plan = kernels.plan(**filling_inputs(tile, mode))
+    assert (plan.tile, plan.split) == (tile, False)
