@@ -38,7 +38,8 @@ def test_spread_by_hand() -> None:
 def test_cycles_by_hand() -> None:
     layer = conv.Layer(256, (14, 14), 256, (3, 3), (1, 1), (1, 1), 1, True, 2.0 * 196 * 256 * 9 * 256)
     found = cycles.predict_cycles(layer, 256, cycles.SM90)
-    # Six tiles, 36 steps each: 16 products of 64 cycles, 8 warps of 159 instructions, 48 KiB; 128 times 220 instructions.
+    # Six tiles. Each has 36 steps of 16 products of 64 cycles, 8 warps with 159 instructions, and 48 KiB; and finishes
+    # 128 times by 220 instructions.
     steps = 6 * 36
     assert found.products == steps * 16 * 64
     assert found.instructions == steps * 8 * 159 / 4

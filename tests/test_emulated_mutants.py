@@ -161,16 +161,16 @@ MUTANTS = {
 # such as the epilogue, the linker takes the first, unoptimised as it is here: compiling that one anew is enough.
 KERNELS = [
     ROOT / "csrc" / "cuda" / f"{name}.cu"
-    for name in ("dispatch", "sum_segments", "depthwise_conv", "dense_norm", "distance", "dual_conv_sm90_float16")
+    for name in ("dispatch", "sum_segments", "depthwise_conv", "dense_norm", "distance")
 ]
-SOURCES = [EMULATION / "narrow_only.cpp", *EMULATOR, *KERNELS]
+SOURCES = [EMULATION / "narrow_only.cpp", EMULATION / "paired_only.cpp", *EMULATOR, *KERNELS]
 READERS = {
     GEMM: ["narrow_only.cpp"],
     LOADER: ["narrow_only.cpp"],
     EPILOGUE: ["narrow_only.cpp"],
     "row_kernels.cuh": ["dense_norm.cu", "distance.cu"],
-    SM90: ["dual_conv_sm90_float16.cu"],
-    IM2COL: ["dual_conv_sm90_float16.cu"],
+    SM90: ["paired_only.cpp"],
+    IM2COL: ["paired_only.cpp"],
 }
 
 
