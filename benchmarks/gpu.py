@@ -223,7 +223,7 @@ def measure_layers(bench: Bench, name: str, batch: str) -> None:
 
 def fits_sm90(layer: conv.Layer) -> bool:
     """Tell whether the kernel for compute capability 9.0a takes a layer, as csrc/cuda/dual_conv_sm90.h has it."""
-    if layer.kernel not in ((1, 1), (3, 3)) or layer.groups != 1 or layer.channels % 8 != 0:
+    if layer.kernel not in ((1, 1), (3, 3)) or layer.groups != 1 or layer.channels % 8 != 0 or layer.filters <= 64:
         return False
     height, width = (
         (n + 2 * p - k) // s + 1

@@ -26,7 +26,7 @@ BUILD = ROOT / "build" / "emulation"
 FLAGS = ("-std=c++20", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
 
 TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.uint8: 3}
-TILES = ("wide", "deep", "middle", "narrow")
+TILES = ("wide", "deep", "broad", "middle", "narrow")
 
 
 class EmulationError(Exception):

@@ -18,7 +18,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # last: the installed package comes before the source tree
 
-from benchmarks import conv, peaks, score  # noqa: E402
+from benchmarks import conv, cycles, peaks, score  # noqa: E402
 from benchmarks.fidelity import Fidelity, make_batches, measure_fidelity  # noqa: E402
 from benchmarks.memory import BATCH_FILE, measure_peak_bytes  # noqa: E402
 from benchmarks.timing import Spread, compare_rounds, describe_machine, read_cpuinfo  # noqa: E402
@@ -33,6 +33,20 @@ def test_spread_by_hand() -> None:
     spread = Spread.of([9.0, 1.0, 3.0, 5.0, 2.0])
     assert spread == Spread(median=3.0, low_quartile=2.0, high_quartile=5.0, least=1.0, most=9.0)
     assert Spread.of([4.0]) == Spread(4.0, 4.0, 4.0, 4.0, 4.0)
+
+
+def test_cycles_by_hand() -> None:
+    layer = conv.Layer(256, (14, 14), 256, (3, 3), (1, 1), (1, 1), 1, True, 2.0 * 196 * 256 * 9 * 256)
+    found = cycles.predict_cycles(layer, 256, cycles.SM90)
+    # Six tiles. Each has 36 steps of 16 products of 64 cycles, 8 warps with 159 instructions, and 48 KiB; and finishes
+    # 128 times by 220 instructions.
+    steps = 6 * 36
+    assert found.products == steps * 16 * 64
+    assert found.instructions == steps * 8 * 159 / 4
+    assert found.feeding == pytest.approx(steps * 48 * 1024 * 132 / 5120)
+    assert found.epilogue == 6 * 128 * 220 / 4
+    assert found.total == found.feeding + found.epilogue
+    assert cycles.choose_kernels(layer) == {"sm80": cycles.WIDE, "sm90": cycles.SM90}
 
 
 def test_ratios_are_taken_round_by_round() -> None:

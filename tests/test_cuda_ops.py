@@ -16,6 +16,7 @@ from prefiqs_ext import ops
 from prefiqs_ext.pruning_masks import pack_mask
 from tests import oracle
 from tests.bad_calls import good_conv, good_linear
+from tests.test_emulated_conv import FILLING, MODES, epilogue_inputs, filling_inputs
 from tests.test_ops import SHAPES, conv_inputs, expected_conv, random_mask
 from tests.test_ops_contract import all_arguments
 from tests.test_ops_scale import SHAPES as SCALE_SHAPES
@@ -83,6 +84,12 @@ def check_conv(inputs: dict[str, Any]) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_conv2d(shape: str, name: str, masked: bool, paired: bool) -> None:
     check_conv(formatted(conv_inputs(shape, masked=masked) | {"paired": paired}, name))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("tile", FILLING)
+def test_conv2d_by_tiles_that_fill_the_machine(tile: str, mode: str) -> None:
+    check_conv(epilogue_inputs(filling_inputs(tile, mode), HALF, shared_residual=False))
 
 
 @pytest.mark.parametrize("slopes", ["none", "relu", "prelu-one", "prelu"])

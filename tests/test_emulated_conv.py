@@ -51,6 +51,7 @@ SHAPES = {
     "linear": (1200, 70, (1, 1), (1, 1), (0, 0), (1, 1), 1, (1, 1)),
     "odd-linear": (1601, 47, (1, 1), (1, 1), (0, 0), (1, 1), 1, (1, 1)),
 }
+WITHOUT_TOTALS = ("wide", "broad")  # they have no registers for the sum over segments
 MODES = {"unmasked": (False, False), "unmasked-pair": (False, True), "shared": (True, False), "paired": (True, True)}
 
 
@@ -179,15 +180,16 @@ def test_a_tile_changes_no_bit(kernels: Kernels, mode: str) -> None:
     first = kernels.conv2d(**inputs, tile="narrow", split=False)
     for tile in TILES:
         for split in (False, True):
-            if tile == "wide" and not split:
-                continue  # it has no registers for totals
+            if tile in WITHOUT_TOTALS and not split:
+                continue
             assert torch.equal(kernels.conv2d(**inputs, tile=tile, split=split), first)
 
 
+@pytest.mark.parametrize("tile", WITHOUT_TOTALS)
 @pytest.mark.parametrize("mode", MODES)
-def test_the_wide_tile_changes_no_bit(kernels: Kernels, mode: str) -> None:
+def test_a_tile_without_totals_changes_no_bit(kernels: Kernels, mode: str, tile: str) -> None:
     inputs = conv_inputs("uneven", mode)
-    assert torch.equal(kernels.conv2d(**inputs, tile="wide"), kernels.conv2d(**inputs, tile="narrow"))
+    assert torch.equal(kernels.conv2d(**inputs, tile=tile), kernels.conv2d(**inputs, tile="narrow"))
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 4, 132])
@@ -285,5 +287,27 @@ def test_plans_fill_the_machine_and_cut_sums_alike(kernels: Kernels, layer: tupl
     assert plans[1].blocks >= 64 or size > 7
     assert plans[8].blocks >= 132
     assert plans[256].blocks >= 132
-    assert plans[256].tile in ("wide", "deep", "middle")
+    assert plans[256].tile == ("broad" if filters == 64 else "deep" if plans[1].segments > 1 else "wide")
     assert not plans[256].split
+
+
+# As SHAPES, with the images of each half: layers that give 132 multiprocessors a block of each tile, but not of a
+# larger one. Too much to emulate; tests/test_cuda_ops.py runs them.
+FILLING = {
+    "wide": (2, (40, 136, (3, 3), (1, 1), (1, 1), (1, 1), 1, (47, 47))),
+    "deep": (90, (512, 136, (3, 3), (1, 1), (1, 1), (1, 1), 1, (7, 7))),
+    "broad": (2, (40, 60, (3, 3), (1, 1), (1, 1), (1, 1), 1, (92, 92))),
+    "middle": (2, (40, 60, (3, 3), (1, 1), (1, 1), (1, 1), 1, (67, 66))),
+}
+
+
+def filling_inputs(tile: str, mode: str) -> dict[str, Any]:
+    images, shape = FILLING[tile]
+    return conv_inputs(tile, mode, rows=images if mode == "shared" else 2 * images, shapes={tile: shape})
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("tile", FILLING)
+def test_layers_that_fill_the_machine_get_each_tile(kernels: Kernels, tile: str, mode: str) -> None:
+    plan = kernels.plan(**filling_inputs(tile, mode))
+    assert (plan.tile, plan.split) == (tile, False)

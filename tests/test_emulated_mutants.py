@@ -43,7 +43,8 @@ MUTANTS = {
         "stage + place_ + i * rows_step * row_bytes, filter",
         "stage + threadIdx.x * 16 + i * rows_step * row_bytes, filter",
     ),
-    "wrong swizzle where pixels are read": Mutant(GEMM, "k16 * 2 + lane / 8 % 2)", "k16 * 2 + lane / 16)"),
+    "wrong swizzle where pixels are read": Mutant(GEMM, "lane % 8, lane / 8 % 2)", "lane % 8, lane / 16)"),
+    "the pixels of the first 16 k twice": Mutant(GEMM, "(pixels ^ k16 * 32)", "pixels"),
     "misaligned staging": Mutant(GEMM, "staged_floats = channels + 4;", "staged_floats = channels + 2;"),
     "no barrier before the staging": Mutant(GEMM, "__syncthreads();\n    stage_sums", "stage_sums"),
     "no barrier after the staging": Mutant(GEMM, "__syncthreads();\n    finish_half", "finish_half"),
@@ -53,13 +54,15 @@ MUTANTS = {
     "weights past the last k": Mutant(LOADER, "const bool deep = k < p_.depth;", "const bool deep = true;"),
     "pixels past the last": Mutant(LOADER, "pixel < p.pixels ? row : outside", "row"),
     "masks past the last filter": Mutant(LOADER, "filter < channels_);", "true);"),
-    "outputs past the last pixel": Mutant(GEMM, "min_of(Shape::pixels, p.pixels - first_pixel)", "Shape::pixels"),
+    "outputs past the last pixel": Mutant(
+        GEMM, "min_of(first_pixel + Shape::pixels, p.pixels)", "first_pixel + Shape::pixels"
+    ),
     "channels in the wrong step": Mutant(LOADER, "r = 0;\n    channel += k_step;", "r = 0;"),
     # The pair
-    "the dense pixels twice": Mutant(LOADER, "src + p_.src_branch, valid", "src, valid"),
+    "the dense pixels twice": Mutant(LOADER, "src + p_.src_branch * value_bytes(), valid", "src, valid"),
     "mask one bit off": Mutant(GEMM, "word << (6 - lane", "word << (7 - lane"),
     "mask one byte off": Mutant(GEMM, "k16 * 2 + i / 2;", "k16 * 2 + i % 2;"),
-    "the first mask word for ever": Mutant(LOADER, "words_ + k / k_step", "words_"),
+    "the first mask word for ever": Mutant(LOADER, "words_ + static_cast<uint32_t>(k) / k_step", "words_"),
     "the dense residual twice": Mutant(EPILOGUE, "row < p_.residual_pixels ? row", "row < p_.residual_pixels ? pixel"),
     "the second half past the residual": Mutant(EPILOGUE, "row - p_.residual_pixels", "row"),
     "the dense tap shift twice": Mutant(EPILOGUE, "<int64_t>(branch) * p.out_c", "<int64_t>(0 * branch) * p.out_c"),
@@ -70,7 +73,7 @@ MUTANTS = {
         EPILOGUE, "fmaf(scale_[i], sums[i], constant[i])", "scale_[i] * (sums[i] + constant[i])"
     ),
     "the scale of the first channels for ever": Mutant(EPILOGUE, "p.pruned_scale[channel + i]", "p.pruned_scale[i]"),
-    "the dense bias twice": Mutant(EPILOGUE, "p.bias[branch * p.bias_branch", "p.bias[0 * p.bias_branch"),
+    "the dense bias twice": Mutant(EPILOGUE, "p.bias + branch * p.bias_branch", "p.bias + 0 * p.bias_branch"),
     # Sums
     "segments in another order": Mutant("sum_segments.cu", "partial + segment *", "partial + (segments - segment) *"),
     "the last segment left out": Mutant("sum_segments.cu", "segment < segments", "segment < segments - 1"),
@@ -78,7 +81,13 @@ MUTANTS = {
     "a segment begins with the last one's sums": Mutant(GEMM, "sums[half][m][n][i] = 0;", ""),
     # The epilogue
     "all taps at the border": Mutant(EPILOGUE, "constants(border, rows.begin,", "constants(border, 0,"),
+    "rows counted through the batch": Mutant(
+        EPILOGUE, "p_.by_out_h.remainder(p_.by_out_w.quotient(pixel))", "p_.by_out_w.quotient(pixel)"
+    ),
     "slope where positive": Mutant(EPILOGUE, "sums[i] >= 0.f", "sums[i] <= 0.f"),
+    "the residual of the pixel before": Mutant(GEMM, "fetch_residual(pixel + step, end)", "fetch_residual(pixel, end)"),
+    "residuals past the last pixel": Mutant(EPILOGUE, "!fetches_ || pixel >= end", "!fetches_"),
+    "the first four tap shifts twice": Mutant(EPILOGUE, "place + copied_channels_ / 2", "place"),
     # Collectives
     "a lane missing from ldmatrix": Mutant(GEMM, "ldmatrix_x4(a,", "if (lane != 5) ldmatrix_x4(a,"),
     "a warp missing from a barrier": Mutant(
@@ -87,7 +96,10 @@ MUTANTS = {
     # The kernel for 9.0a
     "sm90: fill a stage in use": Mutant(SM90, "mbarrier_bytes, turn.parity ^ 1);", "mbarrier_bytes, turn.parity);"),
     "sm90: fill without waiting": Mutant(
-        SM90, "mbarrier_wait(shared + Place::empty + turn.stage * mbarrier_bytes, turn.parity ^ 1);", ""
+        SM90, "wait_until_free<mode>(shared, turn);\n      if (threadIdx", "if (threadIdx"
+    ),
+    "sm90: masks into a stage in use": Mutant(
+        SM90, "wait_until_free<mode>(shared, turn);\n      const uint32_t stage", "const uint32_t stage"
     ),
     "sm90: read one phase early": Mutant(SM90, "mbarrier_bytes, turn.parity);", "mbarrier_bytes, turn.parity ^ 1);"),
     "sm90: the phase never turns": Mutant(SM90, "parity ^= 1;", ""),
@@ -97,7 +109,7 @@ MUTANTS = {
     "sm90: no wait for the product": Mutant(SM90, "  wgmma_wait<0>();\n", ""),
     "sm90: no commit": Mutant(SM90, "  wgmma_commit();\n", ""),
     "sm90: too few bytes expected": Mutant(SM90, "expect(full, Place::copied)", "expect(full, weight_bytes)"),
-    "sm90: full without the masks": Mutant(SM90, "mode == Mode::unmasked ? 1 : 1 + 32);", "1);"),
+    "sm90: full without the masks": Mutant(SM90, "mode == Mode::unmasked ? 1 : 1 + mask_threads);", "1);"),
     "sm90: wrong swizzle": Mutant(IM2COL, "chunk ^ (row & 7)", "chunk ^ (row & 3)"),
     "sm90: wrong stride in the descriptor": Mutant(IM2COL, "uint64_t{64} << 32", "uint64_t{32} << 32"),
     "sm90: the first columns for ever": Mutant(IM2COL, "static_cast<uint32_t>(k16) * 32", "0"),
@@ -111,15 +123,22 @@ MUTANTS = {
     "sm90: taps exchanged": Mutant(
         SM90, "const int s = step.s * p.dilation_w, r = step.r", "const int s = step.r * p.dilation_w, r = step.s"
     ),
-    "sm90: the dense pixels twice": Mutant(SM90, "second.image += p.images;", ""),
-    "sm90: mask from its word's beginning": Mutant(SM90, "CopyStep(p, i).k(p) % 32", "0"),
-    "sm90: masks past the last filter": Mutant(SM90, "filter < p.out_c && place < p.mask_words", "true"),
+    "sm90: the dense pixels twice": Mutant(SM90, "second.image += p.images;", ";"),
+    "sm90: mask from its word's beginning": Mutant(SM90, "step.k(p) % 32", "0"),
+    "sm90: masks past the last filter": Mutant(SM90, "inside && filter < filters", "inside"),
     "sm90: the dense weights twice": Mutant(SM90, "sums[1], a[masked][k16]", "sums[1], a[0][k16]"),
     "sm90: no barrier before the staging": Mutant(
-        SM90, "    named_barrier(1 + group, group_threads);\n#pragma", "#pragma"
+        SM90, "named_barrier(1 + group, group_threads);\n    stage_sums", "stage_sums"
     ),
     "sm90: no barrier after the staging": Mutant(
-        SM90, "    named_barrier(1 + group, group_threads);\n    const int", "    const int"
+        SM90, "named_barrier(1 + group, group_threads);\n    if (count", "if (count"
+    ),
+    "sm90: the residual of the pixel before": Mutant(
+        SM90, "fetch_residual(pixel + staged_pixels, end)", "fetch_residual(pixel, end)"
+    ),
+    "sm90: tap shifts exchanged too early": Mutant(SM90, "named_barrier(1 + group, group_threads);  // the", "//"),
+    "sm90: tap shifts read too early": Mutant(
+        SM90, "named_barrier(1 + group, group_threads);\n  const Epilogue", "const Epilogue"
     ),
     # The other kernels
     "depthwise: no barrier after fetching": Mutant("depthwise_conv.cu", "weights);\n    __syncthreads();", "weights);"),
@@ -142,16 +161,16 @@ MUTANTS = {
 # such as the epilogue, the linker takes the first, unoptimised as it is here: compiling that one anew is enough.
 KERNELS = [
     ROOT / "csrc" / "cuda" / f"{name}.cu"
-    for name in ("dispatch", "sum_segments", "depthwise_conv", "dense_norm", "distance", "dual_conv_sm90_float16")
+    for name in ("dispatch", "sum_segments", "depthwise_conv", "dense_norm", "distance")
 ]
-SOURCES = [EMULATION / "narrow_only.cpp", *EMULATOR, *KERNELS]
+SOURCES = [EMULATION / "narrow_only.cpp", EMULATION / "paired_only.cpp", *EMULATOR, *KERNELS]
 READERS = {
     GEMM: ["narrow_only.cpp"],
     LOADER: ["narrow_only.cpp"],
     EPILOGUE: ["narrow_only.cpp"],
     "row_kernels.cuh": ["dense_norm.cu", "distance.cu"],
-    SM90: ["dual_conv_sm90_float16.cu"],
-    IM2COL: ["dual_conv_sm90_float16.cu"],
+    SM90: ["paired_only.cpp"],
+    IM2COL: ["paired_only.cpp"],
 }
 
 
@@ -196,7 +215,8 @@ def passes(kernels: Kernels) -> bool:
         deep = conv(192, 20, 3, image=(3, 4), paired=True)
         if not close(kernels, deep) or not torch.equal(kernels.conv2d(**deep, split=False), kernels.conv2d(**deep)):
             return False
-        if not close(kernels, conv(3, 20, 3, image=(5, 4), paired=False)):
+        # Residuals that are fetched ahead, one for both branches: nothing follows its last pixel.
+        if not close(kernels, conv(3, 24, 3, image=(3, 4), paired=False, dst_dtype=torch.float16)):
             return False
         if not close(kernels, conv(16, 16, 7, image=(5, 6), paired=True, groups=16)):
             return False
@@ -218,7 +238,14 @@ def passes(kernels: Kernels) -> bool:
 
 
 def conv(
-    channels: int, filters: int, kernel: int, *, image: tuple[int, int], paired: bool, groups: int = 1
+    channels: int,
+    filters: int,
+    kernel: int,
+    *,
+    image: tuple[int, int],
+    paired: bool,
+    groups: int = 1,
+    dst_dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     weight = torch.randn(filters, channels // groups, kernel, kernel)
     weight = (weight / weight[0].numel() ** 0.5).half()
@@ -230,7 +257,8 @@ def conv(
         "bias": torch.randn(2, filters),
         "tap_shift": torch.randn(2, filters, kernel, kernel),
         "slope": torch.rand(filters) - 0.3,
-        "residual": torch.randn(4, filters, *image),
+        "residual": torch.randn(4, filters, *image).to(dst_dtype),
+        "dst_dtype": dst_dtype,
         "padding": (kernel // 2, kernel // 2),
         "groups": groups,
         "paired": paired,
@@ -238,12 +266,18 @@ def conv(
 
 
 def sm90_conv() -> dict[str, Any]:
-    """Several tiles for one block, several rounds of the ring, and no word of a mask that begins with a step."""
-    weight = (torch.randn(136, 72, 3, 3) / 648**0.5).half()
+    """Several tiles for one block, several rounds of the ring, and no word of a mask that begins with a step.
+
+    Of 128 pixels 120 are used: the last ones staged have a border, and so read tap shifts.
+    """
+    weight = (torch.randn(136, 40, 3, 3) / 360**0.5).half()
     return {
-        "src": torch.randn(4, 72, 9, 7).half(),
+        "src": torch.randn(10, 40, 9, 6).half(),
         "weight": weight,
         "mask": pack_mask(torch.rand(weight.shape) < 0.6),
+        "tap_shift": torch.randn(2, 136, 3, 3),
+        "residual": torch.randn(10, 136, 4, 6).half(),
+        "dst_dtype": torch.float16,
         "stride": (2, 1),
         "padding": (0, 1),
         "paired": True,
@@ -253,9 +287,14 @@ def sm90_conv() -> dict[str, Any]:
 
 
 def close(kernels: Kernels, inputs: dict[str, Any]) -> bool:
-    """Float32 sums of at most 1728 products of unit variance in all: 1e-5 is far above their error."""
+    """Float32 sums of at most 1728 products of unit variance in all: 1e-5 is far above their error.
+
+    Results of 16 bits are rounded once more.
+    """
+    rounding = 2.0**-11 if inputs["dst_dtype"] == torch.float16 else 0.0
     wide = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
-    for only_ours in ("sm90", "multiprocessors"):
+    for only_ours in ("sm90", "multiprocessors", "dst_dtype"):
         wide.pop(only_ours, None)
     expected = oracle.expected_dual_conv2d(**wide)
-    return bool(((kernels.conv2d(**inputs).double() - expected).abs() <= 1e-5 * expected.abs().max()).all())
+    allowed = 1e-5 * expected.abs().max() + rounding * expected.abs()
+    return bool(((kernels.conv2d(**inputs).double() - expected).abs() <= allowed).all())

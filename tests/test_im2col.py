@@ -58,6 +58,17 @@ def ints(count: int) -> ctypes.Array[ctypes.c_int]:
     return (ctypes.c_int * count)()
 
 
+def test_division_is_exact(lib: ctypes.CDLL) -> None:
+    """Around every multiple that a wrong multiplier or shift would round over, up to the largest dividend."""
+    largest = 2**31 - 1
+    for divisor in [*range(1, 300), *(2**i + j for i in range(9, 31) for j in (-1, 0, 1)), largest]:
+        top = largest // divisor * divisor
+        for dividend in {0, 1, divisor - 1, divisor, 2 * divisor - 1, top - 1, top, largest}:
+            if 0 <= dividend <= largest:
+                expected = divmod(dividend, divisor)
+                assert (lib.quotient(dividend, divisor), lib.remainder_of(dividend, divisor)) == expected
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_pixels_in_order(name: str, lib: ctypes.CDLL) -> None:
     """Pixel after pixel, row after row, image after image: where tap (0, 0) lies."""

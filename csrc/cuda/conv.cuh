@@ -1,5 +1,6 @@
 // One convolution as the CUDA kernels read it: ConvParams in 32-bit numbers, which take half the registers.
 #pragma once
+#include "cuda/divisor.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/ptx/convert.cuh"
@@ -22,6 +23,7 @@ struct Conv {
   int images, branches;
   int in_h, in_w, in_c;
   int out_h, out_w, out_c;
+  Divisor by_out_h, by_out_w;
   int kernel_h, kernel_w;
   int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int groups, group_in_c, group_out_c;
@@ -56,6 +58,8 @@ struct Conv {
         out_h(static_cast<int>(p.out_h)),
         out_w(static_cast<int>(p.out_w)),
         out_c(static_cast<int>(p.out_c)),
+        by_out_h(out_h),
+        by_out_w(out_w),
         kernel_h(static_cast<int>(p.kernel_h)),
         kernel_w(static_cast<int>(p.kernel_w)),
         stride_h(static_cast<int>(p.stride_h)),
@@ -103,17 +107,21 @@ struct Conv {
   }
 };
 
+template <class T>
+__device__ void unpack_8(float (&values)[8], const uint4& words) {
+  const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    values[2 * i] = to_float(T{static_cast<uint16_t>(pairs[i])});
+    values[2 * i + 1] = to_float(T{static_cast<uint16_t>(pairs[i] >> 16)});
+  }
+}
+
 // Loads eight neighbouring channels as floats; those past `count` are 0. `vector`: there are eight, 16-byte aligned.
 template <class T>
 __device__ void load_8(float (&values)[8], const T* src, int count, bool vector) {
   if (vector) {
-    const uint4 words = load_16<uint4>(src);
-    const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      values[2 * i] = to_float(T{static_cast<uint16_t>(pairs[i])});
-      values[2 * i + 1] = to_float(T{static_cast<uint16_t>(pairs[i] >> 16)});
-    }
+    unpack_8<T>(values, load_16<uint4>(src));
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[i] = i < count ? to_float(src[i]) : 0.f;

@@ -11,6 +11,7 @@
 #include "cuda/epilogue.cuh"
 #include "cuda/gemm_loader.cuh"
 #include "cuda/gemm_plan.h"
+#include "cuda/ptx/hold_registers.cuh"
 #include "cuda/ptx/ldmatrix.cuh"
 #include "cuda/ptx/mma.cuh"
 #include "cuda/ptx/prmt.cuh"
@@ -39,6 +40,8 @@ struct ShapeOf<Tile::wide> : Shape<Tile::wide, 2, 2, 2> {};
 template <>
 struct ShapeOf<Tile::deep> : Shape<Tile::deep, 4, 2, 1> {};
 template <>
+struct ShapeOf<Tile::broad> : Shape<Tile::broad, 1, 4, 2> {};
+template <>
 struct ShapeOf<Tile::middle> : Shape<Tile::middle, 2, 2, 2> {};
 template <>
 struct ShapeOf<Tile::narrow> : Shape<Tile::narrow, 2, 2, 3> {};
@@ -53,26 +56,42 @@ struct Cut {
 template <class Shape>
 using Sums = float[2][Shape::m_tiles][Shape::n_tiles][4];
 
+// What a lane reads in every stage, by its place there: its row of the first fragment of weights and of pixels, and the
+// mask word of its first filter. The other fragments follow at fixed distances, the second 16 k where bit 5 differs.
+template <class Shape, class Load>
+struct LanePlaces {
+  static_assert(Load::stage_bytes % 64 == 0, "a stage begins where bit 5 is zero");
+  uint32_t weights, pixels, words;
+
+  __device__ LanePlaces() {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int channel = warp / Shape::columns * Shape::warp_channels;
+    const int pixel = warp % Shape::columns * Shape::warp_pixels;
+    weights = channel * row_bytes + swizzled(lane % 16, lane / 16);
+    pixels = Load::weight_bytes + pixel * row_bytes + swizzled(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    words = Load::weight_bytes + Load::pixel_bytes + (channel + lane / 4) * 4;
+    hold_registers(weights);
+    hold_registers(pixels);
+    hold_registers(words);
+  }
+};
+
 // Multiplies one step of K from its stage in the ring.
 template <class Shape, class Load, class T, Mode mode>
-__device__ void multiply(const unsigned char* stage, Sums<Shape>& sums) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int channel = warp / Shape::columns * Shape::warp_channels;
-  const int pixel = warp % Shape::columns * Shape::warp_pixels;
-  // Where this lane's rows of the first fragments begin; the other fragments follow at fixed distances.
-  const uint32_t weights = shared_address(stage) + channel * row_bytes;
-  const uint32_t pixels = shared_address(stage) + Load::weight_bytes + pixel * row_bytes;
+__device__ void multiply(const unsigned char* stage, const LanePlaces<Shape, Load>& places, Sums<Shape>& sums) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t weights = shared_address(stage) + places.weights, pixels = shared_address(stage) + places.pixels;
 
   // Bit 2t + 8q of a mask word, t = lane % 4, belongs to the lower value of fragment register q of its row: shifted to
   // the sign of byte q, which prmt then spreads over 16 bits; bit 2t + 1 + 8q likewise to the upper value.
   uint32_t lower[Shape::m_tiles][2], upper[Shape::m_tiles][2];
   if constexpr (mode != Mode::unmasked) {
-    const auto* words = reinterpret_cast<const uint32_t*>(stage + Load::weight_bytes + Load::pixel_bytes);
+    const auto* words = reinterpret_cast<const uint32_t*>(stage + places.words);
 #pragma unroll
     for (int m = 0; m < Shape::m_tiles; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const uint32_t word = words[channel + m * 16 + half * 8 + lane / 4];
+        const uint32_t word = words[m * 16 + half * 8];
         lower[m][half] = word << (7 - lane % 4 * 2);
         upper[m][half] = word << (6 - lane % 4 * 2);
       }
@@ -86,14 +105,13 @@ __device__ void multiply(const unsigned char* stage, Sums<Shape>& sums) {
     for (int source = 0; source < Load::sources; ++source) {
 #pragma unroll
       for (int n = 0; n < Shape::n_tiles / 2; ++n) {
-        const uint32_t place = pixels + swizzled(lane / 16 * 8 + lane % 8, k16 * 2 + lane / 8 % 2);
-        ldmatrix_x4(b[source][n], place + (source * Shape::pixels + n * 16) * row_bytes);
+        ldmatrix_x4(b[source][n], (pixels ^ k16 * 32) + (source * Shape::pixels + n * 16) * row_bytes);
       }
     }
 #pragma unroll
     for (int m = 0; m < Shape::m_tiles; ++m) {
       uint32_t a[4];
-      ldmatrix_x4(a, weights + swizzled(lane % 16, k16 * 2 + lane / 16) + m * 16 * row_bytes);
+      ldmatrix_x4(a, (weights ^ k16 * 32) + m * 16 * row_bytes);
 #pragma unroll
       for (int n = 0; n < Shape::n_tiles; ++n) {
         mma_m16n8k16<T>(sums[0][m][n], a, b[0][n / 2][n % 2 * 2], b[0][n / 2][n % 2 * 2 + 1]);
@@ -155,22 +173,13 @@ __device__ void stage_sums(const float (&sums)[Shape::m_tiles][Shape::n_tiles][4
 template <class Shape>
 constexpr int chunks = Shape::channels / 8;
 
-// Returns where the thread's tap shifts are: in shared memory, with those of all the block's filters, if there is room,
-// else in tap_shift. In shared memory the eight channels of a tap lie `chunks` apart, so that neighbouring threads read
-// neighbouring banks.
+// Returns where the thread's tap shifts are: in shared memory, if there is room, else in tap_shift.
 template <class Shape, int room>
 __device__ TapShift stage_tap_shift(const Conv& p, const BlockWork& work, int branch, float* staged) {
-  const int chunk = threadIdx.x % chunks<Shape>;
-  if (p.tap_shift == nullptr || p.taps > room / Shape::channels) {
-    return TapShift::in_place(p, branch, work.channel + chunk * 8);
+  if (p.taps > room / Shape::channels) {
+    return TapShift::in_place(p, branch, work.channel + threadIdx.x % chunks<Shape> * 8);
   }
-  const float* shifts = TapShift::in_place(p, branch, work.channel).values;
-  const int count = min_of(work.channels, Shape::channels) * p.taps;
-  for (int i = threadIdx.x; i < count; i += Shape::threads) {
-    const int channel = i / p.taps, tap = i % p.taps;
-    staged[tap * Shape::channels + channel % 8 * chunks<Shape> + channel / 8] = shifts[i];
-  }
-  return {staged + chunk, Shape::channels, chunks<Shape>};
+  return TapShift::copied<Shape::channels, Shape::threads>(p, branch, work.channel, work.channels, staged);
 }
 
 // Turns the staged sums of one half into outputs, or into a segment's partial sums.
@@ -186,13 +195,13 @@ __device__ void finish_half(const Conv& p,
   if (count <= 0) return;
   const int channel = work.channel + chunk * 8;
   const bool vector = p.group_out_c % 8 == 0;
+  constexpr int step = Shape::threads / chunks<Shape>;
+  const int first = first_pixel + threadIdx.x / chunks<Shape>, end = min_of(first_pixel + Shape::pixels, p.pixels);
   const auto for_each_pixel = [&](const auto& finish) {
-    constexpr int step = Shape::threads / chunks<Shape>;
-    const int end = min_of(Shape::pixels, p.pixels - first_pixel);
-    for (int i = threadIdx.x / chunks<Shape>; i < end; i += step) {
+    for (int pixel = first; pixel < end; pixel += step) {
       float sums[8];
-      load_8(sums, staged + i * Shape::staged_floats + chunk * 8, 8, true);
-      finish(sums, first_pixel + i);
+      load_8(sums, staged + (pixel - first_pixel) * Shape::staged_floats + chunk * 8, 8, true);
+      finish(sums, pixel);
     }
   };
   if (split) {
@@ -203,7 +212,12 @@ __device__ void finish_half(const Conv& p,
     });
   } else {
     const Epilogue<T> epilogue(p, branch, channel, count, vector, shift);
-    for_each_pixel([&](float (&sums)[8], int pixel) { epilogue.finish(sums, pixel); });
+    uint4 next = epilogue.fetch_residual(first, end);
+    for_each_pixel([&](float (&sums)[8], int pixel) {
+      const uint4 residual = next;
+      next = epilogue.fetch_residual(pixel + step, end);
+      epilogue.finish(sums, pixel, residual);
+    });
   }
 }
 
@@ -237,6 +251,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_sm)
   unsigned char* ring = shared_memory();
   const BlockWork work = block_work<Shape>(p, cut);
   Load loader(p, work);
+  const LanePlaces<Shape, Load> places;
   Sums<Shape> sums = {};
   Sums<Shape> totals;
 
@@ -251,7 +266,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_sm)
     __syncthreads();
     if (step + stages - 1 < work.steps) loader.load(ring + (step + stages - 1) % stages * Load::stage_bytes);
     cp_async_commit();
-    multiply<Shape, Load, T, mode>(ring + step % stages * Load::stage_bytes, sums);
+    multiply<Shape, Load, T, mode>(ring + step % stages * Load::stage_bytes, places, sums);
     if constexpr (Shape::totals) {
       if (++in_segment == cut.segment_steps || step == work.steps - 1) {
         end_segment<Shape>(sums, totals, step < cut.segment_steps);
@@ -304,6 +319,8 @@ cudaError_t launch_product(const Conv& p, const GemmPlan& plan, cudaStream_t str
       return launch_tile<Tile::wide, T>(p, plan, stream);
     case Tile::deep:
       return launch_tile<Tile::deep, T>(p, plan, stream);
+    case Tile::broad:
+      return launch_tile<Tile::broad, T>(p, plan, stream);
     case Tile::middle:
       return launch_tile<Tile::middle, T>(p, plan, stream);
     case Tile::narrow:

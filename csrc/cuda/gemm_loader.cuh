@@ -91,7 +91,9 @@ class Loader {
       // Past the last pixel every tap is outside.
       row_[i] = pixel < p.pixels ? row : outside;
       col_[i] = col;
-      src_[i] = image * p.in_plane + (static_cast<int64_t>(row) * p.in_w + col) * p.in_c + work.group * p.group_in_c;
+      const int64_t place =
+          image * p.in_plane + (static_cast<int64_t>(row) * p.in_w + col) * p.in_c + work.group * p.group_in_c;
+      src_[i] = static_cast<const unsigned char*>(p.src) + place * value_bytes();
     }
   }
 
@@ -107,8 +109,8 @@ class Loader {
       static_assert(Shape::channels <= Shape::threads, "a thread loads one mask word");
       const int filter = threadIdx.x;
       if (filter < Shape::channels) {
-        cp_async_4(shared_address(stage) + weight_bytes + pixel_bytes + filter * 4, words_ + k / k_step,
-                   filter < channels_);
+        cp_async_4(shared_address(stage) + weight_bytes + pixel_bytes + filter * 4,
+                   words_ + static_cast<uint32_t>(k) / k_step, filter < channels_);
       }
     }
     tap_.next_step(p_);
@@ -128,6 +130,8 @@ class Loader {
     return row >= 0 && row < p_.in_h && col >= 0 && col < p_.in_w;
   }
 
+  __device__ int value_bytes() const { return plain && p_.src_uint8 ? 1 : 2; }
+
   __device__ int offset(const Tap& tap) const {
     return (tap.r * p_.dilation_h * p_.in_w + tap.s * p_.dilation_w) * p_.in_c + tap.channel;
   }
@@ -141,15 +145,15 @@ class Loader {
       cp_async_16(stage + place_ + i * rows_step * row_bytes, filter + i * rows_step * static_cast<int64_t>(p_.depth),
                   deep && row < channels_);
     }
-    const int tap_offset = offset(tap_);
+    const int tap_offset = offset(tap_) * value_bytes();
 #pragma unroll
     for (int i = 0; i < pixel_rows; ++i) {
-      const T* src = static_cast<const T*>(p_.src) + (src_[i] + tap_offset);
+      const unsigned char* src = src_[i] + tap_offset;
       const bool valid = deep && inside(i, tap_);
       cp_async_16_cached(stage + place_ + weight_bytes + i * rows_step * row_bytes, src, valid);
       if constexpr (mode == Mode::masked_paired) {
         cp_async_16_cached(stage + place_ + weight_bytes + (Shape::pixels + i * rows_step) * row_bytes,
-                           src + p_.src_branch, valid);
+                           src + p_.src_branch * value_bytes(), valid);
       }
     }
   }
@@ -171,7 +175,7 @@ class Loader {
 #pragma unroll
         for (int j = 0; j < 8; ++j, tap.advance(p_, 1)) {
           const bool valid = k + j < p_.depth && inside(i, tap);
-          values[j] = valid ? src_value(src_[i] + source * p_.src_branch + offset(tap)) : 0.f;
+          values[j] = valid ? src_value(src_[i] + (source * p_.src_branch + offset(tap)) * value_bytes()) : 0.f;
         }
         store_chunk(stage + place_ + weight_bytes + (source * Shape::pixels + i * rows_step) * row_bytes, values);
       }
@@ -179,8 +183,8 @@ class Loader {
   }
 
   // Levels 0 to 255 are exact in either type.
-  __device__ float src_value(int64_t place) const {
-    return p_.src_uint8 ? static_cast<const uint8_t*>(p_.src)[place] : to_float(static_cast<const T*>(p_.src)[place]);
+  __device__ float src_value(const unsigned char* src) const {
+    return p_.src_uint8 ? *src : to_float(*reinterpret_cast<const T*>(src));
   }
 
   __device__ static void store_chunk(unsigned char* dst, const float (&values)[8]) {
@@ -193,7 +197,7 @@ class Loader {
   const T* weight_;                        // of the thread's first row
   const uint32_t* words_;                  // of the filter whose mask it loads
   int row_[pixel_rows], col_[pixel_rows];  // of tap (0, 0); may lie outside
-  int64_t src_[pixel_rows];                // of tap (0, 0), in elements
+  const unsigned char* src_[pixel_rows];   // at tap (0, 0)
 };
 
 }  // namespace prefiqs::cuda

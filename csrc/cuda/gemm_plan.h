@@ -1,6 +1,6 @@
 // The heuristics of the CUDA kernels: how the matrix product of a layer is cut into blocks. How a sum is cut depends on
 // the layer's shape alone; how the parts are spread over the GPU also depends on the batch and the GPU, and changes no
-// bit. All sizes here were chosen by calculation by 2026-11-24, with 132 multiprocessors in mind; none was
+// bit. All sizes here were chosen by calculation by 2026-11-30, with 132 multiprocessors in mind; none was
 // measured on a GPU (docs/gpu.md).
 #pragma once
 #include "cuda/conv.cuh"
@@ -8,7 +8,7 @@
 namespace prefiqs::cuda {
 
 // What a block computes: so many filters by so many pixels of each of two halves.
-enum class Tile { wide, deep, middle, narrow };
+enum class Tile { wide, deep, broad, middle, narrow };
 
 struct GemmPlan {
   Tile tile;
@@ -27,6 +27,7 @@ struct TileShape {
 constexpr TileShape tile_shape(Tile tile) {
   return tile == Tile::wide     ? TileShape{128, 64, false}
          : tile == Tile::deep   ? TileShape{128, 64, true}
+         : tile == Tile::broad  ? TileShape{64, 128, false}
          : tile == Tile::middle ? TileShape{64, 64, true}
                                 : TileShape{64, 32, true};
 }
@@ -65,7 +66,7 @@ inline GemmPlan plan_gemm(const Conv& p, int multiprocessors) {
   for (const bool split : {false, true}) {
     if (split && plan.segments == 1) break;
     plan.split = split;
-    for (const Tile tile : {Tile::wide, Tile::deep, Tile::middle, Tile::narrow}) {
+    for (const Tile tile : {Tile::wide, Tile::deep, Tile::broad, Tile::middle, Tile::narrow}) {
       const TileShape shape = tile_shape(tile);
       plan.tile = tile;
       if (plan.plain && tile != Tile::middle) continue;

@@ -96,14 +96,20 @@ __host__ __device__ constexpr uint64_t swizzled_descriptor(uint32_t address, int
          uint64_t{1} << 62;
 }
 
-// The steps of a sum: all taps of 64 channels, then of the next 64. They depend on the layer's shape alone.
+// A step of a sum, the first to begin with: all taps of 64 channels, then of the next 64. The steps depend on the
+// layer's shape alone.
 struct CopyStep {
-  int r, s, channel;
+  int r = 0, s = 0, tap = 0, channel = 0;
 
-  __host__ __device__ CopyStep(const Conv& p, int step)
-      : r(step % p.taps / p.kernel_w), s(step % p.taps % p.kernel_w), channel(step / p.taps * copy_channels) {}
-  __host__ __device__ int tap(const Conv& p) const { return r * p.kernel_w + s; }
-  __host__ __device__ int k(const Conv& p) const { return tap(p) * p.in_c + channel; }
+  __host__ __device__ int k(const Conv& p) const { return tap * p.in_c + channel; }
+  __host__ __device__ void next(const Conv& p) {
+    ++tap;
+    if (++s < p.kernel_w) return;
+    s = 0;
+    if (++r < p.kernel_h) return;
+    r = tap = 0;
+    channel += copy_channels;
+  }
 };
 
 inline __host__ __device__ int copy_steps(const Conv& p) { return p.taps * ceil_div(p.in_c, copy_channels); }

@@ -54,9 +54,13 @@ int steps(const int64_t* layer) { return copy_steps(conv_of(layer)); }
 // r, s, channel, k
 void step(const int64_t* layer, int index, int* out) {
   const Conv conv = conv_of(layer);
-  const CopyStep at(conv, index);
+  CopyStep at;
+  for (int i = 0; i < index; ++i) at.next(conv);
   out[0] = at.r, out[1] = at.s, out[2] = at.channel, out[3] = at.k(conv);
 }
+
+int quotient(int dividend, int divisor) { return Divisor(divisor).quotient(dividend); }
+int remainder_of(int dividend, int divisor) { return Divisor(divisor).remainder(dividend); }
 
 int swizzled(int row, int chunk) { return swizzled_128(row, chunk); }
 

@@ -18,15 +18,6 @@ __device__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
-// To the compiler these registers are read and written here, so that no access moves across.
-__device__ inline void hold_registers(float& value) { asm volatile("" : "+f"(value)::"memory"); }
-__device__ inline void hold_registers(uint32_t& value) { asm volatile("" : "+r"(value)::"memory"); }
-template <class Value, int count>
-__device__ void hold_registers(Value (&values)[count]) {
-#pragma unroll
-  for (Value& value : values) hold_registers(value);
-}
-
 template <class T>
 __device__ void wgmma_m64n128k16(float (&sums)[64], const uint32_t (&a)[4], uint64_t b);
 

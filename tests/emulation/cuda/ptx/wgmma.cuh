@@ -8,9 +8,6 @@
 namespace prefiqs::cuda {
 
 inline void wgmma_fence() {}
-template <class Values>
-void hold_registers(Values&) {}
-
 inline void wgmma_commit() {
   emulation::collective("wgmma commit", [](void* const*) { emulation::matrix_commit(); }, nullptr);
 }
