@@ -228,7 +228,6 @@ def _spoil(**values: object) -> list[Row]:
     return rows
 
 
-_EVERY = "in every row with status ok, got none: "
 _REFUSED: dict[str, tuple[list[Row], str, str]] = {
     # rows, what is typed after the table, how the line ends
     "no such column": (_spoil(), "--per people", "label"),
@@ -237,20 +236,28 @@ _REFUSED: dict[str, tuple[list[Row], str, str]] = {
         "--per embedding",
         "expected texts or whole numbers in the column embedding, got fixed_size_list<element: float>[5]",
     ),
-    "a score that is NaN": (_spoil(score=np.nan), "--per label", f"a finite score {_EVERY}{{path}}"),
-    "no score": (_spoil(score=None), "--per label", f"a finite score {_EVERY}{{path}}"),
-    "no face": (_spoil(face=None), "--per label", f"the number of a face {_EVERY}{{path}}"),
-    "no path": (_spoil(path=None), "--per label", f"a path {_EVERY}".strip()),
-    "no folder": (_spoil(path="a.jpg"), "--per person", f"{_EVERY}a.jpg; give --per COLUMN"),
-    "a folder without a name": (_spoil(path="./a.jpg"), "--per person", f"{_EVERY}./a.jpg; give --per COLUMN"),
-    "a shard for a person": (_spoil(path="s/1.TAR/a"), "--per person", f"{_EVERY}s/1.TAR/a; give --per COLUMN"),
-    "a table for a person": (_spoil(path="1.parquet/7"), "--per person", f"{_EVERY}1.parquet/7; give --per COLUMN"),
+    "a score that is NaN": (
+        _spoil(score=np.nan),
+        "--per label",
+        "t.parquet: expected every row with status ok to have a finite score, {path} has none",
+    ),
+    "no score": (_spoil(score=None), "--per label", "a finite score, {path} has none"),
+    "no face": (_spoil(face=None), "--per label", "the number of a face, {path} has none"),
+    "no path": (_spoil(path=None), "--per label", "a path, one has none"),
+    "no folder": (
+        _spoil(path="a.jpg"),
+        "--per person",
+        "a person's folder as the last of its path, a.jpg has none; give --per COLUMN",
+    ),
+    "a folder without a name": (_spoil(path="./a.jpg"), "--per person", "./a.jpg has none; give --per COLUMN"),
+    "a shard for a person": (_spoil(path="s/1.TAR/a"), "--per person", "s/1.TAR/a has none; give --per COLUMN"),
+    "a table for a person": (_spoil(path="1.parquet/7"), "--per person", "1.parquet/7 has none; give --per COLUMN"),
     "no embedding": (
         _spoil(embedding=None),
         "--per label --near .5",
-        f"an embedding of finite length {_EVERY}{{path}}",
+        "an embedding of finite length, {path} has none",
     ),
-    "no direction": (_spoil(embedding=[0.0] * 5), "--per label --near .5", f"of finite length {_EVERY}{{path}}"),
+    "no direction": (_spoil(embedding=[0.0] * 5), "--per label --near .5", "of finite length, {path} has none"),
     "a line end in a list": (
         _spoil(path="a\rb/1.jpg"),
         "--per label -o out.txt",

@@ -162,6 +162,7 @@ class FaceStore:
 
 
 def _normalise(embeddings: pa.Array) -> NDArray[np.float32]:
-    numbers = embeddings.flatten().to_numpy(zero_copy_only=False).reshape(len(embeddings), -1)
-    unit: NDArray[np.float32] = numbers / np.linalg.norm(numbers, axis=1, keepdims=True)
+    # In float64, where no square of a float32 overflows.
+    numbers = embeddings.flatten().to_numpy(zero_copy_only=False).reshape(len(embeddings), -1).astype(np.float64)
+    unit: NDArray[np.float32] = (numbers / np.linalg.norm(numbers, axis=1, keepdims=True)).astype(np.float32)
     return unit

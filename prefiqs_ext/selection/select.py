@@ -151,7 +151,7 @@ class Selection:
         folders = pc.extract_regex(path, _FOLDER).field("name") if len(path) else path
         wrong = pc.or_kleene(folders.is_null(), pc.match_substring_regex(folders, _NO_PERSON))
         _refuse_rows(
-            table, path, pc.fill_null(wrong, True), "a path whose last folder is a person's", "; give --per COLUMN"
+            table, path, pc.fill_null(wrong, True), "a person's folder as the last of its path", "; give --per COLUMN"
         )
         return folders
 
@@ -206,5 +206,5 @@ def _refuse_rows(table: Table, path: pa.Array, wrong: pa.Array, expected: str, r
         name = path[row].as_py() or b""
         found = format_path(name.decode("utf-8", "surrogateescape"))
         raise FileFormatError(
-            f"{table.name}: expected {expected} in every row with status ok, got none: {found}{remedy}"
+            f"{table.name}: expected every row with status ok to have {expected}, {found or 'one'} has none{remedy}"
         )

@@ -157,5 +157,5 @@ def _explain_damage(name: str) -> Iterator[None]:
         if isinstance(cause, OSError) and cause.errno is None:
             raise FileFormatError(f"{name}: damaged, or no such table ({format_untrusted(cause, 200)})") from cause
         raise
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # the second is of the columns' names
         raise FileFormatError(f"{name}: damaged, or no such table ({format_untrusted(error, 200)})") from error
