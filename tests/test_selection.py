@@ -51,7 +51,8 @@ def _make_rows(count: int, seed: int = 0) -> list[Row]:
         else:
             row |= dict.fromkeys(_FLOATS, np.float32((content * 7 + face) % 23 / 10).item())
         embedding = (directions[content % 12] + 0.2 * random.normal(size=5)).astype(np.float32).tolist()
-        row |= {"reason": "", "content_hash": hashlib.blake2b(b"%d" % content, digest_size=16).digest()}
+        known = None if index % 13 == 5 else hashlib.blake2b(b"%d" % content, digest_size=16).digest()
+        row |= {"reason": "", "content_hash": known}
         row |= {"embedding": embedding, _HOSTILE: ("x", None, "", "y'", "=z")[index % 5], "label": index % 4}
         rows.append(row)
     return rows
@@ -85,7 +86,7 @@ def _choose(
     *,
     least: float = -np.inf,
     near: float | None = None,
-    content: Callable[[Row], object] = lambda row: row["content_hash"],
+    content: Callable[[Row], object] = lambda row: row["content_hash"] or row["path"],
 ) -> list[int]:
     """The rule in plain Python: which rows are kept."""
     first: dict[object, int] = {}
@@ -115,12 +116,13 @@ def _read(text: str) -> list[dict[str, str]]:
         ("person", 3, 0.7, 0.95),
         (_HOSTILE, 3, 0.7, None),
         (_HOSTILE, 7, -np.inf, 0.95),
-        ("label", 10**9, -np.inf, None),
+        ("label", 10**9, 0.7, None),
         ("label", 10**9, -np.inf, 0.95),
     ],
 )
 def test_as_in_plain_python(command: Command, per: str, best: int, least: float, near: float | None) -> None:
     rows = _make_rows(211) + _make_rows(90, seed=1)
+    rows += [{**row, "face": face} for row in rows[::5] if row["status"] == "ok" for face in (3, 2)]
     tables = [_write_parquet("a.parquet", rows[:100]), _write_parquet("b.parquet", rows[100:])]
     more = ["--best", str(best), "--per", per, "--min-score", str(least)]
     result = command("select", *tables, *more, *(["--near", str(near)] if near else []), "-o", "out.parquet")
@@ -129,7 +131,9 @@ def test_as_in_plain_python(command: Command, per: str, best: int, least: float,
     expected = _choose(rows, best, group, least=least, near=near)
     assert 0 < len(expected) < len(rows)
     assert pq.read_table("out.parquet").to_pylist() == [rows[index] for index in expected]
-    assert f"{len(rows):,} rows" in result.err
+    found = [row for row in rows if row["status"] == "ok"]
+    copies = len(found) - len({(row["content_hash"] or row["path"], row["face"]) for row in found})
+    assert f"{len(rows):,} rows, {len(found):,} ok, {copies} of these duplicates" in result.err
     assert f"kept {len(expected)} of {len({group(rows[i]) for i in expected})} groups; written" in result.err
 
 
@@ -161,9 +165,10 @@ def test_columns_in_csv(command: Command) -> None:
 
 def test_list_of_paths_is_read_by_score(command: Command) -> None:
     rows = [row for row in _make_rows(60) if "\n" not in row["path"]]
-    rows += [{**row, "face": row["face"] + 2} for row in rows[::2] if row["status"] == "ok"]
-    _write_parquet("t.parquet", rows)
-    assert command("select", "t.parquet", "--best", "9", "--per", "label", "-o", "list.txt").code == 0
+    more = [{**row, "face": row["face"] + 2} for row in rows[::2] if row["status"] == "ok"]
+    tables = _write_parquet("a.parquet", rows), _write_parquet("b.parquet", more)
+    rows += more
+    assert command("select", *tables, "--best", "9", "--per", "label", "-o", "list.txt").code == 0
     expected = [rows[index]["path"] for index in _choose(rows, 9, lambda row: row["label"])]
     assert len(expected) > len(set(expected))
     assert find_paths(["@list.txt"]) == list(dict.fromkeys(expected))
