@@ -171,6 +171,7 @@ def test_list_of_paths_is_read_by_score(command: Command) -> None:
     assert command("select", *tables, "--best", "9", "--per", "label", "-o", "list.txt").code == 0
     expected = [rows[index]["path"] for index in _choose(rows, 9, lambda row: row["label"])]
     assert len(expected) > len(set(expected))
+    assert Path("list.txt").read_text().splitlines() == list(dict.fromkeys(expected))
     assert find_paths(["@list.txt"]) == list(dict.fromkeys(expected))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import NamedTuple
@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefiqs_ext.exceptions import OutOfMemoryError
+from prefiqs_ext.selection.groups import Group, walk_groups
 from prefiqs_ext.utils.text import format_untrusted
 
 _MEMORY = "2GiB"  # of DuckDB's sorts; what does not fit goes to the temporary folder
@@ -46,7 +47,7 @@ _BEST_FIRST = "order by score desc, path, face, place"
 _BEST = f"""
     select place, row_number() over (partition by person {_BEST_FIRST}) as rank {_GROUPED} qualify rank <= ?
 """
-_ALL_IN_ORDER = f"select place, person, embedding {_GROUPED} order by person, {_BEST_FIRST.removeprefix('order by ')}"
+_ALL_IN_ORDER = f"select place, person, score, embedding {_GROUPED} order by person, {_BEST_FIRST.removeprefix('order by ')}"
 
 
 class Choice(NamedTuple):
@@ -90,6 +91,7 @@ class FaceStore:
                 "create table faces "
                 f"(place bigint, person blob, content blob, face bigint, path blob, score float{embedding})"
             )
+            self._dimensions = dimensions
             self._resources = stack.pop_all()
 
     def __enter__(self) -> FaceStore:
@@ -114,7 +116,14 @@ class FaceStore:
         self._database.execute("insert into faces by name select * from batch")
         self._database.unregister("batch")
 
-    def choose(self, rows: int, best: int, least_score: float, near: float | None) -> Choice:
+    def choose(
+        self,
+        rows: int,
+        best: int,
+        least_score: float,
+        near: float | None = None,
+        add_template: Callable[[Group], None] | None = None,
+    ) -> Choice:
         """Chooses the rows of highest score of each group, after the duplicates are dropped.
 
         Equal scores are in the order of path, face and place.
@@ -124,7 +133,8 @@ class FaceStore:
             best: How many are kept of a group.
             least_score: Faces below this are left out.
             near: Faces whose embedding has at least this cosine with one that is kept, of the same group and better,
-                are left out. None: no face is left out for that.
+                are left out. None: no face is left out for that. It needs embeddings.
+            add_template: Takes each group that is kept, with its template. It needs embeddings.
         """
         self._database.execute(_DIFFERENT)
         faces, different, ungrouped = self._database.execute(
@@ -134,35 +144,17 @@ class FaceStore:
         kept = np.zeros(rows, np.bool_)
         groups = 0
         least = float(np.float32(least_score))  # scores are float32, and .7 of the two types differ
-        batches = self._read(_BEST, [least, best]) if near is None else self._drop_near(least, best, near)
-        for batch in batches:
-            kept[batch["place"].to_numpy()] = True
-            groups += int(np.count_nonzero(batch["rank"].to_numpy() == 1))
+        if self._dimensions is None:
+            for batch in self._read(_BEST, [least, best]):
+                kept[batch["place"].to_numpy()] = True
+                groups += int(np.count_nonzero(batch["rank"].to_numpy() == 1))
+        else:
+            for group in walk_groups(self._read(_ALL_IN_ORDER, [least]), best, near):
+                kept[group.places] = True
+                groups += 1
+                if add_template is not None:
+                    add_template(group)
         return Choice(kept, faces - different, ungrouped, groups)
 
     def _read(self, query: str, parameters: list[float]) -> Iterator[pa.RecordBatch]:
         return iter(self._database.sql(query, params=parameters).to_arrow_reader(_BATCH))
-
-    def _drop_near(self, least_score: float, best: int, near: float) -> Iterator[pa.RecordBatch]:
-        """Goes through each group from best to worst, and gives what resembles none that it has given."""
-        person: bytes | None = None
-        kept = np.empty((0, 0), np.float32)
-        for batch in self._read(_ALL_IN_ORDER, [least_score]):
-            embeddings = _normalise(batch["embedding"])
-            places, ranks = [], []
-            rows = zip(batch["place"].to_pylist(), batch["person"].to_pylist(), embeddings, strict=True)
-            for place, who, embedding in rows:
-                if who != person:
-                    person, kept = who, embeddings[:0]
-                if len(kept) < best and not (kept @ embedding >= near).any():
-                    kept = np.concatenate([kept, embedding[None]])
-                    places.append(place)
-                    ranks.append(len(kept))
-            yield pa.record_batch({"place": pa.array(places, pa.int64()), "rank": pa.array(ranks, pa.int64())})
-
-
-def _normalise(embeddings: pa.Array) -> NDArray[np.float32]:
-    # In float64, where no square of a float32 overflows.
-    numbers = embeddings.flatten().to_numpy(zero_copy_only=False).reshape(len(embeddings), -1).astype(np.float64)
-    unit: NDArray[np.float32] = (numbers / np.linalg.norm(numbers, axis=1, keepdims=True)).astype(np.float32)
-    return unit
