@@ -188,6 +188,32 @@ def test_a_name_that_is_not_utf8_stays_as_it_is(command: Command) -> None:
     assert not list(Path().glob("o.parquet*"))
 
 
+@pytest.mark.parametrize("near", [None, 0.95])
+def test_templates(command: Command, near: float | None) -> None:
+    rows = _make_rows(300)
+    for row in rows:
+        row |= {"score": row["score"] + 0.5} if row["status"] == "ok" else {}
+    _write_parquet("t.parquet", rows)
+    more = ["--near", str(near)] if near else []
+    result = command("select", "t.parquet", "--best", "4", "--per", "label", *more, "--templates", "u.parquet")
+    assert result.code == 0, result.err
+    groups: dict[int, list[Row]] = {}
+    for index in _choose(rows, 4, lambda row: row["label"], near=near):
+        groups.setdefault(rows[index]["label"], []).append(rows[index])
+    found = pq.read_table("u.parquet")
+    assert found.schema.types == [pa.string(), pa.int64(), pa.list_(pa.float32(), 5)]
+    templates = {row["group"]: row for row in found.to_pylist()}
+    assert templates.keys() == set(map(str, groups))
+    for label, members in groups.items():
+        embeddings = np.array([row["embedding"] for row in members], np.float64)
+        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+        expected = sum(row["score"] * embedding for row, embedding in zip(members, embeddings, strict=True))
+        expected /= np.linalg.norm(expected)
+        assert templates[str(label)]["faces"] == len(members)
+        # One rounding to float32 of numbers up to 1.
+        assert np.allclose(templates[str(label)]["embedding"], expected, rtol=0, atol=1e-7)
+
+
 def test_nothing_to_keep(command: Command) -> None:
     rows = _make_rows(30)
     _write_parquet("t.parquet", rows)
@@ -230,6 +256,8 @@ def test_rows_go_to_disk_beyond_the_memory(command: Command, monkeypatch: pytest
 
 def _spoil(**values: object) -> list[Row]:
     rows = _make_rows(9)
+    for row in rows:
+        row["score"] += 0.5
     rows[4] |= values
     return rows
 
@@ -264,6 +292,16 @@ _REFUSED: dict[str, tuple[list[Row], str, str]] = {
         "an embedding of finite length, {path} has none",
     ),
     "no direction": (_spoil(embedding=[0.0] * 5), "--per label --near .5", "of finite length, {path} has none"),
+    "a score that cannot weigh": (
+        _spoil(score=0.0),
+        "--per label --templates out.parquet",
+        "a score above 0, which weighs it, {path} has none",
+    ),
+    "templates in csv": (
+        _spoil(),
+        "--per label --templates out.csv",
+        "expected templates in a file that ends in .parquet, got out.csv",
+    ),
     "a line end in a list": (
         _spoil(path="a\rb/1.jpg"),
         "--per label -o out.txt",

@@ -50,6 +50,13 @@ from prefiqs_ext.utils.text import format_path
     metavar="FILE",
     help="The rows to write: .csv, .parquet, or .txt for the paths alone. [default: csv to standard output]",
 )
+@click.option(
+    "--templates",
+    type=click.Path(path_type=Path),
+    metavar="FILE.parquet",
+    help="Also write one embedding for each group: the sum of score times embedding over the rows that are kept, of "
+    "length 1. For tables that have the column embedding.",
+)
 def select(
     tables: tuple[str, ...],
     best: int,
@@ -57,6 +64,7 @@ def select(
     min_score: float | None,
     near: float | None,
     output: Path | None,
+    templates: Path | None,
 ) -> None:
     """Keep the best faces of each person, of tables that `prefiqs score` has written.
 
@@ -76,11 +84,11 @@ def select(
     if any(value is not None and math.isnan(value) for value in (min_score, near)):
         raise click.UsageError("expected a number for --min-score and --near, got nan")
     with refuse_usage():
-        selection = Selection(tables, output, best=best, per=per, least_score=min_score, near=near)
+        selection = Selection(tables, output, best=best, per=per, least_score=min_score, near=near, templates=templates)
     counts = selection.run()
     if not selection.finds_duplicates:
         tell("no column content_hash, so images were not compared: `prefiqs score` writes it to .parquet")
     said = f"{counts.rows:,} rows, {counts.faces:,} ok, {counts.duplicates:,} of these duplicates"
     said += f", {counts.ungrouped:,} without a value of {format_path(per)}" if counts.ungrouped else ""
-    place = f"; written to {format_path(str(output))}" if output else ""
-    tell(f"{said}; kept {counts.kept:,} of {counts.groups:,} groups{place}")
+    places = " and ".join(format_path(str(file)) for file in (output, templates) if file)
+    tell(f"{said}; kept {counts.kept:,} of {counts.groups:,} groups{f'; written to {places}' if places else ''}")

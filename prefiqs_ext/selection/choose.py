@@ -47,7 +47,9 @@ _BEST_FIRST = "order by score desc, path, face, place"
 _BEST = f"""
     select place, row_number() over (partition by person {_BEST_FIRST}) as rank {_GROUPED} qualify rank <= ?
 """
-_ALL_IN_ORDER = f"select place, person, score, embedding {_GROUPED} order by person, {_BEST_FIRST.removeprefix('order by ')}"
+_ALL_IN_ORDER = (
+    f"select place, person, score, embedding {_GROUPED} order by person, {_BEST_FIRST.removeprefix('order by ')}"
+)
 
 
 class Choice(NamedTuple):

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.selection.groups import Group
 from prefiqs_ext.selection.tables import is_binary, is_text
 from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.text import format_csv_line, format_csv_path, format_path, quote_formula
@@ -22,6 +23,8 @@ class Output(Protocol):
     def write(self, data: bytes, /) -> object:
         """Writes them."""
 
+
+_GROUPS = 4096  # whose templates wait to be written
 
 WriteRows = Callable[[Output, pa.Schema, Iterable[pa.RecordBatch]], None]
 """Writes the rows of batches that have a schema."""
@@ -60,13 +63,7 @@ def write_parquet(file: Output, schema: pa.Schema, batches: Iterable[pa.RecordBa
     """
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for batch in batches:
-            try:
-                batch.validate(full=True)
-            except pa.ArrowInvalid as error:
-                raise InputError(
-                    "expected texts in UTF-8, as Parquet has them, got a name that is not; write a .csv file"
-                ) from error
-            writer.write_batch(batch)
+            _write_valid(writer, batch)
 
 
 def write_paths(file: Output, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -85,6 +82,59 @@ def write_paths(file: Output, schema: pa.Schema, batches: Iterable[pa.RecordBatc
                 raise InputError(f"expected paths without line ends, got {name}; write a .csv or .parquet file")
             written.add(path)
             file.write(path + b"\n")
+
+
+class TemplateWriter:
+    """Writes templates to Parquet: group (text), faces (how many it is made of) and embedding. A context manager.
+
+    Args:
+        file: Where the bytes go.
+        dimensions: The length of an embedding.
+    """
+
+    def __init__(self, file: Output, dimensions: int) -> None:
+        kinds = (("group", pa.string()), ("faces", pa.int64()), ("embedding", pa.list_(pa.float32(), dimensions)))
+        self._schema = pa.schema(kinds)
+        self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
+        self._waiting: list[Group] = []
+
+    def add(self, group: Group) -> None:
+        """Adds the template of a group.
+
+        Raises:
+            InputError: The name of the group, which came from a CSV file, is not UTF-8.
+        """
+        self._waiting.append(group)
+        if len(self._waiting) == _GROUPS:
+            self._flush()
+
+    def __enter__(self) -> TemplateWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._writer:
+            if kind is None:
+                self._flush()
+
+    def _flush(self) -> None:
+        groups, self._waiting = self._waiting, []
+        numbers = np.asarray([group.template for group in groups], np.float32).ravel()
+        columns = [
+            pa.array([group.name for group in groups], pa.binary()).cast(pa.string(), safe=False),
+            pa.array([len(group.places) for group in groups], pa.int64()),
+            pa.FixedSizeListArray.from_arrays(pa.array(numbers), type=self._schema.field("embedding").type),
+        ]
+        _write_valid(self._writer, pa.record_batch(columns, schema=self._schema))
+
+
+def _write_valid(writer: pyarrow.parquet.ParquetWriter, batch: pa.RecordBatch) -> None:
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            "expected texts in UTF-8, as Parquet has them, got a name that is not; write a .csv file"
+        ) from error
+    writer.write_batch(batch)
 
 
 def _fits_csv(kind: pa.DataType) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefiqs_ext.exceptions import FileAccessError, FileFormatError
+from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputError
 from prefiqs_ext.selection.choose import FaceStore
-from prefiqs_ext.selection.output import choose_writer
+from prefiqs_ext.selection.output import TemplateWriter, choose_writer
 from prefiqs_ext.selection.tables import Table, check_column, is_binary, is_text, open_tables
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.partial_file import StandardOutput
+from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.text import format_path
 
 PERSON = "person"
@@ -57,6 +58,8 @@ class Selection:
         least_score: Rows with a lower score are left out. None: none is.
         near: Of faces of one group whose embeddings have this cosine or a higher one, the best alone is kept. None: all
             count.
+        templates: The .parquet file for one embedding of each group: the sum of score x embedding over the rows that
+            are kept, L2-normalised. None: none is made.
 
     Raises:
         InputError: A suffix is none of these.
@@ -73,9 +76,12 @@ class Selection:
         per: str,
         least_score: float | None = None,
         near: float | None = None,
+        templates: Path | None = None,
     ) -> None:
         self._write = choose_writer(output)
-        self._tables, self._output = open_tables(tables), output
+        if templates is not None and get_suffix(templates) != ".parquet":
+            raise InputError(f"expected templates in a file that ends in .parquet, got {format_path(str(templates))}")
+        self._tables, self._output, self._templates = open_tables(tables), output, templates
         self._best, self._per, self._near = best, per, near
         self._least_score = -np.inf if least_score is None else least_score
         first = self._tables[0]
@@ -87,7 +93,7 @@ class Selection:
         """Whether the tables tell by a hash which images are the same."""
         if self.finds_duplicates:
             check_column(first, HASH, lambda kind: is_text(kind) or is_binary(kind), "bytes")
-        self._dimensions = None if near is None else _find_dimensions(first)
+        self._dimensions = None if near is None and templates is None else _find_dimensions(first)
 
     def run(self) -> Counts:
         """Chooses the rows and writes them, in the order of the tables.
@@ -98,8 +104,13 @@ class Selection:
             FileAccessError: A table cannot be read or changes meanwhile, or the output cannot be written.
             OutOfMemoryError: The temporary folder is too small to sort the rows.
         """
-        destination = nullcontext(StandardOutput()) if self._output is None else atomic_write(str(self._output))
-        with destination as file:
+        with ExitStack() as stack:
+            # Places that cannot be written are found before the work.
+            file = StandardOutput() if self._output is None else stack.enter_context(atomic_write(str(self._output)))
+            add_template = None
+            if self._templates is not None and self._dimensions is not None:
+                target = stack.enter_context(atomic_write(str(self._templates)))
+                add_template = stack.enter_context(TemplateWriter(target, self._dimensions)).add
             rows = found = 0
             with FaceStore(self._dimensions) as faces:
                 for table in self._tables:
@@ -107,7 +118,7 @@ class Selection:
                         new = self._prepare(table, batch, rows)
                         faces.add(new)
                         rows, found = rows + len(batch), found + len(new)
-                choice = faces.choose(rows, self._best, self._least_score, self._near)
+                choice = faces.choose(rows, self._best, self._least_score, self._near, add_template)
             self._write(file, self._tables[0].schema, self._take(choice.kept))
         return Counts(rows, found, choice.duplicates, choice.ungrouped, choice.groups, int(choice.kept.sum()))
 
@@ -115,7 +126,7 @@ class Selection:
         wanted = ["path", "face", "status", "score"]
         wanted += [] if self.by_folder else [self._per]
         wanted += [HASH] if self.finds_duplicates else []
-        wanted += [] if self._near is None else [EMBEDDING]
+        wanted += [] if self._dimensions is None else [EMBEDDING]
         return list(dict.fromkeys(wanted))
 
     def _prepare(self, table: Table, batch: pa.RecordBatch, start: int) -> pa.Table:
@@ -133,6 +144,8 @@ class Selection:
         _refuse_rows(table, path, path.is_null(), "a path")
         _refuse_rows(table, path, batch["face"].is_null(), "the number of a face")
         _refuse_rows(table, path, pc.invert(pc.fill_null(pc.is_finite(score), False)), "a finite score")
+        if self._templates is not None:
+            _refuse_rows(table, path, pc.less_equal(score, 0), "a score above 0, which weighs it")
         columns = {
             "place": places,
             "person": self._find_folders(table, path) if self.by_folder else _drop_empty(_to_bytes(batch[self._per])),
