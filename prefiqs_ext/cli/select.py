@@ -77,6 +77,7 @@ def select(
       prefiqs select qualities.csv --best 3 --per person --output best.csv
       prefiqs select shards/*.parquet --best 1 --per label --min-score 9 --output best.parquet
       prefiqs select qualities.parquet --best 5 --per person --near 0.9 --output best.txt
+      prefiqs select qualities.parquet --best 100 --per person --templates people.parquet --output used.csv
     """
     require_packages("parquet", "pyarrow", "duckdb")
     from prefiqs_ext.selection.select import Selection

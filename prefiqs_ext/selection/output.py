@@ -147,7 +147,7 @@ def _format_column(name: str, column: pa.Array) -> Iterator[object]:
         return (format_csv_path(text) for text in texts) if name == "path" else map(quote_formula, texts)
     if pa.types.is_float32(column.type):  # the fewest digits that give the same float32 back
         return (None if number is None else str(np.float32(number)) for number in column.to_pylist())
-    return iter(column.to_pylist())
+    return map(quote_formula, column.to_pylist())
 
 
 def _list_bytes(column: pa.Array) -> list[bytes]:
