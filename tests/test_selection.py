@@ -254,6 +254,21 @@ def test_rows_go_to_disk_beyond_the_memory(command: Command, monkeypatch: pytest
     assert not list(Path().glob("none.parquet*"))
 
 
+@pytest.mark.parametrize("rows", [10, 50])
+def test_tables_that_change_meanwhile(command: Command, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    def close_and_change(store: choose.FaceStore, *error: Any) -> None:
+        leave(store, *error)
+        _write_parquet("t.parquet", _make_rows(rows))
+
+    leave = choose.FaceStore.__exit__
+    monkeypatch.setattr(choose.FaceStore, "__exit__", close_and_change)
+    _write_parquet("t.parquet", _make_rows(30))
+    result = command("select", "t.parquet", "--best", "1", "--per", "person", "-o", "out.csv")
+    assert result.code == 1
+    assert "the tables changed while they were read" in result.err
+    assert not list(Path().glob("out*"))
+
+
 def _spoil(**values: object) -> list[Row]:
     rows = _make_rows(9)
     for row in rows:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from prefiqs_ext.exceptions import OutOfMemoryError
 from prefiqs_ext.selection.groups import Group, walk_groups
+from prefiqs_ext.utils.os_errors import explain_write_errors
 from prefiqs_ext.utils.text import format_untrusted
 
 _MEMORY = "2GiB"  # of DuckDB's sorts; what does not fit goes to the temporary folder
@@ -75,12 +76,14 @@ class FaceStore:
         dimensions: The length of the embeddings; None without them.
 
     Raises:
+        FileAccessError: There is no temporary folder that can be written.
         OutOfMemoryError: From any method: the memory and the temporary folder are too small.
     """
 
     def __init__(self, dimensions: int | None = None) -> None:
         with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="prefiqs-"))
+            with explain_write_errors("a temporary folder", remedy="point TMPDIR to another folder"):
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="prefiqs-"))
             threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
             settings: dict[str, str | bool | int | float | list[str]] = {
                 **_SETTINGS,
