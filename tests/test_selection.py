@@ -372,6 +372,7 @@ def test_tables_that_are_refused(command: Command) -> None:
         ("list.txt", "expected a table of `prefiqs score` that ends in .csv or .parquet, got list.txt"),
         ("other.csv", "other.csv: no column path; there are name, score"),
         ("none.csv", "cannot read none.csv (No such file or directory)"),
+        ("t.csv --near 1", "detector_score; `prefiqs score --embedding-column` writes it"),
         ("t.parquet less.parquet", "label is int64 in t.parquet and missing in less.parquet"),
         ("t.csv t.parquet", "in t.csv and"),
     ):

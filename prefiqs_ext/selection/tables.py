@@ -17,6 +17,9 @@ from prefiqs_ext.utils.regular_file import open_regular
 from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.text import format_path, format_untrusted
 
+HASH, EMBEDDING = "content_hash", "embedding"
+"""Columns of .parquet tables alone: the same for the same bytes of an image; and, where asked for, the embedding."""
+
 _BATCH = 1 << 15  # rows; with embeddings of 512 numbers they take 64 MB
 _BLOCK = 1 << 20  # bytes that are read of a file at a time
 _CSV_TYPES = {"path": pa.string(), "face": pa.int32(), "status": pa.string(), "reason": pa.string()}
@@ -135,7 +138,8 @@ def check_column(table: Table, name: str, fits: Callable[[pa.DataType], bool], e
     """
     if name not in table.schema.names:
         known = format_untrusted(", ".join(table.schema.names), 400)
-        raise FileFormatError(f"{table.name}: no column {format_untrusted(name)}; there are {known}")
+        hint = "; `prefiqs score --embedding-column` writes it" if name == EMBEDDING else ""
+        raise FileFormatError(f"{table.name}: no column {format_untrusted(name)}; there are {known}{hint}")
     if not fits(table.schema.field(name).type):
         found = _describe_type(table.schema, name)
         raise FileFormatError(f"{table.name}: expected {expected} in the column {format_untrusted(name)}, got {found}")
