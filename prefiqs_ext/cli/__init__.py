@@ -29,6 +29,7 @@ COMMANDS = {
     "info": "Show what is installed, what it uses on this machine, and the weights.",
     "report": "Score a folder and show it as one HTML page.",
     "score": "Score the faces in photos, or ready crops with --aligned.",
+    "select": "Keep the best faces of each person, of tables that `prefiqs score` has written.",
     "tune": "Find the pruning that serves your network best.",
     "weights": "List, fetch and find the weights of the built-in networks.",
 }

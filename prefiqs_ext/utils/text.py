@@ -27,7 +27,7 @@ def format_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> byte
     Names that are not UTF-8, as os.fsdecode gives them, come out as the bytes they are. A text that spreadsheets would
     take for a formula gets an apostrophe before it, as OWASP says; paths go through :func:`format_csv_path` first.
     """
-    text = "".join(format_csv_line(map(_quote_formula, row)) for row in (columns, *rows))
+    text = "".join(format_csv_line(map(quote_formula, row)) for row in (columns, *rows))
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -39,7 +39,8 @@ def format_csv_line(cells: Iterable[object]) -> str:
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
-def _quote_formula(cell: object) -> object:
+def quote_formula(cell: object) -> object:
+    """Puts an apostrophe before a text that a spreadsheet would take for a formula; leaves anything else as it is."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
