@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import list_face_files
 from PIL import Image
@@ -59,3 +61,15 @@ def test_best_photos(tmp_path: Path) -> None:
     out = run("best_photos.py", tmp_path / "photos", tmp_path / "best")
     assert out.startswith(f"ann: {tmp_path}/photos/ann/good.png (score ")
     assert (tmp_path / "best" / "ann.png").read_bytes() == (tmp_path / "photos" / "ann" / "good.png").read_bytes()
+
+
+@pytest.mark.usefixtures("sface_file")
+def test_score_dataset(people: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    crops = sorted(people.glob("*/*"))[:5]
+    table = {"image": [crop.read_bytes() for crop in crops], "person": [crop.parent.name for crop in crops]}
+    pq.write_table(pa.table(table), tmp_path / "faces.parquet")
+    run("score_dataset.py", tmp_path / "faces.parquet", tmp_path / "scored")
+    scored = pq.read_table(tmp_path / "scored")
+    assert sorted(scored["person"].to_pylist()) == sorted(table["person"])
+    assert set(scored["status"].to_pylist()) == {"ok"}

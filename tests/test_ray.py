@@ -192,7 +192,9 @@ def test_an_output_appears_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for step in ("put_file", "mv"):
         with monkeypatch.context() as patch:
             patch.setattr(LocalFileSystem, step, lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
-            with pytest.raises(FileAccessError, match=r"cannot write .*d\.parquet \(No space left\); name another place"):
+            with pytest.raises(
+                FileAccessError, match=r"cannot write .*d\.parquet \(No space left\); name another place"
+            ):
                 folder.publish(Path("a"), "d.parquet")
         assert [file.name for file in (tmp_path / "out").iterdir()] == ["b"]
 

@@ -92,7 +92,9 @@ def _check_outputs() -> None:
 def test_a_worker_that_is_killed_halfway(cluster: object) -> None:
     run = _begin("-o", "out", "--address", cluster.address, "--concurrency", "2")  # type: ignore[attr-defined]
     _wait_for_outputs(3, run)
-    actors = [each for each in psutil.process_iter(["name", "cmdline"]) if "MapWorker" in " ".join(each.cmdline() or [])]
+    actors = [
+        each for each in psutil.process_iter(["name", "cmdline"]) if "MapWorker" in " ".join(each.cmdline() or [])
+    ]
     assert actors
     actors[0].send_signal(signal.SIGKILL)
     assert "480 images: 480 ok" in _end(run)

@@ -70,12 +70,14 @@ _OPTIONS = (
         help="Where to work: here, or on a Ray cluster; --output then names a folder that all nodes share, or an "
         "address.",
     ),
-    click.option("--address", metavar="ADDRESS", help="The Ray cluster. [default: RAY_ADDRESS, else one is started here]"),
+    click.option(
+        "--address", metavar="ADDRESS", help="The Ray cluster. [default: RAY_ADDRESS, else one is started here]"
+    ),
     click.option(
         "--concurrency",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Actors that score, of --threads CPUs each. [default: one per GPU; else as many as the CPUs have room for]",
+        help="Actors that score, of --threads CPUs each. [default: one per GPU; else as the CPUs have room for]",
     ),
 )
 
@@ -103,7 +105,11 @@ def score_on_cluster(
         scoring: which network scores.
         throughput: --workers are tasks that read for one actor, --threads are an actor's.
         settings: what the rows depend on.
-        aligned, min_face, image_column, embedding_column, resume: as for the command.
+        aligned: the images are ready crops.
+        min_face: width in pixels from which faces in photos are found. None: 60.
+        image_column: the column of Parquet files that has the images.
+        embedding_column: whether the outputs have a column of embeddings.
+        resume: go on with an earlier run.
 
     Raises:
         InputError: nothing could be scored, or the command asks for more than the cluster has.
@@ -121,7 +127,9 @@ def score_on_cluster(
     on_gpu = scoring.device == "cuda"
     threads = throughput.threads or 1
     cpus, gpus = _connect(cluster.address)
-    concurrency = cluster.concurrency or (int(gpus) if on_gpu else max(1, int(cpus / (threads if aligned else 2 * threads))))
+    concurrency = cluster.concurrency or (
+        int(gpus) if on_gpu else max(1, int(cpus / (threads if aligned else 2 * threads)))
+    )
     readers = throughput.workers
     if readers is None:
         free = int(cpus) - concurrency * threads
@@ -185,9 +193,13 @@ def _connect(address: str | None) -> tuple[float, float]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         if not ray.is_initialized():
-            ray.init(address, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise WorkerError(f"expected a Ray cluster at {address or 'RAY_ADDRESS'}: {' '.join(str(error).split())[:200]}") from error
+        raise WorkerError(
+            f"expected a Ray cluster at {address or 'RAY_ADDRESS'}: {' '.join(str(error).split())[:200]}"
+        ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False

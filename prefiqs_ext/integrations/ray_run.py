@@ -207,9 +207,7 @@ class UnitScorer:
         result = UnitResult(unit.name)
         with tempfile.TemporaryDirectory(prefix="prefiqs-") as folder:
             table = Path(folder, "unit.parquet")
-            writer = Writer(
-                table, settings={}, paths=(), embedding_column=job.embedding_column, carried=images.carried
-            )
+            writer = Writer(table, settings={}, paths=(), embedding_column=job.embedding_column, carried=images.carried)
             with writer:
                 scored_files = score_images(
                     images,
