@@ -1,7 +1,8 @@
 """Score the crops in a Parquet file with Ray Data: python examples/score_dataset.py FACES.parquet OUTPUT.
 
 FACES.parquet has a column `image` with encoded crops of 112 x 112 pixels. OUTPUT gets Parquet files with its other
-columns and the scores. On a cluster, FACES.parquet may be a folder or an address, and num_gpus=1 gives each actor a GPU.
+columns and the scores. On a cluster, FACES.parquet may be a folder or an address, and num_gpus=1 gives each actor a
+GPU.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from prefiqs_ext.exceptions import FileAccessError, InputError
 from prefiqs_ext.files import InputImages, score_images
 from prefiqs_ext.integrations.output_folder import OutputFolder
 from prefiqs_ext.integrations.ray import ReadCrops, ScoreCrops, score_dataset
-from prefiqs_ext.integrations.ray_run import list_units
+from prefiqs_ext.integrations.ray_run import PendingUnits, list_units
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.models.template import CropTemplate
 from tests.containers import make_crops, write_parquet, write_tar
@@ -171,7 +171,7 @@ def test_a_node_that_does_not_see_the_folder(tmp_path: Path) -> None:
     folder = OutputFolder(str(tmp_path / "out"))
     run = folder.begin({"a": 1}, resume=False)
     folder.check_run(run)
-    with pytest.raises(InputError, match="a node does not see the run in .*: name a folder that all nodes share"):
+    with pytest.raises(InputError, match=r"a node does not see the run in .*: name a folder that all nodes share"):
         OutputFolder(str(tmp_path / "elsewhere")).check_run(run)
     (tmp_path / "out/run.json").write_text("text")
     with pytest.raises(ValueError, match="expected JSON"):
@@ -207,6 +207,12 @@ def test_names_of_units() -> None:
     assert [name[:14] for name in names[4:]] == ["images-000000-", "images-000001-", "images-000002-"]
     assert [len(unit.paths) for unit in units] == [1, 1, 1, 1, 1000, 1000, 1]
     assert not any(".." in unit.name.split("/") for unit in list_units(["../../a.tar"]))
+
+
+def test_units_of_one_name_are_refused() -> None:
+    """One of the two would be taken for done, and be lost."""
+    with pytest.raises(InputError, match=r"a\.tar: another input has its output's name, data/a\.tar\.parquet"):
+        list(PendingUnits(list_units(["/data/a.tar", "data/a.tar"]), set()))
 
 
 def test_main_is_the_command() -> None:

@@ -172,7 +172,7 @@ def test_list_of_paths_is_read_by_score(command: Command) -> None:
     expected = [rows[index]["path"] for index in _choose(rows, 9, lambda row: row["label"])]
     assert len(expected) > len(set(expected))
     assert Path("list.txt").read_text().splitlines() == list(dict.fromkeys(expected))
-    assert find_paths(["@list.txt"]) == list(dict.fromkeys(expected))
+    assert list(find_paths(["@list.txt"])) == list(dict.fromkeys(expected))
 
 
 def test_a_name_that_is_not_utf8_stays_as_it_is(command: Command) -> None:

@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ParamSpec
+from typing import ParamSpec
 
 import click
 from tqdm import tqdm
@@ -22,9 +22,6 @@ from prefiqs_ext.utils.optional_packages import require_packages
 from prefiqs_ext.utils.strict_json import JSON
 from prefiqs_ext.utils.suffixes import is_address
 from prefiqs_ext.utils.text import format_path
-
-if TYPE_CHECKING:
-    from prefiqs_ext.integrations.ray_run import Unit
 
 _P = ParamSpec("_P")
 _NAMES = ("engine", "address", "concurrency")
@@ -118,12 +115,11 @@ def score_on_cluster(
     require_packages("ray", "ray", "pyarrow")
     from prefiqs_ext.faces.detect import MIN_FACE
     from prefiqs_ext.integrations.output_folder import OutputFolder
-    from prefiqs_ext.integrations.ray_run import Job, list_units, refuse_other_slices, run_units
+    from prefiqs_ext.integrations.ray_run import Job, PendingUnits, list_units, run_units
 
     folder = OutputFolder(output if is_address(output) else os.path.abspath(output))
     with refuse_usage(kind=InputError):
         run = folder.begin(settings, resume=resume)
-    finished = folder.list_finished()
     on_gpu = scoring.device == "cuda"
     threads = throughput.threads or 1
     cpus, gpus = _connect(cluster.address)
@@ -152,21 +148,11 @@ def score_on_cluster(
         threads=threads,
         readers=readers,
     )
-    done = 0
-
-    def list_pending() -> Iterator[Unit]:
-        nonlocal done
-        for unit in list_units(paths):
-            if unit.name in finished:
-                done += 1
-                continue
-            refuse_other_slices(finished, unit)
-            yield unit
-
+    pending = PendingUnits(list_units(paths), folder.list_finished())
     counts: Counter[str] = Counter()
     images = failed = 0
     with tqdm(unit="file", disable=None, leave=False) as bar:
-        for result in run_units(list_pending(), job, concurrency=concurrency, num_gpus=1 if on_gpu else 0):
+        for result in run_units(pending, job, concurrency=concurrency, num_gpus=1 if on_gpu else 0):
             bar.update()
             for reason in result.reasons:
                 tell(reason)
@@ -176,11 +162,11 @@ def score_on_cluster(
             counts.update(result.counts)
             images += result.images
     said = f"{describe_images(images)}: {describe_counts(counts.items())}"
-    if done:
-        said += f"; {done:,} finished before"
+    if pending.finished:
+        said += f"; {pending.finished:,} finished before"
     if failed:
         raise WorkerError(f"{failed:,} outputs could not be written; {said}; give the same command with --resume")
-    if not counts["ok"] and not done:
+    if not counts["ok"] and not pending.finished:
         raise InputError(f"nothing could be scored: {said}")
     tell(f"{said}; written to {format_path(output)}")
 

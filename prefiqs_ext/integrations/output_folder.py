@@ -54,14 +54,13 @@ class OutputFolder:
         if earlier is not None:
             if not resume:
                 raise InputError(f"{name} has an earlier run: go on with --resume, or name another folder")
-            made = earlier.get("settings")
+            stored = earlier.get("settings")
+            made = stored if isinstance(stored, dict) else {}
             for key, value in settings.items():
-                if not isinstance(made, dict) or made.get(key) != value:
-                    was = format_untrusted(repr(made.get(key) if isinstance(made, dict) else None))
-                    raise InputError(
-                        f"{name} was made with {key} {was}, not {format_untrusted(repr(value))}: go on with the same, or "
-                        "name another folder"
-                    )
+                if made.get(key) != value:
+                    was, given = (format_untrusted(repr(each)) for each in (made.get(key), value))
+                    remedy = "go on with the same, or name another folder"
+                    raise InputError(f"{name} was made with {key} {was}, not {given}: {remedy}")
         run = earlier.get("run") if earlier is not None else None
         run = run if isinstance(run, str) else uuid.uuid4().hex
         # Written again by a run that goes on: so a folder that is full or locked is found before the work.

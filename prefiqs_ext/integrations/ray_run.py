@@ -126,6 +126,44 @@ def list_units(paths: Iterable[str]) -> Iterator[Unit]:
         yield _make_slice(count, waiting)
 
 
+class PendingUnits:
+    """The units of a run that have no output yet. They are found as they are needed, and once.
+
+    Args:
+        units: All units of the run.
+        outputs: The names of the outputs that are there.
+
+    Attributes:
+        finished: How many units were found that have an output.
+    """
+
+    def __init__(self, units: Iterable[Unit], outputs: set[str]) -> None:
+        self._units = units
+        self._outputs = outputs
+        self.finished = 0
+
+    def __iter__(self) -> Iterator[Unit]:
+        """Finds one unit after another.
+
+        Raises:
+            InputError: Two archives would have the same output, or a slice of image files an output that an earlier run
+                has made of others.
+        """
+        slices = {_get_slice(name): name for name in self._outputs if _SLICE_NAME.fullmatch(name)}
+        named: set[str] = set()
+        for unit in self._units:
+            if unit.name in named:
+                raise InputError(f"{unit.paths[0]}: another input has its output's name, {unit.name}; give it once")
+            if _SLICE_NAME.fullmatch(unit.name) is None:
+                named.add(unit.name)
+            elif (other := slices.get(_get_slice(unit.name), unit.name)) != unit.name:
+                raise InputError(f"{other} was made from other images than this run's: name another folder")
+            if unit.name in self._outputs:
+                self.finished += 1
+            else:
+                yield unit
+
+
 def run_units(
     units: Iterable[Unit], job: Job, *, concurrency: int, num_gpus: float
 ) -> Generator[UnitResult, None, None]:
@@ -229,22 +267,6 @@ class UnitScorer:
         return result
 
 
-def refuse_other_slices(finished: Iterable[str], unit: Unit) -> None:
-    """Refuses a slice of image files whose place an earlier run has filled with other files.
-
-    Args:
-        finished: The names of the outputs that are there.
-        unit: What this run makes.
-
-    Raises:
-        InputError: The images of the run have changed since.
-    """
-    start = unit.name.rpartition("-")[0]
-    others = [name for name in finished if name.rpartition("-")[0] == start and name != unit.name]
-    if _SLICE_NAME.fullmatch(unit.name) and others:
-        raise InputError(f"{others[0]} was made from other images than this run's: name another folder")
-
-
 def _read_by_tasks(
     images: Iterable[EncodedImage], reader: CropReader, *, tasks: int, folder: str
 ) -> Generator[FileCrops, None, None]:
@@ -314,6 +336,11 @@ def _make_relative(path: str) -> str:
 def _make_slice(number: int, paths: list[str]) -> Unit:
     digest = blake2b(b"\0".join(map(os.fsencode, paths)), digest_size=4).hexdigest()
     return Unit(f"images-{number:06}-{digest}.parquet", tuple(paths))
+
+
+def _get_slice(name: str) -> str:
+    """Gives the name of a slice's output without the hash of its paths."""
+    return name.rpartition("-")[0]
 
 
 def _find_cause(error: BaseException) -> PrefiqsError:

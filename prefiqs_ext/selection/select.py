@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,14 +19,14 @@ from prefiqs_ext.selection.output import TemplateWriter, choose_writer
 from prefiqs_ext.selection.tables import EMBEDDING, HASH, Table, check_column, is_binary, is_text, open_tables
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.partial_file import StandardOutput
-from prefiqs_ext.utils.suffixes import get_suffix
+from prefiqs_ext.utils.suffixes import CONTAINERS, get_suffix
 from prefiqs_ext.utils.text import format_path
 
 PERSON = "person"
 """The group that is no column: the folder that an image lies in, the last one of its path."""
 _FOLDER = r"(?P<name>[^/]*)/[^/]*$"
 # The last "folder" of an image in an archive or a Parquet file may be that file, which is no person.
-_NO_PERSON = r"^\.{0,2}$|(?i)\.(parquet|zip|tar|tgz|tbz2|txz|gz|bz2|xz|zst)$"
+_NO_PERSON = rf"^\.{{0,2}}$|(?i)({'|'.join(map(re.escape, sorted(CONTAINERS)))})$"
 
 
 class Counts(NamedTuple):

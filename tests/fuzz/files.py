@@ -271,7 +271,7 @@ def _read_state(file: Path, folder: Path) -> None:
     """A state that is damaged is as good as none; one that is accepted can be compared and written."""
     found = RunState.read(file)
     if found is not None:
-        found.progress.extend("a.jpg", rows=1, columns=4, added={"table": 1}, statuses=["ok"])
+        found.progress.extend("a.jpg", rows=1, columns=4, statuses=["ok"]).grow({"table": 1})
         found.write(folder / "again")
         found.check_same_run("t.csv.part", {"sparsity": 0.4}, ["a", "b"])
 
