@@ -17,13 +17,22 @@ SCENARIOS = (
     "csv and embeddings",
     "jsonl and embeddings",
     "txt",
+    "parquet",
     "top, csv and embeddings",
     "below, jsonl",
     "settings",
     "cache",
     "weights",
 )
-_LEAST = {"csv": 40, "csv and embeddings": 70, "top, csv and embeddings": 90, "settings": 8, "cache": 16, "weights": 8}
+_LEAST = {
+    "csv": 40,
+    "parquet": 40,
+    "csv and embeddings": 70,
+    "top, csv and embeddings": 90,
+    "settings": 8,
+    "cache": 16,
+    "weights": 8,
+}
 
 Report = dict[str, dict[str, list[str]]]
 

@@ -86,7 +86,7 @@ def _check_outputs() -> None:
     command = _prefiqs("score", "shards/03.tar", "--aligned", "--embedding-column", "-o", "one.parquet")
     subprocess.run([*command, "--workers", "0"], check=True, capture_output=True)
     assert pq.read_table("out/shards/03.tar.parquet").equals(pq.read_table("one.parquet"))
-    assert not [file for file in Path("out").rglob("*.part")]
+    assert not list(Path("out").rglob("*.part"))
 
 
 def test_a_worker_that_is_killed_halfway(cluster: object) -> None:

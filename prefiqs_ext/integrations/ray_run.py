@@ -326,11 +326,10 @@ def _read_result(output: OutputFolder, name: str) -> UnitResult:
 
 def _make_relative(path: str) -> str:
     """Makes a path or an address into one below a folder."""
-    if is_address(path):
-        place = path.split("://", 1)[1]
-    else:
-        place = os.path.abspath(path) if ".." in path.split("/") else path
-    return "/".join(part for part in place.split("/") if part not in ("", ".", ".."))
+    place = path.split("://", 1)[1] if is_address(path) else path
+    if ".." in place.split("/"):
+        place = os.path.abspath(place)
+    return "/".join(part for part in place.split("/") if part not in ("", "."))
 
 
 def _make_slice(number: int, paths: list[str]) -> Unit:

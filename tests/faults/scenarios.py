@@ -155,6 +155,7 @@ SCENARIOS: dict[str, Callable[[Path], Scenario]] = {
     "csv and embeddings": _score("-o", "t.csv", "--embeddings", "e.npy"),
     "jsonl and embeddings": _score("-o", "t.jsonl", "--embeddings", "e.npy"),
     "txt": _score("-o", "t.txt"),
+    "parquet": _score("-o", "t.parquet", "--embedding-column"),
     "top, csv and embeddings": _score("-o", "t.csv", "--embeddings", "e.npy", "--top", "1"),
     "below, jsonl": _score("-o", "t.jsonl", "--below", "2"),
     "settings": _save_settings,
