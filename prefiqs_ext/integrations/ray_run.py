@@ -193,7 +193,8 @@ def run_units(
             fn_constructor_args=(job,),
             batch_size=1,
             batch_format="numpy",
-            compute=ActorPoolStrategy(size=min(concurrency, len(wave))),
+            # One unit at a time: an actor that holds a second one back leaves another actor idle.
+            compute=ActorPoolStrategy(size=min(concurrency, len(wave)), max_tasks_in_flight_per_actor=1),
             num_cpus=job.threads,
             num_gpus=num_gpus or None,
         )
