@@ -11,13 +11,12 @@ border. Latencies, device memory and the power limit are left out, so a measurem
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import dataclass
 
 from benchmarks import conv
 from benchmarks.gpu import fits_sm90
-from benchmarks.score import load_network
+from benchmarks.roofline import read_arguments
 
 MULTIPROCESSORS, SCHEDULERS, GIGAHERTZ = 132, 4, 1.755
 CACHE_BYTES = 5120 / MULTIPROCESSORS  # a cycle, from the second-level cache: the figure of the A100
@@ -108,17 +107,14 @@ def choose_kernels(layer: conv.Layer) -> dict[str, Kernel]:
 
 def main() -> None:
     """Print a table of the layers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("batch", type=int)
-    arguments = parser.parse_args()
+    layers, batch = read_arguments(__doc__)
     print("| layer | times | kernel | products | instructions | feeding | epilogue | us |")
     print("|---|---|---|---|---|---|---|---|")
     totals = {"sm80": 0.0, "sm90": 0.0}
-    for layer, times in conv.find_layers(*load_network(arguments.model)).items():
+    for layer, times in layers.items():
         took: dict[str, float] = {}
         for name, kernel in choose_kernels(layer).items():
-            cycles = predict_cycles(layer, arguments.batch, kernel)
+            cycles = predict_cycles(layer, batch, kernel)
             parts = (cycles.products, cycles.instructions, cycles.feeding, cycles.epilogue)
             thousands = " | ".join(f"{part / 1e3:.0f}" for part in parts)
             took[name] = cycles.total / GIGAHERTZ / 1e3

@@ -30,23 +30,29 @@ def count_moved_bytes(layer: conv.Layer, batch: int) -> float:
     return weights * (2 + 1 / 8) + 2 * sources + 2 * 2 * batch * outputs
 
 
-def main() -> None:
-    """Print a table of the layers and the sum of their floors."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def read_arguments(description: str | None) -> tuple[dict[conv.Layer, int], int]:
+    """Read the model and the batch of a command line; give the model's layers, how often it has each, and the batch."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("batch", type=int)
     arguments = parser.parse_args()
+    return conv.find_layers(*load_network(arguments.model)), arguments.batch
+
+
+def main() -> None:
+    """Print a table of the layers and the sum of their floors."""
+    layers, batch = read_arguments(__doc__)
     print("| layer | times | GFLOP | MB | floor of one, us | bound by | measured, us | share |")
     print("|---|---|---|---|---|---|---|---|")
     total = 0.0
-    for layer, times in conv.find_layers(*load_network(arguments.model)).items():
-        work, moved = 2 * arguments.batch * layer.operations, count_moved_bytes(layer, arguments.batch)
+    for layer, times in layers.items():
+        work, moved = 2 * batch * layer.operations, count_moved_bytes(layer, batch)
         compute, memory = work / TERAFLOPS / 1e6, moved / TERABYTES / 1e6
         floor = max(compute, memory)
         total += times * floor
         bound = "products" if compute > memory else "copies"
         print(f"| {layer!s} | {times} | {work / 1e9:.3g} | {moved / 1e6:.3g} | {floor:.3g} | {bound} | | |")
-    print(f"\nAll layers: {total:.0f} us, at most {arguments.batch / total * 1e6:.0f} images a second.")
+    print(f"\nAll layers: {total:.0f} us, at most {batch / total * 1e6:.0f} images a second.")
 
 
 if __name__ == "__main__":

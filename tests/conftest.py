@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prefiqs_ext import _C, ScoreOutput, ops, reference
 from prefiqs_ext.exceptions import MissingWeightsError
 from prefiqs_ext.models import import_onnx, weights
+from tests.command import Command
 
 FACES_VARIABLE = "PREFIQS_TEST_FACES"
 FACES = Path(os.environ.get(FACES_VARIABLE) or Path(__file__).parents[2] / "shared" / "data" / "lfw112")
@@ -39,6 +40,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"no CUDA: {ops.cuda_missing}")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(capsys)
 
 
 @pytest.fixture(params=ISAS)

@@ -27,7 +27,7 @@ from prefiqs_ext.evaluation.datasets.sources import read_every_crop
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.models import PRESETS, load
 from prefiqs_ext.output import ScoreOutput
-from tests.test_cli import Command
+from tests.command import Command
 
 Numbers = NDArray[np.float64]
 SMALL = PRESETS["arcface"].with_size((32, 32))
@@ -282,8 +282,3 @@ def test_command_refuses(data: Path, command: Command) -> None:
     assert "large.png: expected a crop of 32 x 32 pixels, got 33 x 33" in large.err
     assert not Path("tune/settings.json").exists()
     assert "Traceback" not in few.err + large.err
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)

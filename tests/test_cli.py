@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 import pytest
@@ -18,29 +17,9 @@ import prefiqs_ext
 from prefiqs_ext.cli import COMMANDS, main
 from prefiqs_ext.exceptions import FileAccessError, InputError, MissingPackageError, OutOfMemoryError
 from prefiqs_ext.models import weights
+from tests.command import Command, Result
 
 _CONTENT = b"weights" * 1000
-
-
-class Result(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-
-class Command:
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *arguments: str) -> Result:
-        with pytest.raises(SystemExit) as end:
-            main(list(arguments), prog_name="prefiqs")
-        return Result(end.value.code, *self._capsys.readouterr())
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)
 
 
 @pytest.fixture(autouse=True)

@@ -26,15 +26,10 @@ from prefiqs_ext import Scorer
 from prefiqs_ext.cli import main
 from prefiqs_ext.faces.detect import MIN_FACE
 from tests.calibrations import make_calibration
+from tests.command import Command, Result
 from tests.onnx_files import floats, make_model
-from tests.test_cli import Command, Result
 
 _COLUMNS = "path,face,status,score,quality,distance,embedding_norm,x,y,w,h,detector_score"
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefiqs_ext.files import Writer
+from tests.command import Command
 from tests.containers import make_crops, write_parquet, write_tar, write_zip
 from tests.onnx_files import write_small_network
-from tests.test_cli import Command
 
 _CROPS = make_crops(30, size=32)
 _OPTIONS = ("--aligned", "--model", "small.onnx", "--preset", "arcface", "--size", "32", "--workers", "0")
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)
 
 
 @pytest.fixture(autouse=True)

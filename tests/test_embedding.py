@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from prefiqs_ext import Pruning, Scorer, Settings, dualize, methods, models, reference, sensitivity
 from prefiqs_ext.evaluation.inference import ImageSet, Scoring, embed_images
 from prefiqs_ext.models.embedding import select_embedding, select_output
-from tests.test_cli import Command
+from tests.command import Command
 
 SIZE = 32
 PRESET = models.PRESETS["arcface"].with_size(SIZE)
@@ -139,11 +139,6 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         Path(f"people/{index // 6}").mkdir(parents=True, exist_ok=True)
         cv2.imwrite(f"people/{index // 6}/{index}.png", random.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8))
     return "several.onnx"
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)
 
 
 def test_the_option_of_the_commands(file: str, command: Command) -> None:

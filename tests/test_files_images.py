@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.exceptions import FileFormatError, InputError
 from prefiqs_ext.files import InputImages, Shard, find_paths
 from prefiqs_ext.utils import budget
 from tests.containers import make_crops, write_parquet, write_tar, write_zip
@@ -118,6 +118,15 @@ def test_damaged_containers_are_one_image_with_a_problem_each() -> None:
     cut = _read("cut.tar")
     assert cut["cut.tar/000.png"] == _CROPS["000.png"]
     assert cut["cut.tar"] == "its end is lost: expected a tar or zip archive, it is damaged (unexpected end of data)"
+
+
+def test_a_column_whose_name_is_no_text() -> None:
+    pq.write_table(pa.table({"image": [_CROPS["000.png"]], "label": [1]}), "a.parquet")
+    Path("a.parquet").write_bytes(Path("a.parquet").read_bytes().replace(b"label", b"\xff\xfeabc"))
+    (problem,) = _read("a.parquet").values()
+    assert str(problem).startswith("expected a Parquet file, it is damaged (")
+    with pytest.raises(FileFormatError, match="expected a Parquet file, it is damaged"):
+        InputImages(["a.parquet"], carry=True)
 
 
 def test_damaged_members() -> None:

@@ -22,7 +22,7 @@ from prefiqs_ext import Scorer, models, sensitivity
 from prefiqs_ext.cli.options import ModelOptions, ScoringOptions
 from prefiqs_ext.models import import_onnx, load
 from prefiqs_ext.models.dlib import DlibResNet
-from tests.test_cli import Command
+from tests.command import Command
 
 ARCFACE = models.PRESETS["arcface"]
 
@@ -128,11 +128,6 @@ def test_architectures_of_ours(tmp_path: Path) -> None:
 def test_sizes_that_no_preset_has(size: object) -> None:
     with pytest.raises((ValueError, TypeError), match="expected size"):
         ARCFACE.with_size(size)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)
 
 
 @pytest.fixture

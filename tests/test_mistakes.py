@@ -15,7 +15,7 @@ from prefiqs_ext import Pruning, Scorer, Settings, calibrate, dualize, models, s
 from prefiqs_ext.exceptions import PrefiqsError
 from prefiqs_ext.faces import Detector
 from prefiqs_ext.files import find_paths, score_files
-from tests.test_cli import Command
+from tests.command import Command
 
 KNOWN = "known: sface, facexzoo, dlib, w600k_mbf"
 COMMANDS: dict[str, tuple[str, str]] = {

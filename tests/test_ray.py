@@ -22,19 +22,14 @@ from prefiqs_ext.integrations.ray import ReadCrops, ScoreCrops, score_dataset
 from prefiqs_ext.integrations.ray_run import PendingUnits, list_units
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.models.template import CropTemplate
+from tests.command import Command
 from tests.containers import make_crops, write_parquet, write_tar
 from tests.onnx_files import write_small_network
-from tests.test_cli import Command
 
 ray = pytest.importorskip("ray")
 _CROPS = make_crops(24, size=32)
 _OPTIONS = ("--aligned", "--model", "small.onnx", "--preset", "arcface", "--size", "32", "--embedding-column")
 _PRESET = Preset.resolve("arcface").with_size((32, 32))
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from prefiqs_ext.files import find_paths
 from prefiqs_ext.files.progress import RunState
 from prefiqs_ext.utils.regular_file import open_regular
 from prefiqs_ext.utils.text import describe_error
-from tests.test_cli import Command
+from tests.command import Command
 
 _IMAGES = ["data/ann/1.jpg"]
 

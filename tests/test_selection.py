@@ -15,7 +15,7 @@ import pytest
 from prefiqs_ext.files.paths import find_paths
 from prefiqs_ext.files.records import Record, format_header, format_record
 from prefiqs_ext.selection import choose
-from tests.test_cli import Command
+from tests.command import Command
 
 pa = pytest.importorskip("pyarrow", reason="the extra [parquet]")
 pytest.importorskip("duckdb", reason="the extra [parquet]")
@@ -29,10 +29,10 @@ _NAMES = ("1.jpg", "né 2.jpg", "a\nb.jpg", "q'\".jpg", "=1+1.jpg", "x,y.jpg")
 _PEOPLE = ("ann", "=bob", "cécile", "d\nd", "e'e\"", "tar", "../up", "f")
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    return Command(capsys)
+    return tmp_path
 
 
 def _make_rows(count: int, seed: int = 0) -> list[Row]:

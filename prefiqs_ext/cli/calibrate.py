@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prefiqs_ext.cli.messages import describe_counts, describe_files, print_result, tell
+from prefiqs_ext.cli.messages import describe_counts, describe_number, print_result, tell
 from prefiqs_ext.cli.options import ScoringOptions, scoring_options
 from prefiqs_ext.cli.paths import ImagesPath
 from prefiqs_ext.cli.shared_options import aligned_option, seed_option
@@ -81,7 +81,7 @@ def calibrate(
             for each in read:
                 counts[each.status] += max(len(each.crops), 1)
                 crops += each.crops
-        said = f"{describe_files(len(files))}: {describe_counts(counts.items())}"
+        said = f"{describe_number(len(files), 'file')}: {describe_counts(counts.items())}"
         if not crops:
             raise InputError(f"no face to calibrate on; {said}")
         settings = fit_score(

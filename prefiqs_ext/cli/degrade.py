@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
-from prefiqs_ext.cli.messages import describe_files, tell
+from prefiqs_ext.cli.messages import describe_number, tell
 from prefiqs_ext.cli.paths import INPUT_FOLDER
 from prefiqs_ext.cli.shared_options import allow_duplicates_option
 from prefiqs_ext.cli.wrong_usage import refuse_usage
@@ -93,7 +93,7 @@ def degrade(data: Path, output: Path, seed: int, kinds: str | None, allow_duplic
             Image.fromarray(degrade_image(image, steps)).save(file, "png")
         rows.append([format_csv_path(target), *_format_steps(steps)])
     write_folder(output, {_TABLE: format_csv(_COLUMNS, rows)})
-    tell(f"{describe_files(len(targets))} degraded; written to {format_path(str(output))}")
+    tell(f"{describe_number(len(targets), 'file')} degraded; written to {format_path(str(output))}")
 
 
 def _refuse_used(folder: Path) -> None:

@@ -53,17 +53,12 @@ def describe_counts(counts: Iterable[tuple[str, int]]) -> str:
     return ", ".join(found) or "nothing"
 
 
-def describe_files(files: int) -> str:
-    """Return `1 file` or `8 files`."""
-    return f"{files:,} file{'' if files == 1 else 's'}"
-
-
-def describe_images(images: int) -> str:
-    """Return `1 image` or `8 images`."""
-    return f"{images:,} image{'' if images == 1 else 's'}"
+def describe_number(count: int, noun: str) -> str:
+    """Return `1 file` or `8 files`, where "file" is the noun."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def tell_summary(images: int, counts: Iterable[tuple[str, int]], *outputs: Path | None) -> None:
     """Print the last line of a command that scores: how many images, what became of them, where the results are."""
     places = " and ".join(format_path(str(output)) for output in outputs if output is not None)
-    tell(f"{describe_images(images)}: {describe_counts(counts)}{f'; written to {places}' if places else ''}")
+    tell(f"{describe_number(images, 'image')}: {describe_counts(counts)}{f'; written to {places}' if places else ''}")

@@ -13,7 +13,7 @@ from typing import ParamSpec
 import click
 from tqdm import tqdm
 
-from prefiqs_ext.cli.messages import describe_counts, describe_images, tell
+from prefiqs_ext.cli.messages import describe_counts, describe_number, tell
 from prefiqs_ext.cli.options import ScoringOptions, omit, pick
 from prefiqs_ext.cli.throughput import Throughput
 from prefiqs_ext.cli.wrong_usage import refuse_usage
@@ -21,7 +21,7 @@ from prefiqs_ext.exceptions import InputError, WorkerError
 from prefiqs_ext.utils.optional_packages import require_packages
 from prefiqs_ext.utils.strict_json import JSON
 from prefiqs_ext.utils.suffixes import is_address
-from prefiqs_ext.utils.text import format_path
+from prefiqs_ext.utils.text import format_path, format_untrusted
 
 _P = ParamSpec("_P")
 _NAMES = ("engine", "address", "concurrency")
@@ -161,7 +161,7 @@ def score_on_cluster(
                 failed += 1
             counts.update(result.counts)
             images += result.images
-    said = f"{describe_images(images)}: {describe_counts(counts.items())}"
+    said = f"{describe_number(images, 'image')}: {describe_counts(counts.items())}"
     if pending.finished:
         said += f"; {pending.finished:,} finished before"
     if failed:
@@ -184,7 +184,7 @@ def _connect(address: str | None) -> tuple[float, float]:
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise WorkerError(
-            f"expected a Ray cluster at {address or 'RAY_ADDRESS'}: {' '.join(str(error).split())[:200]}"
+            f"expected a Ray cluster at {address or 'RAY_ADDRESS'}: {format_untrusted(error, 200)}"
         ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING
 
+from prefiqs_ext.files.image import HASH_BYTES
 from prefiqs_ext.files.records import COLUMNS
 from prefiqs_ext.files.select_rows import Pick
 from prefiqs_ext.utils.optional_packages import require_packages
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from prefiqs_ext.files.pipeline import ScoredFile
 
 _GROUP_BYTES = 32 << 20  # of a row group in memory; with embeddings of 512 numbers, some 15,000 rows
-_OWN = (*COLUMNS, "reason", "content_hash", "embedding")
+HASH, EMBEDDING = "content_hash", "embedding"
+"""Columns of .parquet tables alone: the same for the same bytes of an image; and, where asked for, the embedding."""
+_OWN = (*COLUMNS, "reason", HASH, EMBEDDING)
 
 
 class ArrowTable:
@@ -73,7 +76,7 @@ class ArrowTable:
                 pa.array(map(_show, cells) if name in ("path", "reason") else cells, schema.field(place).type)
             )
         hashes = [image.content_hash for _, image in pairs]
-        values.append(pa.array(hashes, schema.field("content_hash").type))
+        values.append(pa.array(hashes, schema.field(HASH).type))
         if self._with_embeddings:
             values.append(_build_embeddings(scored, columns))
         values += self._take_carried([image.carried for _, image in pairs])
@@ -84,9 +87,9 @@ class ArrowTable:
 
         kinds = {"path": pa.string(), "face": pa.int32(), "status": pa.string()}
         fields = [pa.field(name, kinds.get(name, pa.float32())) for name in COLUMNS]
-        fields += [pa.field("reason", pa.string()), pa.field("content_hash", pa.binary(16))]
+        fields += [pa.field("reason", pa.string()), pa.field(HASH, pa.binary(HASH_BYTES))]
         if self._with_embeddings:
-            fields.append(pa.field("embedding", pa.list_(pa.float32(), columns)))
+            fields.append(pa.field(EMBEDDING, pa.list_(pa.float32(), columns)))
         taken = {*_OWN, *self._carried.names}
         for field in self._carried:
             name = field.name

@@ -21,16 +21,13 @@ from prefiqs_ext.faces import (
     get_reason,
     read_image_file,
 )
-from prefiqs_ext.files.image import EncodedImage
+from prefiqs_ext.files.image import HASH_BYTES, EncodedImage
 from prefiqs_ext.files.records import Status
 from prefiqs_ext.files.remote import explain_remote_errors, open_input
 from prefiqs_ext.files.workers import read_ahead
 from prefiqs_ext.utils.budget import MAX_IMAGE_BYTES
 from prefiqs_ext.utils.suffixes import is_address
 from prefiqs_ext.utils.text import describe_error, describe_wrong_size
-
-HASH_BYTES = 16
-"""Of the hash of an image's content."""
 
 
 class FaceBox(NamedTuple):

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+HASH_BYTES = 16
+"""Of the hash of an image's content, which is BLAKE2b."""
+
+
 class EncodedImage(NamedTuple):
     """An image on its way to whatever decodes it."""
 

@@ -17,7 +17,7 @@ from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.files.archives import list_members
 from prefiqs_ext.files.image import InputImage
 from prefiqs_ext.files.parquet import list_rows, read_carried_schema
-from prefiqs_ext.utils.suffixes import CONTAINERS, PARQUET, get_suffix
+from prefiqs_ext.utils.suffixes import PARQUET, get_suffix, is_container
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,8 +102,3 @@ class InputImages:
                 yield from list_rows(path, self._column, self.carried)
             else:
                 yield from list_members(path)
-
-
-def is_container(path: str) -> bool:
-    """Whether a path means an archive or a Parquet file, which hold many images."""
-    return get_suffix(path) in CONTAINERS

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputError, PrefiqsError
+from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputError
 from prefiqs_ext.files.image import CarriedRow, InputImage
 from prefiqs_ext.files.remote import explain_remote_errors, open_input
+from prefiqs_ext.utils.arrow_errors import explain_damage
 from prefiqs_ext.utils.budget import FREE_BYTES, MAX_IMAGE_BYTES, MAX_INFLATION
 from prefiqs_ext.utils.optional_packages import require_packages
 from prefiqs_ext.utils.text import format_path, format_untrusted
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _ROWS = 16  # that are in memory at a time: a row may have a whole photo
 _BUFFER = 1 << 20
+_DAMAGED = "expected a Parquet file, it is damaged"
 
 
 def read_carried_schema(path: str, image_column: str) -> pa.Schema | None:
@@ -110,7 +112,7 @@ class _RowGroup:
         return CarriedRow(self._others, row - self._begin)
 
     def _go_to(self, row: int) -> None:
-        with _explain_damage():
+        with explain_damage(_DAMAGED, or_memory=True):
             if self._batches is None:
                 columns = [self._column] if self._carried is None else None
                 self._batches = self._file.iter_batches(_ROWS, row_groups=[self._group], columns=columns)
@@ -131,7 +133,7 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     with (
         open_input(path, "name a Parquet file") as stream,
         explain_remote_errors(path),
-        _explain_damage(),
+        explain_damage(_DAMAGED, or_memory=True),
         # Without pre-buffering, a row group is read in pieces: some writers make one of the whole file.
         pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER) as file,
     ):
@@ -141,19 +143,6 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
         if size > MAX_INFLATION * stream.seek(0, io.SEEK_END) + FREE_BYTES:
             raise FileFormatError(f"expected columns of at most {MAX_INFLATION} times the file's size")
         yield file
-
-
-@contextmanager
-def _explain_damage() -> Iterator[None]:
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, OSError, MemoryError) as error:
-        if isinstance(error, PrefiqsError) or getattr(error, "errno", None) is not None:
-            raise  # of the operating system; pyarrow's own for a damaged file have no number
-        text = format_untrusted(error, 200) or type(error).__name__
-        raise FileFormatError(f"expected a Parquet file, it is damaged ({text})") from error
 
 
 def _check_image_column(path: str, schema: pa.Schema, image_column: str) -> None:

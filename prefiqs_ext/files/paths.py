@@ -9,11 +9,11 @@ from itertools import chain
 
 from prefiqs_ext.exceptions import InputError, InputTypeError
 from prefiqs_ext.files.folders import FolderReader, describe_ignored
-from prefiqs_ext.files.remote import expand_address, is_remote_folder
+from prefiqs_ext.files.remote import expand_address
 from prefiqs_ext.utils.check_arguments import check_path
 from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.regular_file import read_lines
-from prefiqs_ext.utils.suffixes import CONTAINERS, get_suffix, is_address, refuse_archive_or_video, refuse_url
+from prefiqs_ext.utils.suffixes import is_address, is_container, refuse_archive_or_video, refuse_url
 from prefiqs_ext.utils.tell import Tell, tell_nobody
 from prefiqs_ext.utils.text import format_path
 
@@ -76,8 +76,8 @@ class _PathFinder:
                 for _, line in read_lines(argument[1:]):
                     yield from self._find_listed(line)
             elif is_address(argument):
-                for address in expand_address(argument):
-                    yield from self._find_named(address, is_folder=is_remote_folder(address))
+                for address, is_folder in expand_address(argument):
+                    yield from self._find_named(address, is_folder=is_folder)
             else:
                 yield from self._find_named(argument, is_folder=os.path.isdir(argument))
 
@@ -135,5 +135,5 @@ def refuse_unreadable(argument: str, *, containers: bool = False) -> None:
     refuse_url(argument, "a file or folder")
     with explain_read_errors(format_path(argument)):
         os.stat(argument)
-    if not os.path.isdir(argument) and not (containers and get_suffix(argument) in CONTAINERS):
+    if not os.path.isdir(argument) and not (containers and is_container(argument)):
         refuse_archive_or_video(argument, "an image or a folder")

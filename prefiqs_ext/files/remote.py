@@ -64,13 +64,6 @@ def find_file_system(address: str) -> tuple[AbstractFileSystem, str]:
     return file_system, str(name)
 
 
-def is_remote_folder(address: str) -> bool:
-    """Whether an address is a folder: it ends in a slash, or the store says so."""
-    with explain_remote_errors(address):
-        file_system, name = find_file_system(address)
-        return bool(file_system.isdir(name))
-
-
 def list_remote_folder(folder: str) -> list[tuple[str, bool]]:
     """Lists the folder at an address: the name of each entry, and whether it is a folder.
 
@@ -86,22 +79,24 @@ def list_remote_folder(folder: str) -> list[tuple[str, bool]]:
     return [(name, is_folder) for name, is_folder in names if name and not (name == own and len(listed) == 1)]
 
 
-def expand_address(address: str) -> list[str]:
+def expand_address(address: str) -> list[tuple[str, bool]]:
     """Expands wildcards in an address, as a shell does in paths of this machine.
 
     Returns:
-        The addresses it means, sorted; the address alone if it has no wildcard, or something has this very name.
+        The addresses it means, sorted, and whether each is a folder; the address alone if it has no wildcard, or
+        something has this very name.
 
     Raises:
         InputError: Nothing matches.
     """
-    if not _WILDCARDS & set(address):
-        return [address]
     with explain_remote_errors(address):
         file_system, name = find_file_system(address)
-        if file_system.exists(name):
-            return [address]
-        found = sorted(str(file_system.unstrip_protocol(each)) for each in file_system.glob(name))
+        if not _WILDCARDS & set(address) or file_system.exists(name):
+            return [(address, bool(file_system.isdir(name)))]
+        matches = file_system.glob(name, detail=True)  # one listing for all: a request for each would take minutes
+        found = sorted(
+            (str(file_system.unstrip_protocol(place)), each["type"] == "directory") for place, each in matches.items()
+        )
     if not found:
         raise InputError(f"expected images, nothing matches {format_path(address)}")
     return found

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputError, PrefiqsError
 from prefiqs_ext.files.remote import explain_remote_errors, find_file_system
 from prefiqs_ext.utils.strict_json import JSON
 from prefiqs_ext.utils.suffixes import is_address
 from prefiqs_ext.utils.text import format_path, format_untrusted
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 _RUN = "run.json"
 _PART = ".part"
@@ -64,7 +67,8 @@ class OutputFolder:
         run = earlier.get("run") if earlier is not None else None
         run = run if isinstance(run, str) else uuid.uuid4().hex
         # Written again by a run that goes on: so a folder that is full or locked is found before the work.
-        self._write(_RUN, json.dumps({"run": run, "settings": dict(settings)}).encode())
+        data = json.dumps({"run": run, "settings": dict(settings)}).encode()
+        self._put(_RUN, lambda file_system, part: file_system.pipe_file(part, data))
         return run
 
     def check_run(self, run: str) -> None:
@@ -107,24 +111,20 @@ class OutputFolder:
         Raises:
             FileAccessError: It cannot be written.
         """
+        self._put(name, lambda file_system, part: file_system.put_file(str(file), part))
+
+    def _put(self, name: str, write: Callable[[AbstractFileSystem, str], object]) -> None:
+        """Has a file written under another name, and renames it."""
         file_system, place = find_file_system(self.get_address(name))
         part = f"{place}.{uuid.uuid4().hex}{_PART}"
         with self._explain_write_errors(name):
             self._make_parent(place)
             try:
-                file_system.put_file(str(file), part)
+                write(file_system, part)
                 file_system.mv(part, place)
             except BaseException:
                 self._remove(part)
                 raise
-
-    def _write(self, name: str, data: bytes) -> None:
-        file_system, place = find_file_system(self.get_address(name))
-        part = f"{place}.{uuid.uuid4().hex}{_PART}"
-        with self._explain_write_errors(name):
-            self._make_parent(place)
-            file_system.pipe_file(part, data)
-            file_system.mv(part, place)
 
     def _make_parent(self, place: str) -> None:
         if not is_address(self.path):  # a store has no folders, and must not get a bucket by mistake

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING
 from prefiqs_ext.exceptions import InputError, PrefiqsError, WorkerError
 from prefiqs_ext.files.crops import CropReader, FileCrops, report_death
 from prefiqs_ext.files.image import EncodedImage
-from prefiqs_ext.files.images import InputImages, is_container
+from prefiqs_ext.files.images import InputImages
 from prefiqs_ext.files.pipeline import score_images
 from prefiqs_ext.files.remote import open_input
 from prefiqs_ext.files.writer import Writer
 from prefiqs_ext.integrations.output_folder import OutputFolder
 from prefiqs_ext.integrations.ray_nodes import enter_folder, hold_node
 from prefiqs_ext.scorer import Scorer
-from prefiqs_ext.utils.suffixes import is_address
+from prefiqs_ext.utils.suffixes import is_address, is_container
 from prefiqs_ext.utils.text import describe_error, format_untrusted
 
 if TYPE_CHECKING:

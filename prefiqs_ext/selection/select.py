@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputError
+from prefiqs_ext.files.arrow_table import EMBEDDING, HASH
 from prefiqs_ext.selection.choose import FaceStore
 from prefiqs_ext.selection.output import TemplateWriter, choose_writer
-from prefiqs_ext.selection.tables import EMBEDDING, HASH, Table, check_column, is_binary, is_text, open_tables
+from prefiqs_ext.selection.tables import Table, check_column, is_binary, is_text, open_tables
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.partial_file import StandardOutput
 from prefiqs_ext.utils.suffixes import CONTAINERS, get_suffix

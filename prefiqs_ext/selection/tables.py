@@ -10,15 +10,14 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from prefiqs_ext.exceptions import FileFormatError, InputError, PrefiqsError
+from prefiqs_ext.exceptions import FileFormatError, InputError
+from prefiqs_ext.files.arrow_table import EMBEDDING
 from prefiqs_ext.files.records import COLUMNS
+from prefiqs_ext.utils.arrow_errors import explain_damage
 from prefiqs_ext.utils.os_errors import explain_read_errors
 from prefiqs_ext.utils.regular_file import open_regular
 from prefiqs_ext.utils.suffixes import get_suffix
 from prefiqs_ext.utils.text import format_path, format_untrusted
-
-HASH, EMBEDDING = "content_hash", "embedding"
-"""Columns of .parquet tables alone: the same for the same bytes of an image; and, where asked for, the embedding."""
 
 _BATCH = 1 << 15  # rows; with embeddings of 512 numbers they take 64 MB
 _BLOCK = 1 << 20  # bytes that are read of a file at a time
@@ -49,7 +48,7 @@ class Table(NamedTuple):
             FileFormatError: The file is damaged.
             FileAccessError: It cannot be read.
         """
-        with open_regular(self.path, "name a table") as file, _explain_damage(self.name):
+        with open_regular(self.path, "name a table") as file, _explain_errors(self.name):
             if get_suffix(self.path) == ".csv":
                 convert = pyarrow.csv.ConvertOptions(
                     column_types=dict(zip(self.schema.names, self.schema.types, strict=True)),
@@ -104,7 +103,7 @@ def is_binary(kind: pa.DataType) -> bool:
 def _read_schema(path: str) -> pa.Schema:
     if get_suffix(path) not in (".csv", ".parquet"):
         raise InputError(f"expected a table of `prefiqs score` that ends in .csv or .parquet, got {format_path(path)}")
-    with open_regular(path, "name a table") as file, _explain_damage(format_path(path)):
+    with open_regular(path, "name a table") as file, _explain_errors(format_path(path)):
         if get_suffix(path) == ".parquet":
             return pyarrow.parquet.ParquetFile(file).schema_arrow.remove_metadata()
         # The names alone: what Arrow guesses of the types depends on the rows.
@@ -150,16 +149,7 @@ def _describe_type(schema: pa.Schema, name: str) -> str:
 
 
 @contextmanager
-def _explain_damage(name: str) -> Iterator[None]:
-    """Turns what Arrow raises of a file into one line that names it."""
-    try:
-        with explain_read_errors(name):
-            yield
-    except (PrefiqsError, MemoryError) as error:
-        # Arrow says by an OSError without a number, too, that a file is damaged.
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno is None:
-            raise FileFormatError(f"{name}: damaged, or no such table ({format_untrusted(cause, 200)})") from cause
-        raise
-    except (pa.ArrowException, UnicodeDecodeError) as error:  # the second is of the columns' names
-        raise FileFormatError(f"{name}: damaged, or no such table ({format_untrusted(error, 200)})") from error
+def _explain_errors(name: str) -> Iterator[None]:
+    """Turns what a table raises that cannot be read, or is none, into one line that names it."""
+    with explain_read_errors(name), explain_damage(f"{name}: damaged, or no such table"):
+        yield

@@ -24,6 +24,11 @@ def get_suffix(path: str | os.PathLike[str]) -> str:
     return os.path.splitext(os.fspath(path))[1].lower()
 
 
+def is_container(path: str) -> bool:
+    """Whether a path means an archive or a Parquet file, which hold many images."""
+    return get_suffix(path) in CONTAINERS
+
+
 def is_address(path: str) -> bool:
     """Whether this is an address such as ``https://example.org/a.jpg`` or ``s3://bucket/photos``."""
     return _ADDRESS.match(path) is not None
