@@ -107,14 +107,14 @@ class Residual(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.PReLU(16))
         self.blocks = nn.Sequential(
-            iresnet.Block(16, 24, 2), iresnet.Block(24, 24, 1), iresnet.Block(24, 72, 2), iresnet.Block(72, 80, 1)
+            iresnet.Block(16, 24, 2), iresnet.Block(24, 24, 1), iresnet.Block(24, 72, 2), iresnet.Block(72, 72, 1)
         )
-        self.conv1 = nn.Conv2d(80, 80, 3, 1, 1)
+        self.conv1 = nn.Conv2d(72, 80, 3, 1, 1)
         self.bn1 = nn.BatchNorm2d(80)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(80, 80, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(80)
-        self.head = _pooled_head(80)
+        self.conv2 = nn.Conv2d(80, 72, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(72)
+        self.head = _pooled_head(72)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(self.stem(x))
