@@ -33,7 +33,7 @@ def list_steps(device: str, pack: Path, outdir: Path) -> list[Step]:
         pack: What pack_gpu.sh made.
         outdir: Gets the reports of the tests.
     """
-    large, small, batch = ("iresnet100", "iresnet50", 256) if device == "cuda" else ("residual", "mobile", 4)
+    large, small, batch = ("iresnet100", "iresnet50", 256) if device == "cuda" else ("wide", "mobile", 4)
     others = sorted(str(file) for file in Path("tests").glob("test_*.py") if "mark.cuda" in file.read_text())
     others.remove(_OPERATORS)
     sface = "sface" if device == "cuda" else "mobile"

@@ -107,14 +107,14 @@ class Residual(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.PReLU(16))
         self.blocks = nn.Sequential(
-            iresnet.Block(16, 24, 2), iresnet.Block(24, 24, 1), iresnet.Block(24, 72, 2), iresnet.Block(72, 72, 1)
+            iresnet.Block(16, 24, 2), iresnet.Block(24, 24, 1), iresnet.Block(24, 32, 2), iresnet.Block(32, 32, 1)
         )
-        self.conv1 = nn.Conv2d(72, 80, 3, 1, 1)
-        self.bn1 = nn.BatchNorm2d(80)
+        self.conv1 = nn.Conv2d(32, 32, 3, 1, 1)
+        self.bn1 = nn.BatchNorm2d(32)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(80, 72, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(72)
-        self.head = _pooled_head(72)
+        self.conv2 = nn.Conv2d(32, 32, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(32)
+        self.head = _pooled_head(32)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(self.stem(x))
@@ -203,6 +203,26 @@ def _norm_first() -> nn.Sequential:
     )
 
 
+def _wide() -> nn.Module:
+    """More than 64 filters, by kernels and strides of several kinds: what the CUDA kernel for Hopper takes."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1),
+        nn.PReLU(16),
+        nn.Conv2d(16, 72, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(72),
+        nn.PReLU(72),
+        nn.Conv2d(72, 72, 3, 1, 1),
+        nn.ReLU(),
+        nn.Conv2d(72, 80, 1),
+        nn.PReLU(80),
+        nn.Conv2d(80, 72, 3, 2, 1),
+        nn.PReLU(72),
+        nn.Conv2d(72, 96, 1, bias=False),
+        nn.BatchNorm2d(96),
+        _pooled_head(96),
+    )
+
+
 ZOO: dict[str, Callable[[], nn.Module]] = {
     "mobile": Mobile,
     "residual": Residual,
@@ -210,6 +230,7 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "reuse": Reuse,
     "groups": _groups,
     "norm_first": _norm_first,
+    "wide": _wide,
 }
 ZOO_SIZE = 32  # pixels; "mobile" takes no other size, the others any
 
