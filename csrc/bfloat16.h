@@ -1,5 +1,6 @@
 // bfloat16, the upper half of a float32, and how the two are made from each other.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -27,6 +28,11 @@ namespace {
   std::memcpy(&bits, &number, sizeof bits);
   const uint32_t any = number != number ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1u);
   return {static_cast<uint16_t>(any >> 16)};
+}
+
+// What instructions for bfloat16 numbers make of every number, going in and coming out.
+[[maybe_unused]] inline float flush_denormal(float number) {
+  return std::fpclassify(number) == FP_SUBNORMAL ? std::copysign(0.0f, number) : number;
 }
 
 // The bits of a pair of numbers in 32 bits that stay, where the two lowest bits of `kept` say which of the two do.

@@ -271,15 +271,25 @@ def test_tiles_multiply_as_the_manual_says(scale: float, monkeypatch: pytest.Mon
     assert bool((np.abs(expected) < 1e-30).any() if scale < 1 else np.isfinite(expected).any())
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-19])  # whose products lie around the least normal number
 @pytest.mark.parametrize("shape", SHAPES)
-def test_tiles_give_the_bits_of_their_twin(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("isa", ["amx", "avx512bf16"])
+def test_instructions_give_the_bits_of_their_twin(
+    isa: str, shape: str, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = conv_inputs(shape, rows=3)
+    channels = inputs["weight"].shape[1]
+    if shape in ("dilation", "groups", "depthwise", "depthwise-stride") if isa == "amx" else channels % 2:
+        pytest.skip("this layer runs without the instruction")
+    inputs |= {"src": inputs["src"] * scale, "weight": inputs["weight"] * scale}
+    if isa == "avx512bf16":
+        monkeypatch.setenv("PREFIQS_CPU_ALGORITHM", "dot")
     results = []
-    for isa in ("amx", "amx-emulated"):
-        monkeypatch.setenv("PREFIQS_CPU_ISA", isa)
+    for name in (isa, f"{isa}-emulated"):
+        monkeypatch.setenv("PREFIQS_CPU_ISA", name)
         try:
             results.append(ops.dual_conv2d(**inputs))
         except RuntimeError:
-            pytest.skip("this CPU has no amx")
-    if shape not in ("dilation", "groups", "depthwise", "depthwise-stride"):  # which run without tiles
-        assert torch.equal(*results)
+            pytest.skip(f"this CPU has no {isa}")
+    assert torch.equal(*results)
+    assert bool(results[0].any())

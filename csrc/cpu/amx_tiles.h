@@ -91,26 +91,23 @@ class Tiles {
       float parts[32] = {};  // [column][even or odd k]
       for (int pair = 0; pair < 16; ++pair) {
         for (int i = 0; i < 32; ++i) {
-          parts[i] = flush(std::fma(left[row][2 * pair + i % 2], right[pair][i], parts[i]));
+          parts[i] = flush_denormal(std::fma(left[row][2 * pair + i % 2], right[pair][i], parts[i]));
         }
       }
       for (int column = 0; column < 16; ++column) {
-        const float both = flush(parts[2 * column] + parts[2 * column + 1]);
-        total[row][column] = flush(flush(total[row][column]) + both);
+        const float both = flush_denormal(parts[2 * column] + parts[2 * column + 1]);
+        total[row][column] = flush_denormal(flush_denormal(total[row][column]) + both);
       }
     }
     std::memcpy(tile_memory[sums], total, tile_bytes);
   }
 
  private:
-  static float flush(float number) {
-    return std::fpclassify(number) == FP_SUBNORMAL ? std::copysign(0.0f, number) : number;
-  }
   static void widen(const unsigned char* tile, float (*to)[32]) {
     for (int64_t row = 0; row < 16; ++row) {
       BFloat16 numbers[32];
       std::memcpy(numbers, tile + row * tile_row_bytes, tile_row_bytes);
-      for (int i = 0; i < 32; ++i) to[row][i] = flush(to_float(numbers[i]));
+      for (int i = 0; i < 32; ++i) to[row][i] = flush_denormal(to_float(numbers[i]));
     }
   }
 

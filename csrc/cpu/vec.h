@@ -250,14 +250,18 @@ struct Vec {
     for (int i = 0; i < 4; ++i) x.v[i] = ((bits >> i) & 1u) != 0 ? x.v[i] : 0.0f;
     return x;
   }
-  // Adds the products of pairs of bfloat16 numbers, which the lanes of x and y hold.
+  // Adds the products of pairs of bfloat16 numbers, which the lanes of x and y hold, as the instruction does.
   static Vec add_pair_products(Vec x, Vec y, Vec sum) {
     for (int i = 0; i < 4; ++i) {
       BFloat16 a[2], b[2];
       std::memcpy(a, x.v + i, sizeof a);
       std::memcpy(b, y.v + i, sizeof b);
-      sum.v[i] = multiply_add(to_float(a[1]), to_float(b[1]), sum.v[i]);
-      sum.v[i] = multiply_add(to_float(a[0]), to_float(b[0]), sum.v[i]);
+      float total = flush_denormal(sum.v[i]);
+      for (int k : {1, 0}) {
+        const float left = flush_denormal(to_float(a[k])), right = flush_denormal(to_float(b[k]));
+        total = flush_denormal(multiply_add(left, right, total));
+      }
+      sum.v[i] = total;
     }
     return sum;
   }
