@@ -17,16 +17,31 @@ namespace {
 // The special algorithms before the general ones.
 constexpr std::array kernels{
 #ifdef PREFIQS_HAS_AMX
-    &amx_linear_amx,        &amx_conv_amx,
+    &amx_linear_amx,
+    &amx_conv_amx,
 #endif
 #ifdef PREFIQS_HAS_AVX512
-    &depthwise_conv_avx512, &winograd_conv_avx512, &linear_conv_avx512,    &dot_conv_avx512bf16,  &gemm_conv_avx512,
+    &dot_strided_conv_avx512bf16,
+    &depthwise_conv_avx512,
+    &winograd_conv_avx512,
+    &linear_conv_avx512,
+    &dot_conv_avx512bf16,
+    &gemm_conv_avx512,
 #endif
 #ifdef PREFIQS_HAS_AVX2
-    &depthwise_conv_avx2,   &winograd_conv_avx2,   &linear_conv_avx2,      &gemm_conv_avx2,
+    &depthwise_conv_avx2,
+    &winograd_conv_avx2,
+    &linear_conv_avx2,
+    &gemm_conv_avx2,
 #endif
-    &amx_linear_emulated,   &amx_conv_emulated,    &depthwise_conv_scalar, &winograd_conv_scalar, &linear_conv_scalar,
-    &dot_conv_emulated,     &gemm_conv_scalar,
+    &amx_linear_emulated,
+    &amx_conv_emulated,
+    &dot_strided_conv_emulated,
+    &depthwise_conv_scalar,
+    &winograd_conv_scalar,
+    &linear_conv_scalar,
+    &dot_conv_emulated,
+    &gemm_conv_scalar,
 };
 
 bool equal(const char* a, const char* b) { return std::strcmp(a, b) == 0; }

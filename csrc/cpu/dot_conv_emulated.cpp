@@ -3,4 +3,6 @@
 
 namespace prefiqs {
 extern const ConvKernel dot_conv_emulated{"dot", "avx512bf16-emulated", dot_fits, dot_work_items, dot_run};
+extern const ConvKernel dot_strided_conv_emulated{"dot", "avx512bf16-emulated", dot_strided_fits, dot_work_items,
+                                                  dot_run};
 }  // namespace prefiqs

@@ -24,6 +24,7 @@ extern const ConvKernel linear_conv_scalar, linear_conv_avx2, linear_conv_avx512
 extern const ConvKernel depthwise_conv_scalar, depthwise_conv_avx2, depthwise_conv_avx512;
 
 extern const ConvKernel dot_conv_avx512bf16, dot_conv_emulated;
+extern const ConvKernel dot_strided_conv_avx512bf16, dot_strided_conv_emulated;
 extern const ConvKernel amx_conv_amx, amx_conv_emulated;
 extern const ConvKernel amx_linear_amx, amx_linear_emulated;
 
