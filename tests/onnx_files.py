@@ -77,6 +77,11 @@ def run(module: nn.Module, x: Array) -> Array:
     return out.numpy()
 
 
+def as_rows(x: Array) -> Array:
+    """[N, d] for [N, d, 1, 1], as the importer gives it."""
+    return x.reshape(x.shape[:2]) if x.shape[2:] == (1, 1) else x
+
+
 def assert_equal(got: Array, expected: Array) -> None:
     assert got.shape == expected.shape
     # Two float32 sums of the same terms in other orders: relative to the largest value, as sums may cancel.

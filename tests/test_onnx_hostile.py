@@ -14,7 +14,7 @@ from onnx_files import assert_equal, assert_refused, floats, ints, make_model, o
 
 from prefiqs_ext.exceptions import FileFormatError, UnsupportedNetworkError
 from prefiqs_ext.models import import_onnx
-from prefiqs_ext.models.onnx_fields import charge_message
+from prefiqs_ext.models.onnx_import.fields import charge_message
 from prefiqs_ext.utils import budget
 
 STRANGE = ("0", "112", "1x", "self", "class", "forward", "images", "torch", "a'b\"c", "\x1b[2J\n", "x" * 5000, "é")
@@ -65,7 +65,7 @@ def test_a_message_is_one_line_of_bounded_length(what: str, tmp_path: Path) -> N
         node.domain = LONG
         model.opset_import.append(helper.make_opsetid(LONG, 1))
     elif what == "node":
-        node.name, node.op_type = LONG, "Neg"
+        node.name, node.op_type = LONG, "Det"
     elif what == "attribute":
         node.attribute.append(helper.make_attribute(LONG, 1))
     elif what == "tensor":

@@ -28,7 +28,8 @@ from torch import Tensor, fx, nn
 
 from prefiqs_ext import Scorer
 from prefiqs_ext.exceptions import FileAccessError, FileFormatError, MissingFileError
-from prefiqs_ext.models import import_onnx, onnx_import
+from prefiqs_ext.models import import_onnx
+from prefiqs_ext.models.onnx_import import importer
 
 _IMAGE = (4, 7, 6)
 _CONV = Case("Conv", _IMAGE, (floats(5, 4, 3, 3), floats(5)), {"pads": [0, 1, 2, 0]})
@@ -273,7 +274,7 @@ def _second_input(model: onnx.ModelProto) -> None:
 
 
 def _half(model: onnx.ModelProto) -> None:
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.BFLOAT16
 
 
 def _no_shape(model: onnx.ModelProto) -> None:
@@ -303,7 +304,8 @@ def _constant_output(model: onnx.ModelProto) -> None:
 
 
 def _half_weights(model: onnx.ModelProto) -> None:
-    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(floats(5, 4, 3, 3).astype(np.float16), "c0"))
+    halves = helper.make_tensor("c0", TensorProto.BFLOAT16, (5, 4, 3, 3), floats(5, 4, 3, 3).ravel())
+    model.graph.initializer[0].CopyFrom(halves)
 
 
 def _weights_from_input(model: onnx.ModelProto) -> None:
@@ -328,14 +330,14 @@ HOSTILE = {
     "huge dims": (_huge_dims, "cannot import"),
     "wrong size": (_wrong_size, "cannot import"),
     "second input": (_second_input, r"expected one input, the file has 2: \['x', 'other'\]"),
-    "half input": (_half, "cannot import"),
+    "half input": (_half, "BFLOAT16.*export the network in float32"),
     "no shape": (_no_shape, "'shape' of 'type' is required"),
     "undefined input": (_undefined_input, "nowhere"),
     "cycle": (_cycle, "cannot import"),
     "foreign domain": (_foreign, "operator com.microsoft.Conv is not supported"),
     "function": (_function, "model-local function 'Mine'"),
     "constant output": (_constant_output, "cannot import"),
-    "half weights": (_half_weights, "cannot import"),
+    "half weights": (_half_weights, "BFLOAT16: export the network in float32"),
     "weights from input": (_weights_from_input, "expected a constant as input 1"),
     "sparse": (_sparse, "sparse initialisers"),
 }
@@ -386,7 +388,7 @@ def test_other_files(content: bytes, tmp_path: Path) -> None:
 
 
 def test_too_large_a_file_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_import, "MAX_ONNX_BYTES", 100)
+    monkeypatch.setattr(importer, "MAX_ONNX_BYTES", 100)
     path = tmp_path / "large.onnx"
     path.write_bytes(b"\0" * 101)
     with pytest.raises(FileFormatError, match="expected at most 100 bytes, got 101"):

@@ -15,13 +15,13 @@ _IMAGE = (4, 7, 6)
 _CONV = Case("Conv", _IMAGE, (floats(5, 4, 3, 3), floats(5)), {"pads": [0, 1, 2, 0]})
 
 
-@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8])
+@pytest.mark.parametrize("kind", [TensorProto.BFLOAT16, TensorProto.INT8, TensorProto.UINT8])
 def test_half_and_quantised_weights_are_refused_by_name(kind: int, tmp_path: Path) -> None:
     model = _CONV.model()
     weights = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
     values = numpy_helper.to_array(weights).astype(helper.tensor_dtype_to_np_dtype(kind))
     weights.CopyFrom(numpy_helper.from_array(values, weights.name))
-    remedy = "take the one in float32" if kind != TensorProto.FLOAT16 else "export the network in float32"
+    remedy = "take the one in float32" if kind != TensorProto.BFLOAT16 else "export the network in float32"
     assert_refused(saved(model, tmp_path), rf"ONNX type {TensorProto.DataType.Name(kind)}\b.*{remedy}")
 
 

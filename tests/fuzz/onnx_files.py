@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from prefiqs_ext import Scorer
 from prefiqs_ext.models import import_onnx
-from prefiqs_ext.models.onnx_operators import OPERATORS
+from prefiqs_ext.models.onnx_import.registry import OPERATORS
 from prefiqs_ext.models.preset import Preset
 from tests.fuzz.mutations import NAMES, NUMBERS, mutate_bytes
 

@@ -11,20 +11,24 @@ import math
 import numpy as np
 import onnx
 
-from prefiqs_ext.models.onnx_node import Array, Shape, evaluate
+from prefiqs_ext.models.onnx_import.node import Array, Inferred, Shape, evaluate
 from prefiqs_ext.utils.budget import Budget
 
-# The operators that exporters compute shapes with. None of them makes a large value from small ones.
-_ARITHMETIC = frozenset(
-    "Add Cast Concat Constant Div Gather Identity Mul Reshape Shape Slice Squeeze Sub Unsqueeze".split()  # noqa: SIM905
-)
+# The operators that exporters compute shapes with, and numbers that follow from shapes.
+_ARITHMETIC = """
+    Add And Cast Ceil Concat Constant ConstantOfShape Div Equal Expand Floor Gather Greater Identity Less Max Min Mod
+    Mul Neg Not Pow Range Reciprocal ReduceProd Reshape Shape Size Slice Sqrt Squeeze Sub Unsqueeze Where
+"""
+_COMPUTED = frozenset(_ARITHMETIC.split())
+_GROWING = frozenset({"ConstantOfShape", "Expand", "Range"})  # these make large values from small ones
+_READS_SHAPE = frozenset({"Shape", "Size"})
 _MOST_NUMBERS = 64  # the largest value that is taken for a part of a shape
 _ROUND = 5  # parts that each node costs in a round of the inference
 
 
 def infer_shapes(
     model: onnx.ModelProto, source: str, opset: int, budget: Budget, *, side: int | None = None
-) -> dict[str, Shape]:
+) -> Inferred:
     """Infer the shape of every value in the graph, for one batch size.
 
     This runs ONNX's own inference several times. That inference follows computed shapes only in part, and only in late
@@ -39,7 +43,7 @@ def infer_shapes(
         side: What to use for the other sizes of the input that the file leaves open. None: they stay open.
 
     Returns:
-        A dictionary from the name of a value to its shape, with None for a size that the file leaves open.
+        The shapes, with None for a size that the file leaves open, and the numbers that follow from them.
     """
     skeleton = _build_skeleton(model)
     batch, *others = next(value for value in skeleton.graph.input if value.name == source).type.tensor_type.shape.dim
@@ -48,6 +52,8 @@ def infer_shapes(
     for size in others if side is not None else ():
         if size.dim_value < 1:
             size.dim_value = side
+    made = (node.output[0] for node in model.graph.node if node.op_type == "Constant")
+    literals = frozenset((*(tensor.name for tensor in model.graph.initializer), *made))
     numbers = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in skeleton.graph.initializer}
     while True:
         budget.charge_parts(_ROUND * len(skeleton.graph.node))
@@ -62,7 +68,7 @@ def infer_shapes(
         known = len(numbers)
         remaining = [node for node in skeleton.graph.node if not _try_compute(node, shapes, numbers, opset, budget)]
         if len(numbers) == known:
-            return shapes
+            return Inferred(shapes, numbers, literals)
         del skeleton.graph.node[:]
         skeleton.graph.node.extend(remaining)
         new = list(numbers.items())[known:]
@@ -90,13 +96,17 @@ def _try_compute(
     node: onnx.NodeProto, shapes: dict[str, Shape], numbers: dict[str, Array], opset: int, budget: Budget
 ) -> bool:
     """Add the result of a node to `numbers` if it follows from known shapes and numbers. Return whether it does."""
-    if node.op_type not in _ARITHMETIC or len(node.input) > _MOST_NUMBERS:
+    if node.op_type not in _COMPUTED or len(node.input) > _MOST_NUMBERS:
         return False
+    if node.op_type in _GROWING:
+        sizes = shapes.get(node.output[0])
+        if sizes is None or None in sizes or math.prod(size or 0 for size in sizes) > _MOST_NUMBERS:
+            return False
     inputs: dict[str, Array] = {}
     for name in filter(None, node.input):
-        if node.op_type == "Shape" and name in shapes and None not in shapes[name]:
+        if node.op_type in _READS_SHAPE and name in shapes and None not in shapes[name]:
             inputs[name] = np.broadcast_to(np.float32(0), [size or 0 for size in shapes[name]])
-        elif node.op_type != "Shape" and name in numbers and numbers[name].size <= _MOST_NUMBERS:
+        elif node.op_type not in _READS_SHAPE and name in numbers and numbers[name].size <= _MOST_NUMBERS:
             inputs[name] = numbers[name]
         else:
             return False

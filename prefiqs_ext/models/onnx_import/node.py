@@ -1,7 +1,9 @@
-"""One node of an ONNX file, as the functions of onnx_operators.py see it, and the state of the import.
+"""One node of an ONNX file, as the functions that translate operators see it, and the state of the import.
 
 Each value in the file is either a constant or an activation. A constant is an initialiser (a stored weight), or follows
-from initialisers alone. An activation depends on the network's input, and its first dimension is the batch.
+from initialisers and shapes alone. An activation depends on the network's input. One of its axes is the batch axis: it
+holds the images one after the other, each with one or more rows. It is the first axis of the input and of the outputs;
+in between an attention may move it, or join it with the heads behind it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,20 @@ _MOST_ATOMS = 20  # modules in one another
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int | None, ...]
-Pair = tuple[int, int]
+
+
+class Inferred(NamedTuple):
+    """What is known of the values of a graph before it computes anything, for one batch size.
+
+    Attributes:
+        shapes: The shape of every value, with None for a size that the file leaves open.
+        numbers: The values of small constants, and of those that follow from shapes.
+        literals: The names of the constants whose numbers the file holds.
+    """
+
+    shapes: dict[str, Shape]
+    numbers: dict[str, Array]
+    literals: frozenset[str]
 
 
 class State:
@@ -35,25 +50,37 @@ class State:
     Args:
         opset: The opset of the file.
         constants: The initialisers by name. Constants that follow from them are added during the import.
-        shapes: The shape of every value, from :func:`~prefiqs_ext.models.onnx_shapes.infer_shapes`.
+        inferred: The shapes of all values and the numbers of some, for one batch size.
+        batch: That batch size, and the one that the file declares; None if it leaves it open.
         budget: What the file may still cost.
 
     Attributes:
         graph: The torch graph so far.
         activations: The nodes of the torch graph by the name of the ONNX value that they compute.
+        batch_axes: The batch axis of each activation by name.
         owned: The modules and buffers of the torch graph by name.
     """
 
-    def __init__(self, opset: int, constants: dict[str, Array], shapes: dict[str, Shape], budget: Budget) -> None:
+    def __init__(
+        self, opset: int, constants: dict[str, Array], inferred: Inferred, batch: int | None, budget: Budget
+    ) -> None:
         self.opset = opset
         self.budget = budget
         self.constants = constants
-        self.shapes = shapes
+        self.inferred = inferred
+        self.declared_batch = batch
+        self.batch = batch or 1
         self.graph = fx.Graph()
         self.activations: dict[str, fx.Node] = {}
+        self.batch_axes: dict[str, int] = {}
         self.owned: dict[str, nn.Module | Tensor] = {}
         self._parents: set[str] = set()
         self._repeats: dict[str, int] = {}
+
+    def find_constant(self, name: str) -> Array | None:
+        """Return the numbers of a value that depends on no image; None for an activation."""
+        known = self.constants.get(name)
+        return self.inferred.numbers.get(name) if known is None else known
 
     def keep(self, name: str, item: nn.Module | Tensor) -> str:
         """Keep a module or buffer under a name, or under a similar name if it is taken. Return that name."""
@@ -79,24 +106,6 @@ def _list_parents(name: str) -> list[str]:
     return [".".join(atoms[:end]) for end in range(1, len(atoms))]
 
 
-class Window(NamedTuple):
-    """The sliding window of a convolution or pooling. Each field is (height, width).
-
-    Attributes:
-        kernel: The size of the window.
-        stride: The step of the window.
-        dilation: The distance between two elements of the window.
-        before: The padding above and on the left.
-        after: The padding below and on the right.
-    """
-
-    kernel: Pair
-    stride: Pair
-    dilation: Pair
-    before: Pair
-    after: Pair
-
-
 class Node:
     """One node of an ONNX file.
 
@@ -113,6 +122,8 @@ class Node:
         inputs: The names of the inputs; "" for an optional input that is left out.
         outputs: The names of the outputs.
         name: The name of the node or, if it has none, of its first output.
+        batch: The batch size that shapes are inferred for.
+        batch_axis: The batch axis of the outputs. It is that of the first activation, unless a translation sets it.
     """
 
     def __init__(self, state: State, node: onnx.NodeProto) -> None:
@@ -122,6 +133,9 @@ class Node:
         self.inputs: list[str] = list(node.input)
         self.outputs: list[str] = list(node.output)
         self.name = node.name or self.outputs[0]
+        self.batch = state.batch
+        axes = (state.batch_axes[name] for name in self.inputs if name in state.batch_axes)
+        self.batch_axis = next(axes, 0)
 
     def refuse(self, why: str) -> NoReturn:
         """Raise an UnsupportedNetworkError that names the node and says why it cannot be imported."""
@@ -142,7 +156,7 @@ class Node:
 
     def is_constant(self, index: int) -> bool:
         """Return whether the input is a constant."""
-        return self.inputs[index] in self._state.constants
+        return self._state.find_constant(self.inputs[index]) is not None
 
     def get_activation(self, index: int = 0) -> fx.Node:
         """Return the node of the torch graph that computes the input. Refuse a constant."""
@@ -168,13 +182,31 @@ class Node:
         self.expect(self.get_shape()[axis] in (None, size), f"{size} along axis {axis}, got {self.get_shape()[axis]}")
 
     def _look_up_shape(self, name: str) -> Shape:
-        if name not in self._state.shapes:
+        if name not in self._state.inferred.shapes:
             self.refuse(f"the rank of '{format_untrusted(name)}' is unknown")
-        return self._state.shapes[name]
+        return self._state.inferred.shapes[name]
+
+    def get_fixed_shape(self, index: int = 0) -> tuple[int, ...]:
+        """Return the shape of the input. Refuse a size that the file leaves open."""
+        shape = self.get_shape(index)
+        sizes = tuple(size for size in shape if size is not None)
+        self.expect(len(sizes) == len(shape), f"a shape fixed by the file, got {format_shape(shape)}")
+        return sizes
+
+    def get_fixed_size(self, axis: int) -> int:
+        """Return the size of the first input along an axis. Refuse one that the file leaves open."""
+        size = self.get_shape()[axis]
+        if size is None:
+            self.refuse(f"expected a size fixed by the file along axis {axis}")
+        return size
+
+    def get_batch_axis(self, index: int) -> int:
+        """Return the batch axis of an activation."""
+        return self._state.batch_axes[self.inputs[index]]
 
     def get_constant(self, index: int) -> Array:
         """Return the values of a constant input. Refuse an activation."""
-        value = self._state.constants.get(self.inputs[index])
+        value = self._state.find_constant(self.inputs[index])
         if value is None:
             self.refuse(f"expected a constant as input {index}; {self._quote(index)} is none")
         return value
@@ -209,58 +241,53 @@ class Node:
         if name in self.attributes:
             return list(self.attributes[name])
         if index is not None and self.has(index):
-            return [int(value) for value in self.get_constant(index).reshape(-1)]
+            return [int(value) for value in self.get_array_of_integers(index).reshape(-1)]
         if default is None:
             self.refuse(f"expected {name}")
         return list(default)
 
-    def resolve_axis(self, value: int, rank: int) -> int:
-        """Return an axis as a positive number: -1 of rank 4 is 3. Refuse axis 0, which is the batch."""
+    def get_numbers(self, name: str, index: int) -> list[float]:
+        """Return numbers from an attribute or, as in later opsets, from a constant input; an empty list for neither."""
+        if name in self.attributes:
+            return list(self.attributes[name])
+        if not self.has(index):
+            return []
+        return [float(value) for value in self.get_constant(index).reshape(-1)]
+
+    def get_array_of_integers(self, index: int) -> Array:
+        """Return the integers that are a constant input."""
+        values = self.get_constant(index)
+        self.expect(np.issubdtype(values.dtype, np.integer), f"integers as input {index}, got {values.dtype}")
+        return values.astype(np.int64)
+
+    def get_literal_shape(self) -> list[int] | None:
+        """Return the second input if the file holds its numbers, and None if it computes them."""
+        held = self.inputs[1] in self._state.inferred.literals
+        return self.get_integers("shape", 1) if held else None
+
+    @property
+    def has_open_batch(self) -> bool:
+        """Whether the file leaves the batch size open."""
+        return self._state.declared_batch is None
+
+    def resolve_axis(self, value: int) -> int:
+        """Return an axis of the first activation as a positive number: -1 of rank 4 is 3. Refuse the batch axis."""
+        rank = self.get_rank(self._list_activations()[0])
         axis = value + rank if value < 0 else value
-        self.expect(0 < axis < rank, f"an axis other than the batch, got axis {value} of rank {rank}")
+        self.expect(
+            0 <= axis < rank and axis != self.batch_axis,
+            f"an axis other than the batch, got axis {value} of rank {rank}",
+        )
         return axis
 
-    def get_window(self, kernel: Sequence[int] | None = None) -> Window:
-        """Return the sliding window that the attributes describe. Refuse an input that is not ``[N, C, H, W]``.
-
-        Args:
-            kernel: The size of the window if the weights tell it; the attribute must then agree.
-        """
+    def expect_images(self) -> None:
+        """Refuse the node unless its first input is ``[N, C, H, W]``."""
         self.expect(self.get_rank() == 4, f"an input of rank 4, got rank {self.get_rank()}")
-        given = self._get_pair("kernel_shape", kernel)
-        self.expect(kernel is None or given == tuple(kernel), f"kernel_shape of the weights, got {list(given)}")
-        stride, dilation = self._get_pair("strides", (1, 1)), self._get_pair("dilations", (1, 1))
-        return Window(given, stride, dilation, *self._compute_padding(given, stride, dilation))
+        self.expect_batch_first()
 
-    def _get_pair(self, name: str, default: Sequence[int] | None) -> Pair:
-        values = self.get_integers(name, default=default)
-        self.expect(len(values) == 2 and min(values) > 0, f"two positive numbers as {name}, got {values}")
-        return values[0], values[1]
-
-    def _compute_padding(self, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
-        """Return the padding before and after, from the attribute `pads` or `auto_pad`."""
-        mode = self.attributes.get("auto_pad", b"NOTSET").decode()
-        if mode == "NOTSET":
-            pads = self.get_integers("pads", default=(0, 0, 0, 0))
-            self.expect(len(pads) == 4 and min(pads) >= 0, f"four pads of 0 or more, got {pads}")
-            return (pads[0], pads[1]), (pads[2], pads[3])
-        if mode == "VALID":
-            return (0, 0), (0, 0)
-        self.expect(mode in ("SAME_UPPER", "SAME_LOWER"), f"auto_pad of the ONNX standard, got {mode!r}")
-        less, more = [], []
-        for size, k, s, d in zip(self.get_shape()[2:], kernel, stride, dilation, strict=True):
-            if size is None:
-                self.refuse(f"auto_pad {mode} needs a fixed input height and width")
-            total = max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
-            less.append(total // 2)
-            more.append(total - total // 2)
-        before, after = (less, more) if mode == "SAME_UPPER" else (more, less)
-        return (before[0], before[1]), (after[0], after[1])
-
-    def pad(self, before: Pair, after: Pair, value: float) -> fx.Node:
-        """Add a module to the torch graph that pads the height and width of the first input with a value."""
-        sides = (before[1], after[1], before[0], after[0])
-        return self.call_module(nn.ConstantPad2d(sides, value) if value else nn.ZeroPad2d(sides), suffix="_pad")
+    def expect_batch_first(self) -> None:
+        """Refuse the node unless the batch axis of its first input is the first one."""
+        self.expect(self.batch_axis == 0, f"the batch as the first axis, it is axis {self.batch_axis}")
 
     def call_module(
         self, module: nn.Module, x: fx.Node | None = None, *, weight: int | None = None, suffix: str = ""
@@ -288,13 +315,61 @@ class Node:
         """Add a call of a function to the torch graph."""
         return self._state.graph.call_function(function, args, kwargs)
 
-    def call_method(self, name: str, *args: Any) -> fx.Node:
-        """Add a call of a method of the first input to the torch graph, as torch.fx itself traces a method."""
-        return self._state.graph.call_method(name, (self.get_activation(), *args))
+    def call_method(self, name: str, x: fx.Node, *args: Any) -> fx.Node:
+        """Add a call of a method to the torch graph, as torch.fx itself traces a method."""
+        return self._state.graph.call_method(name, (x, *args))
 
-    def add_buffer(self, index: int, value: Tensor) -> fx.Node:
-        """Add a tensor to the torch graph as a buffer, under the name of this input."""
-        return self._state.graph.get_attr(self._state.keep(make_identifier(self.inputs[index]) or "constant", value))
+    def add_buffer(self, name: str, value: Tensor) -> fx.Node:
+        """Add a tensor to the torch graph as a buffer, under a name like this one."""
+        return self._state.graph.get_attr(self._state.keep(make_identifier(name) or "constant", value))
+
+    def add_constant(self, index: int) -> fx.Node:
+        """Add a constant input to the torch graph as a buffer, for a calculation that aligns its shape at the right."""
+        return self.add_buffer(self.inputs[index], self.get_rowless_tensor(index))
+
+    def get_rowless_tensor(self, index: int) -> Tensor:
+        """Return a constant input that is the same for every image: with 1 along the batch axis, or without it.
+
+        Such a constant is `cls_token.expand(batch, -1, -1)`.
+        """
+        value, axis = self.get_tensor(index), self._find_aligned_batch_axis(index)
+        if axis is None or value.shape[axis] == 1:
+            return value
+        first = value.narrow(axis, 0, 1)
+        same = value.shape[axis] == self.batch and torch.equal(value, first.expand(value.shape))
+        self.expect(same, f"a constant without a batch, got shape {list(value.shape)}")
+        return first.clone()
+
+    def _find_aligned_batch_axis(self, index: int) -> int | None:
+        """Return the axis of a constant that meets the batch axis, with shapes aligned at the right."""
+        first = self._list_activations()[0]
+        axis = self.get_batch_axis(first) - self.get_rank(first) + self.get_constant(index).ndim
+        return axis if axis >= 0 else None
+
+    def _list_activations(self) -> list[int]:
+        """Return the indices of the inputs that are activations."""
+        return [index for index, name in enumerate(self.inputs) if name in self._state.activations]
+
+    def get_activation_rank(self) -> int:
+        """Return the largest rank among the activations."""
+        return max(self.get_rank(index) for index in self._list_activations())
+
+    def align_batch(self) -> None:
+        """Set the batch axis of a calculation that aligns shapes at the right, as NumPy does.
+
+        Refuse activations whose batch axes would meet other axes, or that hold another number of rows for an image.
+        """
+        used = self._list_activations()
+        places = {self.get_batch_axis(index) - self.get_rank(index) for index in used}
+        rows = {self.get_shape(index)[self.get_batch_axis(index)] for index in used}
+        shapes = " and ".join(format_shape(self.get_shape(index)) for index in used)
+        self.expect(len(places) == len(rows) == 1, f"inputs whose batches meet, got shapes {shapes}")
+        self.batch_axis = self.get_activation_rank() + places.pop()
+
+
+def format_shape(shape: Shape) -> str:
+    """Return the text of a shape, such as "[1, ?, 7]" if the second size is open."""
+    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
 
 
 _EVALUATION = 50  # parts that it costs to evaluate a node

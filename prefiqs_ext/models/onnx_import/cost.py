@@ -11,7 +11,7 @@ from math import prod
 import onnx
 
 from prefiqs_ext.exceptions import UnsupportedNetworkError
-from prefiqs_ext.models.onnx_node import Array, Shape
+from prefiqs_ext.models.onnx_import.node import Array, Shape
 from prefiqs_ext.utils.budget import MAX_ACTIVATIONS, MAX_MULTIPLICATIONS
 
 _PER_VALUE = 50  # multiplications in the time that it takes to write one value
@@ -78,6 +78,8 @@ def _count_multiplications(
         return made * prod(weight.shape[1:] if weight is not None else shapes.get(node.input[1], ())[1:] or (1,))
     if node.op_type in ("Gemm", "MatMul"):
         return made * ((shapes.get(node.input[0]) or (1,))[-1] or 1)
+    if node.op_type in ("Resize", "Upsample"):
+        return made * sum(size or 1 for size in shapes.get(node.input[0], ())[2:])
     if node.op_type in ("MaxPool", "AveragePool"):
         return made * prod(_get_integers(node, "kernel_shape"))
     return 0
