@@ -55,6 +55,33 @@ LAYOUTS = {
         48,
     ),
     "facexzoo": Layout(layouts.mobilefacenet_state, layouts.mobilefacenet, "facexzoo"),
+    "SE-IResNet": Layout(
+        partial(layouts.iresnet_state, (1, 2, 1, 1), last=2, excite=True), layouts.iresnet, "arcface", 32
+    ),
+    "adaface, bottlenecks": Layout(
+        partial(layouts.ir_state, (64, 64, 96, 128), adaface=True, bottleneck=True, affine=False, last=3),
+        layouts.ir,
+        "adaface",
+        24,
+    ),
+    "adaface, bottlenecks, IR-SE": Layout(
+        partial(layouts.ir_state, (96, 96, 64), adaface=True, bottleneck=True, excite="se_block", last=6),
+        layouts.ir,
+        "adaface",
+        24,
+    ),
+    "arcface_torch, MobileFaceNet": Layout(
+        partial(layouts.arcface_mobilefacenet_state, (1, 2, 1, 1), scale=2, unit=8, last=3),
+        layouts.arcface_mobilefacenet,
+        "arcface",
+        48,
+    ),
+    "arcface_torch, MobileFaceNet, large": Layout(
+        partial(layouts.arcface_mobilefacenet_state, (2, 1, 2, 1), scale=4, unit=8, last=2),
+        layouts.arcface_mobilefacenet,
+        "arcface",
+        32,
+    ),
 }
 
 
@@ -88,7 +115,18 @@ def test_every_layout(name: str, tmp_path: Path) -> None:
     check(model, network_input(pictures(2, layout.size)), Pruning())
 
 
-@pytest.mark.parametrize("name", ["iresnet, 64 pixels", "curricularface", "adaface, IR-SE", "facexzoo"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "iresnet, 64 pixels",
+        "curricularface",
+        "adaface, IR-SE",
+        "facexzoo",
+        "SE-IResNet",
+        "adaface, bottlenecks, IR-SE",
+        "arcface_torch, MobileFaceNet",
+    ],
+)
 def test_scores_of_a_file_are_those_of_two_models(name: str, tmp_path: Path) -> None:
     layout = LAYOUTS[name]
     torch.save(layout.state(), tmp_path / "backbone.pth")
@@ -100,6 +138,28 @@ def test_scores_of_a_file_are_those_of_two_models(name: str, tmp_path: Path) -> 
     images = pictures(3, layout.size, seed=4)
     expected = reference.score(network, images, preset=preset)
     assert float((scorer(images).distance - expected.distance).abs().max()) < TOLERANCE
+
+
+@pytest.mark.parametrize(("blocks", "scale"), [((1, 4, 6, 2), 1), ((1, 4, 6, 2), 2), ((2, 8, 12, 4), 4)])
+def test_published_sizes_of_arcface_torch(blocks: tuple[int, int, int, int], scale: int) -> None:
+    """The large one has bottlenecks for a second layer; else that layer has 64 groups, whatever its width."""
+    layout = LAYOUTS["arcface_torch, MobileFaceNet"]
+    state = layouts.arcface_mobilefacenet_state(blocks, scale=scale, last=3)
+    model, preset = checkpoint._build_network(state, None)
+    assert preset == preset_of(layout)
+    assert model.state_dict().keys() == state.keys()
+    assert difference(model, layout, state) < TOLERANCE
+
+
+@pytest.mark.parametrize("blocks", [(3, 8, 36, 3), (3, 24, 36, 3)])
+def test_depths_of_152_and_200(blocks: tuple[int, ...]) -> None:
+    """AdaFace's counts of bottlenecks, with a 16th of its channels."""
+    layout = LAYOUTS["adaface, bottlenecks"]
+    channels = [out for count, out in zip(blocks, (16, 32, 64, 128), strict=True) for _ in range(count)]
+    state = layouts.ir_state(channels, adaface=True, bottleneck=True, affine=False, last=2)
+    model, preset = checkpoint._build_network(state, None)
+    assert preset == models.PRESETS["adaface"].with_size(32)
+    assert difference(model, layout._replace(size=32), state) < TOLERANCE
 
 
 def wrapped(prefix: str, state: State) -> State:
@@ -282,24 +342,118 @@ def test_refusals(what: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_deep_ir_is_refused_by_name(tmp_path: Path) -> None:
-    """Depths above 100 have blocks of three convolutions."""
-    state = LAYOUTS["adaface"].state()
-    state |= {
-        name.replace(".res_layer.5.", ".res_layer.8."): tensor
-        for name, tensor in state.items()
-        if ".res_layer.5." in name
-    }
-    torch.save(state, tmp_path / "ir152.ckpt")
-    with pytest.raises(UnsupportedNetworkError, match="IR of basic blocks, got bottleneck blocks"):
-        load(tmp_path / "ir152.ckpt", "adaface")
+def replaced(name: str, *shape: int) -> Callable[[State], object]:
+    return lambda state: {**state, name: torch.zeros(shape)}
 
 
-def test_squeeze_wider_than_its_block(tmp_path: Path) -> None:
-    state = LAYOUTS["face.evoLVe, IR-SE"].state()
-    torch.save({**state, "body.0.res_layer.5.fc1.weight": torch.zeros(1000, 64, 1, 1)}, tmp_path / "se.pth")
-    with pytest.raises(ValueError, match=r"expected body\.0\.res_layer\.5\.fc1\.weight of shape \[64, 64, 1, 1\]"):
-        load(tmp_path / "se.pth", "curricularface")
+def renamed(old: str, new: str) -> Callable[[State], object]:
+    return lambda state: {name.replace(old, new): tensor for name, tensor in state.items()}
+
+
+REFUSED_OTHERS: dict[tuple[str, str], tuple[Callable[[State], object], str]] = {
+    ("SE-IResNet", "missing"): (
+        without("layer3.0.se_block.fc1.weight"),
+        r"expected IResNet, whose layer3\.0\.se_block\.fc1\.weight the file lacks",
+    ),
+    ("SE-IResNet", "in one block only"): (
+        lambda state: {name: tensor for name, tensor in state.items() if "se_block" not in name or "layer3" in name},
+        r"also has layer3\.0\.se_block\.fc1\.weight, layer3\.0\.se_block\.fc2\.weight$",
+    ),
+    ("SE-IResNet", "squeeze wider than its block"): (
+        replaced("layer1.0.se_block.fc1.weight", 1000, 64, 1, 1),
+        r"expected layer1\.0\.se_block\.fc1\.weight of shape \[64, 64, 1, 1\], got \[1000, 64, 1, 1\]",
+    ),
+    ("SE-IResNet", "linear squeeze"): (
+        replaced("layer1.0.se_block.fc1.weight", 4, 64),
+        r"expected layer1\.0\.se_block\.fc1\.weight of 4 dimensions, got shape \[4, 64\]",
+    ),
+    ("SE-IResNet", "under another name"): (renamed("se_block", "se"), r"also has layer1\.0\.se\.fc1\.weight, .* more"),
+    ("face.evoLVe, IR-SE", "squeeze wider than its block"): (
+        replaced("body.0.res_layer.5.fc1.weight", 1000, 64, 1, 1),
+        r"expected body\.0\.res_layer\.5\.fc1\.weight of shape \[64, 64, 1, 1\]",
+    ),
+    ("adaface, bottlenecks", "missing"): (
+        without("body.1.res_layer.6.weight"),
+        r"expected IR, whose body\.1\.res_layer\.6\.weight the file lacks",
+    ),
+    ("adaface, bottlenecks", "no last convolution"): (
+        without("body.2.res_layer.7.weight"),
+        r"expected body\.2\.res_layer\.7\.weight, the file lacks it",
+    ),
+    ("adaface, bottlenecks", "wide inside"): (
+        replaced("body.0.res_layer.1.weight", 32, 64, 1, 1),
+        r"expected body\.0\.res_layer\.1\.weight of shape \[16, 64, 1, 1\], got \[32, 64, 1, 1\]",
+    ),
+    ("adaface, bottlenecks", "a wide first kernel"): (
+        replaced("body.3.res_layer.1.weight", 32, 96, 3, 3),
+        r"expected body\.3\.res_layer\.1\.weight of shape \[32, 96, 1, 1\], got \[32, 96, 3, 3\]",
+    ),
+    ("adaface, bottlenecks", "too wide to build"): (
+        lambda state: {**state, "body.3.res_layer.7.weight": torch.zeros(1).expand(1 << 40, 32, 1, 1)},
+        r"expected tensors of at most .* bytes together, the file declares more",
+    ),
+    ("adaface, bottlenecks", "8 layers"): (
+        renamed(".res_layer.8.", ".res_layer.7."),
+        r"expected IR blocks of one of 5, 6, 9 layers, got 8",
+    ),
+    ("adaface, bottlenecks", "no norms"): (
+        lambda state: {name: tensor for name, tensor in state.items() if "running_mean" not in name},
+        r"expected IR blocks of one of 5, 6, 9 layers, got 0",
+    ),
+    ("arcface_torch, MobileFaceNet", "missing"): (
+        without("layers.5.layers.0.layers.2.layers.1.running_var"),
+        r"expected MobileFaceNet, whose layers\.5\.layers\.0\.layers\.2\.layers\.1\.running_var the file lacks",
+    ),
+    ("arcface_torch, MobileFaceNet", "no second convolution"): (
+        without("layers.1.layers.0.weight"),
+        r"expected layers\.1\.layers\.0\.weight, the file lacks it",
+    ),
+    ("arcface_torch, MobileFaceNet", "groups that do not divide"): (
+        replaced("layers.1.layers.0.weight", 16, 3, 3, 3),
+        r"expected layers\.1\.layers\.0\.weight of shape \[16, 1, 3, 3\], got \[16, 3, 3, 3\]",
+    ),
+    ("arcface_torch, MobileFaceNet", "shape"): (
+        replaced("layers.4.layers.1.layers.0.weight", 32, 2, 3, 3),
+        r"expected layers\.4\.layers\.1\.layers\.0\.weight of shape \[32, 1, 3, 3\], got \[32, 2, 3, 3\]",
+    ),
+    ("arcface_torch, MobileFaceNet", "dimensions"): (
+        replaced("conv_sep.layers.0.weight", 64, 32),
+        r"expected conv_sep\.layers\.0\.weight of 4 dimensions, got shape \[64, 32\]",
+    ),
+    ("arcface_torch, MobileFaceNet", "nothing inside"): (
+        replaced("layers.2.layers.0.layers.0.weight", 0, 16, 1, 1),
+        r"expected layers\.2\.layers\.0\.layers\.0\.weight with values, got shape \[0, 16, 1, 1\]",
+    ),
+    ("arcface_torch, MobileFaceNet", "no channels"): (
+        replaced("layers.1.layers.0.weight", 0, 0, 3, 3),
+        r"expected layers\.1\.layers\.0\.weight with values, got shape \[0, 0, 3, 3\]",
+    ),
+    ("arcface_torch, MobileFaceNet", "a block skipped"): (
+        renamed("layers.3.layers.0.", "layers.3.layers.1."),
+        r"expected layers\.3\.layers\.0\.layers\.0\.layers\.0\.weight, the file lacks it",
+    ),
+    ("arcface_torch, MobileFaceNet", "and FaceX-Zoo's"): (
+        lambda state: {**state, **wrapped("other.", layouts.mobilefacenet_state())},
+        "expected one network, the file has several: below 'other.', ''",
+    ),
+    ("facexzoo", "no second convolution"): (
+        without("conv2_dw.conv.weight"),
+        r"expected conv2_dw\.conv\.weight, the file lacks it",
+    ),
+}
+
+
+@pytest.mark.parametrize(("layout", "what"), REFUSED_OTHERS)
+def test_refusals_of_other_layouts(layout: str, what: str, tmp_path: Path) -> None:
+    change, message = REFUSED_OTHERS[layout, what]
+    path = tmp_path / "checkpoint.pth"
+    torch.save(change(LAYOUTS[layout].state()), path)
+    with pytest.raises(ValueError, match=message) as error:
+        load(path, preset_of(LAYOUTS[layout]))
+    unsupported = what in ("8 layers", "no norms")
+    assert type(error.value) is (UnsupportedNetworkError if unsupported else FileFormatError)
+    assert str(error.value).startswith(f"cannot load {path}: ")
+    assert "\n" not in str(error.value)
 
 
 def test_a_guess_has_the_size_of_the_network(tmp_path: Path) -> None:
