@@ -205,7 +205,7 @@ def _count_indices(shapes: Shapes, pattern: str) -> int:
 
 
 def _get_shape(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:
-    """Return the shape of a tensor, which must be in the file, with this number of dimensions, none of them of size 0."""
+    """Return the shape of a tensor, which must be in the file, have this number of dimensions and not be empty."""
     if name not in shapes:
         raise FileFormatError(f"expected {name}, the file lacks it")
     if len(shapes[name]) != dims:
