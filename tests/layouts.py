@@ -47,8 +47,18 @@ def norm(state: State, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
     return F.batch_norm(x, state[f"{name}.running_mean"], state[f"{name}.running_var"], weight, bias, eps=eps)
 
 
-def iresnet_state(blocks: Sequence[int], *, last: int = 7, features: int = 64) -> State:
-    """insightface's arcface_torch; ElasticFace's and MagFace's backbone too."""
+def squeeze_excite_state(to: Writer, name: str, channels: int) -> None:
+    to.conv(f"{name}.fc1", channels // 16, channels, 1)
+    to.conv(f"{name}.fc2", channels, channels // 16, 1)
+
+
+def squeeze_excite(state: State, name: str, x: Tensor) -> Tensor:
+    y = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), state[f"{name}.fc1.weight"]))
+    return x * torch.sigmoid(F.conv2d(y, state[f"{name}.fc2.weight"]))
+
+
+def iresnet_state(blocks: Sequence[int], *, last: int = 7, features: int = 64, excite: bool = False) -> State:
+    """insightface's arcface_torch; ElasticFace's and MagFace's backbone too. ElasticFace's may have SE."""
     to = Writer()
     to.conv("conv1", 64, 3, 3)
     to.norm("bn1", 64)
@@ -63,6 +73,8 @@ def iresnet_state(blocks: Sequence[int], *, last: int = 7, features: int = 64) -
             to.prelu(f"{name}.prelu", out)
             to.conv(f"{name}.conv2", out, out, 3)
             to.norm(f"{name}.bn3", out)
+            if excite:
+                squeeze_excite_state(to, f"{name}.se_block", out)
             if index == 0:
                 to.conv(f"{name}.downsample.0", out, inside, 1)
                 to.norm(f"{name}.downsample.1", out)
@@ -82,6 +94,8 @@ def iresnet(state: State, x: Tensor, *, eps: float = 1e-5) -> Tensor:
             y = F.conv2d(norm(state, f"{name}.bn1", x, eps), state[f"{name}.conv1.weight"], padding=1)
             y = F.prelu(norm(state, f"{name}.bn2", y, eps), state[f"{name}.prelu.weight"])
             y = norm(state, f"{name}.bn3", F.conv2d(y, state[f"{name}.conv2.weight"], None, stride, 1), eps)
+            if f"{name}.se_block.fc1.weight" in state:
+                y = squeeze_excite(state, f"{name}.se_block", y)
             if index == 0:
                 x = norm(state, f"{name}.downsample.1", F.conv2d(x, state[f"{name}.downsample.0.weight"], None, 2), eps)
             x, index = x + y, index + 1
@@ -90,9 +104,18 @@ def iresnet(state: State, x: Tensor, *, eps: float = 1e-5) -> Tensor:
 
 
 def ir_state(
-    channels: Sequence[int], *, adaface: bool, excite: str | None = None, affine: bool = True, last: int = 7
+    channels: Sequence[int],
+    *,
+    adaface: bool,
+    bottleneck: bool = False,
+    excite: str | None = None,
+    affine: bool = True,
+    last: int = 7,
 ) -> State:
-    """face.evoLVe's and CurricularFace's IR (5 entries in res_layer), AdaFace's (6); excite: where SE's entry is."""
+    """face.evoLVe's and CurricularFace's IR (5 entries in res_layer), AdaFace's (6, in its bottlenecks 9).
+
+    excite: where SE's entry is.
+    """
     to = Writer()
     to.conv("input_layer.0", 64, 3, 3)
     to.norm("input_layer.1", 64)
@@ -101,15 +124,24 @@ def ir_state(
     for index, out in enumerate(channels):
         name = f"body.{index}.res_layer"
         to.norm(f"{name}.0", inside)
-        to.conv(f"{name}.1", out, inside, 3)
-        if adaface:
-            to.norm(f"{name}.2", out)
-        to.prelu(f"{name}.{2 + adaface}", out)
-        to.conv(f"{name}.{3 + adaface}", out, out, 3)
-        to.norm(f"{name}.{4 + adaface}", out)
+        if bottleneck:
+            to.conv(f"{name}.1", out // 4, inside, 1)
+            to.norm(f"{name}.2", out // 4)
+            to.prelu(f"{name}.3", out // 4)
+            to.conv(f"{name}.4", out // 4, out // 4, 3)
+            to.norm(f"{name}.5", out // 4)
+            to.prelu(f"{name}.6", out // 4)
+            to.conv(f"{name}.7", out, out // 4, 1)
+            to.norm(f"{name}.8", out)
+        else:
+            to.conv(f"{name}.1", out, inside, 3)
+            if adaface:
+                to.norm(f"{name}.2", out)
+            to.prelu(f"{name}.{2 + adaface}", out)
+            to.conv(f"{name}.{3 + adaface}", out, out, 3)
+            to.norm(f"{name}.{4 + adaface}", out)
         if excite:
-            to.conv(f"{name}.{excite}.fc1", out // 16, out, 1)
-            to.conv(f"{name}.{excite}.fc2", out, out // 16, 1)
+            squeeze_excite_state(to, f"{name}.{excite}", out)
         if inside != out:
             to.conv(f"body.{index}.shortcut_layer.0", out, inside, 1)
             to.norm(f"body.{index}.shortcut_layer.1", out)
@@ -126,17 +158,30 @@ def ir(state: State, x: Tensor) -> Tensor:
     index, before = 0, 0
     while f"body.{index}.res_layer.1.weight" in state:
         name = f"body.{index}.res_layer"
+        bottleneck = f"{name}.8.running_mean" in state
         between = f"{name}.5.running_mean" in state
-        out = state[f"{name}.1.weight"].shape[0]
+        out = state[f"{name}.{7 if bottleneck else 1}.weight"].shape[0]
         stride = 2 if out != before else 1
-        y = F.conv2d(norm(state, f"{name}.0", x), state[f"{name}.1.weight"], padding=1)
-        y = norm(state, f"{name}.2", y) if between else y
-        y = F.prelu(y, state[f"{name}.{2 + between}.weight"])
-        y = norm(state, f"{name}.{4 + between}", F.conv2d(y, state[f"{name}.{3 + between}.weight"], None, stride, 1))
+        y = norm(state, f"{name}.0", x)
+        if bottleneck:
+            y = norm(state, f"{name}.2", F.conv2d(y, state[f"{name}.1.weight"]))
+            y = F.conv2d(F.prelu(y, state[f"{name}.3.weight"]), state[f"{name}.4.weight"], padding=1)
+            y = F.prelu(norm(state, f"{name}.5", y), state[f"{name}.6.weight"])
+            y = norm(state, f"{name}.8", F.conv2d(y, state[f"{name}.7.weight"], None, stride))
+        else:
+            y = F.conv2d(y, state[f"{name}.1.weight"], padding=1)
+            y = norm(state, f"{name}.2", y) if between else y
+            y = F.conv2d(
+                F.prelu(y, state[f"{name}.{2 + between}.weight"]),
+                state[f"{name}.{3 + between}.weight"],
+                None,
+                stride,
+                1,
+            )
+            y = norm(state, f"{name}.{4 + between}", y)
         for excite in ("5", "6", "se_block"):
             if f"{name}.{excite}.fc1.weight" in state:
-                z = F.relu(F.conv2d(y.mean((2, 3), keepdim=True), state[f"{name}.{excite}.fc1.weight"]))
-                y = y * torch.sigmoid(F.conv2d(z, state[f"{name}.{excite}.fc2.weight"]))
+                y = squeeze_excite(state, f"{name}.{excite}", y)
         if f"body.{index}.shortcut_layer.0.weight" in state:
             x = F.conv2d(x, state[f"body.{index}.shortcut_layer.0.weight"], None, stride)
             x = norm(state, f"body.{index}.shortcut_layer.1", x)
@@ -200,3 +245,68 @@ def mobilefacenet(state: State, x: Tensor) -> Tensor:
             x = x + bottleneck(f"{others}.model.{index}", x, 1)
     x = linear("conv_6_dw", activated("conv_6_sep", x)).flatten(1)
     return norm(state, "bn", F.linear(x, state["linear.weight"]))
+
+
+def arcface_mobilefacenet_state(
+    blocks: tuple[int, int, int, int] = (1, 4, 6, 2), *, scale: int = 2, unit: int = 64, last: int = 7
+) -> State:
+    """arcface_torch's get_mbf and get_mbf_large. unit: 64 in all that are published; other widths are multiples."""
+    to = Writer()
+
+    def linear(name: str, out: int, inside: int, kernel: int) -> None:
+        to.conv(f"{name}.layers.0", out, inside, kernel)
+        to.norm(f"{name}.layers.1", out)
+
+    def activated(name: str, out: int, inside: int, kernel: int) -> None:
+        linear(name, out, inside, kernel)
+        to.prelu(f"{name}.layers.2", out)
+
+    def bottleneck(name: str, out: int, inside: int, wide: int) -> None:
+        activated(f"{name}.layers.0", wide, inside, 1)
+        activated(f"{name}.layers.1", wide, 1, 3)
+        linear(f"{name}.layers.2", out, wide, 1)
+
+    narrow, broad = unit * scale, 2 * unit * scale
+    activated("layers.0", narrow, 3, 3)
+    if blocks[0] == 1:
+        activated("layers.1", narrow, scale, 3)
+    else:
+        for index in range(blocks[0]):
+            bottleneck(f"layers.1.layers.{index}", narrow, narrow, 2 * unit)
+    stages = ((narrow, narrow, 2, 2), (narrow, broad, 4, 4), (broad, broad, 8, 4))
+    for stage, (inside, out, first, others) in enumerate(stages, 1):
+        bottleneck(f"layers.{2 * stage}", out, inside, first * unit)
+        for index in range(blocks[stage]):
+            bottleneck(f"layers.{2 * stage + 1}.layers.{index}", out, out, others * unit)
+    activated("conv_sep", 8 * unit, broad, 1)
+    linear("features.layers.0", 8 * unit, 1, last)
+    to.linear("features.layers.2", 48, 8 * unit, bias=False)
+    to.norm("features.layers.3", 48)
+    return to.state
+
+
+def arcface_mobilefacenet(state: State, x: Tensor) -> Tensor:
+    def linear(name: str, x: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+        weight = state[f"{name}.layers.0.weight"]
+        x = F.conv2d(x, weight, None, stride, padding, 1, x.shape[1] // weight.shape[1])
+        return norm(state, f"{name}.layers.1", x)
+
+    def activated(name: str, x: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+        return F.prelu(linear(name, x, stride, padding), state[f"{name}.layers.2.weight"])
+
+    def bottleneck(name: str, x: Tensor, stride: int) -> Tensor:
+        x = activated(f"{name}.layers.1", activated(f"{name}.layers.0", x), stride, 1)
+        return linear(f"{name}.layers.2", x)
+
+    def residual(name: str, x: Tensor) -> Tensor:
+        index = 0
+        while f"{name}.layers.{index}.layers.0.layers.0.weight" in state:
+            x, index = x + bottleneck(f"{name}.layers.{index}", x, 1), index + 1
+        return x
+
+    x = activated("layers.0", x, 2, 1)
+    x = activated("layers.1", x, 1, 1) if "layers.1.layers.0.weight" in state else residual("layers.1", x)
+    for stage in (2, 4, 6):
+        x = residual(f"layers.{stage + 1}", bottleneck(f"layers.{stage}", x, 2))
+    x = linear("features.layers.0", activated("conv_sep", x)).flatten(1)
+    return norm(state, "features.layers.3", F.linear(x, state["features.layers.2.weight"]))

@@ -1,4 +1,4 @@
-"""load: every layout against functions of torch alone; what is refused, by name; what is never executed."""
+"""load: every layout against functions of torch alone; wrappers, heads and formats of files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import layouts
 import pytest
 import torch
+from checkpoint_layouts import LAYOUTS, Layout, preset_of, wrapped
 from duals import check
 from layouts import State
 from networks import network_input, pictures
@@ -19,47 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prefiqs_ext import Pruning, Scorer, models, reference
-from prefiqs_ext.exceptions import FileAccessError, FileFormatError, UnsupportedNetworkError
+from prefiqs_ext.exceptions import FileAccessError
 from prefiqs_ext.models import checkpoint, load
 from prefiqs_ext.models.mobilefacenet import MobileFaceNet
-from prefiqs_ext.models.preset import Preset
 
 # float32 against float64, of the largest value; a wrong stride, eps or name is above 1e-3.
 TOLERANCE = 1e-5
-_CHANNELS = (64, 64, 128, 256, 256, 512)
-
-
-class Layout(NamedTuple):
-    state: Callable[[], State]
-    forward: Callable[[State, Tensor], Tensor]
-    preset: str
-    size: int = 112
-
-
-LAYOUTS = {
-    "iresnet": Layout(partial(layouts.iresnet_state, (1, 2, 1, 1)), layouts.iresnet, "arcface"),
-    "iresnet, 64 pixels": Layout(
-        partial(layouts.iresnet_state, (1, 1, 1, 1), last=4, features=30), layouts.iresnet, "arcface", 64
-    ),
-    "curricularface": Layout(
-        partial(layouts.ir_state, _CHANNELS, adaface=False, affine=False), layouts.ir, "curricularface"
-    ),
-    "face.evoLVe, IR-SE": Layout(
-        partial(layouts.ir_state, _CHANNELS, adaface=False, excite="5"), layouts.ir, "curricularface"
-    ),
-    "adaface": Layout(partial(layouts.ir_state, _CHANNELS, adaface=True, affine=False), layouts.ir, "adaface"),
-    "adaface, IR-SE": Layout(
-        partial(layouts.ir_state, _CHANNELS, adaface=True, affine=False, excite="se_block", last=3),
-        layouts.ir,
-        "adaface",
-        48,
-    ),
-    "facexzoo": Layout(layouts.mobilefacenet_state, layouts.mobilefacenet, "facexzoo"),
-}
-
-
-def preset_of(layout: Layout, name: str | None = None) -> Preset:
-    return models.PRESETS[name or layout.preset].with_size(layout.size)
 
 
 def loaded(path: Path) -> nn.Module:
@@ -88,7 +53,18 @@ def test_every_layout(name: str, tmp_path: Path) -> None:
     check(model, network_input(pictures(2, layout.size)), Pruning())
 
 
-@pytest.mark.parametrize("name", ["iresnet, 64 pixels", "curricularface", "adaface, IR-SE", "facexzoo"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "iresnet, 64 pixels",
+        "curricularface",
+        "adaface, IR-SE",
+        "facexzoo",
+        "SE-IResNet",
+        "adaface, bottlenecks, IR-SE",
+        "arcface_torch, MobileFaceNet",
+    ],
+)
 def test_scores_of_a_file_are_those_of_two_models(name: str, tmp_path: Path) -> None:
     layout = LAYOUTS[name]
     torch.save(layout.state(), tmp_path / "backbone.pth")
@@ -102,8 +78,26 @@ def test_scores_of_a_file_are_those_of_two_models(name: str, tmp_path: Path) -> 
     assert float((scorer(images).distance - expected.distance).abs().max()) < TOLERANCE
 
 
-def wrapped(prefix: str, state: State) -> State:
-    return {prefix + name: tensor for name, tensor in state.items()}
+@pytest.mark.parametrize(("blocks", "scale"), [((1, 4, 6, 2), 1), ((1, 4, 6, 2), 2), ((2, 8, 12, 4), 4)])
+def test_published_sizes_of_arcface_torch(blocks: tuple[int, int, int, int], scale: int) -> None:
+    """The large one has bottlenecks for a second layer; else that layer has 64 groups, whatever its width."""
+    layout = LAYOUTS["arcface_torch, MobileFaceNet"]
+    state = layouts.arcface_mobilefacenet_state(blocks, scale=scale, last=3)
+    model, preset = checkpoint._build_network(state, None)
+    assert preset == preset_of(layout)
+    assert model.state_dict().keys() == state.keys()
+    assert difference(model, layout, state) < TOLERANCE
+
+
+@pytest.mark.parametrize("blocks", [(3, 8, 36, 3), (3, 24, 36, 3)])
+def test_depths_of_152_and_200(blocks: tuple[int, ...]) -> None:
+    """AdaFace's counts of bottlenecks, with a 16th of its channels."""
+    layout = LAYOUTS["adaface, bottlenecks"]
+    channels = [out for count, out in zip(blocks, (16, 32, 64, 128), strict=True) for _ in range(count)]
+    state = layouts.ir_state(channels, adaface=True, bottleneck=True, affine=False, last=2)
+    model, preset = checkpoint._build_network(state, None)
+    assert preset == models.PRESETS["adaface"].with_size(32)
+    assert difference(model, layout._replace(size=32), state) < TOLERANCE
 
 
 def magface(state: State) -> object:
@@ -197,109 +191,6 @@ def test_safetensors(tmp_path: Path) -> None:
     layout = LAYOUTS["facexzoo"]
     save_file(layout.state(), tmp_path / "backbone.safetensors")
     assert difference(loaded(tmp_path / "backbone.safetensors"), layout, layout.state()) < TOLERANCE
-
-
-def without(name: str) -> Callable[[State], object]:
-    return lambda state: {key: tensor for key, tensor in state.items() if key != name}
-
-
-def nan(state: State) -> object:
-    state["layer2.0.conv1.weight"][0, 0] = torch.nan
-    return state
-
-
-def converted(convert: Callable[[Tensor], Tensor]) -> Callable[[State], object]:
-    return lambda state: {**state, "layer2.0.conv1.weight": convert(state["layer2.0.conv1.weight"])}
-
-
-REFUSED: dict[str, tuple[Callable[[State], object], str]] = {
-    "missing": (without("layer3.0.bn2.bias"), r"expected IResNet, whose layer3\.0\.bn2\.bias the file lacks"),
-    "no linear layer": (without("fc.weight"), r"expected fc\.weight, the file lacks it"),
-    "left over": (
-        lambda state: {**state, "attention.weight": torch.zeros(3, 5), "layer1.0.extra": torch.zeros(2)},
-        r"also has (layer1.0.extra|attention.weight), (layer1.0.extra|attention.weight)",
-    ),
-    "left over beside": (
-        lambda state: {**wrapped("backbone.", state), "decoder.conv.weight": torch.zeros(3, 5, 1, 1)},
-        "also has decoder.conv.weight",
-    ),
-    "two networks": (
-        lambda state: {**wrapped("teacher.", state), **wrapped("student.", state)},
-        "one network, the file has several: below 'teacher.', 'student.'",
-    ),
-    "shape": (
-        lambda state: {**state, "layer2.0.conv2.weight": torch.zeros(128, 64, 3, 3)},
-        r"layer2\.0\.conv2\.weight of shape \[128, 128, 3, 3\], got \[128, 64, 3, 3\]",
-    ),
-    "a block skipped": (
-        lambda state: {name.replace("layer2.0", "layer2.1"): tensor for name, tensor in state.items()},
-        r"also has|lacks",
-    ),
-    "nan": (nan, r"layer2\.0\.conv1\.weight has NaN or infinite values"),
-    "negative variance": (
-        lambda state: {**state, "layer1.0.bn1.running_var": torch.full((64,), -1.0)},
-        r"layer1\.0\.bn1\.running_var has negative values",
-    ),
-    "integers": (
-        converted(lambda tensor: tensor.to(torch.int8)),
-        r"expected floating numbers in layer2\.0\.conv1\.weight, got torch\.int8",
-    ),
-    "complex": (converted(lambda tensor: tensor.to(torch.complex64)), r"expected floating .*, got torch\.complex64"),
-    "sparse": (converted(Tensor.to_sparse), r"dense tensors, layer2\.0\.conv1\.weight is sparse or without values"),
-    "quantised": (
-        converted(lambda tensor: torch.quantize_per_tensor(tensor, 0.01, 0, torch.qint8)),
-        r"expected ordinary dense tensors, layer2\.0\.conv1\.weight is of a quantised network: take the one in float32",
-    ),
-    "meta": (converted(lambda tensor: tensor.to("meta")), "expected ordinary dense tensors"),
-    "another size": (
-        lambda state: state,
-        r"size \(64, 64\), got \(112, 112\) \('arcface'\): pass it with_size\(\(64, 64\)\), on .* --size 64x64",
-    ),
-    "another network": (lambda state: {"encoder.0.weight": torch.zeros(3)}, "the file has encoder.0.weight"),
-    "no tensors": (lambda state: {"epoch": 3, "name": "r50"}, "expected a state dict, the file holds 'epoch', 'name'"),
-    "a list": (lambda state: [1, 2], "expected a state dict, the file holds a list"),
-    "expanded": (
-        lambda state: {**state, "huge": torch.zeros(1).expand(1 << 40)},
-        "expected tensors of at most .* bytes together, the file declares more",
-    ),
-    "expanded fc": (
-        lambda state: {**state, "fc.weight": torch.zeros(1).expand(30, 1 << 34)},
-        "expected tensors of at most",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_refusals(what: str, tmp_path: Path) -> None:
-    change, message = REFUSED[what]
-    path = tmp_path / "checkpoint.pth"
-    torch.save(change(LAYOUTS["iresnet, 64 pixels"].state()), path)
-    with pytest.raises(ValueError, match=message) as error:
-        load(path, "arcface")
-    unsupported = what in ("integers", "quantised", "another size")
-    assert type(error.value) is (UnsupportedNetworkError if unsupported else FileFormatError)
-    assert str(error.value).startswith(f"cannot load {path}: ")
-    assert "\n" not in str(error.value)
-
-
-def test_deep_ir_is_refused_by_name(tmp_path: Path) -> None:
-    """Depths above 100 have blocks of three convolutions."""
-    state = LAYOUTS["adaface"].state()
-    state |= {
-        name.replace(".res_layer.5.", ".res_layer.8."): tensor
-        for name, tensor in state.items()
-        if ".res_layer.5." in name
-    }
-    torch.save(state, tmp_path / "ir152.ckpt")
-    with pytest.raises(UnsupportedNetworkError, match="IR of basic blocks, got bottleneck blocks"):
-        load(tmp_path / "ir152.ckpt", "adaface")
-
-
-def test_squeeze_wider_than_its_block(tmp_path: Path) -> None:
-    state = LAYOUTS["face.evoLVe, IR-SE"].state()
-    torch.save({**state, "body.0.res_layer.5.fc1.weight": torch.zeros(1000, 64, 1, 1)}, tmp_path / "se.pth")
-    with pytest.raises(ValueError, match=r"expected body\.0\.res_layer\.5\.fc1\.weight of shape \[64, 64, 1, 1\]"):
-        load(tmp_path / "se.pth", "curricularface")
 
 
 def test_a_guess_has_the_size_of_the_network(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import struct
 import time
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import layouts
@@ -88,6 +89,10 @@ def make_state() -> dict[str, Tensor]:
     return layouts.ir_state((4,), adaface=True, affine=False, last=2)
 
 
+def make_mobilefacenet() -> dict[str, Tensor]:
+    return layouts.arcface_mobilefacenet_state((1, 1, 1, 1), scale=2, unit=1, last=2)
+
+
 def test_views_of_one_number(tmp_path: Path) -> None:
     """They are numbers like others, as long as there are not far more of them than bytes in the file."""
     state, path = make_state(), tmp_path / "model.pth"
@@ -127,16 +132,36 @@ def test_names_in_messages(name: str, tmp_path: Path) -> None:
         assert all(text.isprintable() and len(text) < 1000 for text in texts)
 
 
-def test_blocks_are_counted_before_they_are_built(tmp_path: Path) -> None:
-    state = {f"layer1.{index}.x": torch.zeros(1) for index in range(budget.MAX_BLOCKS + 1)}
-    torch.save({"layer1.0.conv1.weight": torch.zeros(1), **state}, tmp_path / "model.pth")
+@pytest.mark.parametrize(
+    ("marker", "block", "others"),
+    [
+        ("layer1.0.conv1.weight", "layer1.{}.x", {}),
+        ("body.0.res_layer.1.weight", "body.{}.x", {"body.0.res_layer.8.running_mean": (1,)}),
+        ("conv_23.conv.conv.weight", "conv2_dw.model.{}.conv.x", {"conv1.conv.weight": (1, 3, 3, 3)}),
+        ("conv_sep.layers.0.weight", "layers.1.layers.{}.layers.0.x", {"layers.0.layers.0.weight": (1, 3, 3, 3)}),
+    ],
+)
+def test_blocks_are_counted_before_they_are_built(
+    marker: str, block: str, others: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    state = {block.format(index): torch.zeros(1) for index in range(budget.MAX_BLOCKS + 1)}
+    state |= {name: torch.zeros(shape) for name, shape in others.items()}
+    torch.save({marker: torch.zeros(1), **state}, tmp_path / "model.pth")
     with pytest.raises(FileFormatError, match="expected at most 300 blocks of a kind, the file has 301"):
         load(tmp_path / "model.pth", "arcface")
 
 
-def test_a_network_of_very_large_images(tmp_path: Path) -> None:
-    state = make_state()
-    state["output_layer.3.weight"] = torch.zeros(64, 4 * 600**2, dtype=torch.float16)
-    torch.save(state, tmp_path / "model.pth")
-    with pytest.raises(FileFormatError, match="expected a network of images of at most 1024 x 1024 pixels, got 1200"):
+@pytest.mark.parametrize(
+    ("make", "name", "shape", "side"),
+    [
+        (make_state, "output_layer.3.weight", (64, 4 * 600**2), 1200),
+        (make_mobilefacenet, "features.layers.0.layers.0.weight", (8, 1, 70, 70), 1120),
+    ],
+)
+def test_a_network_of_very_large_images(
+    make: Callable[[], dict[str, Tensor]], name: str, shape: tuple[int, ...], side: int, tmp_path: Path
+) -> None:
+    torch.save({**make(), name: torch.zeros(shape, dtype=torch.float16)}, tmp_path / "model.pth")
+    message = f"expected a network of images of at most 1024 x 1024 pixels, got {side}"
+    with pytest.raises(FileFormatError, match=message):
         load(tmp_path / "model.pth", "adaface")

@@ -6,9 +6,10 @@ stage. :func:`prefiqs_ext.models.load` chooses the reader by the name of the fil
 
 | family | names | files of |
 |---|---|---|
-| IResNet | layer1.0.conv1.weight | ArcFace, ElasticFace, MagFace, CR-FIQA, GraFIQs |
-| IR, IR-SE | body.0.res_layer.1.weight | face.evoLVe, CurricularFace; with a batch norm between, AdaFace, CVLface |
+| IResNet, SE-IResNet | layer1.0.conv1.weight | ArcFace, ElasticFace, MagFace, CR-FIQA, GraFIQs |
+| IR, IR-SE | body.0.res_layer.1.weight | face.evoLVe, CurricularFace, AdaFace, CVLface; 5, 6 or 9 layers in a block |
 | MobileFaceNet | conv_23.conv.conv.weight | FaceX-Zoo |
+| MobileFaceNet | conv_sep.layers.0.weight | ArcFace (arcface_torch) |
 | ONNX | - | InsightFace, OpenCV Zoo |
 | dlib | - | dlib's face recognition ResNet |
 """
@@ -19,7 +20,8 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isqrt
+from functools import partial
+from math import gcd, isqrt
 from pathlib import Path
 from typing import IO
 
@@ -27,9 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from prefiqs_ext.exceptions import FileFormatError, UnsupportedNetworkError
-from prefiqs_ext.models.ir import IR
+from prefiqs_ext.models.ir import BLOCKS, IR
 from prefiqs_ext.models.iresnet import IResNet
-from prefiqs_ext.models.mobilefacenet import Bottlenecks, MobileFaceNet
+from prefiqs_ext.models.mobilefacenet import ARCFACE_TORCH, FACEX_ZOO, Bottlenecks, MobileFaceNet, Names
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.models.state_dict import QUANTISED, read_state_dict
 from prefiqs_ext.utils.budget import MAX_BLOCKS, MAX_SIDE
@@ -40,6 +42,7 @@ from prefiqs_ext.utils.text import format_path, format_untrusted
 _EPS = {"magface": 2e-5}  # the eps of the batch norms, by preset; it is 1e-5 for all other presets
 _MOST_MESSAGE = 400  # characters of an error
 _SHOWN = 4  # names that a message lists before it says "and N more"
+_LAST_NORM = r"body\.0\.res_layer\.(\d{1,3})\.running_mean"  # of an IR block: its last layer is a batch norm
 _READ = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -81,8 +84,8 @@ def load_checkpoint(file: IO[bytes], path: Path, preset: Preset | None = None) -
         FileAccessError: The file cannot be read.
         FileFormatError: The file is damaged, would do harm or has an unknown layout; or weights are missing, are too
             many, have the wrong shape or are not finite.
-        UnsupportedNetworkError: The layout is known, but this network of it cannot be built: an IR network of
-            bottleneck blocks, or a quantised network.
+        UnsupportedNetworkError: The layout is known, but this network of it cannot be built: an IR network of unknown
+            blocks, or a quantised network.
     """
     name = format_path(str(path))
     try:
@@ -202,11 +205,13 @@ def _count_indices(shapes: Shapes, pattern: str) -> int:
 
 
 def _get_shape(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:
-    """Return the shape of a tensor, which must be in the file and have this number of dimensions."""
+    """Return the shape of a tensor, which must be in the file, have this number of dimensions and not be empty."""
     if name not in shapes:
         raise FileFormatError(f"expected {name}, the file lacks it")
     if len(shapes[name]) != dims:
         raise FileFormatError(f"expected {name} of {dims} dimensions, got shape {list(shapes[name])}")
+    if 0 in shapes[name]:
+        raise FileFormatError(f"expected {name} with values, got shape {list(shapes[name])}")
     return shapes[name]
 
 
@@ -219,60 +224,86 @@ def _compute_last_size(shapes: Shapes, linear: str, norm: str) -> int:
         norm: The name of a vector with one number for each channel of the map.
     """
     (channels,) = _get_shape(shapes, norm, 1)
-    return max(1, isqrt(_get_shape(shapes, linear, 2)[1] // max(1, channels)))
+    return max(1, isqrt(_get_shape(shapes, linear, 2)[1] // channels))
+
+
+def _find_reduction(shapes: Shapes, excite: str, channels: int) -> int | None:
+    """Return the number by which squeeze and excitation divides its channels; None if the file lacks it.
+
+    Args:
+        shapes: The shapes of all tensors.
+        excite: Its name in a block.
+        channels: The number of channels of that block.
+    """
+    name = f"{excite}.fc1.weight"
+    return max(1, channels // _get_shape(shapes, name, 4)[0]) if name in shapes else None
 
 
 def _build_iresnet(shapes: Shapes, preset: str) -> IResNet:
     blocks = [_count_indices(shapes, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
     if not all(blocks):
         raise FileFormatError(f"expected an IResNet of four stages, got {blocks} blocks")
-    features = _get_shape(shapes, "fc.weight", 2)[0]
-    last_size = _compute_last_size(shapes, "fc.weight", "bn2.weight")
-    return IResNet(blocks, features, last_size=last_size, eps=_EPS.get(preset, 1e-5))
+    return IResNet(
+        blocks,
+        _get_shape(shapes, "fc.weight", 2)[0],
+        last_size=_compute_last_size(shapes, "fc.weight", "bn2.weight"),
+        eps=_EPS.get(preset, 1e-5),
+        reduction=_find_reduction(shapes, "layer1.0.se_block", _get_shape(shapes, "layer1.0.conv1.weight", 4)[0]),
+    )
 
 
 def _build_ir(shapes: Shapes, preset: str) -> IR:
+    norms = [int(found[1]) for name in shapes if (found := re.fullmatch(_LAST_NORM, name))]
+    layers = 1 + max(norms, default=-1)
+    layout = next((layout for layout in BLOCKS if len(layout.layers) == layers), None)
+    if layout is None:
+        known = ", ".join(str(len(layout.layers)) for layout in BLOCKS)
+        raise UnsupportedNetworkError(f"expected IR blocks of one of {known} layers, got {layers}")
     count = _count_indices(shapes, r"body\.(\d+)\.")
-    norm_between = "body.0.res_layer.5.running_mean" in shapes
-    last = 4 + norm_between
-    if any(re.match(r"body\.\d+\.res_layer\.([6-9]|\d\d)\.(weight|running_mean)", name) for name in shapes):
-        raise UnsupportedNetworkError("expected IR of basic blocks, got bottleneck blocks, as depths above 100 have")
-    channels = [_get_shape(shapes, f"body.{index}.res_layer.1.weight", 4)[0] for index in range(count)]
+    channels = [_get_shape(shapes, f"body.{index}.res_layer.{layers - 2}.weight", 4)[0] for index in range(count)]
     excite = None
-    for name in (str(last + 1), "se_block"):
-        fc1 = f"body.0.res_layer.{name}.fc1.weight"
-        if fc1 in shapes:
-            excite = name, max(1, channels[0] // max(1, _get_shape(shapes, fc1, 4)[0]))
+    for name in (str(layers), "se_block"):
+        if reduction := _find_reduction(shapes, f"body.0.res_layer.{name}", channels[0]):
+            excite = name, reduction
     return IR(
         channels,
         _get_shape(shapes, "output_layer.3.weight", 2)[0],
         last_size=_compute_last_size(shapes, "output_layer.3.weight", "output_layer.0.weight"),
-        norm_between=norm_between,
+        layout=layout,
         excite=excite,
         affine="output_layer.4.weight" in shapes,
     )
 
 
-def _build_mobilefacenet(shapes: Shapes, preset: str) -> MobileFaceNet:
-    def get_expanded(block: str) -> int:
-        return _get_shape(shapes, f"{block}.conv.conv.weight", 4)[0]
+def _build_mobilefacenet(names: Names, shapes: Shapes, preset: str) -> MobileFaceNet:
+    convolution = names.convolution[0]
+    expand, _, project = names.bottleneck
 
-    stages = []
-    for first, others in (("conv_23", "conv_3"), ("conv_34", "conv_4"), ("conv_45", "conv_5")):
-        count = _count_indices(shapes, rf"{others}\.model\.(\d+)\.")
-        stages.append(
-            Bottlenecks(
-                _get_shape(shapes, f"{first}.project.conv.weight", 4)[0],
-                get_expanded(first),
-                [get_expanded(f"{others}.model.{index}") for index in range(count)],
-            )
-        )
+    def get_shape(name: str) -> tuple[int, ...]:
+        return _get_shape(shapes, f"{name}.{convolution}.weight", 4)
+
+    def get_expanded(residual: str) -> list[int]:
+        inside = f"{residual}.{names.residual}"
+        count = _count_indices(shapes, rf"{re.escape(inside)}\.(\d+)\.{re.escape(expand)}\.")
+        return [get_shape(f"{inside}.{index}.{expand}")[0] for index in range(count)]
+
+    stem = get_shape(names.stem)[0]
+    second: int | list[int] = get_expanded(names.second)
+    if not second:
+        second = stem // gcd(stem, get_shape(names.second)[1])  # gcd, for in a bad file the second need not divide stem
+    stages = [
+        Bottlenecks(get_shape(f"{first}.{project}")[0], get_shape(f"{first}.{expand}")[0], get_expanded(others))
+        for first, others in names.stages
+    ]
+    depthwise, _, linear, _ = names.output
     return MobileFaceNet(
-        _get_shape(shapes, "conv1.conv.weight", 4)[0],
+        names,
+        stem,
+        second,
         stages,
-        _get_shape(shapes, "conv_6_sep.conv.weight", 4)[0],
-        _get_shape(shapes, "linear.weight", 2)[0],
-        _get_shape(shapes, "conv_6_dw.conv.weight", 4)[2],
+        wide=get_shape(names.separate)[0],
+        num_features=_get_shape(shapes, f"{linear}.weight", 2)[0],
+        last_size=get_shape(depthwise)[2],
     )
 
 
@@ -290,6 +321,17 @@ FAMILIES = (
         _build_ir,
         lambda prefix, shapes: "adaface" if "body.0.res_layer.5.running_mean" in shapes else "curricularface",
     ),
-    Family("MobileFaceNet", "conv_23.conv.conv.weight", _build_mobilefacenet, lambda prefix, shapes: "facexzoo"),
+    Family(
+        "MobileFaceNet",
+        "conv_23.conv.conv.weight",
+        partial(_build_mobilefacenet, FACEX_ZOO),
+        lambda prefix, shapes: "facexzoo",
+    ),
+    Family(
+        "MobileFaceNet",
+        "conv_sep.layers.0.weight",
+        partial(_build_mobilefacenet, ARCFACE_TORCH),
+        lambda prefix, shapes: "arcface",
+    ),
 )
 """All layouts that :func:`load_checkpoint` knows."""

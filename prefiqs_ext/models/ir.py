@@ -1,44 +1,45 @@
 """IR and IR-SE: the residual networks of face.evoLVe, CurricularFace, AdaFace and CVLface, with their state-dict names.
 
-Source: face.evoLVe's model_irse and AdaFace's net, with the basic block (depths up to 100). A block is a batch norm, a
-convolution, (in AdaFace a batch norm,) PReLU, a convolution with the stride, a batch norm, and in IR-SE squeeze and
-excitation. The shortcut is a max-pool of size 1 if the number of channels stays, else a convolution and a batch norm.
-The output layers are a batch norm, a linear layer and a batch norm. Dropout does nothing in eval mode; it is here so
-that the layers after it keep their numbers.
+Source: face.evoLVe's model_irse, and AdaFace's net. :data:`BLOCKS` lists the kinds of blocks. A block ends with squeeze
+and excitation in IR-SE. Its shortcut is a max-pool of size 1 if the number of channels stays, else a convolution and a
+batch norm. The output layers are a batch norm, a linear layer and a batch norm. Dropout does nothing in eval mode; it
+is here so that the layers after it keep their numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import NamedTuple
 
 from torch import Tensor, nn
+
+from prefiqs_ext.models.squeeze_excite import SqueezeExcite
 
 STEM_CHANNELS = 64
 
 
-class SqueezeExcite(nn.Module):
-    """Squeeze and excitation: scales each channel by a factor that depends on the means of all channels.
+class BlockLayout(NamedTuple):
+    """The layers of a residual block, without its shortcut.
 
-    Source: arXiv 1709.01507.
-
-    Args:
-        channels: The number of channels.
-        reduced: The number of channels between the two convolutions.
+    Attributes:
+        layers: The layers in order: "norm", "prelu", or "conv" and the size of its kernel. The last two are the
+            convolution that has the stride, and a batch norm.
+        expansion: The number of output channels for each channel inside the block.
     """
 
-    def __init__(self, channels: int, reduced: int) -> None:
-        super().__init__()
-        self.avg_pool = nn.AdaptiveAvgPool2d(1)
-        self.fc1 = nn.Conv2d(channels, reduced, 1, bias=False)
-        self.relu = nn.ReLU()
-        self.fc2 = nn.Conv2d(reduced, channels, 1, bias=False)
-        self.sigmoid = nn.Sigmoid()
+    layers: tuple[str, ...]
+    expansion: int = 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` ``[N, C, H, W]`` with its channels scaled."""
-        scale: Tensor = self.sigmoid(self.fc2(self.relu(self.fc1(self.avg_pool(x)))))
-        return x * scale
+
+BASIC = BlockLayout(("norm", "conv3", "prelu", "conv3", "norm"))
+"""Of face.evoLVe, InsightFace_Pytorch and CurricularFace, of any depth (and there called a bottleneck)."""
+BASIC_WITH_NORM = BlockLayout(("norm", "conv3", "norm", "prelu", "conv3", "norm"))
+"""Of AdaFace and CVLface, up to 101 layers."""
+BOTTLENECK = BlockLayout(("norm", "conv1", "norm", "prelu", "conv3", "norm", "prelu", "conv1", "norm"), expansion=4)
+"""Of AdaFace and CVLface, with 152 and 200 layers."""
+BLOCKS = (BASIC, BASIC_WITH_NORM, BOTTLENECK)
+"""All kinds of blocks. No two have the same number of layers."""
 
 
 class Block(nn.Module):
@@ -47,13 +48,13 @@ class Block(nn.Module):
     Args:
         in_channels: The number of channels of the input.
         out_channels: The number of channels of the result.
-        stride: The stride of the second convolution and of the shortcut.
-        norm_between: Whether there is a batch norm after the first convolution, as in AdaFace.
+        stride: The stride of the last convolution and of the shortcut.
+        layout: The layers.
         excite: The name and the reduced channels of the squeeze and excitation at the end; None for IR.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, *, norm_between: bool, excite: tuple[str, int] | None
+        self, in_channels: int, out_channels: int, stride: int, layout: BlockLayout, excite: tuple[str, int] | None
     ) -> None:
         super().__init__()
         self.shortcut_layer: nn.Module = nn.MaxPool2d(1, stride)
@@ -61,14 +62,21 @@ class Block(nn.Module):
             self.shortcut_layer = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
-        self.res_layer = nn.Sequential(
-            nn.BatchNorm2d(in_channels),
-            nn.Conv2d(in_channels, out_channels, 3, 1, 1, bias=False),
-            *([nn.BatchNorm2d(out_channels)] if norm_between else []),
-            nn.PReLU(out_channels),
-            nn.Conv2d(out_channels, out_channels, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(out_channels),
-        )
+        self.res_layer = nn.Sequential()
+        last = len(layout.layers) - 2
+        channels = in_channels
+        for index, kind in enumerate(layout.layers):
+            if kind == "norm":
+                self.res_layer.append(nn.BatchNorm2d(channels))
+            elif kind == "prelu":
+                self.res_layer.append(nn.PReLU(channels))
+            else:
+                kernel = int(kind.removeprefix("conv"))
+                out = out_channels if index == last else out_channels // layout.expansion
+                self.res_layer.append(
+                    nn.Conv2d(channels, out, kernel, stride if index == last else 1, kernel // 2, bias=False)
+                )
+                channels = out
         if excite is not None:
             name, reduced = excite
             self.res_layer.add_module(name, SqueezeExcite(out_channels, reduced))
@@ -80,14 +88,14 @@ class Block(nn.Module):
 
 
 class IR(nn.Module):
-    """IR or IR-SE of basic blocks.
+    """IR or IR-SE.
 
     Args:
         channels: The number of output channels of each block. The first block has stride 2, and so has every block with
             another number of channels than the block before it.
         num_features: The length of an embedding.
         last_size: The side of the last map in pixels: 7 for images of 112 x 112 pixels and four strides of 2.
-        norm_between: Whether the blocks have a batch norm after their first convolution, as in AdaFace.
+        layout: The layers of each block, one of :data:`BLOCKS`.
         excite: The name of the squeeze and excitation in each block, and the number by which it divides the channels;
             None for IR.
         affine: Whether the last batch norm has weights.
@@ -102,7 +110,7 @@ class IR(nn.Module):
         num_features: int = 512,
         *,
         last_size: int = 7,
-        norm_between: bool = False,
+        layout: BlockLayout = BASIC,
         excite: tuple[str, int] | None = None,
         affine: bool = True,
     ) -> None:
@@ -119,8 +127,8 @@ class IR(nn.Module):
                     before[index],
                     out,
                     strides[index],
-                    norm_between=norm_between,
-                    excite=None if excite is None else (excite[0], out // excite[1]),
+                    layout,
+                    None if excite is None else (excite[0], out // excite[1]),
                 )
                 for index, out in enumerate(channels)
             )

@@ -2,8 +2,8 @@
 
 Source: Duta et al., "Improved Residual Networks for Image and Video Recognition" (arXiv 2004.04989), in the form that
 ArcFace made common (arXiv 1801.07698). A block is a batch norm, a convolution, a batch norm, PReLU, a convolution and a
-batch norm; there is no activation after its sum. ElasticFace, GraFIQs and CR-FIQA use the same names. Their dropout has
-a probability of 0 and is left out here.
+batch norm; there is no activation after its sum. ElasticFace, GraFIQs and CR-FIQA use the same names, and may have
+squeeze and excitation at the end of each block (SE-IResNet). Their dropout has a probability of 0 and is left out here.
 """
 
 from __future__ import annotations
@@ -13,13 +13,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from prefiqs_ext.models.squeeze_excite import SqueezeExcite
+
 _STAGE_CHANNELS = (64, 128, 256, 512)
 
 
 class Block(nn.Module):
-    """One residual block. Its second convolution has the stride."""
+    """One residual block. Its second convolution has the stride.
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, eps: float = 1e-5) -> None:
+    Args:
+        in_channels: The number of channels of the input.
+        out_channels: The number of channels of the result.
+        stride: 1 or 2.
+        eps: The eps of the batch norms.
+        reduction: The number by which squeeze and excitation divides the channels; None for a block without it.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, eps: float = 1e-5, reduction: int | None = None
+    ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
@@ -27,6 +39,7 @@ class Block(nn.Module):
         self.prelu = nn.PReLU(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels, eps=eps)
+        self.se_block = None if reduction is None else SqueezeExcite(out_channels, out_channels // reduction)
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
@@ -38,6 +51,8 @@ class Block(nn.Module):
         """Return the result ``[N, out_channels, ceil(H / stride), ceil(W / stride)]`` for ``x`` ``[N, C, H, W]``."""
         shortcut = x if self.downsample is None else self.downsample(x)
         residual: Tensor = self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
+        if self.se_block is not None:
+            residual = self.se_block(residual)
         return residual + shortcut
 
 
@@ -49,13 +64,20 @@ class IResNet(nn.Module):
         num_features: The length of an embedding.
         last_size: The side of the last map in pixels: 7 for images of 112 x 112 pixels.
         eps: The eps of every batch norm. It is 2e-5 in MagFace's networks.
+        reduction: The number by which squeeze and excitation divides the channels; None for blocks without it.
 
     Attributes:
         input_size: S, the side of the images in pixels: 16 * last_size.
     """
 
     def __init__(
-        self, blocks: Sequence[int], num_features: int = 512, *, last_size: int = 7, eps: float = 1e-5
+        self,
+        blocks: Sequence[int],
+        num_features: int = 512,
+        *,
+        last_size: int = 7,
+        eps: float = 1e-5,
+        reduction: int | None = None,
     ) -> None:
         super().__init__()
         self.input_size = 16 * last_size  # each of the four stages halves the map
@@ -65,8 +87,9 @@ class IResNet(nn.Module):
         stages: list[nn.Module] = []
         in_channels = 64
         for count, channels in zip(blocks, _STAGE_CHANNELS, strict=True):
-            first = Block(in_channels, channels, 2, eps)
-            stages.append(nn.Sequential(first, *(Block(channels, channels, 1, eps) for _ in range(count - 1))))
+            first = Block(in_channels, channels, 2, eps, reduction)
+            others = (Block(channels, channels, 1, eps, reduction) for _ in range(count - 1))
+            stages.append(nn.Sequential(first, *others))
             in_channels = channels
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.bn2 = nn.BatchNorm2d(in_channels, eps=eps)

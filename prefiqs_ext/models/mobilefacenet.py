@@ -1,7 +1,8 @@
-"""MobileFaceNet (arXiv 1804.07573) with the state-dict names of FaceX-Zoo, which follow InsightFace_Pytorch's.
+"""MobileFaceNet (arXiv 1804.07573) with the state-dict names of FaceX-Zoo or of arcface_torch.
 
 A bottleneck is a 1x1 convolution, a depthwise 3x3 convolution with the stride, and a 1x1 convolution without
-activation. The kernel of the last depthwise convolution has the size of its map.
+activation. The kernel of the last depthwise convolution has the size of its map. The two code bases differ in names,
+which :class:`Names` lists, and in their second layer: see :class:`MobileFaceNet`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,56 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
+
+
+class Names(NamedTuple):
+    """The names that a code base gives to the parts of its MobileFaceNet.
+
+    A dot leads into a part: "layers.0" is the part "0" of the part "layers".
+
+    Attributes:
+        convolution: The three layers of a convolution: the convolution itself, its batch norm and its PReLU.
+        bottleneck: The three convolutions of a bottleneck.
+        residual: The part of a residual stage in which its bottlenecks are numbered.
+        stem: The first convolution.
+        second: The second convolution, or the residual stage in its place.
+        stages: The bottleneck of stride 2 and the residual stage of each of the three stages.
+        separate: The convolution before the last depthwise one.
+        output: The last depthwise convolution, the flattening, the linear layer and its batch norm.
+    """
+
+    convolution: tuple[str, str, str]
+    bottleneck: tuple[str, str, str]
+    residual: str
+    stem: str
+    second: str
+    stages: tuple[tuple[str, str], ...]
+    separate: str
+    output: tuple[str, str, str, str]
+
+
+FACEX_ZOO = Names(
+    convolution=("conv", "bn", "prelu"),
+    bottleneck=("conv", "conv_dw", "project"),
+    residual="model",
+    stem="conv1",
+    second="conv2_dw",
+    stages=(("conv_23", "conv_3"), ("conv_34", "conv_4"), ("conv_45", "conv_5")),
+    separate="conv_6_sep",
+    output=("conv_6_dw", "conv_6_flatten", "linear", "bn"),
+)
+"""The names of FaceX-Zoo, which follow InsightFace_Pytorch's."""
+ARCFACE_TORCH = Names(
+    convolution=("layers.0", "layers.1", "layers.2"),
+    bottleneck=("layers.0", "layers.1", "layers.2"),
+    residual="layers",
+    stem="layers.0",
+    second="layers.1",
+    stages=(("layers.2", "layers.3"), ("layers.4", "layers.5"), ("layers.6", "layers.7")),
+    separate="conv_sep",
+    output=("features.layers.0", "features.layers.1", "features.layers.2", "features.layers.3"),
+)
+"""The names of insightface's arcface_torch."""
 
 
 class Bottlenecks(NamedTuple):
@@ -26,70 +77,79 @@ class Bottlenecks(NamedTuple):
     others: Sequence[int]
 
 
-class Linear(nn.Module):
-    """A convolution and a batch norm."""
+class Chain(nn.Sequential):
+    """Modules that run one after the other, with names of their own."""
 
-    def __init__(self, inside: int, out: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1) -> None:
+    def add(self, name: str, module: nn.Module) -> None:
+        """Append a module. A dot in its name leads into a chain in this chain."""
+        first, _, rest = name.partition(".")
+        if not rest:
+            self.add_module(first, module)
+            return
+        inside = self._modules.get(first)
+        if not isinstance(inside, Chain):
+            inside = Chain()
+            self.add_module(first, inside)
+        inside.add(rest, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the last module gives for ``x`` ``[N, C, H, W]``."""
+        for module in self:
+            x = module(x)
+        return x
+
+
+class Convolution(Chain):
+    """A convolution, a batch norm and, unless it is linear, PReLU."""
+
+    def __init__(
+        self,
+        names: Names,
+        inside: int,
+        out: int,
+        kernel: int = 1,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        *,
+        linear: bool = False,
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inside, out, kernel, stride, padding, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the map ``[N, out, H', W']`` for ``x`` ``[N, inside, H, W]``."""
-        result: Tensor = self.bn(self.conv(x))
-        return result
+        conv, norm, prelu = names.convolution
+        self.add(conv, nn.Conv2d(inside, out, kernel, stride, padding, groups=groups, bias=False))
+        self.add(norm, nn.BatchNorm2d(out))
+        if not linear:
+            self.add(prelu, nn.PReLU(out))
 
 
-class Activated(Linear):
-    """A convolution, a batch norm and PReLU."""
-
-    def __init__(self, inside: int, out: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1) -> None:
-        super().__init__(inside, out, kernel, stride, padding, groups)
-        self.prelu = nn.PReLU(out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the map ``[N, out, H', W']`` for ``x`` ``[N, inside, H, W]``."""
-        result: Tensor = self.prelu(super().forward(x))
-        return result
-
-
-class Bottleneck(nn.Module):
+class Bottleneck(Chain):
     """A 1x1 convolution, a depthwise 3x3 one with the stride, and a 1x1 one without activation.
 
     If the stride is 1, the input is added to the result.
     """
 
-    def __init__(self, inside: int, out: int, expanded: int, stride: int) -> None:
+    def __init__(self, names: Names, inside: int, out: int, expanded: int, stride: int) -> None:
         super().__init__()
-        self.conv = Activated(inside, expanded, 1)
-        self.conv_dw = Activated(expanded, expanded, 3, stride, 1, groups=expanded)
-        self.project = Linear(expanded, out, 1)
+        expand, depthwise, project = names.bottleneck
+        self.add(expand, Convolution(names, inside, expanded))
+        self.add(depthwise, Convolution(names, expanded, expanded, 3, stride, 1, groups=expanded))
+        self.add(project, Convolution(names, expanded, out, linear=True))
         self.shortcut = stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the result ``[N, out, ceil(H / stride), ceil(W / stride)]`` for ``x`` ``[N, inside, H, W]``."""
-        result: Tensor = self.project(self.conv_dw(self.conv(x)))
+        result = super().forward(x)
         return x + result if self.shortcut else result
 
 
-class Residual(nn.Module):
-    """Bottlenecks of stride 1, one after the other."""
-
-    def __init__(self, channels: int, expanded: Sequence[int]) -> None:
-        super().__init__()
-        self.model = nn.Sequential(*(Bottleneck(channels, channels, wide, 1) for wide in expanded))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return a map of the same shape as ``x``."""
-        result: Tensor = self.model(x)
-        return result
-
-
-class MobileFaceNet(nn.Module):
+class MobileFaceNet(Chain):
     """MobileFaceNet.
 
     Args:
+        names: The names of the parts.
         stem: The number of output channels of the first convolution.
+        second: The number of groups of the second convolution: as many as channels in FaceX-Zoo, 64 in arcface_torch.
+            Or the number of channels inside each bottleneck that arcface_torch's large network has in its place.
         stages: The three stages.
         wide: The number of channels before the last depthwise convolution.
         num_features: The length of an embedding.
@@ -101,36 +161,37 @@ class MobileFaceNet(nn.Module):
 
     def __init__(
         self,
-        stem: int = 64,
-        stages: Sequence[Bottlenecks] = (
-            Bottlenecks(64, 128, (128,) * 4),
-            Bottlenecks(128, 256, (256,) * 6),
-            Bottlenecks(128, 512, (256,) * 2),
-        ),
-        wide: int = 512,
-        num_features: int = 512,
-        last_size: int = 7,
+        names: Names,
+        stem: int,
+        second: int | Sequence[int],
+        stages: Sequence[Bottlenecks],
+        wide: int,
+        num_features: int,
+        last_size: int,
     ) -> None:
         super().__init__()
         self.input_size = 16 * last_size
-        first, second, third = stages
-        self.conv1 = Activated(3, stem, 3, 2, 1)
-        self.conv2_dw = Activated(stem, stem, 3, 1, 1, groups=stem)
-        self.conv_23 = Bottleneck(stem, first.channels, first.first, 2)
-        self.conv_3 = Residual(first.channels, first.others)
-        self.conv_34 = Bottleneck(first.channels, second.channels, second.first, 2)
-        self.conv_4 = Residual(second.channels, second.others)
-        self.conv_45 = Bottleneck(second.channels, third.channels, third.first, 2)
-        self.conv_5 = Residual(third.channels, third.others)
-        self.conv_6_sep = Activated(third.channels, wide, 1)
-        self.conv_6_dw = Linear(wide, wide, last_size, groups=wide)
-        self.linear = nn.Linear(wide, num_features, bias=False)
-        self.bn = nn.BatchNorm1d(num_features)
+        self.add(names.stem, Convolution(names, 3, stem, 3, 2, 1))
+        if isinstance(second, int):
+            self.add(names.second, Convolution(names, stem, stem, 3, 1, 1, groups=second))
+        else:
+            self._add_residual(names, names.second, stem, second)
+        inside = stem
+        for (first, others), stage in zip(names.stages, stages, strict=True):
+            self.add(first, Bottleneck(names, inside, stage.channels, stage.first, 2))
+            self._add_residual(names, others, stage.channels, stage.others)
+            inside = stage.channels
+        self.add(names.separate, Convolution(names, inside, wide))
+        depthwise, flatten, linear, norm = names.output
+        self.add(depthwise, Convolution(names, wide, wide, last_size, groups=wide, linear=True))
+        self.add(flatten, nn.Flatten())
+        self.add(linear, nn.Linear(wide, num_features, bias=False))
+        self.add(norm, nn.BatchNorm1d(num_features))
+
+    def _add_residual(self, names: Names, name: str, channels: int, expanded: Sequence[int]) -> None:
+        for index, wide in enumerate(expanded):
+            self.add(f"{name}.{names.residual}.{index}", Bottleneck(names, channels, channels, wide, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return embeddings ``[N, num_features]``, not normalised, of images ``[N, 3, S, S]`` prepared by a preset."""
-        x = self.conv_23(self.conv2_dw(self.conv1(x)))
-        x = self.conv_45(self.conv_4(self.conv_34(self.conv_3(x))))
-        x = self.conv_6_dw(self.conv_6_sep(self.conv_5(x)))
-        embedding: Tensor = self.bn(self.linear(x.flatten(1)))
-        return embedding
+        return super().forward(x)
