@@ -1,4 +1,4 @@
-"""Small networks of the kinds that recognition uses beside ResNets, written as their authors write them, to be exported.
+"""Small networks of the kinds that recognition uses beside ResNets, written as their authors write them, for exports.
 
 Each takes images ``[N, 3, 32, 32]`` and gives embeddings ``[N, 16]``.
 """

@@ -253,6 +253,7 @@ REFUSED = {
         r"a row for each image; 'y' is \[4, 42\] for a batch of 1",
     ),
     "reshape mixes the batch": (Case("Reshape", _IMAGE, (ints(-1, 42),)), r"'y' is \[4, 42\] for a batch of 1"),
+    "transpose twice the same": (Case("Transpose", (5, 4), (), {"perm": [0, 1, 1]}), "Transpose"),
     "transpose": (Case("Transpose", (5,), (), {"perm": [1, 0]}), "a row for each image"),
     "unsqueeze batch": (Case("Unsqueeze", (4,), (ints(0),)), "a row for each image"),
     "concat constant rank": (Case("Concat", (2, 5), (floats(2, 5),), {"axis": 1}), "Concat"),
@@ -276,6 +277,10 @@ REFUSED = {
     "lp norm batch": (Case("LpNormalization", (5,), (), {"axis": 0}), "an axis other than the batch"),
     "matmul batch": (Case("MatMul", (4,), (floats(3, 1),), x_at=1), "matrices, one or more for each image"),
     "resize channels": (Case("Resize", _IMAGE, (None, np.float32([1, 2, 2, 2]))), "channels to stay"),
+    "resize to a giant": (
+        Case("Resize", (1, 300, 1), (None, None, ints(10_000_000, 1)), {"axes": [2, 3], "mode": "linear"}, 18),
+        "tensors of at most .* bytes together",
+    ),
     "resize crop": (
         Case(
             "Resize",

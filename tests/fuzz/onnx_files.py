@@ -19,7 +19,20 @@ from prefiqs_ext.models.onnx_import.registry import OPERATORS
 from prefiqs_ext.models.preset import Preset
 from tests.fuzz.mutations import NAMES, NUMBERS, mutate_bytes
 
-_UNARY = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Clip", "Dropout", "Identity")
+_UNARY = (
+    "Relu",
+    "LeakyRelu",
+    "Sigmoid",
+    "Tanh",
+    "HardSigmoid",
+    "Clip",
+    "Dropout",
+    "Identity",
+    "Abs",
+    "Erf",
+    "Exp",
+    "Neg",
+)
 _SHAPED = ("BatchNormalization", "PRelu", "Add", "Mul", "MaxPool", "AveragePool", "Pad", "Concat", "Squeeze", "Chain")
 _RARE = ("Sub", "Div", "Expand", "Reshape", "Transpose", "Tile", "ReduceMean", "Gemm", "MatMul", "Shape", "Constant")
 _OTHERS = ("Gather", "Cast", "Slice", "ConstantOfShape", "Range", "Resize", "Loop", "Einsum")
@@ -80,9 +93,10 @@ def _compare(path: Path, images: np.ndarray, ours: np.ndarray) -> None:
         outputs = session.run(None, {session.get_inputs()[0].name: images})
     except Exception:  # it has bounds of its own
         return
-    assert outputs[0].shape == ours.shape, f"expected the shape {outputs[0].shape}, got {ours.shape}"
+    expected = outputs[0].reshape(outputs[0].shape[:2]) if outputs[0].shape[2:] == (1, 1) else outputs[0]
+    assert expected.shape == ours.shape, f"expected the shape {expected.shape}, got {ours.shape}"
     # Networks with random weights lose digits; a wrong operator is off by far more than a hundredth.
-    error, size = np.abs(outputs[0] - ours).max(initial=0), np.abs(outputs[0]).max(initial=1e-6)
+    error, size = np.abs(expected - ours).max(initial=0), np.abs(expected).max(initial=1e-6)
     assert not error > 1e-2 * size, f"{error / size:g} away from ONNX Runtime"
 
 
@@ -188,6 +202,18 @@ class _Graph:
             self._add(op, [source], (1, int(np.prod(shape[1:]))))
         elif op == "Transpose":
             self._add(op, [source], (shape[0], *shape[:0:-1]), perm=[0, *range(len(shape) - 1, 0, -1)])
+        elif op == "Slice" and self.opset > 9:
+            ends = random.choice((1, -1, channels, *NUMBERS))
+            start, end, axis = (self._keep(np.array([number], np.int64)) for number in (0, min(ends, _MOST), 1))
+            self._add(op, [source, start, end, axis], (shape[0], max(1, channels - 1), *sides))
+        elif op == "Gather":
+            places = self._keep(np.array(random.choice(([0], [0, 0, -1], [[0, 0]])), np.int64))
+            self._add(op, [source, places], shape, axis=random.choice((1, 1, -1, 0)))
+        elif op == "Resize" and len(sides) == 2 and self.opset > 10:
+            factor = random.choice((0.5, 1.5, 2.0, 0.0, -1.0, 1e9, np.nan))
+            scales = self._keep(np.array([1, 1, factor, random.choice((1, factor))], np.float32))
+            mode = random.choice(("nearest", "linear", "cubic"))
+            self._add(op, [source, "", scales], (*shape[:2], *(int(2 * side) for side in sides)), mode=mode)
         elif op == "Concat":
             self._add(op, [source, source], (shape[0], 2 * channels, *sides), axis=1)
         elif op == "ReduceMean" and len(shape) == 4:

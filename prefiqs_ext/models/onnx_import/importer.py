@@ -323,7 +323,9 @@ def _add_constant(state: State, proto: onnx.NodeProto) -> bool:
         if known is None:
             return False
         inputs[value] = known
-    sizes = state.inferred.shapes.get(name, ())
+    sizes = state.inferred.shapes.get(name)
+    if sizes is None or None in sizes:  # it could have any size
+        return False
     made = _BYTES_OF_A_NUMBER * prod(size or 1 for size in sizes)
     state.budget.charge_bytes(max(made, sum(value.nbytes for value in inputs.values())) + proto.ByteSize())
     state.constants[name] = evaluate(proto, inputs, state.opset, state.budget)

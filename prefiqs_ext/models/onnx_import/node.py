@@ -280,6 +280,10 @@ class Node:
         )
         return axis
 
+    def charge_bytes(self, count: int) -> None:
+        """Charge the file for memory that is about to be taken for this node."""
+        self._state.budget.charge_bytes(count)
+
     def expect_images(self) -> None:
         """Refuse the node unless its first input is ``[N, C, H, W]``."""
         self.expect(self.get_rank() == 4, f"an input of rank 4, got rank {self.get_rank()}")

@@ -40,9 +40,7 @@ def register(names: str, attributes: str = "", *, data: int | None = None) -> Ca
     """Return a decorator that puts a function into OPERATORS under these names, with these supported attributes."""
 
     def add(build: Build) -> Build:
-        OPERATORS.update(
-            dict.fromkeys(names.split(), Operator(frozenset(attributes.split()), build, data))
-        )
+        OPERATORS.update(dict.fromkeys(names.split(), Operator(frozenset(attributes.split()), build, data)))
         return build
 
     return add

@@ -6,6 +6,8 @@ is a matrix for each axis, which is made here by ONNX's definition: https://onnx
 
 from __future__ import annotations
 
+from math import inf
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,8 @@ from torch import fx, nn
 from prefiqs_ext.models.onnx_import.node import Array, Node
 from prefiqs_ext.models.onnx_import.registry import register
 from prefiqs_ext.models.onnx_import.window import Pair, Window, get_window, pad_images
+
+_BYTES = 8  # of a number of NumPy
 
 
 @register("MaxPool", "auto_pad ceil_mode dilations kernel_shape pads storage_order strides")
@@ -42,6 +46,7 @@ def _import_average_pool(node: Node) -> fx.Node:
             return node.call_module(nn.AvgPool2d(window.kernel, window.stride), x)
     # PyTorch has nothing alike, so the sums are divided by the counts here.
     reached = _reach_last_place(node, window, ceil)
+    node.charge_bytes(_BYTES * _count_places(node, window, 0, ceil) * _count_places(node, window, 1, ceil))
     rows, columns = (_count_pixels(node, window, axis, ceil, counts_padding) for axis in (0, 1))
     x = pad_images(node, reached.before, reached.after, 0.0)
     sums = node.call_module(nn.AvgPool2d(window.kernel, window.stride, divisor_override=1), x)
@@ -177,6 +182,7 @@ def _resize(node: Node, scales: list[float], coordinates: str, rounding: str) ->
         if side is None:
             node.refuse("expected a height and width fixed by the file")
         scale = factors.get(axis, side / size)
+        node.expect(0 < scale < inf, f"scales above 0, got {scale}")
         if (size, scale) == (side, 1.0):
             continue
         places = _find_places(node, coordinates, size, side, scale)
@@ -205,6 +211,7 @@ def _find_places(node: Node, coordinates: str, size: int, side: int, factor: flo
 
 def _make_matrix(node: Node, mode: str, rounding: str, places: Array, size: int) -> Array:
     """Return the weight of each number of the source for each place, ``[places, size]`` in float32."""
+    node.charge_bytes(_BYTES * len(places) * size)
     rows = np.arange(len(places))
     matrix = np.zeros((len(places), size))
     if mode == "nearest":

@@ -83,6 +83,7 @@ def _import_expand(node: Node) -> fx.Node:
 @register("Transpose", "perm")
 def _import_transpose(node: Node) -> fx.Node:
     perm = node.get_integers("perm", default=range(node.get_rank())[::-1])
+    node.expect(sorted(perm) == list(range(node.get_rank())), f"each axis of {node.get_rank()} once, got perm {perm}")
     node.batch_axis = perm.index(node.batch_axis)
     return node.call_function(torch.permute, node.get_activation(), tuple(perm))
 
