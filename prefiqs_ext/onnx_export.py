@@ -6,6 +6,8 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +32,7 @@ OUTPUTS = ("score", "distance", "quality", "embedding", "embedding_norm")
 """The names of the graph's outputs, in order."""
 _OPSET = 17
 _INPUT = "images"
-_LARGEST = (1 << 31) - 1  # bytes of a protobuf message
+_LARGEST = 2_000_000_000  # bytes of tensors; a protobuf message has less than 2^31 in all
 _LEAST_NORM = 1e-30
 _TOLERANCE = 1e-4  # of the self-check, relative; rounding is below 1e-5
 
@@ -47,9 +49,7 @@ class OnnxSize(NamedTuple):
     weights: int
 
 
-def export_onnx(
-    scorer: Scorer, path: str | os.PathLike[str], *, input_dtype: torch.dtype = torch.uint8
-) -> OnnxSize:
+def export_onnx(scorer: Scorer, path: str | os.PathLike[str], *, input_dtype: torch.dtype = torch.uint8) -> OnnxSize:
     """Write a scorer as one ordinary ONNX graph, for ONNX Runtime, OpenVINO and others.
 
     >>> prefiqs_ext.export_onnx(prefiqs_ext.Scorer("sface"), "pair.onnx").file < 50e6
@@ -72,7 +72,7 @@ def export_onnx(
     Raises:
         InputTypeError, InputError: An argument that is not what was expected.
         UnsupportedNetworkError: ONNX has no operator for a part of the network, which is named; or the file would be
-            larger than 2 GiB.
+            larger than 2 GB.
         FileAccessError: The file cannot be written.
     """
     preset = _check(scorer, input_dtype)
@@ -84,7 +84,9 @@ def export_onnx(
         pair = _Pair(scorer, preset).eval()
         tensors = [*pair.buffers()]
         if sum(tensor.nbytes for tensor in tensors) > _LARGEST:
-            raise UnsupportedNetworkError("expected weights and masks of 2 GiB or less, as an ONNX file cannot hold more")
+            raise UnsupportedNetworkError(
+                "expected weights and masks of 2 GiB or less, as an ONNX file cannot hold more"
+            )
         model = _export(pair, example)
         model.producer_name, model.producer_version = "prefiqs_ext", __version__
         model.doc_string = (
@@ -132,13 +134,13 @@ def _export(pair: _Pair, example: Tensor) -> onnx.ModelProto:
     """Trace the pair by torch's exporter."""
     buffer = io.BytesIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _silent_log():
             # That this exporter is the older one (the newer one needs onnxscript), and that sizes become constants.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 pair,
                 (example,),
-                buffer,
+                buffer,  # type: ignore[arg-type]  # which this exporter takes
                 dynamo=False,
                 opset_version=_OPSET,
                 input_names=[_INPUT],
@@ -151,6 +153,20 @@ def _export(pair: _Pair, example: Tensor) -> onnx.ModelProto:
         why = f"opset {_OPSET} has no operator for {missing[0]}" if missing else describe_error(error)
         raise UnsupportedNetworkError(f"cannot export this network to ONNX: {why}") from error
     return onnx.load_from_string(buffer.getvalue())
+
+
+@contextmanager
+def _silent_log() -> Iterator[None]:
+    """Keep torch's exporter from printing a whole graph where it fails, which it does although nobody asked for it."""
+    log = getattr(torch._C, "_jit_onnx_log", None)
+    if log is None:
+        yield
+        return
+    torch._C._jit_onnx_log = lambda *_: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = log
 
 
 def _verify(model: onnx.ModelProto, pair: _Pair, image: Tensor) -> None:

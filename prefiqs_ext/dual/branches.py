@@ -6,6 +6,7 @@ into the layers stays folded, so both give the same numbers up to rounding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from prefiqs_ext import ops
 from prefiqs_ext.dual.modules import (
     DualConv1d,
     DualConv2d,
@@ -28,6 +28,13 @@ from prefiqs_ext.dual.modules import (
 from prefiqs_ext.pruning_masks import unpack_mask
 
 _TWINS = (duplicate, double_number, double_size)
+# Operators of a graph by torch.export, as methods: of these, torch's tracer sees that sizes grow with the batch.
+_METHODS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten._to_copy.default: lambda x, *, dtype=None, **_: x if dtype is None else x.to(dtype),
+    torch.ops.aten.sym_size.int: Tensor.size,
+    torch.ops.aten.reshape.default: Tensor.reshape,
+    torch.ops.aten.expand.default: Tensor.expand,
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,8 @@ class _Interpreter(fx.Interpreter):
         args, kwargs = fx.map_arg(n.args, take), fx.map_arg(n.kwargs, take)
         if isinstance(find_module(self.module, n), _PlainLayer):
             kwargs = {"pruned": branch == "pruned"}
+        if n.target in _METHODS:
+            return _METHODS[n.target](*args, **kwargs)
         return getattr(self, n.op)(n.target, args, kwargs)
 
 
@@ -146,7 +155,7 @@ class _PlainConv(_PlainLayer):
         self.register_buffer("tap_shift", layer.tap_shift)
         self.rectifies = layer.slope is not None and not bool(layer.slope.any())
         self.register_buffer("slope", None if self.rectifies else layer.slope)
-        self.window = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        self.window: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
         self.groups, self.pad, self.pad_mode = layer.groups, layer.pad, layer.pad_mode
         self.is_1d = isinstance(layer, DualConv1d)
 
@@ -157,7 +166,8 @@ class _PlainConv(_PlainLayer):
         src = src.to(self.weight.dtype)
         if self.pad is not None:
             src = F.pad(src, self.pad, self.pad_mode)
-        result = F.conv2d(src, *self._pick(pruned), groups=self.groups, **self.window)
+        weight, bias = self._pick(pruned)
+        result: Tensor = F.conv2d(src, weight, bias, groups=self.groups, **self.window)
         if self.tap_shift is not None:
             # Ones convolved with the shifts are the sums over the taps that fall inside the image.
             ones = torch.ones(1, 1, *map(int, src.shape[2:]))
