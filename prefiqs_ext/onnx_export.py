@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import onnx
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from prefiqs_ext.dual.branches import SeparateBranches
@@ -34,7 +36,8 @@ _OPSET = 17
 _INPUT = "images"
 _LARGEST = 2_000_000_000  # bytes of tensors; a protobuf message has less than 2^31 in all
 _LEAST_NORM = 1e-30
-_TOLERANCE = 1e-4  # of the self-check, relative; rounding is below 1e-5
+_REFUSED = "cannot export this network to ONNX"
+_TOLERANCE = 1e-4  # of the self-check, absolute and relative; rounding is below 1e-5
 
 
 class OnnxSize(NamedTuple):
@@ -82,10 +85,11 @@ def export_onnx(scorer: Scorer, path: str | os.PathLike[str], *, input_dtype: to
         example = example / 255
     with atomic_write(os.fspath(path)) as file, torch_defaults(), torch.no_grad():
         pair = _Pair(scorer, preset).eval()
-        tensors = [*pair.buffers()]
-        if sum(tensor.nbytes for tensor in tensors) > _LARGEST:
+        tensors = [*pair.parameters(), *pair.buffers()]
+        needed = sum(tensor.nbytes for tensor in tensors)
+        if needed > _LARGEST:
             raise UnsupportedNetworkError(
-                "expected weights and masks of 2 GiB or less, as an ONNX file cannot hold more"
+                f"{_REFUSED}: a file holds {_LARGEST:,} bytes of weights and masks at most, these have {needed:,}"
             )
         model = _export(pair, example)
         model.producer_name, model.producer_version = "prefiqs_ext", __version__
@@ -95,7 +99,7 @@ def export_onnx(scorer: Scorer, path: str | os.PathLike[str], *, input_dtype: to
             f"aligned as in {preset.alignment} crops. score, HIGHER is better: the {NAMES[scorer.rank_by]}."
         )
         onnx.checker.check_model(model, full_check=True)
-        _verify(model, pair, example[:1])
+        _verify(model, scorer, example[:1])
         content = model.SerializeToString()
         file.write(content)
     masked = sum(tensor.numel() for tensor in tensors if tensor.dtype == torch.bool)
@@ -151,7 +155,7 @@ def _export(pair: _Pair, example: Tensor) -> onnx.ModelProto:
     except torch.onnx.errors.OnnxExporterError as error:
         missing = re.search(r"\w+::\w+", str(error))
         why = f"opset {_OPSET} has no operator for {missing[0]}" if missing else describe_error(error)
-        raise UnsupportedNetworkError(f"cannot export this network to ONNX: {why}") from error
+        raise UnsupportedNetworkError(f"{_REFUSED}: {why}") from error
     return onnx.load_from_string(buffer.getvalue())
 
 
@@ -169,26 +173,20 @@ def _silent_log() -> Iterator[None]:
         torch._C._jit_onnx_log = log
 
 
-def _verify(model: onnx.ModelProto, pair: _Pair, image: Tensor) -> None:
-    """Run the graph by onnx's own reference, and compare it with the pair."""
-    from onnx.reference import ReferenceEvaluator
-
-    expected = [tensor.numpy() for tensor in pair(image)]
+def _verify(model: onnx.ModelProto, scorer: Scorer, image: Tensor) -> None:
+    """Run the graph by onnx's own reference on one image, and compare it with the scorer."""
+    expected = scorer(image)
     try:
         found = ReferenceEvaluator(model).run(None, {_INPUT: image.numpy()})
     except MemoryError:
         raise
     except Exception as error:
         raise UnsupportedNetworkError(
-            f"cannot export this network to ONNX: the graph does not run on one image ({describe_error(error)})"
+            f"{_REFUSED}: the graph does not run on one image ({describe_error(error)})"
         ) from error
-    for name, a, b in zip(OUTPUTS, found, expected, strict=True):
-        difference, size = float(abs(a - b).max()), float(abs(b).max())
-        if not difference <= _TOLERANCE * size:
-            raise UnsupportedNetworkError(
-                f"cannot export this network to ONNX: the graph gives another {name}, which differs by "
-                f"{difference / size:.2g} of its size"
-            )
+    for name, value in zip(OUTPUTS, found, strict=True):
+        if not np.allclose(value, getattr(expected, name), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
+            raise UnsupportedNetworkError(f"{_REFUSED}: the graph gives another {name} than the scorer")
 
 
 def _check(scorer: Scorer, input_dtype: torch.dtype) -> Preset:
