@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,8 +152,7 @@ def _export(pair: _Pair, example: Tensor) -> onnx.ModelProto:
                 do_constant_folding=False,  # would store the masked weights beside the dense ones
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        missing = re.search(r"\w+::\w+", str(error))
-        why = f"opset {_OPSET} has no operator for {missing[0]}" if missing else describe_error(error)
+        why = describe_error(error).partition(". Please feel free")[0]
         raise UnsupportedNetworkError(f"{_REFUSED}: {why}") from error
     return onnx.load_from_string(buffer.getvalue())
 
