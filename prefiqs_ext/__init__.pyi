@@ -8,6 +8,7 @@ from .default_scorer import score
 from .dual import dualize
 from .exceptions import PrefiqsError
 from .models.preset import Preset
+from .onnx_export import export_onnx
 from .output import ScoreOutput
 from .photo import FaceScore, score_photo
 from .pruning import Pruning
@@ -32,6 +33,7 @@ __all__ = [
     "dualize",
     "evaluation",
     "exceptions",
+    "export_onnx",
     "faces",
     "files",
     "methods",

@@ -5,6 +5,7 @@ A mask is a bool tensor of its weight's shape; True means that the weight is kep
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -143,3 +144,19 @@ def pack_mask(mask: Tensor) -> Tensor:
     packed = np.packbits(rows, axis=1, bitorder="little")
     words = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4))).view("<i4").astype(np.int32)
     return torch.from_numpy(words).to(mask.device)
+
+
+def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """Unpack what :func:`pack_mask` gave.
+
+    Args:
+        packed: int32 [Co, ceil(K / 32)].
+        shape: Of the weight: [Co, K] or [Co, C/g, ...].
+
+    Returns:
+        The bool mask of that shape on the same device, True = keep.
+    """
+    filters, channels, *kernel = shape
+    rows = np.unpackbits(packed.cpu().numpy().astype("<i4").view(np.uint8), axis=1, bitorder="little")
+    taps = torch.from_numpy(rows[:, : channels * math.prod(kernel)].astype(np.bool_)).view(filters, *kernel, channels)
+    return taps.movedim(-1, 1).contiguous().to(packed.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, get_args
 
 from prefiqs_ext.exceptions import InputError
@@ -10,7 +11,6 @@ from prefiqs_ext.models.weights import find_by_weights
 if TYPE_CHECKING:  # the command line must list rankings without importing torch
     from torch import Tensor
 
-    from prefiqs_ext.calibration.scale import Calibration
 
 Ranking = Literal["calibrated", "quality", "norm"]
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
@@ -64,7 +64,11 @@ def choose_ranking(rank_by: Ranking | None, model_sha256: str, *, calibrated: bo
 
 
 def compute_score(
-    rank_by: Ranking, distance: Tensor, embedding_norm: Tensor, layer_norms: Tensor, calibration: Calibration | None
+    rank_by: Ranking,
+    distance: Tensor,
+    embedding_norm: Tensor,
+    layer_norms: Tensor,
+    calibration: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
 ) -> Tensor:
     """Computes the score, the number to rank and to act on.
 
@@ -73,7 +77,7 @@ def compute_score(
         distance: ``[N]`` in [0, 2].
         embedding_norm: ``[N]``.
         layer_norms: ``[N, K]``, of the layers that the calibration reads.
-        calibration: Needed for "calibrated" only.
+        calibration: A :class:`Calibration`, which is needed for "calibrated" only.
 
     Returns:
         ``[N]`` on the same device, a new tensor; HIGHER is better. It is NaN where the number that it comes from is.

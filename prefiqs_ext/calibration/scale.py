@@ -104,19 +104,21 @@ class Calibration:
         if type(self.faces) is not int or self.faces < 1:
             raise InputError(f"faces is {self.faces!r}, expected 1 or more")
 
-    def __call__(self, distance: Tensor, embedding_norm: Tensor, layer_norms: Tensor) -> Tensor:
+    def __call__(
+        self, distance: Tensor, embedding_norm: Tensor, layer_norms: Tensor, *, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
         """Score N faces by what a pass gave for them.
 
         Args:
             distance: [N], D.
             embedding_norm: [N].
             layer_norms: [N, K], of `layers`.
+            dtype: What to compute in. In float64 the order in which a device adds up does not show in the result.
 
         Returns:
             float32 [N] on the same device, 0 to 100, HIGHER is better. NaN where a number is NaN.
         """
-        # In float64, so that the order in which a device adds up does not show in the float32 that is returned.
-        features = compute_features(self.prior, distance, embedding_norm, layer_norms)
+        features = compute_features(self.prior, distance, embedding_norm, layer_norms, dtype)
         centred = features - features.new_tensor(self.centre)
         precision = centred.new_tensor(self.precision)
         squared = ((centred @ precision) * centred).sum(1)
@@ -154,10 +156,16 @@ class Calibration:
         return Calibration(**{name: _make_tuples(value) for name, value in named.items()})
 
 
-def compute_features(prior: Prior, distance: Tensor, embedding_norm: Tensor, layer_norms: Tensor) -> Tensor:
-    """Compute the features that a calibrated score reads: float64 [N, 1 + K], see :class:`Calibration`."""
+def compute_features(
+    prior: Prior,
+    distance: Tensor,
+    embedding_norm: Tensor,
+    layer_norms: Tensor,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Compute the features that a calibrated score reads: [N, 1 + K] in `dtype`, see :class:`Calibration`."""
     signal = embedding_norm if prior == "norm" else 1 / distance.clamp_min(_LEAST_DISTANCE)
-    return torch.cat([signal[:, None], layer_norms], 1).double().clamp_min(_LEAST).log()
+    return torch.cat([signal[:, None], layer_norms], 1).to(dtype).clamp_min(_LEAST).log()
 
 
 def _make_tuples(value: JSON) -> Any:

@@ -26,6 +26,7 @@ COMMANDS = {
     "degrade": "Make a harder set for `prefiqs evaluate` by degrading faces.",
     "demo": "Score one face and twelve worse versions of it.",
     "evaluate": "Measure how well a quality predicts recognition errors on your own faces.",
+    "export": "Write the pair of networks as one ONNX file for other runtimes.",
     "info": "Show what is installed, what it uses on this machine, and the weights.",
     "report": "Score a folder and show it as one HTML page.",
     "score": "Score the faces in photos, or ready crops with --aligned.",

@@ -36,6 +36,11 @@ def double_size(size: tuple[int, ...], dim: int = 0) -> tuple[int, ...]:
     return (*size[:dim], 2 * size[dim], *size[dim + 1 :])
 
 
+def double_number(number: int) -> int:
+    """Turn a number that grows with N, such as a size that was read from a shared value, into that of its pair."""
+    return 2 * number
+
+
 class DualConv2d(nn.Module):
     """A convolution with the dense and the pruned weights, and everything that was folded into it.
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-
 from torch import fx
 
 from prefiqs_ext.dual.convert.batch_axis import Value
 from prefiqs_ext.dual.convert.layers import Layer
-from prefiqs_ext.dual.modules import double_size, duplicate
+from prefiqs_ext.dual.modules import double_number, double_size, duplicate
 from prefiqs_ext.exceptions import UnsupportedNetworkError
 
 
@@ -68,7 +66,7 @@ def _add_twin(graph: fx.Graph, node: fx.Node, value: Value) -> fx.Node:
     if value.kind == "tensor":
         return graph.call_function(duplicate, (node, value.dim) if value.dim else (node,))
     if value.kind == "number":
-        return graph.call_function(operator.mul, (node, 2))
+        return graph.call_function(double_number, (node,))
     if value.kind == "size":
         return graph.call_function(double_size, (node, value.dim) if value.dim else (node,))
     raise UnsupportedNetworkError(
