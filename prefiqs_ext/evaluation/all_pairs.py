@@ -1,8 +1,8 @@
 """Curves over all pairs of many images, in memory that does not grow with the number of pairs.
 
 What is counted. Every quality puts the pairs of N images in an order in which they are discarded. A pair's position in
-that order is a number that follows from the two images alone, so the pairs are never sorted. At each discard ratio a cut
-divides the order: pairs before it are discarded, pairs from it on are kept.
+that order is a number that follows from the two images alone, so the pairs are never sorted. At each discard ratio a
+cut divides the order: pairs before it are discarded, pairs from it on are kept.
 
 Invariants, of every quality and at every ratio:
 
@@ -133,8 +133,8 @@ def compute_curves_of_qualities(
                              f"{identities.shape}, {quality.shape}")  # fmt: skip
     check_normalised(unit)
     mated = list_mated_keys(identities)
-    kept = {name: _Kept.count(np.asarray(quality), mated, ratios, mode) for name, quality in qualities.items()}
-    high = _HighScores.count(unit, identities, mated, kept, max(fmrs))
+    kept = {name: _Kept.measure(np.asarray(quality), mated, ratios, mode) for name, quality in qualities.items()}
+    high = _HighScores.measure(unit, identities, mated, kept, max(fmrs))
     ranges = {
         (name, fmr, ratio): _BinRange.find(high.histograms[name][ratio], find_turning_place(fmr, others))
         for name, of_quality in kept.items()
@@ -185,8 +185,8 @@ class _Kept(NamedTuple):
     non_mated: list[int]
 
     @staticmethod
-    def count(quality: Floats, mated: NDArray[np.int64], ratios: NDArray[np.float64], mode: Mode) -> _Kept:
-        """Count it, for all pairs of images of this quality [N], of which these keys are the mated ones.
+    def measure(quality: Floats, mated: NDArray[np.int64], ratios: NDArray[np.float64], mode: Mode) -> _Kept:
+        """Measure it, for all pairs of images of this quality [N], of which these keys are the mated ones.
 
         Raises:
             InputError: No mated or no non-mated pair is left at a ratio.
@@ -197,7 +197,7 @@ class _Kept(NamedTuple):
         last = order.find_last_ratio(mated).astype(np.int16)
         non_mated = []
         for ratio, gone in enumerate(discarded):
-            kept = np.count_nonzero(last >= ratio)
+            kept = int(np.count_nonzero(last >= ratio))
             non_mated.append(pairs - gone - kept)
             check_kept(kept, non_mated[-1], float(ratios[ratio]))
         return _Kept(order, last, non_mated)
@@ -217,14 +217,14 @@ class _HighScores(NamedTuple):
     histograms: dict[str, NDArray[np.int64]]
 
     @staticmethod
-    def count(
+    def measure(
         embeddings: NDArray[np.float32],
         identities: Integers,
         mated: NDArray[np.int64],
         kept: Mapping[str, _Kept],
         fmr: float,
     ) -> _HighScores:
-        """Count those that decide the thresholds up to this FMR, however often the floor must be lowered for it."""
+        """Measure those that decide the thresholds up to this FMR, however often the floor must be lowered for it."""
         share = _MARGIN * fmr
         while True:
             floor = estimate_floor(embeddings, identities, share)

@@ -15,9 +15,9 @@ Invariants, in each draw and at each ratio:
   w_i * (better images of the same person), and its non-mated weight is w_i * (weight of the better images of other
   persons). Both follow from sums over images, without a list of pairs.
 
-Complexity: the scores are computed once, for all methods and FMRs. A draw then costs, for each method and ratio, O(N) for the cut and O(T) for
-the threshold, where T is the number of non-mated pairs that are kept in memory (at most about a million), and O(M) for
-the mated pairs that fail.
+Complexity: the scores are computed once, for all methods and FMRs. A draw then costs, for each method, FMR and ratio,
+O(N) for the cut and O(T) for the threshold, where T is the number of non-mated pairs that are kept in memory (at most
+about a million), and O(M) for the mated pairs that fail.
 """
 
 from __future__ import annotations
