@@ -109,8 +109,7 @@ class ImageSet:
         label = ", ".join(each.what for each in computations)
         with tqdm(desc=label, total=len(self._different), disable=None, leave=False) as bar:
             for start in range(0, len(self._different), _BLOCK):
-                block = slice(start, start + _BLOCK)
-                of_block = self._compute_block(block, computations, run, preset, choose_batch_size(device), bar.update)
+                of_block = self._compute_block(start, computations, run, preset, choose_batch_size(device), bar.update)
                 for blocks, arrays in zip(found, of_block, strict=True):
                     blocks.append(arrays)
         return [
@@ -120,18 +119,18 @@ class ImageSet:
 
     def _compute_block(
         self,
-        block: slice,
+        start: int,
         computations: Sequence[Computation],
         run: Run,
         preset: Preset,
         batch_size: int,
         advance: Callable[[int], object],
     ) -> list[Arrays]:
-        """Compute arrays of some of the different images."""
-        images = self._different[block]
+        """Compute arrays of a block of the different images."""
+        images = self._different[start : start + _BLOCK]
         common: dict[str, JSON] = {
             "preset": asdict(preset),
-            "images": _join_hashes(self._digests[block]),
+            "images": _join_hashes(self._digests[start : start + _BLOCK]),
             "versions": {**VERSIONS},
             "engine": revisions.ENGINE,
         }
