@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.memory import read_high_water_mark
 from benchmarks.timing import describe_machine
-from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
+from prefiqs_ext.evaluation.all_pairs import compute_curves_of_qualities
 from prefiqs_ext.evaluation.bootstrap import resample_persons
 from prefiqs_ext.evaluation.edc import FMRS, LIMIT
 
@@ -42,23 +42,27 @@ def make_faces(
 @click.command()
 @click.option("--images", default=100_000, show_default=True)
 @click.option("--persons", default=None, type=int, help="Default: one for every ten images.")
+@click.option("--methods", default=1, show_default=True, help="How many qualities to compare.")
 @click.option("--resamples", default=500, show_default=True, help="0: no intervals.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "file", type=click.Path(path_type=Path))
-def main(images: int, persons: int | None, resamples: int, seed: int, file: Path | None) -> None:
+def main(images: int, persons: int | None, methods: int, resamples: int, seed: int, file: Path | None) -> None:
     """Measure and print the curves and their intervals."""
     persons = persons or max(1, images // 10)
     embeddings, who, quality = make_faces(images, persons, seed)
     results: list[dict[str, Any]] = []
-    curves = _measure(results, "all_pairs", partial(compute_all_pairs_curves, embeddings, who, quality, fmrs=FMRS))
-    for curve in curves:
+    noise = np.random.default_rng(seed + 1).normal(0, 0.4, (methods, images)).astype(np.float32)
+    qualities = {str(index): quality + index * noise[index] for index in range(methods)}
+    compute = partial(compute_curves_of_qualities, embeddings, who, qualities, fmrs=FMRS)
+    for curve in _measure(results, "all_pairs", compute)["0"]:
         print(f"  FMR {curve.fmr:g}: FNMR {curve.fnmr[0]:.4f}, pAUC {curve.area(LIMIT):.4f}, {curve.mated} mated pairs")
-    for fmr in FMRS if resamples else ():
-        draw = partial(resample_persons, embeddings, who, {"quality": quality}, fmr=fmr, resamples=resamples, seed=seed)
-        draws = _measure(results, f"bootstrap {fmr:g}", draw)
-        print("  pAUC minus that of no discard, 95 %: {:.4f} to {:.4f}".format(*draws.interval("quality")))
+    if resamples:
+        draw = partial(resample_persons, embeddings, who, qualities, fmrs=FMRS, resamples=resamples, seed=seed)
+        for fmr, draws in _measure(results, "bootstrap", draw).items():
+            low, high = draws.interval("0")
+            print(f"  FMR {fmr:g}: pAUC minus that of no discard, 95 %: {low:.4f} to {high:.4f}")
     if file is not None:
-        settings = {"images": images, "persons": persons, "resamples": resamples, "seed": seed}
+        settings = {"images": images, "persons": persons, "methods": methods, "resamples": resamples, "seed": seed}
         file.write_text(json.dumps({"machine": describe_machine(), "settings": settings, "results": results}, indent=1))
 
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from prefiqs_ext import Preset, Pruning, Scorer, Settings, calibrate, methods
 from prefiqs_ext.calibration.fit import Correction, compute_logistic
 from prefiqs_ext.cli import main
-from prefiqs_ext.evaluation.inference import ImageSet, Scoring
+from prefiqs_ext.evaluation.image_set import ImageSet
+from prefiqs_ext.evaluation.inference import MethodTask, Scoring
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.faces import read_rgb
 from prefiqs_ext.faces.degrade import blur
@@ -164,13 +165,10 @@ def test_method(settings: Settings, network: nn.Module, images: Tensor, tmp_path
     for index, image in enumerate(images):
         files.append(str(tmp_path / f"{index}.png"))
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(files[-1])
-    quality = Scoring(network, PRESET, Pruning(sparsity=0.3)).compute_quality(
-        methods.create("calibrated", network, PRESET, pruning=Pruning(sparsity=0.3)),
-        ImageSet(files),
-        ImageSet(files),
-        0,
-    )
-    assert np.array_equal(quality, method.score(images).numpy())
+    again = methods.create("calibrated", network, PRESET, pruning=Pruning(sparsity=0.3))
+    scoring = Scoring(network, PRESET, Pruning(sparsity=0.3))
+    qualities, _ = scoring.compute_qualities([MethodTask(again, ImageSet(files))], ImageSet(files), 0)
+    assert np.array_equal(qualities["calibrated"], method.score(images).numpy())
 
 
 def run(*arguments: object, code: int = 0) -> Result:

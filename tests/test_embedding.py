@@ -17,7 +17,8 @@ from onnx_files import assert_equal, floats, make_model, onnx_runtime, saved
 from torch import Tensor, nn
 
 from prefiqs_ext import Pruning, Scorer, Settings, dualize, methods, models, reference, sensitivity
-from prefiqs_ext.evaluation.inference import ImageSet, Scoring, embed_images
+from prefiqs_ext.evaluation.image_set import ImageSet
+from prefiqs_ext.evaluation.inference import Scoring, embed_images
 from prefiqs_ext.models.embedding import select_embedding, select_output
 from tests.command import Command
 

@@ -20,7 +20,7 @@ from prefiqs_ext.evaluation import cache
 from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
 from prefiqs_ext.evaluation.datasets.sources import read_every_crop
 from prefiqs_ext.evaluation.edc import TOO_FEW, Mode
-from prefiqs_ext.evaluation.inference import ImageSet
+from prefiqs_ext.evaluation.image_set import ImageSet
 from prefiqs_ext.faces import CropTemplate
 
 

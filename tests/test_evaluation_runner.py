@@ -122,7 +122,7 @@ def test_a_machine_that_lacks_something_ends_the_run(kind, tmp_path, monkeypatch
     sets.write_bin(tmp_path / "lfw.bin", 0)
     network = FaceNetwork(calibrated("residual"), Preset("large", (112, 112), "rgb", (127.5,) * 3, (127.5,) * 3))
     options = options_of(tmp_path, network, methods=["brightness"], paper=True)
-    for name in ("score", "check"):
+    for name in ("compute", "check"):
         monkeypatch.setattr(runner._Networks, name, fail)
         with pytest.raises(kind, match=r"^too little$"):
             run_evaluation(options)

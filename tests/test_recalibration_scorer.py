@@ -18,11 +18,13 @@ from recalibrated import embed_recalibrated
 from torch import Tensor, nn
 
 from prefiqs_ext import Preset, Pruning, Recalibration, Scorer, Settings, methods, reference
-from prefiqs_ext.evaluation.cache import make_memory_cache
+from prefiqs_ext.evaluation.cache import MemoryCache
 from prefiqs_ext.evaluation.datasets.sources import EncodedCrop
-from prefiqs_ext.evaluation.inference import ImageSet, Scoring
+from prefiqs_ext.evaluation.image_set import ImageSet
+from prefiqs_ext.evaluation.inference import MethodTask, Scoring
 from prefiqs_ext.exceptions import NotFittedError
 from prefiqs_ext.inputs import MOST_RECALIBRATING
+from prefiqs_ext.methods.method import Method
 
 PRESET = Preset("small", (32, 32), "bgr", (127.5, 120, 110), (127.5,) * 3)
 FACES, IMAGES = pictures(12, 32, seed=5), pictures(6, 32)
@@ -184,15 +186,19 @@ def image_set(images: Tensor, cache: Any) -> ImageSet:
     return ImageSet(sources, cache)
 
 
+def compute_quality(scoring: Scoring, method: Method, images: ImageSet, fit_on: ImageSet) -> Any:
+    return scoring.compute_qualities([MethodTask(method, fit_on)], images, 0)[0][method.name]
+
+
 def test_in_an_evaluation(network: nn.Module, scorer: Scorer) -> None:
     """What the cache keeps depends on the images of the fit; plain D beside it stays plain."""
-    cache = make_memory_cache()
+    cache = MemoryCache()
     scoring, images = Scoring(network, PRESET, Pruning()), image_set(IMAGES, cache)
     plain, recalibrated = (methods.create(name, network, PRESET) for name in ("prefiqs", "prefiqs-recalibrated"))
     fits = [image_set(FACES[:count], cache) for count in (12, 8, 12)]
-    found = [scoring.compute_quality(recalibrated, images, fit_on, 0) for fit_on in fits]
+    found = [compute_quality(scoring, recalibrated, images, fit_on) for fit_on in fits]
     assert torch.equal(-torch.from_numpy(found[0]), scorer(IMAGES).distance)
     assert (found[0] == found[2]).all()
     assert (found[0] != found[1]).any()
-    own = -torch.from_numpy(scoring.compute_quality(plain, images, fits[0], 0))
+    own = -torch.from_numpy(compute_quality(scoring, plain, images, fits[0]))
     assert torch.equal(own, Scorer(network, preset=PRESET)(IMAGES).distance)

@@ -24,7 +24,8 @@ from prefiqs_ext import Preset, Pruning, methods
 from prefiqs_ext.evaluation import cache
 from prefiqs_ext.evaluation import cache_revisions as revisions
 from prefiqs_ext.evaluation.datasets.sources import EncodedCrop
-from prefiqs_ext.evaluation.inference import ImageSet, Scoring, embed_images
+from prefiqs_ext.evaluation.image_set import ImageSet
+from prefiqs_ext.evaluation.inference import MethodTask, Scoring, embed_images
 from prefiqs_ext.methods.prefiqs import ScorerMethod
 from prefiqs_ext.methods.registry import load_class
 from prefiqs_ext.models import import_onnx
@@ -54,6 +55,7 @@ FILES = {
         *(f"{PACKAGE}/{name}.py" for name in _ENGINE),
         *(f"{PACKAGE}/{folder}/**/*.py" for folder in ("dual", "models")),
         *(f"{PACKAGE}/faces/{name}.py" for name in ("image", "align")),
+        f"{PACKAGE}/evaluation/image_set.py",
         f"{PACKAGE}/evaluation/inference.py",
         f"{PACKAGE}/evaluation/datasets/sources.py",
     ],
@@ -143,16 +145,16 @@ def test_another_revision_computes_again(tmp_path: Path, monkeypatch: pytest.Mon
 
     method = SimpleNamespace(name="sharpness", higher_is_better=True, fit_images=0, score=score)
     for expected in (1, 1):
-        scoring.compute_quality(method, images, images, 0)
+        scoring.compute_qualities([MethodTask(method, images)], images, 0)
         assert len(calls) == expected
     monkeypatch.setitem(revisions.METHODS, "brightness", 99)
-    scoring.compute_quality(method, images, images, 0)
+    scoring.compute_qualities([MethodTask(method, images)], images, 0)
     assert len(calls) == 1
     monkeypatch.setitem(revisions.METHODS, "sharpness", 99)
-    scoring.compute_quality(method, images, images, 0)
+    scoring.compute_qualities([MethodTask(method, images)], images, 0)
     assert len(calls) == 2
     monkeypatch.setattr(revisions, "ENGINE", 99)
-    scoring.compute_quality(method, images, images, 0)
+    scoring.compute_qualities([MethodTask(method, images)], images, 0)
     assert len(calls) == 3
 
 
@@ -175,9 +177,7 @@ def test_another_network_of_the_same_weights_computes_again(tmp_path: Path, monk
             embed_images(images, network, preset),
             Scoring(network, preset, Pruning()).score_images(images).embeddings,
         ]
-        again = embed_images(
-            ImageSet([EncodedCrop(png(), "image 0")], cache.make_memory_cache()), import_onnx(path), preset
-        )
+        again = embed_images(ImageSet([EncodedCrop(png(), "image 0")], cache.MemoryCache()), import_onnx(path), preset)
         assert np.array_equal(kept[0], again)
         found.append(kept)
     for first, second in zip(*found, strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from prefiqs_ext.evaluation.cache import load_or_compute
+from prefiqs_ext.evaluation.cache import FileCache
 from prefiqs_ext.exceptions import FileAccessError, MissingWeightsError
 from prefiqs_ext.files import Record, ScoredFile, Writer
 from prefiqs_ext.models.weights import get_cache_folder
@@ -101,19 +101,17 @@ def test_two_processes_keep_the_same_in_one_cache(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PREFIQS_HOME", str(tmp_path))
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(3, 2)}
 
-    def compute() -> dict[str, np.ndarray]:
-        process = os.fork()
-        if not process:
-            found = load_or_compute({"of": "a"}, ("a",), 3, lambda: arrays)
-            os._exit(int(not (found["a"] == arrays["a"]).all()))
-        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
-        return arrays
-
-    found = load_or_compute({"of": "a"}, ("a",), 3, compute)
-    np.testing.assert_array_equal(found["a"], arrays["a"])
+    cache = FileCache()
+    assert cache.load({"of": "a"}, ("a",), 3) is None
+    process = os.fork()
+    cache.keep({"of": "a"}, arrays)
+    if not process:
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     assert len(os.listdir(tmp_path / "evaluation")) == 1
-    again = load_or_compute({"of": "a"}, ("a",), 3, lambda: pytest.fail("computed again"))
-    np.testing.assert_array_equal(again["a"], arrays["a"])
+    found = cache.load({"of": "a"}, ("a",), 3)
+    assert found is not None
+    np.testing.assert_array_equal(found["a"], arrays["a"])
 
 
 def test_a_cache_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:

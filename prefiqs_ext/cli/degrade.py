@@ -70,7 +70,7 @@ def degrade(data: Path, output: Path, seed: int, kinds: str | None, allow_duplic
     from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
     from prefiqs_ext.evaluation.datasets.readers import read_folders
     from prefiqs_ext.evaluation.datasets.sources import get_name
-    from prefiqs_ext.evaluation.inference import ImageSet
+    from prefiqs_ext.evaluation.image_set import ImageSet
     from prefiqs_ext.faces import read_rgb
     from prefiqs_ext.faces.degrade import DEFAULT_KINDS, draw_steps
     from prefiqs_ext.faces.degrade import degrade as degrade_image

@@ -1,4 +1,4 @@
-from .all_pairs import compute_all_pairs_curves
+from .all_pairs import compute_all_pairs_curves, compute_curves_of_qualities
 from .bootstrap import BootstrapDraws, resample_persons
 from .bootstrap_pairs import resample_pairs
 from .comparison import Comparison, Protocol, compare
@@ -7,7 +7,8 @@ from .datasets.ijbc import Templates
 from .datasets.readers import Images, PairList, read_embeddings, read_scores
 from .edc import Curve, Mode, error_versus_discard
 from .face_network import FaceNetwork
-from .inference import ImageSet, Scoring, embed_images
+from .image_set import ImageSet
+from .inference import Scoring, embed_images
 from .runner import Evaluation, EvaluationOptions, run_evaluation
 from .score_files import ScoreFile
 
@@ -28,6 +29,7 @@ __all__ = [
     "Templates",
     "compare",
     "compute_all_pairs_curves",
+    "compute_curves_of_qualities",
     "embed_images",
     "error_versus_discard",
     "read_data",

@@ -1,11 +1,10 @@
 """Curves over all pairs of many images, in memory that does not grow with the number of pairs.
 
-What is counted. Sort the N images by quality, the worst first, and give the pair of images i < j the key i * N + j. In
-the upper triangle of the similarities, read row by row, the keys rise, and so does the quality of the worse image. So
-the pairs arrive in discard order (mode "crfiqa": nearly), in blocks of rows, and are never sorted. At each discard
-ratio a cut divides the order: pairs before it are discarded, pairs from it on are kept.
+What is counted. Every quality puts the pairs of N images in an order in which they are discarded. A pair's position in
+that order is a number that follows from the two images alone, so the pairs are never sorted. At each discard ratio a
+cut divides the order: pairs before it are discarded, pairs from it on are kept.
 
-Invariants, at every ratio:
+Invariants, of every quality and at every ratio:
 
 * discarded + kept mated + kept non-mated = N (N - 1) / 2, the number of all pairs. `count_discarded` gives the first,
   counting the mated pairs from the cut on gives the second, and the third follows.
@@ -14,22 +13,25 @@ Invariants, at every ratio:
 * The threshold depends on a few non-mated scores only, see `ThresholdWindow`. They lie in a few neighbouring bins of a
   histogram of the scores.
 
-Two passes over the blocks. The first counts the high non-mated scores in a histogram per ratio, which locates those
-bins. The second collects the scores in them, which makes the thresholds exact. Mated scores are kept, all of them.
+Two passes over the pairs, a block of scores at a time, whatever the number of qualities and FMRs. The first counts the
+high non-mated scores in a histogram per quality and ratio, which locates those bins. The second collects the scores in
+them, which makes the thresholds exact. Mated scores are kept, all of them.
 
-Complexity: two products of [N, d] by [d, N], that is 2 N^2 d multiplications, and for each pair above the floor a
-binary search among the cuts. Memory: one block, the mated pairs, and R * 65,536 counters for R ratios.
+Complexity: two products of [N, d] by [d, N], that is 2 N^2 d multiplications, and for each quality and each pair above
+the floor a binary search among the cuts. Memory: one block, the mated pairs, the pairs in those bins, and R * 65,536
+counters for each quality with R ratios.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefiqs_ext.evaluation.array_types import Floats, Integers
+from prefiqs_ext.evaluation.discard_order import DiscardOrder
 from prefiqs_ext.evaluation.edc import (
     FMRS,
     RATIOS,
@@ -39,16 +41,19 @@ from prefiqs_ext.evaluation.edc import (
     build_step_curve,
     check_fmr,
     check_kept,
+    check_quality,
     compute_fnmr,
     count_discarded,
     find_threshold,
     find_turning_place,
-    rank_images,
 )
-from prefiqs_ext.evaluation.pair_blocks import check_normalised, estimate_floor, iterate_blocks, list_mated_keys
+from prefiqs_ext.evaluation.pair_blocks import (
+    check_normalised,
+    estimate_floor,
+    iterate_blocks,
+    list_mated_keys,
+)
 from prefiqs_ext.exceptions import InputError
-
-_Number = TypeVar("_Number", int, "NDArray[np.int64]")
 
 # Bins over scores of -1 to 1, 3e-5 wide: of 10^8 pairs a few thousand scores lie in the bins around a threshold, and
 # the counters of 20 ratios take 10 MB.
@@ -86,144 +91,171 @@ def compute_all_pairs_curves(
     Raises:
         InputError: As error_versus_discard; or embeddings that are not of length 1.
     """
+    curves = compute_curves_of_qualities(
+        embeddings, identities, {"quality": quality}, fmrs=fmrs, mode=mode, ratios=ratios
+    )
+    return curves["quality"]
+
+
+def compute_curves_of_qualities(
+    embeddings: Floats,
+    identities: Integers,
+    qualities: Mapping[str, Floats],
+    *,
+    fmrs: tuple[float, ...] = FMRS,
+    mode: Mode = "rethresholded",
+    ratios: NDArray[np.float64] = RATIOS,
+) -> dict[str, list[Curve]]:
+    """Compute the curves of several qualities. The images are compared once for all of them.
+
+    Args:
+        embeddings: [N, d] L2-normalised.
+        identities: [N] one number per person.
+        qualities: [N] of each method, HIGHER is better.
+        fmrs: False match rates, in (0, 1).
+        mode: See `edc`.
+        ratios: [R] discard ratios, as for `compute_all_pairs_curves`.
+
+    Returns:
+        Of each method, one curve per FMR.
+
+    Raises:
+        InputError: As compute_all_pairs_curves.
+    """
     for fmr in fmrs:
         check_fmr(fmr)
     if mode == "fixed-threshold":  # its threshold is that of no discard
         ratios = ratios[:1]
-    images = np.argsort(rank_images(quality))
     unit, identities = np.asarray(embeddings, np.float32), np.asarray(identities)
-    if unit.ndim != 2 or not len(unit) == len(identities) == len(images):
-        raise InputError(f"expected one embedding, identity and quality per image; got {unit.shape}, "
-                         f"{identities.shape}, {np.shape(quality)}")  # fmt: skip
+    for quality in map(check_quality, qualities.values()):
+        if unit.ndim != 2 or not len(unit) == len(identities) == len(quality):
+            raise InputError(f"expected one embedding, identity and quality per image; got {unit.shape}, "
+                             f"{identities.shape}, {quality.shape}")  # fmt: skip
     check_normalised(unit)
-    unit, identities, quality = unit[images], identities[images], np.asarray(quality)[images]
-    n = len(images)
-    pairs = n * (n - 1) // 2
     mated = list_mated_keys(identities)
-    discarded = count_discarded(ratios, pairs, mode)
-    order = _order_by_worse(discarded, quality, images) if mode == "crfiqa" else _order_by_both(discarded, n)
-    positions = order.get_positions(mated)
-    kept_mated = [positions >= cut for cut in order.cuts]  # per ratio, [mated pairs]
-    kept_non_mated = [pairs - gone - int(kept.sum()) for gone, kept in zip(discarded, kept_mated, strict=True)]
-    for r, kept, others in zip(ratios, kept_mated, kept_non_mated, strict=True):
-        check_kept(int(kept.sum()), others, float(r))
-    share = _MARGIN * max(fmrs)
-    while True:
-        floor = estimate_floor(unit, identities, share)
-        scores, histograms = _count_scores(unit, mated, floor, order)
-        if floor == -np.inf or all(
-            _shows_next_lower(histogram, find_turning_place(max(fmrs), others))
-            for histogram, others in zip(histograms, kept_non_mated, strict=True)
-        ):
-            break
-        share *= _MARGIN
-    ranges = [
-        [
-            _BinRange.find(histogram, find_turning_place(fmr, others))
-            for histogram, others in zip(histograms, kept_non_mated, strict=True)
-        ]
+    kept = {name: _Kept.measure(np.asarray(quality), mated, ratios, mode) for name, quality in qualities.items()}
+    high = _HighScores.measure(unit, identities, mated, kept, max(fmrs))
+    ranges = {
+        (name, fmr, ratio): _BinRange.find(high.histograms[name][ratio], find_turning_place(fmr, others))
+        for name, of_quality in kept.items()
         for fmr in fmrs
-    ]
-    collected = _CollectedScores.collect(unit, mated, floor, order, ranges)
-    curves = []
-    for fmr, ranges_of_fmr in zip(fmrs, ranges, strict=True):
-        windows = [
-            ThresholdWindow(collected.select(bins, ratio), bins.above, kept_non_mated[ratio])
-            for ratio, bins in enumerate(ranges_of_fmr)
-        ]
-        t = [find_threshold(mode, window, scores[kept], fmr) for window, kept in zip(windows, kept_mated, strict=True)]
-        if mode == "fixed-threshold":
-            curves.append(build_step_curve(scores, quality[mated // n], t[0], fmr, kept_non_mated[0]))
-            continue
-        fnmr = [compute_fnmr(mode, scores[kept], at) for kept, at in zip(kept_mated, t, strict=True)]
-        curves.append(Curve(mode, fmr, ratios, np.array(fnmr), np.array(t), len(mated), kept_non_mated[0]))
+        for ratio, others in enumerate(of_quality.non_mated)
+    }
+    collected = _CollectedScores.collect(unit, mated, high.floor, ranges.values())
+    curves: dict[str, list[Curve]] = {name: [] for name in qualities}
+    for name, of_quality in kept.items():
+        last = of_quality.order.find_last_ratio(collected.keys)
+        for fmr in fmrs:
+            t, fnmr = [], []
+            for ratio, others in enumerate(of_quality.non_mated):
+                bins = ranges[name, fmr, ratio]
+                window = ThresholdWindow(collected.select(bins, ratio, last), bins.above, others)
+                scores = high.mated[of_quality.last_of_mated >= ratio]
+                t.append(find_threshold(mode, window, scores, fmr))
+                fnmr.append(compute_fnmr(mode, scores, t[-1]))
+            of_all = of_quality.non_mated[0]
+            if mode == "fixed-threshold":
+                curve = _build_step_curve(high.mated, mated, np.asarray(qualities[name]), t[0], fmr, of_all)
+            else:
+                curve = Curve(mode, fmr, ratios, np.array(fnmr), np.array(t), len(mated), of_all)
+            curves[name].append(curve)
     return curves
 
 
-class _DiscardOrder(NamedTuple):
-    """The order in which the pairs are discarded. Their images are sorted by quality.
+def _build_step_curve(
+    scores: NDArray[np.float64], mated: NDArray[np.int64], quality: Floats, t: float, fmr: float, non_mated: int
+) -> Curve:
+    """The curve of mode "fixed-threshold", of mated pairs in any order."""
+    worse = quality[np.stack(np.divmod(mated, len(quality)))].min(0)
+    order = np.argsort(worse, kind="stable")
+    return build_step_curve(scores[order], worse[order], t, fmr, non_mated)
+
+
+class _Kept(NamedTuple):
+    """What one quality keeps at each ratio.
 
     Attributes:
-        get_positions: Keys of pairs -> numbers that rise in this order.
-        cuts: [ratios] the position of the first pair that is kept.
+        order: The order in which it discards.
+        last_of_mated: The last ratio at which each mated pair is kept, as an index.
+        non_mated: [ratios] how many non-mated pairs are kept.
     """
 
-    get_positions: Callable[[NDArray[np.int64]], NDArray[np.int64]]
-    cuts: NDArray[np.int64]
+    order: DiscardOrder
+    last_of_mated: NDArray[np.int16]
+    non_mated: list[int]
 
-    def find_last_ratio(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The index of the last ratio at which each pair is kept."""
-        return np.searchsorted(self.cuts, self.get_positions(keys), side="right") - 1
+    @staticmethod
+    def measure(quality: Floats, mated: NDArray[np.int64], ratios: NDArray[np.float64], mode: Mode) -> _Kept:
+        """Measure it, for all pairs of images of this quality [N], of which these keys are the mated ones.
+
+        Raises:
+            InputError: No mated or no non-mated pair is left at a ratio.
+        """
+        pairs = len(quality) * (len(quality) - 1) // 2
+        discarded = count_discarded(ratios, pairs, mode)
+        order = DiscardOrder.make(quality, discarded, mode)
+        last = order.find_last_ratio(mated).astype(np.int16)
+        non_mated = []
+        for ratio, gone in enumerate(discarded):
+            kept = int(np.count_nonzero(last >= ratio))
+            non_mated.append(pairs - gone - kept)
+            check_kept(kept, non_mated[-1], float(ratios[ratio]))
+        return _Kept(order, last, non_mated)
 
 
-def _order_by_both(discarded: list[int], n: int) -> _DiscardOrder:
-    """By the worse image, then by the other one. This is the order of the keys."""
-    image = np.arange(n)
-    starts = image * (2 * n - image - 1) // 2  # how many pairs lie before each image's first
-    row = np.searchsorted(starts, discarded, side="right") - 1
-    return _DiscardOrder(lambda keys: keys, row * n + row + 1 + discarded - starts[row])
+class _HighScores(NamedTuple):
+    """What pass 1 found.
 
-
-def _order_by_worse(discarded: list[int], quality: Floats, images: NDArray[np.int64]) -> _DiscardOrder:
-    """By the quality of the worse image, then as numpy.triu_indices lists the pairs of the input.
-
-    To find a cut, two sums are inverted: how many pairs have a worse image of lower quality; and, among the pairs of
-    one quality, how many the input lists before each image's own.
-
-    Args:
-        discarded: How many pairs go at each ratio.
-        quality: [N] rising.
-        images: [N] the place in the input of each.
+    Attributes:
+        floor: Non-mated scores above it were counted.
+        mated: The mated scores, by rising key.
+        histograms: Of each quality, [ratios, bins] how many kept non-mated scores above the floor each bin has.
     """
-    n = len(images)
-    level = np.unique(quality, return_inverse=True)[1]
 
-    def combine(level: _Number, first: _Number, second: _Number) -> _Number:
-        return (level * n + first) * n + second  # below n^3: int64 is enough for 2 million images
+    floor: float
+    mated: NDArray[np.float64]
+    histograms: dict[str, NDArray[np.int64]]
 
-    def get_positions(keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        worse, other = np.divmod(keys, n)
-        one, two = images[worse], images[other]
-        return combine(level[worse], np.minimum(one, two), np.maximum(one, two))
-
-    before = np.append(0, np.cumsum(n - 1 - np.arange(n)))  # pairs whose worse image is worse than each
-    level_in_input = np.empty_like(level)
-    level_in_input[images] = level
-    cuts = []
-    for pairs in discarded:
-        worst = level[np.searchsorted(before, pairs, side="right") - 1]
-        remaining = pairs - before[np.searchsorted(level, worst)]  # of the pairs of this level, how many go
-        own, better = level_in_input == worst, level_in_input > worst
-        partners = np.where(own, _count_later(own | better), better * _count_later(own))
-        ends = np.cumsum(partners)
-        first = int(np.searchsorted(ends, remaining, side="right"))
-        fitting = own | better if own[first] else own
-        second = np.flatnonzero(fitting[first + 1 :])[remaining - ends[first] + partners[first]] + first + 1
-        cuts.append(combine(worst, first, second))
-    return _DiscardOrder(get_positions, np.array(cuts))
-
-
-def _count_later(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """[N] how many flags are set after each place."""
-    later: NDArray[np.int64] = flags.sum() - np.cumsum(flags)
-    return later
+    @staticmethod
+    def measure(
+        embeddings: NDArray[np.float32],
+        identities: Integers,
+        mated: NDArray[np.int64],
+        kept: Mapping[str, _Kept],
+        fmr: float,
+    ) -> _HighScores:
+        """Measure those that decide the thresholds up to this FMR, however often the floor must be lowered for it."""
+        share = _MARGIN * fmr
+        while True:
+            floor = estimate_floor(embeddings, identities, share)
+            scores, histograms = _count_scores(embeddings, mated, floor, kept)
+            if floor == -np.inf or all(
+                _shows_next_lower(histogram, find_turning_place(fmr, others))
+                for name, of_quality in kept.items()
+                for histogram, others in zip(histograms[name], of_quality.non_mated, strict=True)
+            ):
+                return _HighScores(floor, scores, histograms)
+            share *= _MARGIN
 
 
 def _count_scores(
-    embeddings: NDArray[np.float32], mated: NDArray[np.int64], floor: float, order: _DiscardOrder
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Pass 1: the mated scores, and [ratios, bins] how many kept non-mated scores above the floor each bin has."""
-    scores, counts = [], np.zeros((len(order.cuts), _BINS), np.int64)
+    embeddings: NDArray[np.float32], mated: NDArray[np.int64], floor: float, kept: Mapping[str, _Kept]
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.int64]]]:
+    """Pass 1: the mated scores, and the histograms of each quality."""
+    scores = []
+    counts = {name: np.zeros(len(of_quality.non_mated) * _BINS, np.int64) for name, of_quality in kept.items()}
     for block in iterate_blocks(embeddings, mated, floor):
         scores.append(block.mated)
-        if len(block.keys):
-            last = order.find_last_ratio(block.keys)
-            lowest, highest = int(last.min()), int(last.max())
-            size = highest + 1 - lowest
-            number = np.bincount((last - lowest) * _BINS + _find_bins(block.scores), minlength=size * _BINS)
-            counts[lowest : highest + 1] += number.reshape(size, _BINS)
-    # A pair counts at its last ratio and at all lower ones.
-    return np.concatenate(scores).astype(np.float64), counts[::-1].cumsum(0)[::-1]
+        bins = _find_bins(block.scores)
+        for name, of_quality in kept.items():
+            found = np.bincount(of_quality.order.find_last_ratio(block.keys) * _BINS + bins)
+            counts[name][: len(found)] += found
+    histograms = {}
+    for name, flat in counts.items():
+        falling = flat.reshape(-1, _BINS)[::-1]
+        np.cumsum(falling, axis=0, out=falling)  # a pair counts at its last ratio and at all lower ones
+        histograms[name] = falling[::-1]
+    return np.concatenate(scores).astype(np.float64), histograms
 
 
 def _find_bins(scores: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -269,34 +301,31 @@ class _CollectedScores(NamedTuple):
     Attributes:
         scores: Rising.
         bins: The bin of each.
-        last: The last ratio at which each is kept.
+        keys: The key of each pair.
     """
 
-    scores: NDArray[np.float64]
+    scores: NDArray[np.float32]
     bins: NDArray[np.int64]
-    last: NDArray[np.int64]
+    keys: NDArray[np.int64]
 
     @staticmethod
     def collect(
-        embeddings: NDArray[np.float32],
-        mated: NDArray[np.int64],
-        floor: float,
-        order: _DiscardOrder,
-        ranges: list[list[_BinRange]],
+        embeddings: NDArray[np.float32], mated: NDArray[np.int64], floor: float, ranges: Iterable[_BinRange]
     ) -> _CollectedScores:
-        """Pass 2: collect the scores in the ranges of all FMRs and ratios."""
+        """Pass 2: collect the scores in these ranges."""
         wanted = np.zeros(_BINS, dtype=bool)
-        for bins in (bins for ranges_of_fmr in ranges for bins in ranges_of_fmr):
+        for bins in ranges:
             wanted[bins.first : bins.last + 1] = True
-        scores, last = [], []
+        scores, keys = [], []
         for block in iterate_blocks(embeddings, mated, floor):
             inside = wanted[_find_bins(block.scores)]
             scores.append(block.scores[inside])
-            last.append(order.find_last_ratio(block.keys[inside]))
+            keys.append(block.keys[inside])
         rising = np.argsort(found := np.concatenate(scores), kind="stable")
         found = found[rising]
-        return _CollectedScores(found.astype(np.float64), _find_bins(found), np.concatenate(last)[rising])
+        return _CollectedScores(found, _find_bins(found), np.concatenate(keys)[rising])
 
-    def select(self, bins: _BinRange, ratio: int) -> NDArray[np.float64]:
-        """The scores in a range of bins that are kept at a ratio."""
-        return self.scores[(self.last >= ratio) & (self.bins >= bins.first) & (self.bins <= bins.last)]
+    def select(self, bins: _BinRange, ratio: int, last: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The scores in a range of bins that are kept at a ratio, by the last ratio of each pair."""
+        inside = slice(*np.searchsorted(self.bins, [bins.first, bins.last + 1]))
+        return self.scores[inside][last[inside] >= ratio].astype(np.float64)

@@ -15,14 +15,14 @@ Invariants, in each draw and at each ratio:
   w_i * (better images of the same person), and its non-mated weight is w_i * (weight of the better images of other
   persons). Both follow from sums over images, without a list of pairs.
 
-Complexity: the scores are computed once. A draw then costs, for each method and ratio, O(N) for the cut and O(T) for
-the threshold, where T is the number of non-mated pairs that are kept in memory (at most about a million), and O(M) for
-the mated pairs that fail.
+Complexity: the scores are computed once, for all methods and FMRs. A draw then costs, for each method, FMR and ratio,
+O(N) for the cut and O(T) for the threshold, where T is the number of non-mated pairs that are kept in memory (at most
+about a million), and O(M) for the mated pairs that fail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -90,36 +90,40 @@ def resample_persons(
     identities: Integers,
     qualities: Mapping[str, Floats],
     *,
-    fmr: float = 1e-3,
+    fmrs: Sequence[float] = (1e-3,),
     limit: float = LIMIT,
     resamples: int = 500,
     seed: int = 0,
-) -> BootstrapDraws:
+) -> dict[float, BootstrapDraws]:
     """Compute pAUC over all pairs for draws of persons with replacement.
 
-    The mated pairs stay in memory, and of the non-mated ones the share 4 * fmr that scores highest. If that is more
-    than a million pairs (above 7,000 images at FMR 1e-2, 70,000 at 1e-4), a random million of them stands for all. A
-    quarter of it lies above the threshold, with weights of mean square 4. The FMR there is off by
+    The mated pairs stay in memory, and of the non-mated ones, for each FMR, the share 4 * fmr that scores highest. If
+    that is more than a million pairs (above 7,000 images at FMR 1e-2, 70,000 at 1e-4), a random million of them stands
+    for all. A quarter of it lies above the threshold, with weights of mean square 4. The FMR there is off by
     (4 / 250,000)^.5 = .4 %. Measured on 20,000 synthetic images at FMR 1e-2: .38 %, and pAUC off by .24 %, while the
     draws spread it by 3.5 %.
 
     A pair takes 20 bytes, and 8 more per method: 450,000 mated pairs (100,000 images, 10 per person) take 13 MB with
-    one method, 5 million take 140 MB.
+    one method, 5 million take 140 MB. Only one FMR at a time takes the bytes per method.
 
     Args:
         embeddings: [N, d] L2-normalised.
         identities: [N] one number per person.
         qualities: [N] of each method, HIGHER is better.
-        fmr: False match rate, in (0, 1).
+        fmrs: False match rates, in (0, 1).
         limit: The highest discard ratio.
         resamples: B, the number of draws.
-        seed: Of the draws.
+        seed: Of the draws, which are the same for every FMR.
+
+    Returns:
+        The draws of each FMR.
 
     Raises:
         InputError: Shapes that do not fit; qualities that are not finite; embeddings that are not of length 1; a draw
             that keeps no mated or no non-mated pair.
     """
-    check_fmr(fmr)
+    for fmr in fmrs:
+        check_fmr(fmr)
     unit = np.asarray(embeddings, np.float32)
     persons, person_of = np.unique(identities, return_inverse=True)
     ranks = {name: rank_images(quality) for name, quality in qualities.items()}
@@ -127,22 +131,28 @@ def resample_persons(
         raise InputError("expected as many embeddings as identities, and as many qualities of at least one method")
     check_normalised(unit)
     ratios = select_ratios(limit)
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(persons), np.full(len(persons), 1 / len(persons)), resamples)
-    share = 4 * fmr
-    while True:
-        mated, tail, sampled = _collect_pairs(unit, person_of, share, rng)
-        curves = {name: _PersonCurve(person_of, rank, mated, tail, sampled, fmr) for name, rank in ranks.items()}
-        fnmr = {name: np.empty((resamples, len(ratios))) for name in ranks}
-        try:
-            for b, weights_of_persons in enumerate(draws):
-                weights = weights_of_persons[person_of]
-                tail_weights = weights[tail.first] * weights[tail.second]
-                for name, curve in curves.items():
-                    fnmr[name][b] = curve.compute_fnmr(weights, tail_weights, ratios)
-            return compute_areas(fnmr, ratios)
-        except _TailTooShortError:
-            share *= 4
+    chances = np.full(len(persons), 1 / len(persons))
+    tails: dict[float, _TailRule] = {}
+    for fmr in fmrs:
+        rng = np.random.default_rng(seed)
+        draws = rng.multinomial(len(persons), chances, resamples)
+        tails[fmr] = _TailRule(4 * fmr, rng)
+    found: dict[float, BootstrapDraws] = {}
+    while left := {fmr: tail for fmr, tail in tails.items() if fmr not in found}:
+        mated, kept = _collect_pairs(unit, person_of, left)
+        for fmr, (tail, sampled) in kept.items():
+            curves = {name: _PersonCurve(person_of, rank, mated, tail, sampled, fmr) for name, rank in ranks.items()}
+            fnmr = {name: np.empty((resamples, len(ratios))) for name in ranks}
+            try:
+                for b, weights_of_persons in enumerate(draws):
+                    weights = weights_of_persons[person_of]
+                    tail_weights = weights[tail.first] * weights[tail.second]
+                    for name, curve in curves.items():
+                        fnmr[name][b] = curve.compute_fnmr(weights, tail_weights, ratios)
+                found[fmr] = compute_areas(fnmr, ratios)
+            except _TailTooShortError:
+                tails[fmr] = tails[fmr]._replace(share=4 * tails[fmr].share)
+    return found
 
 
 def compute_areas(fnmr: Mapping[str, NDArray[np.float64]], ratios: NDArray[np.float64]) -> BootstrapDraws:
@@ -152,26 +162,48 @@ def compute_areas(fnmr: Mapping[str, NDArray[np.float64]], ratios: NDArray[np.fl
     return BootstrapDraws(pauc, 1000 * ratios[-1] * next(iter(fnmr.values()))[:, 0])
 
 
+class _TailRule(NamedTuple):
+    """Which non-mated pairs stay in memory for one FMR.
+
+    Attributes:
+        share: Of all non-mated pairs, those with the highest scores.
+        rng: Draws a sample of these, if they are too many.
+    """
+
+    share: float
+    rng: np.random.Generator
+
+
 def _collect_pairs(
-    embeddings: NDArray[np.float32], person_of: Integers, share: float, rng: np.random.Generator
-) -> tuple[_Pairs, _Pairs, float]:
-    """Collect the pairs that stay in memory.
+    embeddings: NDArray[np.float32], person_of: Integers, rules: Mapping[float, _TailRule]
+) -> tuple[_Pairs, dict[float, tuple[_Pairs, float]]]:
+    """Collect the pairs that stay in memory, for all FMRs in one pass.
 
     Returns:
-        All mated pairs, by rising score; about the given share of the non-mated pairs, those with the highest scores,
-        or a random sample of these, by falling score; the size of that sample relative to these pairs, 1 for all.
+        All mated pairs, by rising score. For each FMR, about the given share of the non-mated pairs, those with the
+        highest scores, or a random sample of these, by falling score; and the size of that sample relative to these
+        pairs, 1 for all.
     """
     n = len(person_of)
     mated = list_mated_keys(person_of)
-    sampled = min(1.0, _MOST / max(1, min(1, share) * (n * (n - 1) // 2 - len(mated))))
-    mated_scores, keys, scores = [], [], []
-    for block in iterate_blocks(embeddings, mated, estimate_floor(embeddings, person_of, share)):
+    non_mated = n * (n - 1) // 2 - len(mated)
+    sampled = {fmr: min(1.0, _MOST / max(1, min(1, rule.share) * non_mated)) for fmr, rule in rules.items()}
+    floors = {fmr: estimate_floor(embeddings, person_of, rule.share) for fmr, rule in rules.items()}
+    mated_scores: list[NDArray[np.float32]] = []
+    keys: dict[float, list[NDArray[np.int64]]] = {fmr: [] for fmr in rules}
+    scores: dict[float, list[NDArray[np.float32]]] = {fmr: [] for fmr in rules}
+    for block in iterate_blocks(embeddings, mated, min(floors.values())):
         mated_scores.append(block.mated)
-        some = slice(None) if sampled == 1 else rng.random(len(block.keys)) < sampled
-        keys.append(block.keys[some])
-        scores.append(block.scores[some])
-    tail = _sort_pairs(np.concatenate(keys), np.concatenate(scores), n, -1)
-    return _sort_pairs(mated, np.concatenate(mated_scores), n), tail, sampled
+        for fmr, rule in rules.items():
+            some = np.flatnonzero(block.scores > floors[fmr])
+            if sampled[fmr] < 1:
+                some = some[rule.rng.random(len(some)) < sampled[fmr]]
+            keys[fmr].append(block.keys[some])
+            scores[fmr].append(block.scores[some])
+    tails = {
+        fmr: (_sort_pairs(np.concatenate(keys[fmr]), np.concatenate(scores[fmr]), n, -1), sampled[fmr]) for fmr in rules
+    }
+    return _sort_pairs(mated, np.concatenate(mated_scores), n), tails
 
 
 def _sort_pairs(keys: NDArray[np.int64], scores: NDArray[np.float32], n: int, sign: int = 1) -> _Pairs:
@@ -222,14 +254,21 @@ class _PersonCurve:
         for r, cut in zip(ratios, self._find_cuts(weights[self._images], ratios), strict=True):
             check_kept(cut.mated, cut.non_mated, float(r), drawn=True)
             k = int(count_allowed(self._fmr, cut.non_mated) * self._sampled)
-            passing = np.cumsum(tail_weights * (self._tail_keys >= cut.key))
-            if not len(passing) or passing[-1] <= k:
-                raise _TailTooShortError
+            passing = self._sum_passing(tail_weights, cut, k)
             highest = self._tail.scores[np.searchsorted(passing, k, side="right")]
             failing = np.searchsorted(self._mated.scores, highest, side="right")  # t lies just above: equal ones fail
             kept = self._mated_keys[:failing] >= cut.key
             fnmr.append(float(weights[self._mated.first[:failing][kept]].sum() / cut.mated))
         return fnmr
+
+    def _sum_passing(self, tail_weights: NDArray[np.int64], cut: _KeyCut, k: int) -> NDArray[np.int64]:
+        """Cumulated weights of the kept non-mated pairs by falling score, at least until they exceed k."""
+        whole = len(tail_weights)
+        for end in (whole // 2, whole):  # half of them is twice what is expected to be enough
+            passing = np.cumsum(tail_weights[:end] * (self._tail_keys[:end] >= cut.key))
+            if len(passing) and passing[-1] > k:
+                return passing
+        raise _TailTooShortError
 
     def _find_cuts(self, weights: NDArray[np.int64], ratios: NDArray[np.float64]) -> list[_KeyCut]:
         """Find the cut at each ratio: first its row by the sums over rows, then its pair inside the row.

@@ -7,10 +7,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,53 +21,61 @@ from prefiqs_ext.models.weights import get_cache_folder
 from prefiqs_ext.utils.atomic_write import atomic_write
 from prefiqs_ext.utils.strict_json import JSON
 
+_FOLDER = "evaluation"
+
 Arrays: TypeAlias = Mapping[str, NDArray[np.float32]]
 """float32 arrays [N, ...] by name, all of the same N images."""
-Cache: TypeAlias = Callable[[Mapping[str, JSON], Sequence[str], int, Callable[[], Arrays]], Arrays]
-"""(facts, names, N, compute) -> the arrays of these names. The facts decide what is in them; `compute` makes them."""
 
 
-def make_memory_cache() -> Cache:
-    """Make a Cache that keeps its arrays for as long as it lives itself."""
-    kept: dict[str, Arrays] = {}
+class Cache(Protocol):
+    """Keeps arrays by the facts that decide what is in them."""
 
-    def load_or_compute_in_memory(
-        facts: Mapping[str, JSON], names: Sequence[str], images: int, compute: Callable[[], Arrays]
-    ) -> Arrays:
-        key = _make_key(facts)
-        if key not in kept:
-            kept[key] = compute()
-        return kept[key]
+    def load(self, facts: Mapping[str, JSON], names: Sequence[str], images: int) -> Arrays | None:
+        """Return the arrays of these names, each of this many images; None if one of them is not there."""
 
-    return load_or_compute_in_memory
+    def keep(self, facts: Mapping[str, JSON], arrays: Arrays) -> None:
+        """Keep arrays, all of the same images."""
 
 
-def load_or_compute(
-    facts: Mapping[str, JSON], names: Sequence[str], images: int, compute: Callable[[], Arrays]
-) -> Arrays:
-    """Load arrays from files, or compute them and keep them there: a Cache for other runs too.
+class MemoryCache:
+    """Keeps its arrays for as long as it lives itself."""
 
-    Each array has a file of its own, PREFIQS_HOME/evaluation/KEY-NAME.npy. If one is missing, broken, of another length
-    or not finite, all of them are computed again. A folder that cannot be written is reported once and done without.
+    def __init__(self) -> None:
+        self._kept: dict[str, Arrays] = {}
 
-    Args:
-        facts: All that the numbers depend on.
-        names: Of the arrays.
-        images: N, the length of every array.
-        compute: Makes the arrays, by these names.
-    """
-    folder, key = get_cache_folder() / "evaluation", _make_key(facts)
-    files = {name: folder / f"{key}-{name}.npy" for name in names}
-    with suppress(FileAccessError, FileFormatError):
-        return {name: _load(file, images) for name, file in files.items()}
-    arrays = compute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, file in files.items():
-            _save(file, arrays[name])
-    except OSError as error:
-        _warn_not_kept(folder, getattr(error.__cause__ or error, "strerror", None) or str(error))
-    return arrays
+    def load(self, facts: Mapping[str, JSON], names: Sequence[str], images: int) -> Arrays | None:
+        """Return the arrays that were kept of these facts."""
+        return self._kept.get(_make_key(facts))
+
+    def keep(self, facts: Mapping[str, JSON], arrays: Arrays) -> None:
+        """Keep arrays."""
+        self._kept[_make_key(facts)] = arrays
+
+
+class FileCache:
+    """Keeps arrays in files, for other runs too: each in PREFIQS_HOME/evaluation/KEY-NAME.npy."""
+
+    def load(self, facts: Mapping[str, JSON], names: Sequence[str], images: int) -> Arrays | None:
+        """Return arrays; None if a file is missing, broken, of another length or not finite."""
+        with suppress(FileAccessError, FileFormatError):
+            return {name: _load(file, images) for name, file in _list_files(facts, names).items()}
+        return None
+
+    def keep(self, facts: Mapping[str, JSON], arrays: Arrays) -> None:
+        """Write arrays. A folder that cannot be written is reported once and done without."""
+        files = _list_files(facts, list(arrays))
+        folder = get_cache_folder() / _FOLDER
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, file in files.items():
+                _save(file, arrays[name])
+        except OSError as error:
+            _warn_not_kept(folder, getattr(error.__cause__ or error, "strerror", None) or str(error))
+
+
+def _list_files(facts: Mapping[str, JSON], names: Sequence[str]) -> dict[str, Path]:
+    key = _make_key(facts)
+    return {name: get_cache_folder() / _FOLDER / f"{key}-{name}.npy" for name in names}
 
 
 def _load(file: Path, images: int) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prefiqs_ext.evaluation.all_pairs import compute_all_pairs_curves
+from prefiqs_ext.evaluation.all_pairs import compute_curves_of_qualities
 from prefiqs_ext.evaluation.array_types import Floats, Integers
 from prefiqs_ext.evaluation.bootstrap import BootstrapDraws, resample_persons
 from prefiqs_ext.evaluation.bootstrap_pairs import resample_pairs
@@ -112,15 +112,15 @@ def _compare_all_pairs(
     data: Images, embeddings: Floats, qualities: Mapping[str, Floats], protocol: Protocol
 ) -> Comparison:
     fmrs, mode, ratios = protocol.fmrs, protocol.mode, protocol.ratios
-    curves = {
-        name: compute_all_pairs_curves(embeddings, data.identities, quality, fmrs=fmrs, mode=mode, ratios=ratios)
-        for name, quality in qualities.items()
-    }
-    draws = {}
-    for fmr in _select_fmrs(curves, protocol):
-        draws[fmr] = resample_persons(
-            embeddings, data.identities, qualities, fmr=fmr, resamples=protocol.resamples, seed=protocol.seed
-        )
+    curves = compute_curves_of_qualities(embeddings, data.identities, qualities, fmrs=fmrs, mode=mode, ratios=ratios)
+    draws = resample_persons(
+        embeddings,
+        data.identities,
+        qualities,
+        fmrs=_select_fmrs(curves, protocol),
+        resamples=protocol.resamples,
+        seed=protocol.seed,
+    )
     return Comparison(curves, draws)
 
 

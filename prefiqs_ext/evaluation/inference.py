@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import islice
 from typing import NamedTuple
 
-import cv2
 import numpy as np
-import PIL
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from prefiqs_ext.device import choose_batch_size, resolve_device
+from prefiqs_ext.device import resolve_device
 from prefiqs_ext.evaluation import cache_revisions as revisions
-from prefiqs_ext.evaluation.cache import Arrays, Cache, load_or_compute
-from prefiqs_ext.evaluation.datasets.sources import Source, get_name, hash_source, read_every_crop
-from prefiqs_ext.exceptions import InputError
+from prefiqs_ext.evaluation.cache import Arrays
+from prefiqs_ext.evaluation.image_set import Computation, ImageSet
 from prefiqs_ext.methods.calibrated import Calibrated
 from prefiqs_ext.methods.method import Method
+from prefiqs_ext.methods.network_method import score_together
 from prefiqs_ext.methods.prefiqs import ScorerMethod
 from prefiqs_ext.models.embedding import select_embedding
 from prefiqs_ext.models.fingerprint import fingerprint_network
@@ -31,106 +26,9 @@ from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.pruning import Pruning
 from prefiqs_ext.scorer import Scorer
 from prefiqs_ext.utils.strict_json import JSON
-from prefiqs_ext.version import __version__
 
-VERSIONS: dict[str, str] = {
-    "prefiqs_ext": __version__,
-    "torch": torch.__version__,
-    "numpy": np.__version__,
-    "Pillow": PIL.__version__,
-    "OpenCV": cv2.__version__,
-}
-"""The versions of all packages that the numbers depend on."""
-
-_CPU = torch.device("cpu")
-
-
-class ImageSet:
-    """Images of which something is to be computed.
-
-    An image that comes again, as in the pairs of a benchmark, is computed once.
-
-    Args:
-        sources: The images.
-        cache: Keeps what was computed: `load_or_compute` for other runs too, or a `make_memory_cache()`.
-
-    Attributes:
-        contents: [N] one number per different content.
-        hash: SHA-256 of the contents in order.
-
-    Raises:
-        MissingFileError: A file is not there.
-        FileFormatError: A file is empty, too large or no regular file.
-    """
-
-    def __init__(self, sources: Sequence[Source], cache: Cache = load_or_compute) -> None:
-        self._cache = cache
-        digests = list(map(hash_source, sources))
-        rows: dict[bytes, int] = {}
-        self.contents = np.array([rows.setdefault(value, len(rows)) for value in digests])
-        self._different = [sources[i] for i in np.unique(self.contents, return_index=True)[1]]
-        self.hash = hashlib.sha256(b"".join(digests)).hexdigest()
-
-    def read_crops(self, preset: Preset) -> Tensor:
-        """Read all crops: uint8 [N, 3, H, W]."""
-        return torch.stack(list(read_every_crop(self._different, preset.template)))[self.contents]
-
-    def compute(
-        self,
-        what: str,
-        names: Sequence[str],
-        function: Callable[[Tensor], Mapping[str, Tensor]],
-        preset: Preset,
-        facts: Mapping[str, JSON],
-        device: torch.device = _CPU,
-    ) -> Arrays:
-        """Compute arrays of all images, or take them from the cache.
-
-        Args:
-            what: What is computed, for the progress bar and for errors.
-            names: Of the arrays.
-            function: uint8 crops [n, 3, H, W] -> a tensor [n, ...] for each name.
-            preset: Its size is that of the crops.
-            facts: What decides the numbers besides the images, the preset and the engine.
-            device: Where `function` computes, which decides how many crops it gets at a time.
-
-        Returns:
-            float32 [N, ...] for each name.
-
-        Raises:
-            InputError: An image gives no crop, or a result that is not finite; the error names it.
-        """
-        key: dict[str, JSON] = {
-            **facts,
-            "of": what,
-            "preset": asdict(preset),
-            "images": self.hash,
-            "versions": {**VERSIONS},
-            "engine": revisions.ENGINE,
-        }
-
-        def compute() -> Arrays:
-            batches = list(self._compute_batches(what, function, preset, choose_batch_size(device)))
-            return {name: np.concatenate([batch[name] for batch in batches])[self.contents] for name in names}
-
-        return self._cache(key, names, len(self.contents), compute)
-
-    def _compute_batches(
-        self, what: str, function: Callable[[Tensor], Mapping[str, Tensor]], preset: Preset, batch_size: int
-    ) -> Iterator[Arrays]:
-        images = self._different
-        crops = iter(tqdm(read_every_crop(images, preset.template), what, len(images), disable=None, leave=False))
-        start = 0
-        while batch := list(islice(crops, batch_size)):
-            with torch.no_grad():
-                result = {name: values.float().cpu().numpy() for name, values in function(torch.stack(batch)).items()}
-            for values in result.values():
-                bad = ~np.isfinite(values).reshape(len(batch), -1).all(axis=1)
-                if bad.any():
-                    name = get_name(images[start + int(bad.argmax())])
-                    raise InputError(f"{name}: no finite {what}; a blank image? Take it out of the set")
-            yield result
-            start += len(batch)
+_PLAIN = "embedding and D"
+"""What the Scorer gives, beside methods by their names."""
 
 
 class ImageScores(NamedTuple):
@@ -145,6 +43,27 @@ class ImageScores(NamedTuple):
     embeddings: NDArray[np.float32]
     distance: Tensor
     norm: Tensor
+
+    @staticmethod
+    def make(arrays: Arrays) -> ImageScores:
+        """Make it of the arrays that the cache keeps."""
+        return ImageScores(arrays["embedding"], torch.from_numpy(arrays["distance"]), torch.from_numpy(arrays["norm"]))
+
+
+@dataclass
+class MethodTask:
+    """A method, and the images that it is fitted on if it needs a fit."""
+
+    method: Method
+    fit_on: ImageSet
+    _fitted: bool = False
+
+    def get_fitted(self, preset: Preset) -> Method:
+        """The method, fitted when it is first asked for: scores from the cache cost no fit."""
+        if self.method.fit_images and not self._fitted:
+            self.method.fit(self.fit_on.read_crops(preset))
+            self._fitted = True
+        return self.method
 
 
 @dataclass(frozen=True)
@@ -179,8 +98,7 @@ class Scoring:
         """The Scorer; a row without a direction gets NaN, which `ImageSet` refuses by the image's name."""
         crops = None
         if self.recalibrate_on is not None:
-            device, _ = resolve_device(self.device, self.dtype, self.network)
-            crops = self.recalibrate_on.read_crops(self.preset).to(device)
+            crops = self.recalibrate_on.read_crops(self.preset).to(self._find_device())
         return Scorer(
             self.network,
             self.pruning,
@@ -192,13 +110,8 @@ class Scoring:
             on_bad="nan",
         )
 
-    def score_images(self, images: ImageSet) -> ImageScores:
-        """Run the Scorer over the images once."""
-
-        def score(crops: Tensor) -> dict[str, Tensor]:
-            result = self.scorer(crops.to(self.scorer.device))
-            return {"embedding": result.embedding, "distance": result.distance, "norm": result.embedding_norm}
-
+    @property
+    def _computation(self) -> Computation:
         facts: dict[str, JSON] = {
             **self.fingerprint,
             "pruning": asdict(self.pruning),
@@ -207,66 +120,96 @@ class Scoring:
             "output": self.output,
             "recalibrated on": None if self.recalibrate_on is None else self.recalibrate_on.hash,
         }
-        device, _ = resolve_device(self.device, self.dtype, self.network)
-        names = ("embedding", "distance", "norm")
-        arrays = images.compute("embedding and D", names, score, self.preset, facts, device)
-        distance, norm = torch.from_numpy(arrays["distance"]), torch.from_numpy(arrays["norm"])
-        return ImageScores(arrays["embedding"], distance, norm)
+        return Computation(_PLAIN, ("embedding", "distance", "norm"), facts)
 
-    def compute_quality(self, method: Method, images: ImageSet, fit_on: ImageSet, seed: int) -> NDArray[np.float32]:
-        """Compute the quality [N] of images, HIGHER is better: negated if the method's own scores are LOWER better.
+    def _score(self, crops: Tensor) -> dict[str, Tensor]:
+        result = self.scorer(crops.to(self.scorer.device))
+        return {"embedding": result.embedding, "distance": result.distance, "norm": result.embedding_norm}
+
+    def score_images(self, images: ImageSet) -> ImageScores:
+        """Run the Scorer over the images once."""
+        (arrays,) = images.compute(
+            [self._computation], lambda crops, _: [self._score(crops)], self.preset, self._find_device()
+        )
+        return ImageScores.make(arrays)
+
+    def compute_qualities(
+        self, tasks: Sequence[MethodTask], images: ImageSet, seed: int, *, embed: bool = False
+    ) -> tuple[dict[str, NDArray[np.float32]], ImageScores | None]:
+        """Compute the quality [N] of images by several methods, in one pass over the images.
 
         Args:
-            method: Made for this network, with this seed.
+            tasks: Methods of different names, made for this network, with this seed.
             images: The images.
-            fit_on: What a method that needs a fit is fitted on.
             seed: Part of the cache's key.
+            embed: Run the Scorer even if no method needs it.
+
+        Returns:
+            By each method's name, HIGHER is better: negated if the method's own scores are LOWER better. And what the
+            Scorer gave for the images; None if it did not run.
         """
-        if isinstance(method, ScorerMethod):
-            scoring = replace(self, recalibrate_on=fit_on) if method.recalibrates else self
-            if method.fit_images:
-                fitting = scoring.score_images(fit_on)
-                method.fit_signals(fitting.distance, fitting.norm)
-            scored = scoring.score_images(images)
-            scores: NDArray[np.float32] = method.score_signals(scored.distance, scored.norm).numpy()
-        else:
-            facts: dict[str, JSON] = {
-                **self.fingerprint,
-                "seed": seed,
-                "output": self.output,
-                "revision": revisions.METHODS.get(method.name),
-            }
-            if isinstance(method, Calibrated):
-                facts["pruning"] = asdict(method.pruning)
-            if method.fit_images:
-                facts["fitted on"] = fit_on.hash
-            score = _fit_when_needed(method, fit_on, self.preset)
-            arrays = images.compute(method.name, ("score",), lambda crops: {"score": score(crops)}, self.preset, facts)
-            scores = arrays["score"]
-        return scores if method.higher_is_better else -scores
+        scorings: dict[str, Scoring] = {}
+        computing: dict[str, MethodTask] = {}
+        for task in tasks:
+            if not isinstance(task.method, ScorerMethod):
+                computing[task.method.name] = task
+            elif task.method.recalibrates:
+                scorings[task.method.name] = replace(self, recalibrate_on=task.fit_on)
+            else:
+                embed = True
+        if embed:
+            scorings[_PLAIN] = self
+        scorers, others = list(scorings.values()), list(computing.values())
+
+        def run(crops: Tensor, missing: Sequence[int]) -> list[dict[str, Tensor]]:
+            found = [scorers[index]._score(crops) for index in missing if index < len(scorers)]
+            to_score = [others[index - len(scorers)] for index in missing if index >= len(scorers)]
+            scores = score_together([task.get_fitted(self.preset) for task in to_score], crops)
+            return found + [{"score": values} for values in scores]
+
+        computations = [each._computation for each in scorers] + [self._describe(each, seed) for each in others]
+        arrays = images.compute(computations, run, self.preset, self._find_device())
+        found = dict(zip([*scorings, *computing], arrays, strict=True))
+        qualities = {}
+        for task in tasks:
+            method, name = task.method, task.method.name
+            if isinstance(method, ScorerMethod):
+                if method.fit_images and not method.recalibrates:
+                    fitting = self.score_images(task.fit_on)
+                    method.fit_signals(fitting.distance, fitting.norm)
+                scored = ImageScores.make(found[name if method.recalibrates else _PLAIN])
+                scores: NDArray[np.float32] = method.score_signals(scored.distance, scored.norm).numpy()
+            else:
+                scores = found[name]["score"]
+            qualities[name] = scores if method.higher_is_better else -scores
+        return qualities, ImageScores.make(found[_PLAIN]) if embed else None
+
+    def _find_device(self) -> torch.device:
+        return resolve_device(self.device, self.dtype, self.network)[0]
+
+    def _describe(self, task: MethodTask, seed: int) -> Computation:
+        method = task.method
+        facts: dict[str, JSON] = {
+            **self.fingerprint,
+            "seed": seed,
+            "output": self.output,
+            "revision": revisions.METHODS.get(method.name),
+        }
+        if isinstance(method, Calibrated):
+            facts["pruning"] = asdict(method.pruning)
+        if method.fit_images:
+            facts["fitted on"] = task.fit_on.hash
+        return Computation(method.name, ("score",), facts)
 
 
 def embed_images(images: ImageSet, network: nn.Module, preset: Preset) -> NDArray[np.float32]:
     """Compute the L2-normalised embeddings [N, d] of a network alone."""
     normalize = preset.normalize()
 
-    def embed(crops: Tensor) -> dict[str, Tensor]:
+    def embed(crops: Tensor, _missing: Sequence[int]) -> list[dict[str, Tensor]]:
         found = select_embedding(network(normalize(crops)))
         # NaN if the norm is 0, which ImageSet refuses.
-        return {"embedding": found / torch.linalg.vector_norm(found, dim=1, keepdim=True)}
+        return [{"embedding": found / torch.linalg.vector_norm(found, dim=1, keepdim=True)}]
 
-    return images.compute("embedding", ("embedding",), embed, preset, fingerprint_network(network))["embedding"]
-
-
-def _fit_when_needed(method: Method, fit_on: ImageSet, preset: Preset) -> Callable[[Tensor], Tensor]:
-    """The method's `score`, which fits the method first. Scores from the cache thus cost no fit."""
-    fitted = method.fit_images == 0
-
-    def score(crops: Tensor) -> Tensor:
-        nonlocal fitted
-        if not fitted:
-            method.fit(fit_on.read_crops(preset))
-            fitted = True
-        return method.score(crops)
-
-    return score
+    computation = Computation("embedding", ("embedding",), {**fingerprint_network(network)})
+    return images.compute([computation], embed, preset)[0]["embedding"]

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from prefiqs_ext import methods
 from prefiqs_ext.evaluation import results
-from prefiqs_ext.evaluation.cache import load_or_compute, make_memory_cache
+from prefiqs_ext.evaluation.cache import Cache, FileCache, MemoryCache
 from prefiqs_ext.evaluation.comparison import Protocol, check_data, compare
 from prefiqs_ext.evaluation.datasets import Data, read_data
 from prefiqs_ext.evaluation.datasets import paper_benchmarks as benchmarks
@@ -35,7 +35,8 @@ from prefiqs_ext.evaluation.datasets.readers import read_embeddings, read_folder
 from prefiqs_ext.evaluation.datasets.sources import Source, read_every_crop
 from prefiqs_ext.evaluation.edc import FMRS, Mode
 from prefiqs_ext.evaluation.face_network import FaceNetwork
-from prefiqs_ext.evaluation.inference import VERSIONS, ImageSet, Scoring, embed_images
+from prefiqs_ext.evaluation.image_set import VERSIONS, ImageSet
+from prefiqs_ext.evaluation.inference import MethodTask, Scoring, embed_images
 from prefiqs_ext.evaluation.score_files import ScoreFile
 from prefiqs_ext.exceptions import FileAccessError, FileFormatError, InputError
 from prefiqs_ext.models.fingerprint import hash_weights
@@ -265,9 +266,8 @@ def _evaluate(each: _Set, networks: _Networks, options: EvaluationOptions) -> li
     images = networks.collect(sources)
     if not (options.paper or options.allow_duplicates):  # a benchmark is taken as it was published
         refuse_shared(each.data, images.contents)
-    # First what other networks or saved embeddings may not fit, then what takes long.
-    embeddings = networks.embed(images, sources)
-    qualities = networks.score(images, sources) | each.scores
+    embeddings, qualities = networks.compute(images, sources)
+    qualities |= each.scores
     found = []
     for verifier, own in embeddings.items():
         comparison = compare(each.data, own, qualities, options.protocol)
@@ -282,7 +282,7 @@ class _Networks:
 
     def __init__(self, options: EvaluationOptions, tell: Tell) -> None:
         self._options = options
-        self._cache = load_or_compute if options.use_cache else make_memory_cache()
+        self._cache: Cache = FileCache() if options.use_cache else MemoryCache()
         self._verifiers = {each.name: each.load() for each in options.verifiers}
         self._samples: dict[int, ImageSet] = {}
         self._fit_sources = None if options.fit_on is None else read_folders(options.fit_on, tell).images
@@ -306,32 +306,40 @@ class _Networks:
         for preset in presets:
             next(read_every_crop(sources, preset.template))
 
-    def score(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.float32 | np.float64]]:
-        """Return the quality [N] by each method, HIGHER is better."""
-        found: dict[str, NDArray[np.float32 | np.float64]] = {}
-        options = self._options
-        for name in dict.fromkeys(options.methods):
-            scoring = self._scoring
-            method = methods.create(
-                name,
-                scoring.network,
-                scoring.preset,
-                pruning=scoring.pruning,
-                seed=options.seed,
-                output=options.output,
-            )
-            fit_on = self._sample(sources, method.fit_images)
-            found[name] = scoring.compute_quality(method, images, fit_on, options.seed)
-        return found
+    def compute(
+        self, images: ImageSet, sources: Sequence[Source]
+    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32 | np.float64]]]:
+        """Return embeddings [N, d] by the name of what compares, and the quality [N] by each method, HIGHER is better.
 
-    def embed(self, images: ImageSet, sources: Sequence[Source]) -> dict[str, NDArray[np.float32]]:
-        """Return embeddings [N, d] by the name of what compares: saved ones, verifiers, or the scoring network."""
-        saved = self._options.embeddings
-        if saved is not None:
-            return {Path(saved).stem: read_embeddings(saved, sources)}
-        if self._verifiers:
-            return {name: embed_images(images, *loaded) for name, loaded in self._verifiers.items()}
-        return {self._options.network.name: self._scoring.score_images(images).embeddings}
+        What compares is saved embeddings, verifiers, or the scoring network.
+        """
+        options = self._options
+        embeddings = {}  # first what saved embeddings or other networks may not fit, then what takes long
+        if options.embeddings is not None:
+            embeddings = {Path(options.embeddings).stem: read_embeddings(options.embeddings, sources)}
+        elif self._verifiers:
+            embeddings = {name: embed_images(images, *loaded) for name, loaded in self._verifiers.items()}
+        if embeddings and not options.methods:
+            return embeddings, {}
+        scoring = self._scoring
+        tasks = [self._make_task(name, sources) for name in dict.fromkeys(options.methods)]
+        qualities, scored = scoring.compute_qualities(tasks, images, options.seed, embed=not embeddings)
+        if not embeddings:
+            assert scored is not None  # as `embed` says
+            embeddings = {options.network.name: scored.embeddings}
+        return embeddings, {**qualities}
+
+    def _make_task(self, name: str, sources: Sequence[Source]) -> MethodTask:
+        scoring, options = self._scoring, self._options
+        method = methods.create(
+            name,
+            scoring.network,
+            scoring.preset,
+            pruning=scoring.pruning,
+            seed=options.seed,
+            output=options.output,
+        )
+        return MethodTask(method, self._sample(sources, method.fit_images))
 
     def _sample(self, sources: Sequence[Source], count: int) -> ImageSet:
         """Up to `count` images to fit a method on; the same ones for the same count."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from prefiqs_ext.exceptions import FileFormatError, InputError, NotFittedError
 from prefiqs_ext.inputs import name_rows
-from prefiqs_ext.methods.network_method import check_network, check_uint8, score_chunks
+from prefiqs_ext.methods.network_method import ObservingMethod, check_network, check_uint8
 from prefiqs_ext.models.embedding import iterate_leaves
 from prefiqs_ext.models.fingerprint import check_sha256, hash_weights
 from prefiqs_ext.models.preset import Preset
@@ -77,7 +77,7 @@ class LayerSelection:
             raise InputError(f"images is {self.images!r}, seed is {self.seed!r}")
 
 
-class FROQ:
+class FROQ(ObservingMethod):
     """Mean of the L2 norms of the selected modules' outputs, at least 0, unbounded, HIGHER is better.
 
     Call `fit` or `load` before `score`. Candidates are the modules inside the network. Operations that are functions in
@@ -147,24 +147,24 @@ class FROQ:
         self.selection = LayerSelection(tuple(names[index] for index in chosen), correlation, len(images), self.seed)
         return self
 
-    def score(self, images: Tensor) -> Tensor:
-        """Score uint8 RGB images [N, 3, H, W] in one pass of the network: float32 [N], HIGHER is better.
+    @contextmanager
+    def observe(self, rows: int) -> Iterator[Callable[[], Tensor]]:
+        """Watch one pass of the network over this many images.
 
         Raises:
             NotFittedError: Before `fit` or `load`.
-            InputError: Another batch, or an image without a finite score.
+            InputError: After the pass: a module gave no norms.
         """
         names = self._check_fitted().modules
-        modules = {name: self._modules[name] for name in names}
 
-        def compute_mean_norm(rows: Tensor) -> Tensor:
-            norms = self._measure_norms(modules, rows)
+        def compute_mean_norm() -> Tensor:
             silent = [name for name in names if name not in norms]
             if silent:
                 raise InputError(f"froq: {silent[0]} gave no floating tensor with one row per image")
             return torch.stack([norms[name] for name in names]).mean(0)
 
-        return score_chunks(self, images, self.chunk, compute_mean_norm)
+        with _watch_norms({name: self._modules[name] for name in names}, rows) as norms:
+            yield compute_mean_norm
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the selection to a JSON file, in full or not at all.
@@ -214,28 +214,16 @@ class FROQ:
             raise NotFittedError("froq: call fit() first, or FROQ.load() what was saved")
         return self.selection
 
-    def _measure_norms(self, modules: Mapping[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
-        """Measure the norms, float64 [N], of each module that gives one row or several per image.
-
-        This happens inside the hooks, because the next module may write to the tensor.
-        """
-        norms: dict[str, Tensor] = {}
-        with ExitStack() as stack, torch.no_grad():
-            for name, module in modules.items():
-
-                def hook(_module: nn.Module, _args: object, output: object, name: str = name) -> None:
-                    norm = _compute_row_norms(output, len(images))
-                    if norm is not None:
-                        norms[name] = norm
-
-                stack.enter_context(module.register_forward_hook(hook))
+    def _measure_norms(self, images: Tensor) -> dict[str, Tensor]:
+        """Measure the norms, float64 [N], of each module that gives one row or several per image."""
+        with _watch_norms(self._modules, len(images)) as norms, torch.no_grad():
             self.network(self._normalize(images))
         return norms
 
     def _measure_candidates(self, images: Tensor) -> tuple[list[str], Numbers]:
         """Names and norms [N, modules] of the modules that treat an image alike alone and in a batch."""
-        alone = self._measure_norms(self._modules, images[:1])
-        chunks = [self._measure_norms(self._modules, rows) for rows in torch.split(images, self.chunk)]
+        alone = self._measure_norms(images[:1])
+        chunks = [self._measure_norms(rows) for rows in torch.split(images, self.chunk)]
         names = [
             name
             for name in self._modules
@@ -245,6 +233,25 @@ class FROQ:
         ]
         columns = [torch.cat([chunk[name] for chunk in chunks]).numpy() for name in names]
         return names, np.stack(columns, axis=1) if columns else np.empty((len(images), 0))
+
+
+@contextmanager
+def _watch_norms(modules: Mapping[str, nn.Module], rows: int) -> Iterator[dict[str, Tensor]]:
+    """Watch a pass over this many images. It fills in the norms, float64 [rows], of each module that gives such rows.
+
+    They are measured inside the hooks, because the next module may write to the tensor.
+    """
+    norms: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for name, module in modules.items():
+
+            def hook(_module: nn.Module, _args: object, output: object, name: str = name) -> None:
+                norm = _compute_row_norms(output, rows)
+                if norm is not None:
+                    norms[name] = norm
+
+            stack.enter_context(module.register_forward_hook(hook))
+        yield norms
 
 
 def compute_pseudo_labels(
@@ -353,7 +360,7 @@ def _compute_row_norms(output: object, rows: int) -> Tensor | None:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() and leaf.shape[0]:
             if leaf.shape[0] % rows:
                 return None
-            norm: Tensor = torch.linalg.vector_norm(leaf.reshape(rows, -1), dim=1, dtype=torch.float64)
+            norm: Tensor = torch.linalg.vector_norm(leaf.detach().reshape(rows, -1), dim=1, dtype=torch.float64)
             return norm
     return None
 

@@ -5,8 +5,8 @@ Source: the paper's section on the method, and the authors' code (github.com/jan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.inputs import make_example_images
-from prefiqs_ext.methods.network_method import check_network, score_chunks
+from prefiqs_ext.methods.network_method import ObservingMethod, check_network, score_chunks
 from prefiqs_ext.models.preset import Preset
 from prefiqs_ext.utils.torch_defaults import torch_defaults
 
@@ -26,7 +26,7 @@ TAPS = ("image", *_BLOCKS)
 """The places at which the gradient can be read."""
 
 
-class GraFIQs:
+class GraFIQs(ObservingMethod):
     """Sum of the absolute gradient at the image or after one of four stages, at least 0, LOWER is better.
 
     The loss of an image is the mean, over the inputs of all BatchNorm2d, of
@@ -86,35 +86,33 @@ class GraFIQs:
         """Return the method itself: there is nothing to fit."""
         return self
 
-    def score(self, images: Tensor) -> Tensor:
-        """Score uint8 RGB images [N, 3, H, W] at `tap`: float32 [N], at least 0, LOWER is better.
-
-        Raises:
-            InputError: Another batch, or an image without a finite gradient.
-        """
-        return self._score_at(images, (self.tap,))[0]
+    @contextmanager
+    def observe(self, rows: int) -> Iterator[Callable[[], Tensor]]:
+        """Watch one pass of the network, which records the gradient from `tap` on."""
+        with self._observe_taps((self.tap,)) as sum_gradients:
+            yield lambda: sum_gradients()[:, 0]
 
     def score_all_taps(self, images: Tensor) -> dict[str, Tensor]:
         """Score uint8 RGB images [N, 3, H, W] at all of `TAPS` in one pass: float32 [N] each.
 
         The pass takes longer than that of `score`, which stops recording at its tap.
         """
-        return dict(zip(TAPS, self._score_at(images, TAPS), strict=True))
-
-    def _score_at(self, images: Tensor, taps: tuple[str, ...]) -> tuple[Tensor, ...]:
         tables: list[Tensor] = []
 
         def score_rows(rows: Tensor) -> Tensor:
-            tables.append(self._sum_gradients(self._normalize(rows), taps))
+            with torch.no_grad(), self._observe_taps(TAPS) as sum_gradients:
+                self.network(self._normalize(rows))
+                tables.append(sum_gradients())
             return tables[-1].sum(1)  # not finite if one of the taps is not
 
         with torch.inference_mode(False):  # in inference mode nothing is recorded for the gradient
             score_chunks(self, images, self.chunk, score_rows)
-        table = torch.cat(tables) if tables else torch.empty(0, len(taps))
-        return table.float().unbind(1)
+        table = torch.cat(tables) if tables else torch.empty(0, len(TAPS))
+        return dict(zip(TAPS, table.float().unbind(1), strict=True))
 
-    def _sum_gradients(self, x: Tensor, taps: tuple[str, ...]) -> Tensor:
-        """Sum the absolute gradients of network input [N, 3, H, W] at each tap: [N, taps].
+    @contextmanager
+    def _observe_taps(self, taps: tuple[str, ...]) -> Iterator[Callable[[], Tensor]]:
+        """Watch one pass. The function that is given sums the absolute gradients of each image: [N, taps].
 
         What the network computes before the first tap cannot change the gradient there, so it is not recorded.
         """
@@ -135,9 +133,24 @@ class GraFIQs:
             places[tap] = value
             return value.clone()  # the network may write to it
 
-        with ExitStack() as stack, torch.no_grad():
+        def sum_gradients() -> Tensor:
+            gradients: Sequence[Tensor | None] = [None] * len(places)
+            if losses:
+                loss = torch.stack(losses).sum() / norms
+                gradients = torch.autograd.grad(loss, [*places.values()], allow_unused=True)
+            sums = {tap: g.abs().flatten(1).sum(1) for tap, g in zip(places, gradients, strict=True) if g is not None}
+            unused = [tap for tap in taps if tap not in sums]
+            if unused:
+                raise InputError(f"grafiqs: no batch norm comes after {', '.join(unused)}: choose other stages")
+            return torch.stack([sums[tap] for tap in taps], 1)
+
+        with ExitStack() as stack:
             for norm in self._norms:
                 stack.enter_context(norm.register_forward_pre_hook(add_loss))
+            if "image" in taps:
+                stack.enter_context(
+                    self.network.register_forward_pre_hook(lambda _module, args: (record("image", args[0]),))
+                )
             for tap, module in zip(_BLOCKS, self._stage_modules, strict=True):
                 if tap in taps:
 
@@ -147,16 +160,7 @@ class GraFIQs:
                         return record(tap, output)
 
                     stack.enter_context(module.register_forward_hook(hook))
-            self.network(record("image", x) if "image" in taps else x)
-            gradients: Sequence[Tensor | None] = [None] * len(places)
-            if losses:
-                loss = torch.stack(losses).sum() / norms
-                gradients = torch.autograd.grad(loss, [*places.values()], allow_unused=True)
-        sums = {tap: g.abs().flatten(1).sum(1) for tap, g in zip(places, gradients, strict=True) if g is not None}
-        unused = [tap for tap in taps if tap not in sums]
-        if unused:
-            raise InputError(f"grafiqs: no batch norm comes after {', '.join(unused)}: choose other stages")
-        return torch.stack([sums[tap] for tap in taps], 1)
+            yield sum_gradients
 
     def _find_stages(self) -> tuple[str, ...]:
         layers = tuple(f"layer{index}" for index in range(1, 5))
