@@ -2,12 +2,14 @@ from .all_pairs import compute_all_pairs_curves
 from .bootstrap import BootstrapDraws, resample_persons
 from .bootstrap_pairs import resample_pairs
 from .comparison import Comparison, Protocol, compare
+from .dataframe import make_dataframe
 from .datasets import read_data
 from .datasets.ijbc import Templates
 from .datasets.readers import Images, PairList, read_embeddings, read_scores
 from .edc import Curve, Mode, error_versus_discard
 from .face_network import FaceNetwork
 from .inference import ImageSet, Scoring, embed_images
+from .latex import format_latex
 from .runner import Evaluation, EvaluationOptions, run_evaluation
 from .score_files import ScoreFile
 
@@ -30,6 +32,8 @@ __all__ = [
     "compute_all_pairs_curves",
     "embed_images",
     "error_versus_discard",
+    "format_latex",
+    "make_dataframe",
     "read_data",
     "read_embeddings",
     "read_scores",

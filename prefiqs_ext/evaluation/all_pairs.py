@@ -45,7 +45,13 @@ from prefiqs_ext.evaluation.edc import (
     find_turning_place,
     rank_images,
 )
-from prefiqs_ext.evaluation.pair_blocks import check_normalised, estimate_floor, iterate_blocks, list_mated_keys
+from prefiqs_ext.evaluation.pair_blocks import (
+    check_normalised,
+    estimate_floor,
+    find_keys,
+    iterate_blocks,
+    list_mated_keys,
+)
 from prefiqs_ext.exceptions import InputError
 
 _Number = TypeVar("_Number", int, "NDArray[np.int64]")
@@ -158,10 +164,7 @@ class _DiscardOrder(NamedTuple):
 
 def _order_by_both(discarded: list[int], n: int) -> _DiscardOrder:
     """By the worse image, then by the other one. This is the order of the keys."""
-    image = np.arange(n)
-    starts = image * (2 * n - image - 1) // 2  # how many pairs lie before each image's first
-    row = np.searchsorted(starts, discarded, side="right") - 1
-    return _DiscardOrder(lambda keys: keys, row * n + row + 1 + discarded - starts[row])
+    return _DiscardOrder(lambda keys: keys, find_keys(discarded, n))
 
 
 def _order_by_worse(discarded: list[int], quality: Floats, images: NDArray[np.int64]) -> _DiscardOrder:

@@ -6,7 +6,7 @@ of the similarities.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,15 @@ def list_mated_keys(identities: Integers) -> NDArray[np.int64]:
     first = np.repeat(np.arange(n), later)
     second = first + 1 + np.arange(len(first)) - np.repeat(np.cumsum(later) - later, later)
     return np.sort(by_person[first] * n + by_person[second])
+
+
+def find_keys(places: Sequence[int], n: int) -> NDArray[np.int64]:
+    """Find the keys of the pairs of n images at these places in the order of the keys, from 0."""
+    first = np.arange(n)
+    starts = first * (2 * n - first - 1) // 2  # how many pairs lie before each image's first
+    row = np.searchsorted(starts, places, side="right") - 1
+    keys: NDArray[np.int64] = row * n + row + 1 + np.asarray(places) - starts[row]
+    return keys
 
 
 def estimate_floor(embeddings: NDArray[np.float32], identities: Integers, share: float) -> float:
