@@ -22,6 +22,7 @@ from prefiqs_ext.cli.wrong_usage import refuse_usage
 from prefiqs_ext.exceptions import InputError
 from prefiqs_ext.files.paths import refuse_unreadable
 from prefiqs_ext.models.model_file import check_model_file
+from prefiqs_ext.utils.atomic_write import write_folder
 from prefiqs_ext.utils.text import format_path
 
 if TYPE_CHECKING:
@@ -102,6 +103,19 @@ MODES = ("crfiqa", "rethresholded", "fixed-threshold", "normalised")
     metavar="FRACTION",
     help="The largest fraction of pairs to discard, where the curves end.",
 )
+@click.option(
+    "--groups",
+    type=INPUT_FILE,
+    metavar="TABLE",
+    help="A CSV table with the group of each image (columns path and, for example, camera) or of each person (columns "
+    "person and ...): also show whom each method discards, and the errors of each group.",
+)
+@click.option(
+    "--group-by",
+    metavar="COLUMN",
+    help="The column of --groups that has the groups. [default: the only one beside path and person]",
+)
+@click.option("--latex", is_flag=True, help="Also write edc.tex, a LaTeX table of pAUC for a paper.")
 @resamples_option(0, "for the 95 % intervals, which --mode rethresholded has; 0 gives no intervals.")
 @seed_option("all that is drawn at random.")
 @output_folder_option("evaluation")
@@ -123,6 +137,9 @@ def evaluate(
     mode: Mode | None,
     max_discard: float,
     resamples: int,
+    groups: Path | None,
+    group_by: str | None,
+    latex: bool,
     seed: int,
     output: Path,
     allow_duplicates: bool,
@@ -140,7 +157,8 @@ def evaluate(
     Those that are not found are named. One that fails midway is named and ignored, and the exit code is 1.
 
     Prints a table. Writes edc.csv (the table), differences.csv (between methods), edc.png and edc.svg (the curves)
-    and edc.json (all settings and curves). pAUC is the area under the first part of the curve; lower is better.
+    and edc.json (all settings and curves); with --groups also groups.csv, groups.png
+    and groups.svg. pAUC is the area under the first part of the curve; lower is better.
     `low` and `high` bound a 95 % interval of the difference to a useless quality, over draws of persons (of pairs
     if they are listed). If both are below 0, the quality helps. n non-mated pairs cannot measure
     a false match rate below 1/n; such rows say so.
@@ -152,10 +170,12 @@ def evaluate(
       prefiqs evaluate people/ --methods prefiqs,grafiqs,norm,random --output evaluation
       prefiqs evaluate people/ --scores theirs=theirs.txt --verifier facexzoo
       prefiqs evaluate lfw/ --pairs pairs.txt
+      prefiqs evaluate people/ --groups table.csv --group-by camera --latex
       prefiqs evaluate quality_data/XQLFW --scores CRFIQAL=quality_data/XQLFW/CRFIQAL.txt
       prefiqs evaluate benchmarks/ --protocol paper --model arcface.pth --preset arcface --verifier magface:magface.pth
     """
     from prefiqs_ext.evaluation.face_network import FaceNetwork
+    from prefiqs_ext.evaluation.latex import format_latex
     from prefiqs_ext.evaluation.runner import EvaluationOptions, run_evaluation
 
     with refuse_usage():
@@ -177,6 +197,8 @@ def evaluate(
             max_discard=max_discard,
             resamples=resamples,
             seed=seed,
+            groups=groups,
+            group_by=group_by,
             allow_duplicates=allow_duplicates,
             use_cache=not no_cache,
         )
@@ -184,6 +206,8 @@ def evaluate(
     for line in evaluation.format():
         print_result(line)
     if evaluation.results:
+        if latex:
+            write_folder(output, {"edc.tex": format_latex(evaluation.results, options.protocol).encode()})
         tell(_summarise(evaluation, output))
     if evaluation.failed:
         raise InputError(f"not evaluated, for the reasons given above: {', '.join(evaluation.failed)}")

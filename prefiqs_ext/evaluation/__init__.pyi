@@ -2,6 +2,7 @@ from .all_pairs import compute_all_pairs_curves, compute_curves_of_qualities
 from .bootstrap import BootstrapDraws, resample_persons
 from .bootstrap_pairs import resample_pairs
 from .comparison import Comparison, Protocol, compare
+from .dataframe import make_dataframe
 from .datasets import read_data
 from .datasets.ijbc import Templates
 from .datasets.readers import Images, PairList, read_embeddings, read_scores
@@ -9,6 +10,7 @@ from .edc import Curve, Mode, error_versus_discard
 from .face_network import FaceNetwork
 from .image_set import ImageSet
 from .inference import Scoring, embed_images
+from .latex import format_latex
 from .runner import Evaluation, EvaluationOptions, run_evaluation
 from .score_files import ScoreFile
 
@@ -32,6 +34,8 @@ __all__ = [
     "compute_curves_of_qualities",
     "embed_images",
     "error_versus_discard",
+    "format_latex",
+    "make_dataframe",
     "read_data",
     "read_embeddings",
     "read_scores",

@@ -131,7 +131,7 @@ def _compare_list(
     qualities: Mapping[str, Floats],
     protocol: Protocol,
 ) -> Comparison:
-    scores = _compute_similarities(embeddings, pairs)
+    scores = compute_similarities(embeddings, pairs)
     curves: dict[str, list[Curve]] = {}
     for name, quality in qualities.items():
         curves[name] = [
@@ -151,7 +151,7 @@ def _select_fmrs(curves: Mapping[str, list[Curve]], protocol: Protocol) -> list[
     return [curve.fmr for curve in next(iter(curves.values())) if protocol.intervals and curve.measurable]
 
 
-def _compute_similarities(embeddings: Floats, pairs: Integers) -> NDArray[np.float64]:
-    """[P] cosines, a few pairs at a time: a benchmark may have millions."""
+def compute_similarities(embeddings: Floats, pairs: Integers) -> NDArray[np.float64]:
+    """Compute the cosines [P] of pairs [P, 2] of embeddings of length 1, a few at a time: there may be millions."""
     parts = np.array_split(pairs, len(pairs) // _PAIRS + 1)
     return np.concatenate([np.einsum("pd,pd->p", *embeddings[part.T], dtype=np.float64) for part in parts])

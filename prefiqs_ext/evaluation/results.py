@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from prefiqs_ext.evaluation import group_results
 from prefiqs_ext.evaluation.comparison import Comparison, Protocol
 from prefiqs_ext.evaluation.datasets.paper_benchmarks import AVERAGE_TARGET, BENCHMARKS, LEFT_OUT
 from prefiqs_ext.evaluation.edc import TOO_FEW, Curve
+from prefiqs_ext.evaluation.groups import GroupComparison
 from prefiqs_ext.utils.atomic_write import write_folder
 from prefiqs_ext.utils.optional_packages import require_packages
 from prefiqs_ext.utils.strict_json import JSON
@@ -22,6 +24,7 @@ from prefiqs_ext.utils.text import format_csv
 
 COLUMNS = ("data", "verifier", "method", "mode", "fmr", "fnmr", "pauc", "auc", "useless", "low", "high", "published")
 _DIFFERENCES = ("data", "verifier", "fmr", "method", "other", "difference", "low", "high")
+_GROUPS = ("data", "verifier", *group_results.COLUMNS)
 _FORMS = ("png", "svg")
 
 
@@ -34,6 +37,7 @@ class Result(NamedTuple):
         images: How many images the set has.
         comparison: The curves and draws.
         published: The paper's pAUC of PreFIQs with its network, in mode "crfiqa"; None if there is none.
+        groups: What the curves mean for groups of images; None if there are no groups.
     """
 
     data: str
@@ -41,6 +45,7 @@ class Result(NamedTuple):
     images: int
     comparison: Comparison
     published: float | None = None
+    groups: GroupComparison | None = None
 
     @property
     def title(self) -> str:
@@ -114,10 +119,38 @@ def _compute_areas(curve: Curve, protocol: Protocol) -> list[float | None]:
     return [curve.area(protocol.limit), curve.area(protocol.max_discard)]
 
 
-def write_results(output: Path, results: Sequence[Result], protocol: Protocol, facts: Mapping[str, object]) -> None:
-    """Write edc.csv, differences.csv, edc.json, and each result's curves as edc.png and edc.svg.
+class Table(NamedTuple):
+    """Rows below their headings.
 
-    If there are several results, the pictures are called edc-DATA-VERIFIER.
+    Attributes:
+        columns: The headings.
+        rows: One cell for each column.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[list[Cell]]
+
+
+def make_tables(results: Sequence[Result], protocol: Protocol) -> dict[str, Table]:
+    """Make the tables of all results by their names: edc, differences, and groups if there are groups."""
+    tables = {
+        "edc": Table(COLUMNS, [row for result in results for row in result.make_rows(protocol)]),
+        "differences": Table(_DIFFERENCES, [row for result in results for row in result.make_differences(protocol)]),
+    }
+    of_groups = [
+        [result.data, result.verifier, *row]
+        for result in results
+        if result.groups is not None
+        for row in group_results.make_rows(result.groups)
+    ]
+    return tables | ({"groups": Table(_GROUPS, of_groups)} if of_groups else {})
+
+
+def write_results(output: Path, results: Sequence[Result], protocol: Protocol, facts: Mapping[str, object]) -> None:
+    """Write each table as CSV, edc.json, and each result's curves as edc.png and edc.svg.
+
+    If there are groups, their pictures are groups.png and groups.svg. If there are several results, the pictures are
+    called edc-DATA-VERIFIER and groups-DATA-VERIFIER.
 
     Args:
         output: The folder.
@@ -130,33 +163,33 @@ def write_results(output: Path, results: Sequence[Result], protocol: Protocol, f
         FileAccessError: The folder cannot be written.
     """
     require_packages("analysis", "matplotlib")
-    from prefiqs_ext.evaluation.plot import plot_edc
+    from prefiqs_ext.evaluation.plot import plot_edc, plot_groups
 
-    contents = {
-        "edc.csv": format_csv(COLUMNS, (row for result in results for row in result.make_rows(protocol))),
-        "differences.csv": format_csv(
-            _DIFFERENCES, (row for result in results for row in result.make_differences(protocol))
-        ),
-        "edc.json": json.dumps(
-            {**facts, "results": [_describe_result(result, protocol) for result in results]}, indent=1, default=str
-        ).encode(),
-    }
+    contents = {f"{name}.csv": format_csv(*table) for name, table in make_tables(results, protocol).items()}
+    description = {**facts, "results": [_describe_result(result, protocol) for result in results]}
+    contents["edc.json"] = json.dumps(description, indent=1, default=str).encode()
     for result in results:
-        name = "edc" if len(results) == 1 else f"edc-{result.data}-{result.verifier}"
+        of = "" if len(results) == 1 else f"-{result.data}-{result.verifier}"
         for form in _FORMS:
             picture = io.BytesIO()
             plot_edc(result.comparison.curves, result.title, picture, form)
-            contents[f"{name}.{form}"] = picture.getvalue()
+            contents[f"edc{of}.{form}"] = picture.getvalue()
+            if result.groups is not None:
+                picture = io.BytesIO()
+                plot_groups(result.groups, result.title, picture, form)
+                contents[f"groups{of}.{form}"] = picture.getvalue()
     write_folder(output, contents)
 
 
 def _describe_result(result: Result, protocol: Protocol) -> dict[str, JSON]:
+    groups = {} if result.groups is None else {"groups": group_results.describe_groups(result.groups)}
     return {
         "data": result.data,
         "verifier": result.verifier,
         "images": result.images,
         "curves": {name: list(map(_describe_curve, curves)) for name, curves in result.comparison.curves.items()},
         "differences": [dict(zip(_DIFFERENCES[2:], row[2:], strict=True)) for row in result.make_differences(protocol)],
+        **groups,
     }
 
 
@@ -166,11 +199,12 @@ def _describe_curve(curve: Curve) -> JSON:
 
 
 def format_rows(result: Result, protocol: Protocol) -> list[str]:
-    """Format a result for a terminal: a title, a table without its empty columns, and a hint."""
+    """Format a result for a terminal: a title, a table without its empty columns, a hint, and the groups."""
     return [
         result.title,
         *_format_used_columns(COLUMNS[2:], [row[2:] for row in result.make_rows(protocol)]),
         *result.hint,
+        *([] if result.groups is None else group_results.format_groups(result.groups, protocol.limit)),
     ]
 
 

@@ -31,10 +31,12 @@ from prefiqs_ext.evaluation.comparison import Protocol, check_data, compare
 from prefiqs_ext.evaluation.datasets import Data, read_data
 from prefiqs_ext.evaluation.datasets import paper_benchmarks as benchmarks
 from prefiqs_ext.evaluation.datasets.duplicates import refuse_shared
+from prefiqs_ext.evaluation.datasets.group_table import Groups, read_groups
 from prefiqs_ext.evaluation.datasets.readers import read_embeddings, read_folders
 from prefiqs_ext.evaluation.datasets.sources import Source, read_every_crop
 from prefiqs_ext.evaluation.edc import FMRS, Mode
 from prefiqs_ext.evaluation.face_network import FaceNetwork
+from prefiqs_ext.evaluation.groups import check_groups, measure_groups
 from prefiqs_ext.evaluation.image_set import VERSIONS, ImageSet
 from prefiqs_ext.evaluation.inference import MethodTask, Scoring, embed_images
 from prefiqs_ext.evaluation.score_files import ScoreFile
@@ -76,6 +78,9 @@ class EvaluationOptions:
         max_discard: Where the curves end, as a share of the pairs.
         resamples: Draws for the intervals, which only the mode "rethresholded" has. 0: no intervals.
         seed: Of these draws, of the sample that methods are fitted on, and of methods that draw at random.
+        groups: A table of the group of each image or person, see
+            :func:`~prefiqs_ext.evaluation.datasets.group_table.read_groups`. None: no groups.
+        group_by: The column of this table that has the groups. None: the only one that may.
         allow_duplicates: Take a file that two people have; otherwise it is refused.
         use_cache: Read from the cache folder what an earlier run computed, and keep there what this one computes.
     """
@@ -97,6 +102,8 @@ class EvaluationOptions:
     max_discard: float = 0.95
     resamples: int = 500
     seed: int = 0
+    groups: str | PathLike[str] | None = None
+    group_by: str | None = None
     allow_duplicates: bool = False
     use_cache: bool = True
 
@@ -118,6 +125,10 @@ class EvaluationOptions:
             raise InputError("embeddings and verifiers both say what compares the faces: leave one out")
         if self.paper and (self.pairs is not None or self.embeddings is not None):
             raise InputError("the paper's benchmarks have their own pairs: leave pairs and embeddings out")
+        if self.group_by is not None and self.groups is None:
+            raise InputError("group_by names a column of a table: expected groups too")
+        if self.groups is not None and (self.paper or self.mode == "crfiqa"):
+            raise InputError("groups are measured of one set, and not in mode crfiqa: leave groups or these out")
 
     @property
     def protocol(self) -> Protocol:
@@ -150,6 +161,8 @@ class Evaluation:
 
     def write(self, folder: str | PathLike[str]) -> None:
         """Write edc.csv, differences.csv, edc.json, and each result as pictures, edc.png and edc.svg.
+
+        If there are groups, also write groups.csv, groups.png and groups.svg.
 
         Raises:
             FileAccessError: the folder cannot be written.
@@ -219,12 +232,17 @@ class _Set(NamedTuple):
     scores: dict[str, NDArray[np.float64]]
     published: float | None = None
     """pAUC of the paper."""
+    groups: Groups | None = None
 
 
 def _read_set(options: EvaluationOptions, tell: Tell) -> _Set:
     data = read_data(options.data, options.pairs, tell)
     scores = {each.name: each.read(data.images) for each in options.scores}
-    return _Set(format_path(Path(options.data).resolve().name), data, scores)
+    groups = None
+    if options.groups is not None:
+        check_groups(data)
+        groups = read_groups(options.groups, data.images, options.data, options.group_by, tell)
+    return _Set(format_path(Path(options.data).resolve().name), data, scores, groups=groups)
 
 
 def _find_benchmarks(options: EvaluationOptions, tell: Tell) -> list[_Set]:
@@ -273,7 +291,10 @@ def _evaluate(each: _Set, networks: _Networks, options: EvaluationOptions) -> li
         comparison = compare(each.data, own, qualities, options.protocol)
         # The paper's figures are those of one network that both scores and compares.
         published = each.published if verifier == options.network.name else None
-        found.append(results.Result(each.name, verifier, len(sources), comparison, published))
+        groups = each.groups and measure_groups(
+            each.groups, each.data, own, qualities, comparison.curves, options.protocol
+        )
+        found.append(results.Result(each.name, verifier, len(sources), comparison, published, groups))
     return found
 
 
