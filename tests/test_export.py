@@ -316,7 +316,7 @@ def test_a_graph_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         return model
 
     monkeypatch.setattr(onnx_export, "_export", export_wrongly)
-    with pytest.raises(UnsupportedNetworkError, match="the graph gives another .* than the scorer$"):
+    with pytest.raises(UnsupportedNetworkError, match=r"the graph gives another .* than the scorer$"):
         export_onnx(scorer, tmp_path / "pair.onnx")
 
 
