@@ -20,7 +20,7 @@ _PRINTED = ("images", "persons", "mated", "fnmr", "discarded", "left", "fnmr lef
 def make_rows(groups: GroupComparison) -> list[list[Cell]]:
     """Make the rows, with the cells of COLUMNS; a cell is None if it cannot be, and TOO_SMALL if it is not known."""
     return [
-        [curve.method, curve.fmr, curve.group, curve.images, float(curve.ratios[at]), *_make_cells(curve, at)]
+        [curve.method, curve.fmr, curve.group, curve.images, round(float(curve.ratios[at]), 9), *_make_cells(curve, at)]
         for curve in groups.curves
         for at in range(len(curve.ratios))
     ]

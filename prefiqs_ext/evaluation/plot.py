@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import cycle
+from textwrap import wrap
 from typing import IO
 
 import numpy as np
@@ -16,6 +17,7 @@ from prefiqs_ext.evaluation.edc import TOO_FEW, Curve
 from prefiqs_ext.evaluation.groups import GroupComparison
 
 _DASHES = ("-", "--", ":", "-.")  # so that equal curves are both visible, also without colours
+_TITLE_LETTERS = 45  # of a line above one panel
 _LETTERS = 14  # of a legend, per inch
 
 
@@ -66,7 +68,8 @@ def plot_groups(groups: GroupComparison, title: str, file: IO[bytes], form: str)
     fmrs = list(dict.fromkeys(curve.fmr for curve in groups.curves if curve.known.any()))
     figure = Figure(figsize=(4 * len(methods), 3 * (1 + len(fmrs)) + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}\nby {groups.column}", fontsize=11)
+    lines = [*wrap(title, _TITLE_LETTERS * len(methods)), f"by {groups.column}"]
+    figure.suptitle("\n".join(lines), fontsize=11)
     panels = figure.subplots(1 + len(fmrs), len(methods), squeeze=False, sharey="row")
     for column, method in enumerate(methods):
         curves = [curve for curve in groups.curves if curve.method == method]
