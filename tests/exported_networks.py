@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefiqs_ext.models.mobilefacenet import Bottlenecks, MobileFaceNet
+from prefiqs_ext.models.mobilefacenet import FACEX_ZOO, Bottlenecks, MobileFaceNet
 
 SIDE, WIDTH = 32, 16
 
@@ -19,7 +19,7 @@ class SmallMobileFaceNet(MobileFaceNet):
 
     def __init__(self) -> None:
         stages = (Bottlenecks(8, 16, (16,)), Bottlenecks(12, 16, (20,)), Bottlenecks(12, 24, (16, 16)))
-        super().__init__(8, stages, 24, WIDTH, SIDE // 16)
+        super().__init__(FACEX_ZOO, 8, 8, stages, 24, WIDTH, SIDE // 16)
 
 
 class _GhostModule(nn.Module):

@@ -6,11 +6,13 @@ import json
 import numpy as np
 import paper_benchmark_sets as sets
 import pytest
+import torch
 from click.testing import CliRunner
 
 from prefiqs_ext.cli import main
 from prefiqs_ext.evaluation import cache, runner
 from prefiqs_ext.evaluation.edc import error_versus_discard
+from prefiqs_ext.evaluation.inference import ImageScores, Scoring
 
 COUNT = sets.PEOPLE * sets.EACH
 SCORES = np.random.default_rng(3).permutation(COUNT) / 7
@@ -141,11 +143,16 @@ def areas(output):
 def test_under_the_papers_protocol(benchmarks, tmp_path, monkeypatch):
     """Beside ours; a benchmark without scores is evaluated without them, and that is said."""
 
-    def embed(self, images, sources):  # of no network, which would take long
-        values = np.random.default_rng(5).standard_normal((len(sources), 8)).astype(np.float32)
-        return {"sface": values / np.linalg.norm(values, axis=1, keepdims=True)}
+    compute_qualities = Scoring.compute_qualities
 
-    monkeypatch.setattr(runner._Networks, "embed", embed)
+    def embed(self, tasks, images, seed, *, embed=False):  # of no network, which would take long
+        assert embed
+        qualities, _ = compute_qualities(self, tasks, images, seed)
+        values = np.random.default_rng(5).standard_normal((len(images.contents), 8)).astype(np.float32)
+        unit, signals = values / np.linalg.norm(values, axis=1, keepdims=True), torch.zeros(len(values))
+        return qualities, ImageScores(unit, signals, signals)
+
+    monkeypatch.setattr(Scoring, "compute_qualities", embed)
     scores = ["--scores", f"CRFIQAL={benchmarks}/scores"]
     result = paper(benchmarks, tmp_path / "out", "--methods", "brightness", *scores)
     assert result.exit_code == 0, result.output
