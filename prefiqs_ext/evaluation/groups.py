@@ -33,8 +33,9 @@ from prefiqs_ext.evaluation.comparison import Protocol, compute_similarities
 from prefiqs_ext.evaluation.datasets import Data
 from prefiqs_ext.evaluation.datasets.group_table import ALL_IMAGES, Groups
 from prefiqs_ext.evaluation.datasets.readers import Images, PairList
+from prefiqs_ext.evaluation.discard_order import DiscardOrder
 from prefiqs_ext.evaluation.edc import Curve, count_discarded, order_pairs, rank_images
-from prefiqs_ext.evaluation.pair_blocks import find_keys, list_mated_keys
+from prefiqs_ext.evaluation.pair_blocks import list_mated_keys
 from prefiqs_ext.exceptions import InputError
 
 MIN_PERSONS = 20
@@ -214,24 +215,20 @@ def _find_cuts(
     """Find what goes at each ratio. The positions of pairs rise in discard order."""
     n = len(quality)
     if isinstance(data, Images):
-        rank = rank_images(quality)
-        positions = rank[mated].min(1) * n + rank[mated].max(1)
+        order = DiscardOrder.make(quality, count_discarded(protocol.ratios, n * (n - 1) // 2), protocol.mode)
+        positions, cuts = order.get_positions(*mated.T), order.cuts
+        first = np.argsort(rank_images(quality))[np.stack(np.divmod(cuts, n), axis=1)]
     else:
-        order = order_pairs(data.pairs, quality)
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
-        positions = place[data.mated]
+        listed = order_pairs(data.pairs, quality)
+        place = np.empty(len(listed), np.int64)
+        place[listed] = np.arange(len(listed))
+        positions, cuts = place[data.mated], np.array(count_discarded(protocol.ratios, len(listed)))
+        first = data.pairs[listed[cuts]]
     if protocol.mode == "fixed-threshold":  # mated pairs alone are discarded, by steps of equal quality
         steps = np.searchsorted(curve.ratios, protocol.ratios + _SAME, side="right") - 1
         discarded = np.rint(curve.ratios[steps] * len(mated)).astype(np.int64)
-        order = np.argsort(positions)
-        first, cuts = mated[order[discarded]], positions[order[discarded]]
-    elif isinstance(data, Images):
-        cuts = find_keys(count_discarded(protocol.ratios, n * (n - 1) // 2), n)
-        first = np.argsort(rank)[np.stack(np.divmod(cuts, n), axis=1)]
-    else:
-        cuts = np.array(count_discarded(protocol.ratios, len(order)))
-        first = data.pairs[order[cuts]]
+        first_kept = np.argsort(positions)[discarded]
+        first, cuts = mated[first_kept], positions[first_kept]
     return _Cuts(np.searchsorted(cuts, positions, side="right") - 1, quality[first].min(1))
 
 
