@@ -156,12 +156,11 @@ def evaluate(
     is a folder that holds any of LFW, AgeDB-30, CFP-FP, CALFW, CPLFW, Adience, XQLFW and IJB-C as they are published.
     Those that are not found are named. One that fails midway is named and ignored, and the exit code is 1.
 
-    Prints a table. Writes edc.csv (the table), differences.csv (between methods), edc.png and edc.svg (the curves)
-    and edc.json (all settings and curves); with --groups also groups.csv, groups.png
-    and groups.svg. pAUC is the area under the first part of the curve; lower is better.
-    `low` and `high` bound a 95 % interval of the difference to a useless quality, over draws of persons (of pairs
-    if they are listed). If both are below 0, the quality helps. n non-mated pairs cannot measure
-    a false match rate below 1/n; such rows say so.
+    Prints a table. Writes edc.csv (the table), differences.csv (between methods), edc.png and edc.svg (the curves) and
+    edc.json (all settings and curves); with --groups also groups.csv, groups.png and groups.svg. pAUC is the area
+    under the first part of the curve; lower is better. `low` and `high` bound a 95 % interval of the difference to a
+    useless quality, over draws of persons (of pairs if they are listed). If both are below 0, the quality helps. n
+    non-mated pairs cannot measure a false match rate below 1/n; such rows say so.
 
     Needs matplotlib: `pip install prefiqs_ext[analysis]`.
 
