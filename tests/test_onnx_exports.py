@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from exported_networks import NETWORKS, SIDE, make_network
 from onnx import TensorProto, numpy_helper
 from onnx_files import as_rows, assert_equal, onnx_runtime, run, saved
-from torch import nn
+from torch import Tensor, nn
 
 from prefiqs_ext import Preset, Scorer, reference
 from prefiqs_ext.models import import_onnx
@@ -20,17 +21,17 @@ from prefiqs_ext.models import import_onnx
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
-def pictures(count: int) -> torch.Tensor:
+def pictures(count: int) -> Tensor:
     return 255 * torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 
 
-def export(model: nn.Module, path: Path, opset: int, *, open_batch: bool = True) -> Path:
-    """By the exporter that traces: most files in use come from it."""
+def export(model: nn.Module, path: Path, opset: int, *, open_batch: bool = True, example: Tensor | None = None) -> Path:
+    """By the exporter that traces: it needs no further package, and most files in use come from it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             model,
-            (pictures(1),),
+            (pictures(1) if example is None else example,),
             path,
             input_names=["input"],
             dynamic_axes={"input": {0: "n"}} if open_batch else None,
@@ -94,6 +95,55 @@ def test_imported_networks_score(name: str, tmp_path: Path) -> None:
     # As in test_scorer.py: float32 sums against float64.
     torch.testing.assert_close(got.distance.double(), expected.distance, rtol=0, atol=1e-5)
     torch.testing.assert_close(got.embedding.double(), expected.embedding, rtol=0, atol=1e-5)
+
+
+class _Embedder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.prelu = nn.PReLU(8)
+        self.blocks = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.ReLU6(), nn.Conv2d(8, 8, 1), nn.Hardswish())
+        self.gate = nn.Linear(8, 8)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.dropout = nn.Dropout(0.4)
+        self.fc = nn.Linear(8 * 6 * 5, 16)
+        self.features = nn.BatchNorm1d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.prelu(self.bn1(self.conv1((x - 127.5) / 128)))
+        gate = torch.sigmoid(self.gate(x.mean((2, 3)))).unsqueeze(-1).unsqueeze(-1)
+        x = x + self.blocks(x) * gate
+        x = F.max_pool2d(F.avg_pool2d(x, 3, 1, 1), 2, 2, ceil_mode=True)
+        x = self.dropout(self.bn2(x))
+        x = self.features(self.fc(x.view(x.size(0), -1)))
+        return F.normalize(x)
+
+
+@pytest.mark.parametrize("open_batch", [False, True])
+@pytest.mark.parametrize("opset", [11, 13, 17, 20])
+def test_what_pytorch_exports_comes_back(
+    opset: int, open_batch: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = _Embedder().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    x = 255 * torch.rand(3, 3, 23, 20)
+    path = tmp_path / "model.onnx"
+    export(model, path, opset, open_batch=open_batch, example=x[:1])
+    capfd.readouterr()
+    imported = import_onnx(path)
+    with torch.no_grad():
+        assert_equal(imported(x).numpy(), model(x).numpy())
+    assert {"gate", "fc"} & {name for name, _ in imported.named_modules()}
+    if opset == 17:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Scorer(imported, example=x)
+        assert capfd.readouterr() == ("", "")
 
 
 @every_network

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from onnx_files import (
     Case,
@@ -24,9 +22,8 @@ from onnx_files import (
     run,
     saved,
 )
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from prefiqs_ext import Scorer
 from prefiqs_ext.exceptions import FileAccessError, FileFormatError, MissingFileError
 from prefiqs_ext.models import import_onnx
 from prefiqs_ext.models.onnx_import import importer
@@ -144,61 +141,6 @@ def test_import_leaves_the_random_state_alone(tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     import_onnx(path)
     assert torch.equal(state, torch.random.get_rng_state())
-
-
-class _Embedder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(8)
-        self.prelu = nn.PReLU(8)
-        self.blocks = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.ReLU6(), nn.Conv2d(8, 8, 1), nn.Hardswish())
-        self.gate = nn.Linear(8, 8)
-        self.bn2 = nn.BatchNorm2d(8)
-        self.dropout = nn.Dropout(0.4)
-        self.fc = nn.Linear(8 * 6 * 5, 16)
-        self.features = nn.BatchNorm1d(16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.prelu(self.bn1(self.conv1((x - 127.5) / 128)))
-        gate = torch.sigmoid(self.gate(x.mean((2, 3)))).unsqueeze(-1).unsqueeze(-1)
-        x = x + self.blocks(x) * gate
-        x = F.max_pool2d(F.avg_pool2d(x, 3, 1, 1), 2, 2, ceil_mode=True)
-        x = self.dropout(self.bn2(x))
-        x = self.features(self.fc(x.view(x.size(0), -1)))
-        return F.normalize(x)
-
-
-@pytest.mark.parametrize("open_batch", [False, True])
-@pytest.mark.parametrize("opset", [11, 13, 17, 20])
-def test_what_pytorch_exports_comes_back(
-    opset: int, open_batch: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    torch.manual_seed(0)
-    model = _Embedder().eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    x = 255 * torch.rand(3, 3, 23, 20)
-    path = tmp_path / "model.onnx"
-    axes = {"input": {0: "n"}} if open_batch else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # The TorchScript exporter: it needs no further package, and most files in use come from it.
-        torch.onnx.export(
-            model, (x[:1],), path, input_names=["input"], dynamic_axes=axes, opset_version=opset, dynamo=False
-        )
-    capfd.readouterr()
-    imported = import_onnx(path)
-    with torch.no_grad():
-        assert_equal(imported(x).numpy(), model(x).numpy())
-    assert {"gate", "fc"} & {name for name, _ in imported.named_modules()}
-    if opset == 17:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            Scorer(imported, example=x)
-        assert capfd.readouterr() == ("", "")
 
 
 # --- the real network ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from math import prod
 import onnx
 
 from prefiqs_ext.exceptions import UnsupportedNetworkError
-from prefiqs_ext.models.onnx_import.node import Array, Shape
+from prefiqs_ext.models.onnx_import.state import Array, Shape
 from prefiqs_ext.utils.budget import MAX_ACTIVATIONS, MAX_MULTIPLICATIONS
 
 _PER_VALUE = 50  # multiplications in the time that it takes to write one value

@@ -131,7 +131,6 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
 @register(" ".join(_ARITHMETIC))
 def _import_arithmetic(node: Node) -> fx.Node:
     indices = range(len(node.inputs))
-    node.expect(not all(map(node.is_constant, indices)), "an input that is not constant")
     node.align_batch()
     operands = [_get_operand(node, i) if node.is_constant(i) else node.get_activation(i) for i in indices]
     if node.op in ("Max", "Min"):

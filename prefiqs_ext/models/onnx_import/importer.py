@@ -23,9 +23,10 @@ from prefiqs_ext.models.onnx_import import elementwise, layers, resampling, resh
 from prefiqs_ext.models.onnx_import.cost import check_cost
 from prefiqs_ext.models.onnx_import.fields import charge_message
 from prefiqs_ext.models.onnx_import.half import widen_half
-from prefiqs_ext.models.onnx_import.node import Array, Node, State, evaluate, format_shape
+from prefiqs_ext.models.onnx_import.node import Node, evaluate, format_shape
 from prefiqs_ext.models.onnx_import.registry import OPERATORS
 from prefiqs_ext.models.onnx_import.shapes import infer_shapes
+from prefiqs_ext.models.onnx_import.state import Array, State
 from prefiqs_ext.models.state_dict import QUANTISED
 from prefiqs_ext.utils.budget import MAX_NODES, MAX_ONNX_BYTES, Budget
 from prefiqs_ext.utils.os_errors import explain_read_errors

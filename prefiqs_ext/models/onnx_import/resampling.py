@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from prefiqs_ext.models.onnx_import.node import Array, Node
+from prefiqs_ext.models.onnx_import.node import Node
 from prefiqs_ext.models.onnx_import.registry import register
+from prefiqs_ext.models.onnx_import.state import Array
 from prefiqs_ext.models.onnx_import.window import Pair, Window, get_window, pad_images
 
 _BYTES = 8  # of a number of NumPy

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prefiqs_ext.models.onnx_import.node import Node, Shape, format_shape
+from prefiqs_ext.models.onnx_import.node import Node, format_shape
 from prefiqs_ext.models.onnx_import.registry import register
+from prefiqs_ext.models.onnx_import.state import Shape
 
 
 @register("Flatten", "axis")
@@ -114,22 +115,17 @@ def _import_unsqueeze(node: Node) -> fx.Node:
 def _import_concat(node: Node) -> fx.Node:
     axis = node.resolve_axis(node.attributes["axis"])
     node.align_batch()
-    first = next(node.get_activation(i) for i in range(len(node.inputs)) if not node.is_constant(i))
-    size = None
-    parts = []
-    for i in range(len(node.inputs)):
-        if not node.is_constant(i):
-            parts.append(node.get_activation(i))
-            continue
-        constant = node.get_rowless_tensor(i)  # a class token, for instance: the same for every image
-        rank = node.get_activation_rank()
-        node.expect(constant.dim() == rank, f"a constant of rank {rank}, got shape {list(constant.shape)}")
-        if size is None:
-            size = node.call_method("size", first, node.batch_axis)
-        sizes: list[int | fx.Node] = [*constant.shape]
-        sizes[node.batch_axis] = size
-        parts.append(node.call_method("expand", node.add_buffer(node.inputs[i], constant), *sizes))
+    parts = [_get_part(node, i) if node.is_constant(i) else node.get_activation(i) for i in range(len(node.inputs))]
     return node.call_function(torch.cat, parts, axis)
+
+
+def _get_part(node: Node, index: int) -> fx.Node:
+    """Return a constant input with a row for each image: a class token, for instance."""
+    constant, rank = node.get_rowless_tensor(index), node.get_activation_rank()
+    node.expect(constant.dim() == rank, f"a constant of rank {rank}, got shape {list(constant.shape)}")
+    sizes: list[int | fx.Node] = [*constant.shape]
+    sizes[node.batch_axis] = node.call_method("size", node.get_first_activation(), node.batch_axis)
+    return node.call_method("expand", node.add_buffer(node.inputs[index], constant), *sizes)
 
 
 @register("Split", "axis num_outputs split", data=1)

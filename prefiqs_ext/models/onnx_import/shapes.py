@@ -11,7 +11,8 @@ import math
 import numpy as np
 import onnx
 
-from prefiqs_ext.models.onnx_import.node import Array, Inferred, Shape, evaluate
+from prefiqs_ext.models.onnx_import.node import evaluate
+from prefiqs_ext.models.onnx_import.state import Array, Inferred, Shape
 from prefiqs_ext.utils.budget import Budget
 
 # The operators that exporters compute shapes with, and numbers that follow from shapes.
